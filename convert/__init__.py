@@ -1,0 +1,1 @@
+"""Stage one: a Hugging Face checkpoint becomes a TensorRT-LLM checkpoint."""

@@ -1,0 +1,82 @@
+"""`minitron-trt convert`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minitron_trt.console import Console, console_options
+from minitron_trt.spec import PRECISIONS
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write the checkpoint to"
+)
+@click.option(
+    "--precision",
+    type=click.Choice(list(PRECISIONS)),
+    default="bf16",
+    show_default=True,
+    help="Number format of the weights",
+)
+@click.option(
+    "--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel ranks"
+)
+@click.option(
+    "--pp", type=click.IntRange(1), default=1, show_default=True, help="Pipeline-parallel ranks"
+)
+@click.option("--revision", help="Branch, tag or commit of a hub id")
+@click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models  [env: HF_TOKEN]")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing")
+@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is already there")
+@click.option("--digest", is_flag=True, help="Record the SHA-256 of every file in the manifest")
+@console_options
+def convert(
+    console: Console, source: str, output: Path | None, dry_run: bool, **options: Any
+) -> None:
+    """Convert a Hugging Face checkpoint to a TensorRT-LLM checkpoint.
+
+    SOURCE is a model folder or a hub id like nvidia/Minitron-4B-Base. Needs no GPU and no torch.
+
+    Example: minitron-trt convert nvidia/Minitron-8B-Base -o checkpoint --tp 2
+    """
+    # numpy and the hub's library are not needed to print help.
+    from minitron_trt.convert.run import ConvertOptions, open_and_plan
+    from minitron_trt.convert.run import convert as run
+
+    asked = ConvertOptions(**options)
+    if dry_run:
+        _, plan = open_and_plan(source, asked)
+        record = plan.to_json()
+        console.result(record, describe(record))
+        return
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    start = time.monotonic()
+    plan = run(source, output, asked, console.progress)
+    seconds = time.monotonic() - start
+    rate = plan.output_bytes / 1e9 / seconds
+    console.result(
+        {"checkpoint": str(output), "seconds": round(seconds, 3), **plan.to_json()},
+        f"{output}: {plan.output_bytes / 1e9:.3f} GB in {seconds:.1f} s ({rate:.2f} GB/s), "
+        f"{plan.parallelism.world_size} rank(s), {plan.precision.name}",
+    )
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Return a plan's summary as text."""
+    lines = [
+        f"{record['architecture']}  {record['precision']}  tp {record['tp']}  pp {record['pp']}",
+        *(
+            f"  {rank['file']:<20} {rank['tensors']:>5} tensors  {rank['bytes'] / 1e9:>8.3f} GB"
+            for rank in record["ranks"]
+        ),
+        f"writes {record['output_bytes'] / 1e9:.3f} GB with about "
+        f"{record['peak_memory_bytes'] / 1e6:.0f} MB of memory",
+    ]
+    return "\n".join(lines)

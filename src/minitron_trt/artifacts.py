@@ -1,0 +1,213 @@
+"""Folders that pass between stages: each appears whole or not at all, and carries a manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt import __version__
+from minitron_trt.errors import BadInputError, OutputError, UsageError
+
+MANIFEST_NAME: Final = "minitron.json"
+SCHEMA_VERSION: Final = 1
+
+
+@contextlib.contextmanager
+def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder that becomes `path` only if the block succeeds.
+
+    The scratch folder is a sibling of fixed name under a lock that dies with its process, so that
+    what a killed run left is swept by the next one and two runs cannot write the same output.
+    UsageError when `path` is taken; OutputError when the disk cannot take it.
+    """
+    path = path.absolute()
+    check_output(path, overwrite=overwrite)
+    scratch, retired = path.parent / f".{path.name}.partial", path.parent / f".{path.name}.old"
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(exist_ok=True)
+    with _locked(scratch, path):
+        _empty(scratch)
+        try:
+            with output_errors(path):
+                yield scratch
+                _sync_tree(scratch)
+                shutil.rmtree(retired, ignore_errors=True)
+                if path.exists():
+                    path.rename(retired)
+                scratch.rename(path)
+                _sync(path.parent)
+                shutil.rmtree(retired, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Raise UsageError when a folder is there that may not be replaced."""
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} already exists; choose another folder or pass --overwrite")
+    if path.exists() and not (path.is_dir() and _ours_or_empty(path)):
+        raise UsageError(f"{path} is not something this tool wrote, so it is not replaced")
+
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `path` into one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(_existing(path)).free
+            raise OutputError(
+                f"no space left for {path} ({free / 1e9:.2f} GB free on its disk); nothing was kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        raise
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _ours_or_empty(path: Path) -> bool:
+    return (path / MANIFEST_NAME).is_file() or not any(path.iterdir())
+
+
+@contextlib.contextmanager
+def _locked(scratch: Path, path: Path) -> Iterator[None]:
+    descriptor = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another minitron-trt is writing {path}; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _empty(folder: Path) -> None:
+    for child in folder.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+
+
+def _sync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(root, name))
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an artifact is, where it came from, and the files it must have (name → bytes)."""
+
+    kind: str
+    source: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    files: Mapping[str, int] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    tool_version: str = __version__
+
+    def write(self, folder: Path, *, digest: bool = False) -> None:
+        """Write the manifest of a finished folder, listing the files in it."""
+        names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_NAME)
+        record = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind,
+            "tool_version": self.tool_version,
+            "source": self.source,
+            **self.facts,
+            "files": {str(p.relative_to(folder)): p.stat().st_size for p in names},
+        }
+        if digest:
+            record["digests"] = {str(p.relative_to(folder)): sha256(p) for p in names}
+        (folder / MANIFEST_NAME).write_text(json.dumps(record, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path, kind: str) -> Manifest:
+        """Read the manifest of a folder and check that its files are there at their sizes.
+
+        BadInputError when the folder is missing, of another kind or schema, or incomplete.
+        """
+        path = folder / MANIFEST_NAME
+        if not folder.is_dir():
+            raise BadInputError(f"{folder} is not a folder; expected a {kind} written by this tool")
+        try:
+            record = json.loads(path.read_text())
+            version, found = record.pop("schema_version"), record.pop("kind")
+            files: dict[str, int] = record.pop("files")
+        except FileNotFoundError:
+            raise BadInputError(
+                f"{folder} has no {MANIFEST_NAME}; expected a {kind} written by this tool"
+            ) from None
+        except (ValueError, KeyError, AttributeError) as error:
+            raise BadInputError(f"{path} is damaged ({error!r}); make the {kind} again") from error
+        if version != SCHEMA_VERSION:
+            raise BadInputError(
+                f"{path} has schema version {version}, this tool reads {SCHEMA_VERSION}; "
+                f"make the {kind} again or upgrade"
+            )
+        if found != kind:
+            raise BadInputError(f"{folder} is a {found}; expected a {kind}")
+        for name, size in files.items():
+            file = folder / name
+            actual = file.stat().st_size if file.is_file() else None
+            if actual != size:
+                state = "is missing" if actual is None else f"is {actual} bytes"
+                raise BadInputError(
+                    f"{file} {state}; the manifest says {size} bytes: make the {kind} again"
+                )
+        return cls(
+            kind=found,
+            files=files,
+            source=record.pop("source", {}),
+            digests=record.pop("digests", {}),
+            tool_version=record.pop("tool_version", ""),
+            facts=record,
+        )
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        if hasattr(hashlib, "file_digest"):  # Python 3.11
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        state = hashlib.sha256()
+        while block := file.read(1 << 20):
+            state.update(block)
+        return state.hexdigest()
+
+
+def kind_of(folder: Path) -> str:
+    """Return what a folder is: a manifest's kind, or `huggingface` for a model folder."""
+    if (folder / MANIFEST_NAME).is_file():
+        try:
+            return str(json.loads((folder / MANIFEST_NAME).read_text())["kind"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError(f"{folder / MANIFEST_NAME} is damaged ({error!r})") from error
+    if (folder / "config.json").is_file():
+        return "huggingface"
+    raise BadInputError(f"{folder} is neither an artifact of this tool nor a model folder")

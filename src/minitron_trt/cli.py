@@ -1,0 +1,89 @@
+"""The `minitron-trt` command: the group, its lazy commands and the one error boundary."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import click
+
+from minitron_trt import __version__
+from minitron_trt.errors import MinitronError
+
+COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "convert": "minitron_trt.convert.command:convert",
+        "triton-repo": "minitron_trt.triton_repo.command:triton_repo",
+        "serve": "minitron_trt.triton_repo.command:serve",
+        "generate": "minitron_trt.clients.command:generate",
+        "doctor": "minitron_trt.doctor:doctor",
+        "sample": "minitron_trt.samples.command:sample",
+        "demo": "minitron_trt.demo:demo",
+    }
+)
+INTERRUPTED: Final = 130
+
+
+class StageGroup(click.Group):
+    """Load commands on demand; turn errors into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name].split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command inside the error boundary."""
+        try:
+            return super().invoke(ctx)
+        except MinitronError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except BrokenPipeError:
+            # The reader of our output left; there is nobody to tell.
+            sys.stderr.close()
+            ctx.exit(1)
+        except Exception as error:
+            if {"-v", "--verbose"} & set(sys.argv):
+                traceback.print_exc()
+            click.echo(
+                f"error: a fault in minitron-trt ({type(error).__name__}: {error}); "
+                "run again with -v and report what it prints",
+                err=True,
+            )
+            ctx.exit(MinitronError.exit_code)
+
+
+@click.group(cls=StageGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="minitron-trt")
+def main() -> None:
+    r"""Convert, build and serve NVIDIA Minitron models.
+
+    From a Hugging Face checkpoint to an answer from Triton:
+
+    \b
+        minitron-trt sample solar-llama -o model
+        minitron-trt convert model -o checkpoint
+        minitron-trt triton-repo checkpoint -o repository
+        minitron-trt serve repository
+        minitron-trt generate "Complete the paragraph: our solar system is"
+
+    Results go to stdout, progress and logs to stderr.
+    """

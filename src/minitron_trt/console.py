@@ -1,0 +1,95 @@
+"""What the commands share with the terminal: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+R = TypeVar("R")
+Advance = Callable[[int], None]
+"""Tell a progress display that so many more bytes are done."""
+
+log = logging.getLogger("minitron_trt")
+
+
+def no_progress(_: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """The output side of one command."""
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def result(self, record: Mapping[str, Any], text: str) -> None:
+        """Print the result: one JSON object with --json, else the text."""
+        click.echo(json.dumps(record, ensure_ascii=False) if self.as_json else text)
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total_bytes: int) -> Iterator[Advance]:
+        """Show bytes, rate and time left on a terminal; nothing elsewhere."""
+        if self.quiet or not sys.stderr.isatty():
+            yield no_progress
+            return
+        # rich takes longer to import than most commands take to run.
+        from rich.console import Console as RichConsole
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=RichConsole(stderr=True), transient=True) as display:
+            task = display.add_task(label, total=total_bytes)
+            yield lambda done: display.advance(task, done)
+
+
+class _LineHandler(logging.Handler):
+    """Write log records to stderr as one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        click.echo(prefix + record.getMessage(), err=True)
+
+
+def _configure_logging(verbose: int, quiet: bool) -> None:
+    level = logging.ERROR if quiet else (logging.INFO, logging.DEBUG)[min(verbose, 1)]
+    log.handlers = [_LineHandler()]
+    log.setLevel(level)
+    log.propagate = False
+
+
+def console_options(
+    command: Callable[..., R],
+) -> Callable[..., R]:
+    """Give a command --json, -v and -q, and a Console as its first argument."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the result")
+    @click.option("-v", "--verbose", count=True, help="Say more on stderr")
+    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors on stderr")
+    @functools.wraps(command)
+    def wrapper(*args: Any, as_json: bool, verbose: int, quiet: bool, **kwargs: Any) -> R:
+        _configure_logging(verbose, quiet)
+        return command(Console(as_json, quiet), *args, **kwargs)
+
+    return wrapper

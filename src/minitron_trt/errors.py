@@ -1,0 +1,76 @@
+"""Every error this toolkit raises on purpose, one class per thing a user can do about it.
+
+    MinitronError            1  a fault of ours
+    ├── OutputError          1  the disk or the folder could not take the output
+    ├── UsageError           2  an option does not make sense
+    ├── BadInputError        3  a source, checkpoint, engine or repository is not what it should be
+    ├── UnsupportedError     4  model, precision, architecture and version do not go together
+    │   └── MissingExtraError   4  an optional dependency is not installed
+    ├── ProcessError         5  a compiler or server process failed
+    └── ServerError          6  the server did not answer as asked
+        ├── UnreachableError     6  nothing that speaks the protocol answered in time
+        └── RefusedError         6  the server answered with an error
+
+The number is the exit code of the command. A message is one line: what was found, what was
+expected, what to do; no full stop at the end.
+"""
+
+from typing import ClassVar
+
+
+class MinitronError(Exception):
+    """Base class of every error this toolkit raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class OutputError(MinitronError):
+    """The disk or the folder could not take the output."""
+
+
+class UsageError(MinitronError):
+    """An option does not make sense."""
+
+    exit_code = 2
+
+
+class BadInputError(MinitronError):
+    """A source, checkpoint, engine or repository is not what it should be."""
+
+    exit_code = 3
+
+
+class UnsupportedError(MinitronError):
+    """The asked combination of model, precision, architecture and version does not exist."""
+
+    exit_code = 4
+
+
+class MissingExtraError(UnsupportedError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed; "
+            f"run: pip install 'minitron-trt[{extra}]'"
+        )
+
+
+class ProcessError(MinitronError):
+    """A compiler or server process failed."""
+
+    exit_code = 5
+
+
+class ServerError(MinitronError):
+    """The server did not answer as asked."""
+
+    exit_code = 6
+
+
+class UnreachableError(ServerError):
+    """Nothing that speaks the protocol answered in time."""
+
+
+class RefusedError(ServerError):
+    """The server answered with an error."""

@@ -1,0 +1,191 @@
+"""The facts about a model that every later stage needs, read once at the edge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from minitron_trt.errors import BadInputError, UnsupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """The `llama3` stretch of the rotary frequencies for long contexts."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise BadInputError(
+                f"rope_scaling has factor {self.factor}, low_freq_factor {self.low_freq_factor} "
+                f"and high_freq_factor {self.high_freq_factor}; expected factor >= 1 and "
+                "0 < low < high"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding: base, share of each head that turns, and stretch."""
+
+    theta: float
+    fraction: float = 1.0
+    scaling: Llama3Scaling | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise BadInputError(
+                f"partial_rotary_factor is {self.fraction}; expected a share in (0, 1]"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The facts about a model; sizes are totals over all ranks, head_size is per head."""
+
+    architecture: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocab: int
+    max_positions: int
+    norm_epsilon: float
+    rope: Rope
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("layers", "hidden", "heads", "kv_heads", "head_size"),
+            *("intermediate", "vocab", "max_positions"),
+        ):
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for name, value in (("norm_epsilon", self.norm_epsilon), ("rope_theta", self.rope.theta)):
+            if not math.isfinite(value) or value <= 0:
+                raise BadInputError(f"{name} is {value}; expected a finite number above 0")
+        if self.heads % self.kv_heads:
+            raise BadInputError(
+                f"{self.heads} attention heads cannot share {self.kv_heads} key/value heads evenly"
+            )
+        if self.rotary_size % 2:
+            raise BadInputError(
+                f"head size {self.head_size} × rotary share {self.rope.fraction} = "
+                f"{self.rotary_size}; rotary embedding needs an even number"
+            )
+
+    @property
+    def rotary_size(self) -> int:
+        """Return how many values of each head turn with the position."""
+        return int(self.head_size * self.rope.fraction)
+
+    @property
+    def query_size(self) -> int:
+        """Return the width of all query heads; not `hidden` in a width-pruned model."""
+        return self.heads * self.head_size
+
+    @property
+    def kv_size(self) -> int:
+        """Return the width of all key (or value) heads."""
+        return self.kv_heads * self.head_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a manifest stores it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> ModelSpec:
+        """Read the record back from a manifest."""
+        rope = dict(record["rope"])
+        scaling = rope.pop("scaling")
+        return cls(
+            **{key: value for key, value in record.items() if key != "rope"},
+            rope=Rope(**rope, scaling=Llama3Scaling(**scaling) if scaling else None),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parallelism:
+    """Tensor-parallel and pipeline-parallel sizes; rank = pp_rank * tp + tp_rank."""
+
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of ranks, one checkpoint file each."""
+        return self.tp * self.pp
+
+    def check(self, spec: ModelSpec) -> None:
+        """Raise UnsupportedError when the model cannot be cut this way.
+
+        The rules are TensorRT-LLM's: heads and the MLP divide by tp; key/value heads divide by
+        tp or are repeated a whole number of times; no pipeline rank is empty.
+        """
+        tp, kv = self.tp, spec.kv_heads
+        if spec.heads % tp:
+            raise UnsupportedError(f"--tp {tp} does not divide the {spec.heads} attention heads")
+        if kv % tp and tp % kv:
+            raise UnsupportedError(
+                f"--tp {tp} neither divides nor is a multiple of the {kv} key/value heads"
+            )
+        if spec.intermediate % tp:
+            raise UnsupportedError(
+                f"--tp {tp} does not divide the intermediate size {spec.intermediate}"
+            )
+        if self.pp > spec.layers:
+            raise UnsupportedError(
+                f"--pp {self.pp} is more than the model's {spec.layers} layers; lower it"
+            )
+
+    def layers_of(self, pp_rank: int, layers: int) -> range:
+        """Return the layers of a pipeline rank; the first ranks take one more when uneven."""
+        base, extra = divmod(layers, self.pp)
+        start = pp_rank * base + min(pp_rank, extra)
+        return range(start, start + base + (pp_rank < extra))
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How the weights are stored: our name, TensorRT-LLM's dtype, safetensors' dtype."""
+
+    name: str
+    dtype: str
+    storage: str
+
+
+PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType(
+    {
+        precision.name: precision
+        for precision in (
+            Precision("bf16", "bfloat16", "BF16"),
+            Precision("fp16", "float16", "F16"),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """The ids that begin and end a text; any of eos_ids ends it."""
+
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> SpecialTokens:
+        """Read from a Hugging Face config, a generation_config or a manifest."""
+        eos = record.get("eos_ids", record.get("eos_token_id"))
+        return cls(
+            bos_id=record.get("bos_id", record.get("bos_token_id")),
+            eos_ids=tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,),
+            pad_id=record.get("pad_id", record.get("pad_token_id")),
+        )
