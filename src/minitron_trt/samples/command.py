@@ -1,0 +1,44 @@
+"""`minitron-trt sample`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from minitron_trt.artifacts import check_output, staged
+from minitron_trt.console import Console, console_options
+from minitron_trt.samples import NAMES, sample_folder
+
+
+def write_sample(name: str, output: Path) -> None:
+    """Write a sample model as an ordinary Hugging Face folder."""
+    check_output(output, overwrite=False)
+    with staged(output) as scratch:
+        shutil.copytree(sample_folder(name), scratch, dirs_exist_ok=True)
+
+
+@click.command()
+@click.argument("name", type=click.Choice(NAMES))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write the model to",
+)
+@console_options
+def sample(console: Console, name: str, output: Path) -> None:
+    """Write a small trained model as a Hugging Face folder.
+
+    The samples know a little about the solar system and run on any machine.
+
+    Example: minitron-trt sample solar-llama -o model
+    """
+    write_sample(name, output)
+    size = sum(path.stat().st_size for path in output.iterdir())
+    console.result(
+        {"model": str(output), "sample": name, "bytes": size},
+        f"{output}: {name}, {size / 1e6:.1f} MB",
+    )
