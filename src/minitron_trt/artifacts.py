@@ -29,8 +29,9 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     what a killed run left is swept by the next one and two runs cannot write the same output.
     UsageError when `path` is taken; OutputError when the disk cannot take it.
     """
-    path = path.absolute()
     check_output(path, overwrite=overwrite)
+    # A link is followed, so that the scratch folder lies on the disk of the output.
+    path = path.resolve()
     scratch, retired = path.parent / f".{path.name}.partial", path.parent / f".{path.name}.old"
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,8 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             with output_errors(path):
                 yield scratch
                 _sync_tree(scratch)
+                # Somebody may have made the folder since.
+                check_output(path, overwrite=overwrite)
                 shutil.rmtree(retired, ignore_errors=True)
                 if path.exists():
                     path.rename(retired)
@@ -54,9 +57,11 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 def check_output(path: Path, *, overwrite: bool) -> None:
     """Raise UsageError when a folder is there that may not be replaced."""
-    if path.exists() and not overwrite:
+    with output_errors(path):
+        taken = path.exists()
+    if taken and not overwrite:
         raise UsageError(f"{path} already exists; choose another folder or pass --overwrite")
-    if path.exists() and not (path.is_dir() and _ours_or_empty(path)):
+    if taken and not (path.is_dir() and _ours_or_empty(path)):
         raise UsageError(f"{path} is not something this tool wrote, so it is not replaced")
 
 
@@ -71,9 +76,17 @@ def output_errors(path: Path) -> Iterator[None]:
             raise OutputError(
                 f"no space left for {path} ({free / 1e9:.2f} GB free on its disk); nothing was kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno in _NOT_WRITABLE:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+_NOT_WRITABLE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS),
+        *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    }
+)
 
 
 def _existing(path: Path) -> Path:
@@ -86,7 +99,8 @@ def _ours_or_empty(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(scratch: Path, path: Path) -> Iterator[None]:
-    descriptor = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
+    with output_errors(path):
+        descriptor = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,19 +171,20 @@ class Manifest:
             raise BadInputError(f"{folder} is not a folder; expected a {kind} written by this tool")
         try:
             record = json.loads(path.read_text())
-            version, found = record.pop("schema_version"), record.pop("kind")
-            files: dict[str, int] = record.pop("files")
+            version = record.pop("schema_version")
+            if version != SCHEMA_VERSION:
+                raise BadInputError(
+                    f"{path} has schema version {version}, this tool reads {SCHEMA_VERSION}; "
+                    f"make the {kind} again or upgrade"
+                )
+            found = record.pop("kind")
+            files = {str(name): int(size) for name, size in record.pop("files").items()}
         except FileNotFoundError:
             raise BadInputError(
                 f"{folder} has no {MANIFEST_NAME}; expected a {kind} written by this tool"
             ) from None
-        except (ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise BadInputError(f"{path} is damaged ({error!r}); make the {kind} again") from error
-        if version != SCHEMA_VERSION:
-            raise BadInputError(
-                f"{path} has schema version {version}, this tool reads {SCHEMA_VERSION}; "
-                f"make the {kind} again or upgrade"
-            )
         if found != kind:
             raise BadInputError(f"{folder} is a {found}; expected a {kind}")
         for name, size in files.items():

@@ -104,7 +104,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
     """Read a checkpoint's config.json back into the facts; KeyError names a missing key."""
     scaling = config.get("rotary_scaling")
     return ModelSpec(
-        architecture=config["architecture"],
+        architecture=family_of(config["architecture"]).architecture,
         layers=config["num_hidden_layers"],
         hidden=config["hidden_size"],
         heads=config["num_attention_heads"],

@@ -27,6 +27,11 @@ class Llama3Scaling:
                 f"and high_freq_factor {self.high_freq_factor}; expected factor >= 1 and "
                 "0 < low < high"
             )
+        if self.original_max_positions < 1:
+            raise BadInputError(
+                f"rope_scaling has original_max_position_embeddings {self.original_max_positions}; "
+                "expected at least 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +80,10 @@ class ModelSpec:
             raise BadInputError(
                 f"{self.heads} attention heads cannot share {self.kv_heads} key/value heads evenly"
             )
-        if self.rotary_size % 2:
+        if self.rotary_size < 2 or self.rotary_size % 2:
             raise BadInputError(
                 f"head size {self.head_size} × rotary share {self.rope.fraction} = "
-                f"{self.rotary_size}; rotary embedding needs an even number"
+                f"{self.rotary_size}; rotary embedding needs an even number above 0"
             )
 
     @property
@@ -179,6 +184,11 @@ class SpecialTokens:
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for token in (self.bos_id, *self.eos_ids, self.pad_id):
+            if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+                raise BadInputError(f"a special token's id is {token!r}; expected a whole number")
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SpecialTokens:

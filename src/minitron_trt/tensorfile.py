@@ -68,7 +68,14 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         header = json.loads(blob)
         header.pop("__metadata__", None)
         entries = [_entry(path, name, record, 8 + length) for name, record in header.items()]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (
+        ValueError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise BadInputError(f"{path} has a malformed safetensors header ({error})") from error
     _check_tiling(path, entries, 8 + length, size)
     return {entry.name: entry for entry in entries}

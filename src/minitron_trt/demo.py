@@ -1,0 +1,156 @@
+"""`minitron-trt demo`: the whole walk on this machine, each step as a person would type it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from minitron_trt.console import Console, console_options
+from minitron_trt.samples import NAMES
+from minitron_trt.triton_repo.installation import find_embedded
+from minitron_trt.triton_repo.launch import Endpoints, free_endpoints
+
+PROMPT: Final = "Complete the paragraph: our solar system is"
+_STOP_S: Final = 30.0
+
+
+@click.command()
+@click.option("--model", help="Folder or hub id of a checkpoint  [default: a sample model]")
+@click.option(
+    "--sample",
+    type=click.Choice(NAMES),
+    default=NAMES[0],
+    show_default=True,
+    help="Which sample model",
+)
+@click.option("--prompt", default=PROMPT, show_default=True, help="Text to continue")
+@click.option("--max-tokens", type=int, default=96, show_default=True, help="Tokens to generate")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep every stage in this folder")
+@console_options
+def demo(console: Console, model: str | None, sample: str, keep: Path | None, **asked: Any) -> None:
+    """Walk from a model to streamed text: convert, triton-repo, serve, generate.
+
+    Needs no GPU. Every command is printed as you would type it.
+
+    Example: minitron-trt demo --model nvidia/Minitron-4B-Base
+    """
+    # First, so that what is missing is said before the work.
+    find_embedded()
+    with _folder(keep) as folder:
+        walk = Walk(console)
+        source = model or str(folder / "model")
+        if model is None:
+            walk.run("sample", sample, "-o", source)
+        walk.run("convert", source, "-o", str(folder / "checkpoint"))
+        walk.run("triton-repo", str(folder / "checkpoint"), "-o", str(folder / "repository"))
+        with walk.serving(folder / "repository") as endpoints:
+            answers = {
+                name: walk.ask(asked["prompt"], asked["max_tokens"], url)
+                for name, url in (("grpc", endpoints.grpc_url), ("http", endpoints.http_url))
+            }
+    record = {"seconds": walk.seconds, "answers": answers}
+    console.result(record, f"done in {sum(walk.seconds.values()):.1f} s, nothing left running")
+
+
+@contextlib.contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Yield where the stages go: the given folder, or one that is removed afterwards."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+        return
+    folder = tempfile.mkdtemp(prefix="minitron-trt-demo-")
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Walk:
+    """Runs commands of this tool one after another, shows them and keeps their times."""
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._quiet = console.quiet or console.as_json
+        self._capture = console.as_json
+
+    def run(self, *arguments: str) -> str:
+        """Run a command to its end; return what it printed when that is captured.
+
+        A command that fails ends the walk with its own exit code: it has said why.
+        """
+        self._show(arguments)
+        start = time.monotonic()
+        result = subprocess.run(
+            _argv(arguments),
+            stdout=subprocess.PIPE if self._capture else None,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            raise click.exceptions.Exit(result.returncode)
+        self._note(arguments[0], start)
+        return result.stdout or ""
+
+    def ask(self, prompt: str, max_tokens: int, url: str) -> str:
+        """Have the server continue a prompt; return the answer when output is captured."""
+        form = ["--json"] if self._capture else []
+        scheme = url.partition(":")[0]
+        start = time.monotonic()
+        output = self.run("generate", prompt, "--max-tokens", str(max_tokens), "--url", url, *form)
+        del self.seconds["generate"]
+        self.seconds[f"generate {scheme}"] = round(time.monotonic() - start, 3)
+        return str(json.loads(output)["text"]) if output else ""
+
+    @contextlib.contextmanager
+    def serving(self, repository: Path) -> Iterator[Endpoints]:
+        """Serve a repository inside the block, on free ports."""
+        endpoints = free_endpoints()
+        arguments = (
+            *("serve", str(repository), "--http-port", str(endpoints.http_port)),
+            *("--grpc-port", str(endpoints.grpc_port)),
+            *("--metrics-port", str(endpoints.metrics_port)),
+        )
+        self._show(arguments)
+        start = time.monotonic()
+        server = subprocess.Popen(_argv((*arguments, "--json")), stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        try:
+            if not server.stdout.readline():
+                raise click.exceptions.Exit(server.wait())
+            self._note("serve", start)
+            yield endpoints
+        finally:
+            start = time.monotonic()
+            server.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(_STOP_S)
+            server.kill()
+            server.wait()
+            server.stdout.close()
+        self._note("shut down", start)
+
+    def _show(self, arguments: tuple[str, ...]) -> None:
+        if not self._quiet:
+            click.secho(f"$ minitron-trt {shlex.join(arguments)}", bold=True)
+
+    def _note(self, name: str, start: float) -> None:
+        self.seconds[name] = round(time.monotonic() - start, 3)
+        if not self._quiet:
+            click.secho(f"  {name}: {self.seconds[name]:.1f} s\n", dim=True)
+
+
+def _argv(arguments: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-m", "minitron_trt", *arguments]
