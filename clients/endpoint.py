@@ -1,0 +1,132 @@
+"""Where a server is and how long to wait for it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+from minitron_trt.errors import UsageError
+
+_DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
+    {"grpc": 8001, "grpcs": 443, "http": 80, "https": 443}
+)
+_HOST: Final = re.compile(r"[\w.:%-]+", re.ASCII)
+_EXAMPLE: Final = "grpc://127.0.0.1:8001 or http://127.0.0.1:8000"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The address of a Triton server's gRPC or HTTP service."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = ""
+    environment_proxy: bool = False
+
+    @classmethod
+    def parse(cls, url: str, *, environment_proxy: bool | None = None) -> Endpoint:
+        """Read a URL; UsageError says what is wrong with it.
+
+        The environment's proxies serve every address but this machine's, unless told otherwise.
+        """
+        parts = _split(url)
+        host = parts.hostname or ""
+        return cls(
+            scheme=parts.scheme,
+            host=host,
+            port=parts.port or _DEFAULT_PORTS[parts.scheme],
+            path=parts.path.rstrip("/"),
+            environment_proxy=(
+                not _is_loopback(host) if environment_proxy is None else environment_proxy
+            ),
+        )
+
+    @property
+    def is_grpc(self) -> bool:
+        """Say whether the service is gRPC; it is HTTP otherwise."""
+        return self.scheme.startswith("grpc")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Say whether the connection uses TLS."""
+        return self.scheme in ("grpcs", "https")
+
+    @property
+    def address(self) -> str:
+        """Return host:port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.address}{self.path}"
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"{url!r} is not a URL ({error}); expected one like {_EXAMPLE}") from error
+    is_host = _HOST.fullmatch(parts.hostname or "")
+    if parts.scheme not in _DEFAULT_PORTS or not is_host or port == 0:
+        raise UsageError(
+            f"{url!r} is not the URL of a server; expected grpc://, grpcs://, http:// or https:// "
+            f"with a host and a port, like {_EXAMPLE}"
+        )
+    # What the protocol cannot carry would otherwise be dropped without a word.
+    is_grpc = parts.scheme.startswith("grpc")
+    surplus = parts.query or parts.fragment or "@" in parts.netloc
+    if surplus or (is_grpc and parts.path not in ("", "/")):
+        raise UsageError(f"{url!r} has more than a host and a port; expected one like {_EXAMPLE}")
+    return parts
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait for a first sign of a server, and for a whole answer."""
+
+    request_s: float = 120.0
+    connect_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("request_s", "connect_s"):
+            value = getattr(self, name)
+            # Comparing this way round turns NaN away as well.
+            if not 0 < value < float("inf"):
+                raise UsageError(f"{name} is {value}; expected a number of seconds above 0")
+
+    @property
+    def probe_s(self) -> float:
+        """Return how long to wait for the first sign of a server."""
+        return min(self.connect_s, self.request_s)
+
+
+class Deadline:
+    """A point in time that one request must not pass, on the monotonic clock."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def remaining_s(self) -> float:
+        """Return the seconds that are left; 0 once it has passed."""
+        return max(0.0, self._end - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        """Say whether the time is up."""
+        return self.remaining_s == 0.0

@@ -1,0 +1,381 @@
+"""Doubles of Triton's two services: real servers on real ports, with scripted answers.
+
+What they answer was read off a real tritonserver 2.51: the shape of errors, the closing response of
+a gRPC stream, the status 400 on an event stream whose first event is an error.
+
+The first word of a prompt picks the behaviour, see `script`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.server
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import pytest
+from tritonclient.grpc.service_pb2_grpc import (
+    GRPCInferenceServiceServicer,
+    add_GRPCInferenceServiceServicer_to_server,
+)
+
+from minitron_trt.clients.aio import AsyncClient
+from minitron_trt.clients.client import Client
+from minitron_trt.clients.grpc_api import grpc, service_pb2
+from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.clients.protocol_grpc import IS_FINAL, WANT_FINAL, pack_bytes
+
+Ask: TypeAlias = Callable[..., list[str]]
+Serve: TypeAlias = "Callable[..., contextlib.AbstractContextManager[TritonDouble]]"
+
+
+class RefusedByScriptError(Exception):
+    """The script wants the server to answer with an error."""
+
+
+class CutByScriptError(Exception):
+    """The script wants the server to hang up."""
+
+
+@dataclass
+class TritonDouble:
+    """What a test may know about a double."""
+
+    url: str
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    connections: set[str] = field(default_factory=set)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    ready: bool = True
+
+    def script(self, model: str, prompt: str) -> Iterator[str]:
+        """Yield the pieces of an answer: `say` returns the rest of the prompt, word by word."""
+        verb, _, rest = prompt.partition(" ")
+        if model not in ("ensemble", "tensorrt_llm_bls"):
+            raise RefusedByScriptError(f"Request for unknown model: '{model}' is not found")
+        if verb == "refuse":
+            raise RefusedByScriptError(f"in ensemble 'ensemble', {rest}\nand a second line")
+        yield from re.findall(r"[^ ]+ ?", rest)
+        if verb == "fail":
+            raise RefusedByScriptError("broke midway")
+        if verb == "cut":
+            raise CutByScriptError
+        if verb == "stall":
+            self.stopping.wait(20)
+        while verb == "forever" and not self.stopping.is_set():
+            yield "on and "
+            time.sleep(0.005)
+
+
+class GrpcDouble(GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Triton's gRPC service."""
+
+    def __init__(self, double: TritonDouble) -> None:
+        self._double = double
+
+    def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerLiveResponse(live=True)
+
+    def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerReadyResponse(ready=self._double.ready)
+
+    def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:  # noqa: N802
+        complete = threading.Event()
+
+        def note_cancellation() -> None:
+            if not complete.is_set():
+                self._double.cancelled.set()
+
+        context.add_callback(note_cancellation)
+        self._double.connections.add(context.peer())
+        for request in requests:
+            yield from self._answer(request)
+        complete.set()
+
+    def _answer(self, request: Any) -> Iterator[Any]:
+        record = _grpc_record(request)
+        self._double.requests.append(record)
+        try:
+            for text in self._double.script(request.model_name, record["text_input"]):
+                yield _response(request, text)
+        except RefusedByScriptError as error:
+            yield service_pb2.ModelStreamInferResponse(error_message=str(error))
+        except CutByScriptError:
+            return
+        if request.parameters[WANT_FINAL].bool_param:
+            yield _response(request, None)
+
+
+def _grpc_record(request: Any) -> dict[str, Any]:
+    """Return a request as the JSON body that would say the same; numbers stay bytes."""
+    record: dict[str, Any] = {"id": request.id, "model": request.model_name}
+    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+        words = []
+        while tensor.datatype == "BYTES" and raw:
+            length = int.from_bytes(raw[:4], "little")
+            words.append(raw[4 : 4 + length].decode())
+            raw = raw[4 + length :]
+        many = tensor.name.endswith("_words")
+        record[tensor.name] = (words if many else words[0]) if words else raw
+    return record
+
+
+def _response(request: Any, text: str | None) -> Any:
+    message = service_pb2.ModelStreamInferResponse()
+    response = message.infer_response
+    response.model_name, response.id = request.model_name, request.id
+    response.parameters[IS_FINAL].bool_param = text is None
+    if text is not None:
+        response.outputs.add(name="text_output", datatype="BYTES", shape=(1,))
+        response.raw_output_contents.append(pack_bytes(text.encode()))
+    return message
+
+
+class HttpDouble(http.server.BaseHTTPRequestHandler):
+    """Triton's HTTP service; events come in awkward splits."""
+
+    protocol_version = "HTTP/1.1"
+    double: TritonDouble
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Keep the tests' output clean."""
+
+    def do_GET(self) -> None:
+        is_up = self.path == "/v2/health/live" or self.double.ready
+        self._send(200 if is_up else 400, "text/plain", b"")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        _, _, _, model, verb = self.path.split("/")
+        self.double.requests.append({"model": model, **body})
+        self.double.connections.add(str(self.client_address))
+        pieces = self.double.script(model, body["text_input"])
+        try:
+            self._answer(pieces, verb)
+        except (BrokenPipeError, ConnectionResetError):
+            self.double.cancelled.set()
+            self.close_connection = True
+        except CutByScriptError:
+            self.close_connection = True
+
+    def _answer(self, pieces: Iterator[str], verb: str) -> None:
+        if verb == "generate":
+            try:
+                self._send(200, "application/json", _event("".join(pieces)))
+            except RefusedByScriptError as error:
+                self._send(400, "application/json", _error(error))
+            return
+        try:
+            first = next(pieces, "")
+        except RefusedByScriptError as error:
+            if "unknown model" in str(error):
+                self._send(404, "application/json", _error(error))
+                return
+            self._start_events(400)
+            self._event(b"data: " + _error(error) + b"\n\n")
+        else:
+            self._start_events(200)
+            # A comment, then two events in one write, the second one cut short.
+            self._event(
+                b": hello\n\n" + b"data: " + _event(first) + b"\n\nda", b'ta: {"text_output"'
+            )
+            self._event(b':""}\n\n')
+            self._stream(pieces)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _stream(self, pieces: Iterator[str]) -> None:
+        try:
+            for text in pieces:
+                data = b"data:" + _event(text) + b"\r\n\r\n"
+                # Three bytes a write: every emoji is torn apart.
+                self._event(*(data[at : at + 3] for at in range(0, len(data), 3)))
+        except RefusedByScriptError as error:
+            self._event(b"data: " + _error(error) + b"\n\n")
+
+    def _start_events(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def _event(self, *writes: bytes) -> None:
+        for data in writes:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    def _send(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _event(text: str) -> bytes:
+    record = {"model_name": "ensemble", "model_version": "1", "text_output": text}
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+def _error(error: Exception) -> bytes:
+    return json.dumps({"error": str(error)}).encode()
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    """An HTTP server whose threads do not outlive the test."""
+
+    daemon_threads = True
+    block_on_close = False
+    disable_nagle_algorithm = True
+
+    def __init__(self, port: int, handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", port), handler)
+        self._connections: list[socket.socket] = []
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self._connections.append(connection)
+        return connection, address
+
+    def hang_up(self) -> None:
+        """Close every connection, as the end of a process does."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def serve_grpc(port: int = 0) -> Iterator[TritonDouble]:
+    """Run the double of Triton's gRPC service."""
+    double = TritonDouble("")
+    server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", -1)])
+    add_GRPCInferenceServiceServicer_to_server(GrpcDouble(double), server)
+    double.url = f"grpc://127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    server.start()
+    yield double
+    double.stopping.set()
+    server.stop(0).wait()
+
+
+@contextlib.contextmanager
+def serve_http(port: int = 0) -> Iterator[TritonDouble]:
+    """Run the double of Triton's HTTP service."""
+    double = TritonDouble("")
+    handler = type("Handler", (HttpDouble,), {"double": double})
+    with _serving(handler, port) as double.url:
+        yield double
+        double.stopping.set()
+
+
+@contextlib.contextmanager
+def _serving(handler: type[http.server.BaseHTTPRequestHandler], port: int = 0) -> Iterator[str]:
+    with QuietServer(port, handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        server.hang_up()
+        thread.join()
+
+
+@pytest.fixture(params=[serve_grpc, serve_http], ids=["grpc", "http"])
+def serve(request: pytest.FixtureRequest) -> Serve:
+    """Each of the two doubles in turn, to be started on a port."""
+    function: Serve = request.param
+    return function
+
+
+@pytest.fixture
+def triton(serve: Serve) -> Iterator[TritonDouble]:
+    """Each of the two doubles in turn, running."""
+    with serve() as double:
+        yield double
+
+
+@pytest.fixture
+def triton_grpc() -> Iterator[TritonDouble]:
+    """The double of Triton's gRPC service, running."""
+    with serve_grpc() as double:
+        yield double
+
+
+@pytest.fixture
+def triton_http() -> Iterator[TritonDouble]:
+    """The double of Triton's HTTP service, running."""
+    with serve_http() as double:
+        yield double
+
+
+def ask_sync(url: str, request: GenerateRequest, **settings: Any) -> list[str]:
+    """Return the pieces of an answer through Client."""
+    with Client.connect(url, **settings) as client, client.stream(request) as texts:
+        return list(texts)
+
+
+def ask_async(url: str, request: GenerateRequest, **settings: Any) -> list[str]:
+    """Return the pieces of an answer through AsyncClient."""
+
+    async def ask() -> list[str]:
+        async with AsyncClient.connect(url, **settings) as client, client.stream(request) as texts:
+            return [text async for text in texts]
+
+    return asyncio.run(ask())
+
+
+@pytest.fixture(params=[ask_sync, ask_async], ids=["sync", "async"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """Each of the two clients in turn."""
+    function: Ask = request.param
+    return function
+
+
+class WebSite(http.server.BaseHTTPRequestHandler):
+    """A web server that has nothing to do with Triton."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Keep the tests' output clean."""
+
+    def do_GET(self) -> None:
+        body = b"<html>not here</html>"
+        self.send_response(404)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def web_port() -> Iterator[int]:
+    """The port of a web server that is not Triton."""
+    with _serving(WebSite) as url:
+        yield int(url.rpartition(":")[2])
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def other_grpc_port() -> Iterator[int]:
+    """The port of a gRPC server that is not Triton."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield port
+    server.stop(0).wait()

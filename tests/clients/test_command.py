@@ -1,0 +1,165 @@
+"""`minitron-trt generate`, from the arguments to the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from click.testing import CliRunner, Result
+
+from minitron_trt.cli import main
+
+if TYPE_CHECKING:
+    from tests.clients.conftest import TritonDouble
+
+
+def run(*args: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(main, ["generate", *args], input=stdin)
+
+
+def test_the_answer_is_the_output(triton: TritonDouble) -> None:
+    result = run("say héllo wörld 🙂", "--url", triton.url)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "héllo wörld 🙂\n", "")
+
+
+def test_every_option_reaches_the_server(triton_http: TritonDouble) -> None:
+    options = {
+        "--max-tokens": 3,
+        "--temperature": 0.5,
+        "--top-k": 4,
+        "--top-p": 0.9,
+        "--seed": 5,
+        "--end-id": 6,
+    }
+    words = ["--stop-word", "a", "--stop-word", "b", "--bad-word", "c"]
+    flat = [str(part) for option in options.items() for part in option]
+
+    result = run("say hi", *flat, *words, "--model", "tensorrt_llm_bls", "--url", triton_http.url)
+
+    sent = triton_http.requests[0]
+    assert result.exit_code == 0
+    assert {name: value for name, value in sent.items() if name != "id"} == {
+        "model": "tensorrt_llm_bls",
+        "text_input": "say hi",
+        "max_tokens": 3,
+        "temperature": 0.5,
+        "top_k": 4,
+        "top_p": 0.9,
+        "seed": 5,
+        "stop_words": ["a", "b"],
+        "bad_words": ["c"],
+        "end_id": 6,
+        "stream": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "chunks"), [([], 2), (["--no-stream"], 1)], ids=["streamed", "at once"]
+)
+def test_json_is_one_object_with_the_times(
+    triton_http: TritonDouble, options: list[str], chunks: int
+) -> None:
+    result = run("say one two", "--json", "--url", triton_http.url, *options)
+
+    record = json.loads(result.stdout)
+    assert 0 < record.pop("first_chunk_s") <= record.pop("total_s") < 5
+    assert record == {
+        "text": "one two",
+        "model": "ensemble",
+        "url": triton_http.url,
+        "chunks": chunks,
+    }
+
+
+@pytest.mark.parametrize("args", [[], ["-"]], ids=["no prompt", "dash"])
+def test_the_prompt_is_read_from_standard_input(triton: TritonDouble, args: list[str]) -> None:
+    result = run(*args, "--url", triton.url, stdin="say a\nb\n\n")
+
+    assert result.stdout == "a\nb\n\n"
+    assert triton.requests[0]["text_input"] == "say a\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--url", "ftp://host:1"], "'ftp://host:1' is not the URL of a server; expected"),
+        (["--timeout", "0"], "request_s is 0.0; expected a number of seconds above 0"),
+        (["--seed", "-1"], "seed is -1; expected a whole number from 0"),
+    ],
+)
+def test_a_senseless_option_is_a_usage_error(args: list[str], message: str) -> None:
+    result = run("hello", *args)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_bytes_that_are_no_text_are_a_usage_error() -> None:
+    result = run(stdin=b"\xff\xfe")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: standard input is not UTF-8 text (")
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+@pytest.mark.parametrize("where", ["closed_port", "silent_port", "web_port", "other_grpc_port"])
+def test_without_a_server_the_exit_code_is_6(
+    request: pytest.FixtureRequest, scheme: str, where: str
+) -> None:
+    url = f"{scheme}://127.0.0.1:{request.getfixturevalue(where)}"
+
+    result = run("hello", "--url", url, "--timeout", "0.4")
+
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert result.stderr.startswith(f"error: no Triton server answers at {url} (")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "stdout", "stderr"),
+    [
+        (
+            "refuse top_k is -3; expected 0 or more",
+            "",
+            "error: the server refused the request: in ensemble 'ensemble', top_k is -3; "
+            "expected 0 or more and a second line\n",
+        ),
+        ("fail half an", "half an\n", "error: the server refused the request: broke midway\n"),
+        (
+            "stall half an",
+            "half an\n",
+            "error: the answer from {url} was not complete after 0.4 s; ask for fewer tokens or "
+            "raise the timeout\n",
+        ),
+    ],
+    ids=["at once", "midway", "too slow"],
+)
+def test_what_goes_wrong_at_the_server_is_exit_code_6(
+    triton: TritonDouble, prompt: str, stdout: str, stderr: str
+) -> None:
+    result = run(prompt, "--url", triton.url, "--timeout", "0.4")
+
+    assert (result.exit_code, result.stdout) == (6, stdout)
+    assert result.stderr == stderr.format(url=triton.url)
+
+
+def test_interrupting_cancels_the_request(triton: TritonDouble) -> None:
+    command = [sys.executable, "-m", "minitron_trt", "generate", "forever on", "--url", triton.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    # Text that has come through a pipe was flushed.
+    first = process.stdout.read(2)
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=10)
+
+    assert (first, process.returncode, stderr) == ("on", 130, "interrupted\n")
+    assert triton.cancelled.wait(3)

@@ -1,0 +1,202 @@
+"""JSON bodies, events, protocol buffers and the state of an answer."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minitron_trt.clients.faults import BrokenProtocolError, Fault
+from minitron_trt.clients.grpc_api import service_pb2
+from minitron_trt.clients.messages import Chunk, GenerateRequest
+from minitron_trt.clients.protocol import (
+    AnswerStream,
+    Piece,
+    decode_event,
+    http_body,
+    http_path,
+)
+from minitron_trt.clients.protocol_grpc import decode, encode, pack_bytes
+from minitron_trt.errors import RefusedError
+
+FULL = GenerateRequest(
+    "héllo",
+    max_tokens=16,
+    temperature=0.5,
+    top_k=-1,
+    top_p=1,
+    seed=2**64 - 1,
+    stop_words=("\n", "ü"),
+    bad_words=("no",),
+    end_id=2,
+    stream=False,
+    model="tensorrt_llm_bls",
+    request_id="r1",
+)
+
+
+def infer_response(final: bool | None, **output: Any) -> Any:
+    message = service_pb2.ModelStreamInferResponse()
+    if final is not None:
+        message.infer_response.parameters["triton_final_response"].bool_param = final
+    if output:
+        message.infer_response.outputs.add(name="cum_log_probs", datatype="FP32", shape=(1,))
+        tensor = message.infer_response.outputs.add(name="text_output", datatype="BYTES")
+        tensor.contents.bytes_contents.extend(output.get("contents", []))
+        message.infer_response.raw_output_contents.extend([b"\0\0\0\0", *output.get("raw", [])])
+    return message
+
+
+def test_a_request_is_a_json_body_keyed_by_tensor() -> None:
+    assert http_path(FULL) == "/v2/models/tensorrt_llm_bls/generate"
+    assert http_body(FULL) == {
+        "id": "r1",
+        "text_input": "héllo",
+        "max_tokens": 16,
+        "temperature": 0.5,
+        "top_k": -1,
+        "top_p": 1,
+        "seed": 18446744073709551615,
+        "stop_words": ("\n", "ü"),
+        "bad_words": ("no",),
+        "end_id": 2,
+        "stream": False,
+    }
+
+
+def test_a_streamed_request_goes_to_the_stream_path_of_its_model() -> None:
+    assert http_path(GenerateRequest("hi", model="a/b")) == "/v2/models/a%2Fb/generate_stream"
+
+
+def test_a_request_is_a_protocol_buffer_with_raw_tensors_in_order() -> None:
+    message = service_pb2.ModelInferRequest.FromString(encode(FULL).SerializeToString())
+
+    tensors = [
+        (tensor.name, tensor.datatype, list(tensor.shape), raw)
+        for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True)
+    ]
+    assert tensors == [
+        ("text_input", "BYTES", [1, 1], b"\x06\0\0\0h\xc3\xa9llo"),
+        ("max_tokens", "INT32", [1, 1], b"\x10\0\0\0"),
+        ("temperature", "FP32", [1, 1], b"\0\0\0\x3f"),
+        ("top_k", "INT32", [1, 1], b"\xff\xff\xff\xff"),
+        ("top_p", "FP32", [1, 1], b"\0\0\x80\x3f"),
+        ("seed", "UINT64", [1, 1], b"\xff" * 8),
+        ("stop_words", "BYTES", [1, 2], b"\x01\0\0\0\n\x02\0\0\0\xc3\xbc"),
+        ("bad_words", "BYTES", [1, 1], b"\x02\0\0\0no"),
+        ("end_id", "INT32", [1, 1], b"\x02\0\0\0"),
+        ("stream", "BOOL", [1, 1], b"\0"),
+    ]
+    assert (message.model_name, message.id) == ("tensorrt_llm_bls", "r1")
+    assert [output.name for output in message.outputs] == ["text_output"]
+    assert message.parameters["triton_enable_empty_final_response"].bool_param is True
+
+
+def test_a_short_request_sends_only_what_is_set() -> None:
+    message = encode(GenerateRequest("hi"))
+
+    assert [tensor.name for tensor in message.inputs] == ["text_input", "max_tokens", "stream"]
+    assert message.model_name == "ensemble"
+
+
+@pytest.mark.parametrize(
+    ("data", "piece"),
+    [
+        ('{"text_output": "a"}', Piece("a")),
+        ('{"model_name": "ensemble", "text_output": ""}', Piece("")),
+        ('{"text_output": ["a", "b"]}', Piece("a")),
+    ],
+)
+def test_an_event_carries_text(data: str, piece: Piece) -> None:
+    assert decode_event(data) == piece
+
+
+@pytest.mark.parametrize(
+    ("message", "piece"),
+    [
+        (infer_response(False, raw=[pack_bytes(b"a\xc3")]), Piece(b"a\xc3")),
+        (infer_response(True, raw=[pack_bytes(b"a")]), Piece(b"a", final=True)),
+        (infer_response(None, raw=[pack_bytes(b"a") + pack_bytes(b"b")]), Piece(b"a")),
+        (infer_response(None, contents=[b"a"]), Piece(b"a")),
+        (infer_response(True), Piece(b"", final=True)),
+    ],
+    ids=["raw", "text in the final response", "two strings", "typed contents", "empty final"],
+)
+def test_a_response_carries_text(message: Any, piece: Piece) -> None:
+    assert decode(message) == piece
+
+
+def test_an_error_is_told_in_one_line() -> None:
+    response = service_pb2.ModelStreamInferResponse(error_message="top_k is\n  -3.")
+
+    with pytest.raises(RefusedError, match=r"^the server refused the request: top_k is -3$"):
+        decode(response)
+    with pytest.raises(RefusedError, match=r"^the server refused the request: top_k is -3$"):
+        decode_event('{"error": "top_k is\\n -3."}')
+
+
+@pytest.mark.parametrize("data", ["", "null", "[]", "<html>", "{}", '{"text_output": []}'])
+def test_what_is_not_tritons_json_is_a_broken_protocol(data: str) -> None:
+    with pytest.raises(BrokenProtocolError) as caught:
+        decode_event(data)
+
+    assert caught.value.fault is Fault.ABSENT
+    assert str(caught.value) == f"an answer without text_output: {data!r}"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        infer_response(False),
+        infer_response(False, raw=[]),
+        infer_response(False, raw=[b"abc"]),
+        infer_response(False, raw=[b"\x09\0\0\0abc"]),
+    ],
+    ids=["no text", "no buffer", "short buffer", "wrong length"],
+)
+def test_a_response_without_text_is_a_broken_protocol(message: Any) -> None:
+    with pytest.raises(BrokenProtocolError, match="text_output"):
+        decode(message)
+
+
+@given(st.text(), st.lists(st.integers(0, 60)), st.booleans())
+def test_any_cut_of_the_bytes_gives_the_whole_text(
+    text: str, cuts: list[int], marks_final: bool
+) -> None:
+    data = text.encode()
+    edges = [0, *sorted(cuts), len(data)]
+    answer = AnswerStream(marks_final=marks_final)
+
+    chunks = [answer.feed(Piece(data[a:b])) for a, b in itertools.pairwise(edges)]
+    if marks_final:
+        chunks.append(answer.feed(Piece(b"", final=True)))
+    chunks.extend(answer.end())
+
+    assert "".join(chunk.text for chunk in chunks) == text
+    assert [chunk.final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+
+
+def test_half_a_character_at_the_end_does_not_vanish() -> None:
+    answer = AnswerStream(marks_final=True)
+
+    assert answer.feed(Piece(b"a\xc3", final=True)) == Chunk("a\ufffd", final=True)
+
+
+def test_an_answer_is_complete_after_its_final_piece() -> None:
+    answer = AnswerStream(marks_final=True)
+    answer.feed(Piece("all", final=True))
+
+    assert (answer.complete, list(answer.end())) == (True, [])
+    with pytest.raises(BrokenProtocolError, match="more text came after the final response"):
+        answer.feed(Piece("more"))
+
+
+def test_an_answer_without_its_final_piece_was_cut_short() -> None:
+    answer = AnswerStream(marks_final=True)
+    answer.feed(Piece("some"))
+
+    with pytest.raises(BrokenProtocolError, match="no final response came"):
+        list(answer.end())

@@ -1,0 +1,78 @@
+"""The stand-in for a server, and the clients on top of it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from minitron_trt.clients.aio import AsyncClient
+from minitron_trt.clients.client import Client
+from minitron_trt.clients.messages import Chunk, GenerateRequest
+from minitron_trt.clients.transport import AsyncEchoTransport, EchoTransport
+
+
+def test_the_echo_answers_both_clients_alike() -> None:
+    request = GenerateRequest("one  two\nthree ", max_tokens=3)
+
+    async def ask() -> tuple[list[str], str, bool]:
+        async with AsyncClient(AsyncEchoTransport()) as client:
+            texts = [text async for text in client.stream(request)]
+            return texts, await client.generate(request), await client.ready()
+
+    with Client(EchoTransport()) as client:
+        answer = list(client.stream(request)), client.generate(request), client.ready()
+
+    assert answer == (["one", "  two", "\nthree"], "one  two\nthree", True)
+    assert asyncio.run(ask()) == answer
+
+
+def test_the_echo_streams_only_when_asked() -> None:
+    chunks = list(EchoTransport().stream(GenerateRequest("one two", stream=False)))
+
+    assert chunks == [Chunk("one two", final=False), Chunk("", final=True)]
+
+
+def test_the_echo_remembers_what_it_was_asked_and_what_was_cancelled() -> None:
+    whole, part = GenerateRequest("one two"), GenerateRequest("three four")
+
+    async def ask() -> AsyncEchoTransport:
+        echo = AsyncEchoTransport()
+        async with AsyncClient(echo) as client:
+            await client.generate(whole)
+            async with client.stream(part) as texts:
+                await anext(texts)
+        return echo
+
+    echo = EchoTransport()
+    with Client(echo) as client:
+        client.generate(whole)
+        with client.stream(part) as texts:
+            next(texts)
+
+    for record in (echo, asyncio.run(ask())):
+        assert (record.requests, record.cancelled) == ([whole, part], [part])
+        assert record.closed
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import minitron_trt.clients.command", {"grpc", "httpx2", "numpy", "tritonclient"}),
+        (
+            "from minitron_trt.clients.client import Client; Client.connect('grpc://localhost')",
+            {"httpx2"},
+        ),
+        (
+            "from minitron_trt.clients.client import Client; Client.connect('http://localhost')",
+            {"grpc", "numpy", "tritonclient"},
+        ),
+    ],
+    ids=["command", "grpc", "http"],
+)
+def test_only_the_library_that_is_used_is_loaded(code: str, absent: set[str]) -> None:
+    code += f"; import sys; assert not {absent} & set(sys.modules), {absent} & set(sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
