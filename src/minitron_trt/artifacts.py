@@ -19,6 +19,8 @@ from minitron_trt.errors import BadInputError, OutputError, UsageError
 
 MANIFEST_NAME: Final = "minitron.json"
 SCHEMA_VERSION: Final = 1
+# What reading and taking apart a file that is no manifest raises.
+_DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
 @contextlib.contextmanager
@@ -183,7 +185,7 @@ class Manifest:
             raise BadInputError(
                 f"{folder} has no {MANIFEST_NAME}; expected a {kind} written by this tool"
             ) from None
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except _DAMAGE as error:
             raise BadInputError(f"{path} is damaged ({error!r}); make the {kind} again") from error
         if found != kind:
             raise BadInputError(f"{folder} is a {found}; expected a {kind}")
@@ -208,12 +210,7 @@ class Manifest:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
-        if hasattr(hashlib, "file_digest"):  # Python 3.11
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        state = hashlib.sha256()
-        while block := file.read(1 << 20):
-            state.update(block)
-        return state.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def kind_of(folder: Path) -> str:
@@ -221,7 +218,7 @@ def kind_of(folder: Path) -> str:
     if (folder / MANIFEST_NAME).is_file():
         try:
             return str(json.loads((folder / MANIFEST_NAME).read_text())["kind"])
-        except (ValueError, KeyError, TypeError) as error:
+        except _DAMAGE as error:
             raise BadInputError(f"{folder / MANIFEST_NAME} is damaged ({error!r})") from error
     if (folder / "config.json").is_file():
         return "huggingface"

@@ -40,7 +40,9 @@ class TritonPythonModel:
         self._executor = Executor(model, max_queue_size=int(parameter(args, "max_queue_size")))
         self._executor.start()
         self._numbers = itertools.count()
-        self._running = _Running()
+        self._metrics = _Metrics()
+        self._metrics.gauge("max").set(model.slots)
+        self._running = _Running(self._metrics.gauge("active"))
 
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the executor, which answers from its own thread."""
@@ -83,18 +85,21 @@ class TritonPythonModel:
 class _Running:
     """The executor's numbers of the requests in flight, by the id that the client gave."""
 
-    def __init__(self) -> None:
+    def __init__(self, gauge: Any) -> None:
         self._lock = threading.Lock()
         self._numbers: dict[str, set[str]] = {}
+        self._gauge = gauge
 
     def add(self, request_id: str, number: str) -> None:
         with self._lock:
             self._numbers.setdefault(request_id, set()).add(number)
+            self._gauge.increment(1)
 
     def remove(self, request_id: str, number: str) -> None:
         with self._lock:
             left = self._numbers.get(request_id, set())
             left.discard(number)
+            self._gauge.increment(-1)
             if not left:
                 self._numbers.pop(request_id, None)
 
@@ -103,6 +108,23 @@ class _Running:
             numbers = tuple(self._numbers.get(request_id, ()))
         for number in numbers:
             executor.cancel(number)
+
+
+class _Metrics:
+    """Prometheus gauges under the names that TensorRT-LLM's model publishes."""
+
+    def __init__(self) -> None:
+        # Triton deletes a family, and the gauges with it, when Python forgets it.
+        self._family = pb_utils.MetricFamily(
+            name="nv_trt_llm_request_metrics",
+            description="TRT LLM request metrics",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+
+    def gauge(self, kind: str) -> Any:
+        """Return the gauge of one request type."""
+        labels = {"model": "tensorrt_llm", "version": "1", "request_type": kind}
+        return self._family.Metric(labels=labels)
 
 
 class _Stream:
