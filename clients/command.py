@@ -47,9 +47,10 @@ log = logging.getLogger(__name__)
 def generate(
     console: Console, prompt: str | None, url: str, timeout: float, **options: Any
 ) -> None:
-    """Continue PROMPT on a running server; without it or with -, read standard input.
+    """Stream the continuation of a prompt.
 
-    Text goes to stdout as it is made. One line break at the end of standard input is dropped.
+    Without PROMPT, or with -, it is read from standard input, less one line break at its end.
+    Text goes to stdout as it is made.
 
     Example: minitron-trt generate "Complete the paragraph: our solar system is" --max-tokens 32
     """

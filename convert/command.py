@@ -39,9 +39,10 @@ from minitron_trt.spec import PRECISIONS
 def convert(
     console: Console, source: str, output: Path | None, dry_run: bool, **options: Any
 ) -> None:
-    """Convert a Hugging Face checkpoint to a TensorRT-LLM checkpoint.
+    """Convert a Hugging Face model to a checkpoint.
 
-    SOURCE is a model folder or a hub id like nvidia/Minitron-4B-Base. Needs no GPU and no torch.
+    SOURCE is a model folder or a hub id like nvidia/Minitron-4B-Base; the checkpoint is
+    TensorRT-LLM's. Needs no GPU and no torch.
 
     Example: minitron-trt convert nvidia/Minitron-8B-Base -o checkpoint --tp 2
     """

@@ -52,7 +52,7 @@ from minitron_trt.console import Console, console_options
 def triton_repo(
     console: Console, artifact: Path, output: Path, runtime: str, overwrite: bool, **options: Any
 ) -> None:
-    """Write a Triton model repository for a checkpoint.
+    """Write a Triton model repository.
 
     ARTIFACT is a checkpoint folder. The models are preprocessing, tensorrt_llm, postprocessing,
     ensemble and tensorrt_llm_bls, with TensorRT-LLM's tensors.
@@ -100,7 +100,7 @@ def serve(
     log_file: Path | None,
     **addresses: Any,
 ) -> None:
-    """Serve a model repository with Triton Inference Server until Ctrl-C.
+    """Run Triton on a model repository until Ctrl-C.
 
     Example: minitron-trt serve repository --http-port 9000
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import traceback
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -62,6 +61,8 @@ class StageGroup(click.Group):
             ctx.exit(1)
         except Exception as error:
             if {"-v", "--verbose"} & set(sys.argv):
+                import traceback
+
                 traceback.print_exc()
             click.echo(
                 f"error: a fault in minitron-trt ({type(error).__name__}: {error}); "
@@ -71,19 +72,22 @@ class StageGroup(click.Group):
             ctx.exit(MinitronError.exit_code)
 
 
-@click.group(cls=StageGroup, context_settings={"help_option_names": ["-h", "--help"]})
+HELP: Final = """Convert, build and serve NVIDIA Minitron models.
+
+From a Hugging Face checkpoint to an answer from Triton:
+
+\b
+    minitron-trt sample solar-llama -o model
+    minitron-trt convert model -o checkpoint
+    minitron-trt triton-repo checkpoint -o repository
+    minitron-trt serve repository
+    minitron-trt generate "Complete the paragraph: our solar system is"
+
+Results go to stdout, progress and logs to stderr.
+"""
+
+
+@click.group(cls=StageGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="minitron-trt")
 def main() -> None:
-    r"""Convert, build and serve NVIDIA Minitron models.
-
-    From a Hugging Face checkpoint to an answer from Triton:
-
-    \b
-        minitron-trt sample solar-llama -o model
-        minitron-trt convert model -o checkpoint
-        minitron-trt triton-repo checkpoint -o repository
-        minitron-trt serve repository
-        minitron-trt generate "Complete the paragraph: our solar system is"
-
-    Results go to stdout, progress and logs to stderr.
-    """
+    """Parse the options that come before the command."""

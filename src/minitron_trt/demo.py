@@ -13,14 +13,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from minitron_trt.console import Console, console_options
 from minitron_trt.samples import NAMES
-from minitron_trt.triton_repo.installation import find_embedded
-from minitron_trt.triton_repo.launch import Endpoints, free_endpoints
+
+if TYPE_CHECKING:
+    from minitron_trt.triton_repo.launch import Endpoints
 
 PROMPT: Final = "Complete the paragraph: our solar system is"
 _STOP_S: Final = 30.0
@@ -40,12 +41,15 @@ _STOP_S: Final = 30.0
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep every stage in this folder")
 @console_options
 def demo(console: Console, model: str | None, sample: str, keep: Path | None, **asked: Any) -> None:
-    """Walk from a model to streamed text: convert, triton-repo, serve, generate.
+    """Walk from a model to streamed text.
 
-    Needs no GPU. Every command is printed as you would type it.
+    The steps are convert, triton-repo, serve and generate, each printed as you would type it.
+    Needs no GPU.
 
     Example: minitron-trt demo --model nvidia/Minitron-4B-Base
     """
+    from minitron_trt.triton_repo.installation import find_embedded
+
     # First, so that what is missing is said before the work.
     find_embedded()
     with _folder(keep) as folder:
@@ -117,6 +121,8 @@ class Walk:
     @contextlib.contextmanager
     def serving(self, repository: Path) -> Iterator[Endpoints]:
         """Serve a repository inside the block, on free ports."""
+        from minitron_trt.triton_repo.launch import free_endpoints
+
         endpoints = free_endpoints()
         arguments = (
             *("serve", str(repository), "--http-port", str(endpoints.http_port)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -38,11 +37,17 @@ class Finding:
 
 
 def _package(name: str, gives: str, extra: str) -> Finding:
+    return Finding(name, _version(name), gives, f"pip install 'minitron-trt[{extra}]'")
+
+
+def _version(package: str) -> str | None:
+    # It takes longer to import than help takes to print.
+    from importlib import metadata
+
     try:
-        found: str | None = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        found = None
-    return Finding(name, found, gives, f"pip install 'minitron-trt[{extra}]'")
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _gpus() -> Finding:
@@ -73,7 +78,7 @@ def _triton() -> Finding:
         binary = find_embedded().binary
     except MinitronError as error:
         return Finding("tritonserver", None, gives, str(error))
-    version = importlib.metadata.version("nvidia-pytriton")
+    version = _version("nvidia-pytriton")
     return Finding("tritonserver", f"nvidia-pytriton {version}, {binary}", gives, "")
 
 
@@ -105,7 +110,7 @@ def findings() -> list[Finding]:
 @click.command()
 @console_options
 def doctor(console: Console) -> None:
-    """Say what this machine can do and what to install for the rest.
+    """Say what this machine can do, and how to get the rest.
 
     Example: minitron-trt doctor --json
     """

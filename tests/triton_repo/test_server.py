@@ -35,8 +35,8 @@ FRONT_MODELS = ("ensemble", "tensorrt_llm_bls")
 @pytest.fixture(scope="module")
 def expected(served: Served) -> dict[str, str]:
     """What transformers makes of each prompt, greedily, to the end of the text."""
-    tokenizer = AutoTokenizer.from_pretrained(served.model)
-    model = AutoModelForCausalLM.from_pretrained(served.model, dtype=torch.bfloat16)
+    tokenizer: Any = AutoTokenizer.from_pretrained(served.model)
+    model: Any = AutoModelForCausalLM.from_pretrained(served.model, dtype=torch.bfloat16)
     texts = {}
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt")

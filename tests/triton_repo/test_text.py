@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_the_samples_tokenizer_streams_any_text(text: str, sizes: list[int]) -> 
     assert "".join(stream(TOKENIZER.decode, ids, sizes)) == TOKENIZER.decode(ids)
 
 
-TOKENIZER = AutoTokenizer.from_pretrained(
+TOKENIZER: Any = AutoTokenizer.from_pretrained(
     sample_folder("solar-llama"), local_files_only=True, clean_up_tokenization_spaces=False
 )
 

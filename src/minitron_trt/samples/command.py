@@ -30,9 +30,10 @@ def write_sample(name: str, output: Path) -> None:
 )
 @console_options
 def sample(console: Console, name: str, output: Path) -> None:
-    """Write a small trained model as a Hugging Face folder.
+    """Write a small trained sample model.
 
-    The samples know a little about the solar system and run on any machine.
+    It is an ordinary Hugging Face folder; the samples know a little about the solar system and
+    run on any machine.
 
     Example: minitron-trt sample solar-llama -o model
     """

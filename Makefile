@@ -1,0 +1,51 @@
+# build/ is a source folder, so every target is phony and `clean` leaves it alone.
+.PHONY: help setup demo test test-gpu lint format docs bench package clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+help: ## Print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Install everything that the other targets need into .venv
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[reference,server]" --group dev
+	@touch $@
+
+demo: $(READY) ## Walk from a sample model to text from Triton, without a GPU
+	@$(BIN)/minitron-trt demo
+
+test: $(READY) ## Run the tests; those that need a GPU skip without one
+	$(BIN)/python -m pytest
+
+test-gpu: $(READY) ## Run only the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY) ## Check style, format, types, import direction and docs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+format: $(READY) ## Rewrite the code in the house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(READY) ## Write docs/cli.md from the commands' own help
+	$(BIN)/python docs/generate.py
+
+bench: $(READY) ## Time conversion against cp (makes a 9 GB model, needs 30 GB of disk)
+	$(BIN)/python benchmarks/bench_convert.py
+
+package: $(READY) ## Build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## Remove caches and dist/, never build/
+	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
