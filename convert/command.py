@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.spec import PRECISIONS
 
 
@@ -61,10 +61,10 @@ def convert(
     start = time.monotonic()
     plan = run(source, output, asked, console.progress)
     seconds = time.monotonic() - start
-    rate = plan.output_bytes / 1e9 / seconds
+    rate = size_text(plan.output_bytes / seconds)
     console.result(
         {"checkpoint": str(output), "seconds": round(seconds, 3), **plan.to_json()},
-        f"{output}: {plan.output_bytes / 1e9:.3f} GB in {seconds:.1f} s ({rate:.2f} GB/s), "
+        f"{output}: {size_text(plan.output_bytes)} in {seconds:.1f} s ({rate}/s), "
         f"{plan.parallelism.world_size} rank(s), {plan.precision.name}",
     )
 
@@ -74,10 +74,10 @@ def describe(record: dict[str, Any]) -> str:
     lines = [
         f"{record['architecture']}  {record['precision']}  tp {record['tp']}  pp {record['pp']}",
         *(
-            f"  {rank['file']:<20} {rank['tensors']:>5} tensors  {rank['bytes'] / 1e9:>8.3f} GB"
+            f"  {rank['file']:<20} {rank['tensors']:>5} tensors  {size_text(rank['bytes']):>9}"
             for rank in record["ranks"]
         ),
-        f"writes {record['output_bytes'] / 1e9:.3f} GB with about "
-        f"{record['peak_memory_bytes'] / 1e6:.0f} MB of memory",
+        f"writes {size_text(record['output_bytes'])} with about "
+        f"{size_text(record['peak_memory_bytes'])} of memory",
     ]
     return "\n".join(lines)

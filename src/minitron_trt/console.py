@@ -20,6 +20,15 @@ Advance = Callable[[int], None]
 log = logging.getLogger("minitron_trt")
 
 
+def size_text(size_bytes: float) -> str:
+    """Return a size with the unit that suits it, decimal as disks are sold."""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.2f} GB"
+
+
 def no_progress(_: int) -> None:
     """Show nothing."""
 

@@ -37,7 +37,7 @@ _STOP_S: Final = 30.0
     help="Which sample model",
 )
 @click.option("--prompt", default=PROMPT, show_default=True, help="Text to continue")
-@click.option("--max-tokens", type=int, default=96, show_default=True, help="Tokens to generate")
+@click.option("--max-tokens", type=int, default=200, show_default=True, help="Tokens to generate")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep every stage in this folder")
 @console_options
 def demo(console: Console, model: str | None, sample: str, keep: Path | None, **asked: Any) -> None:
@@ -53,13 +53,14 @@ def demo(console: Console, model: str | None, sample: str, keep: Path | None, **
     # First, so that what is missing is said before the work.
     find_embedded()
     with _folder(keep) as folder:
-        walk = Walk(console)
-        source = model or str(folder / "model")
+        walk = Walk(console, folder)
         if model is None:
-            walk.run("sample", sample, "-o", source)
-        walk.run("convert", source, "-o", str(folder / "checkpoint"))
-        walk.run("triton-repo", str(folder / "checkpoint"), "-o", str(folder / "repository"))
-        with walk.serving(folder / "repository") as endpoints:
+            walk.run("sample", sample, "-o", "model")
+        elif Path(model).exists():
+            model = str(Path(model).absolute())
+        walk.run("convert", model or "model", "-o", "checkpoint")
+        walk.run("triton-repo", "checkpoint", "-o", "repository")
+        with walk.serving("repository") as endpoints:
             answers = {
                 name: walk.ask(asked["prompt"], asked["max_tokens"], url)
                 for name, url in (("grpc", endpoints.grpc_url), ("http", endpoints.http_url))
@@ -83,10 +84,11 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 class Walk:
-    """Runs commands of this tool one after another, shows them and keeps their times."""
+    """Runs commands of this tool inside a folder, shows them and keeps their times."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, folder: Path) -> None:
         self.seconds: dict[str, float] = {}
+        self._folder = folder
         self._quiet = console.quiet or console.as_json
         self._capture = console.as_json
 
@@ -99,6 +101,7 @@ class Walk:
         start = time.monotonic()
         result = subprocess.run(
             _argv(arguments),
+            cwd=self._folder,
             stdout=subprocess.PIPE if self._capture else None,
             text=True,
             check=False,
@@ -119,19 +122,21 @@ class Walk:
         return str(json.loads(output)["text"]) if output else ""
 
     @contextlib.contextmanager
-    def serving(self, repository: Path) -> Iterator[Endpoints]:
+    def serving(self, repository: str) -> Iterator[Endpoints]:
         """Serve a repository inside the block, on free ports."""
         from minitron_trt.triton_repo.launch import free_endpoints
 
         endpoints = free_endpoints()
         arguments = (
-            *("serve", str(repository), "--http-port", str(endpoints.http_port)),
+            *("serve", repository, "--http-port", str(endpoints.http_port)),
             *("--grpc-port", str(endpoints.grpc_port)),
             *("--metrics-port", str(endpoints.metrics_port)),
         )
         self._show(arguments)
         start = time.monotonic()
-        server = subprocess.Popen(_argv((*arguments, "--json")), stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen(
+            _argv((*arguments, "--json")), cwd=self._folder, stdout=subprocess.PIPE, text=True
+        )
         assert server.stdout is not None
         try:
             if not server.stdout.readline():

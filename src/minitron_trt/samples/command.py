@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from minitron_trt.artifacts import check_output, staged
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.samples import NAMES, sample_folder
 
 
@@ -41,5 +41,5 @@ def sample(console: Console, name: str, output: Path) -> None:
     size = sum(path.stat().st_size for path in output.iterdir())
     console.result(
         {"model": str(output), "sample": name, "bytes": size},
-        f"{output}: {name}, {size / 1e6:.1f} MB",
+        f"{output}: {name}, {size_text(size)}",
     )
