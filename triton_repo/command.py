@@ -104,11 +104,12 @@ def serve(
 
     Example: minitron-trt serve repository --http-port 9000
     """
-    from minitron_trt.triton_repo.installation import find_embedded
+    from minitron_trt.triton_repo.installation import check_packages, find_embedded
     from minitron_trt.triton_repo.launch import Endpoints, TritonServer
     from minitron_trt.triton_repo.repository import ModelRepository
 
     models = ModelRepository.open(repository)
+    check_packages(models.runtime)
     endpoints = Endpoints(**addresses)
     # A service manager's way to stop is the same as a person's; a shell's background job would
     # otherwise ignore the latter.

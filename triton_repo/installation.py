@@ -63,6 +63,14 @@ def find_embedded() -> Installation:
     )
 
 
+def check_packages(runtime: str) -> None:
+    """Raise MissingExtraError when this Python lacks what the models of a runtime import."""
+    needed = ("torch", "transformers") if runtime == "reference" else ("transformers",)
+    for package in needed:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "reference", f"the {runtime} runtime")
+
+
 def _check_libpython(version: str) -> Path | None:
     """Return the folder of libpython, None when the linker knows it by itself."""
     name = f"libpython{version}.so.1.0"

@@ -48,10 +48,11 @@ def demo(console: Console, model: str | None, sample: str, keep: Path | None, **
 
     Example: minitron-trt demo --model nvidia/Minitron-4B-Base
     """
-    from minitron_trt.triton_repo.installation import find_embedded
+    from minitron_trt.triton_repo.installation import check_packages, find_embedded
 
     # First, so that what is missing is said before the work.
     find_embedded()
+    check_packages("reference")
     with _folder(keep) as folder:
         walk = Walk(console, folder)
         if model is None:

@@ -91,11 +91,13 @@ class _Running:
         self._gauge = gauge
 
     def add(self, request_id: str, number: str) -> None:
+        """Remember a request that begins."""
         with self._lock:
             self._numbers.setdefault(request_id, set()).add(number)
             self._gauge.increment(1)
 
     def remove(self, request_id: str, number: str) -> None:
+        """Forget a request that has ended."""
         with self._lock:
             left = self._numbers.get(request_id, set())
             left.discard(number)
@@ -104,6 +106,7 @@ class _Running:
                 self._numbers.pop(request_id, None)
 
     def cancel(self, request_id: str, executor: Executor) -> None:
+        """End every request that carries the client's id."""
         with self._lock:
             numbers = tuple(self._numbers.get(request_id, ()))
         for number in numbers:
