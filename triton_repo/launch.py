@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -11,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -30,7 +30,6 @@ LOCALHOST: Final = "127.0.0.1"
 _POLL_S = 0.05
 _STOP_S = 15.0
 _KEPT_LINES = 400
-_PR_SET_PDEATHSIG = 1
 # `failed to load 'NAME' version 1: REASON`, and the end of a Python traceback.
 _FAILURE = re.compile(r"failed to load '(?P<model>[^']+)'.*?: (?P<reason>.+)")
 
@@ -154,9 +153,9 @@ class TritonServer:
         backends = self._installation.make_backend_folder(Path(self._scratch, "backends"))
         command = argv(self._installation.binary, self._repository, backends, self.endpoints)
         log.debug("%s", " ".join(command))
-        parent = os.getpid()
+        leash = Path(__file__).with_name("leash.py")
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-I", str(leash), str(os.getpid()), *command],
             env=dict(self._installation.environment),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -164,7 +163,6 @@ class TritonServer:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=lambda: _die_with(parent),
         )
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
@@ -227,13 +225,6 @@ def argv(binary: Path, repository: Path, backends: Path, endpoints: Endpoints) -
         f"--metrics-port={endpoints.metrics_port}",
         "--exit-timeout-secs=10",
     ]
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when the one that started it dies, however it dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _answers(url: str) -> bool:

@@ -1,0 +1,23 @@
+"""`python leash.py PARENT PROGRAM ARGUMENT ...`: become a program that ends when its parent dies.
+
+A process of its own, because code between fork and exec may deadlock in a program that has threads.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(parent: int, program: list[str]) -> None:
+    """Have the kernel send SIGTERM when the parent dies, however it dies, and run the program."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("the parent is gone already")
+    os.execv(program[0], program)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])
