@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +71,14 @@ def slots_in_use(served: Served) -> int:
         lines = answer.read().decode().splitlines()
     (active,) = (line for line in lines if 'request_type="active"' in line)
     return int(float(active.rpartition(" ")[2]))
+
+
+def assert_freed(served: Served) -> None:
+    """Fail unless every slot is free within a time in which no request would have ended."""
+    deadline = time.monotonic() + 3
+    while slots_in_use(served) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert slots_in_use(served) == 0
 
 
 @pytest.mark.parametrize("model", FRONT_MODELS)
@@ -191,7 +202,24 @@ def test_leaving_a_stream_frees_its_slot(client: Client, served: Served, model: 
         next(iter(stream))
         assert slots_in_use(served) > 0
 
-    deadline = time.monotonic() + 3
-    while slots_in_use(served) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert slots_in_use(served) == 0
+    assert_freed(served)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_ctrl_c_in_generate_frees_the_slot(served: Served, protocol: str) -> None:
+    url = getattr(served.endpoints, f"{protocol}_url")
+    # Nothing ends it but the limit, which is some seconds away.
+    arguments = ["The", "--max-tokens", "900", "--end-id", "0", "--temperature", "1", "--seed", "5"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "minitron_trt", "generate", *arguments, "--url", url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.read(8)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+
+    assert (process.returncode, stderr) == (130, "interrupted\n")
+    assert_freed(served)
