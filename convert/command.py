@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from minitron_trt.console import Console, console_options, size_text
-from minitron_trt.spec import PRECISIONS
+from minitron_trt.precisions import KV_CACHES, PRECISIONS
 
 
 @click.command()
@@ -23,6 +23,44 @@ from minitron_trt.spec import PRECISIONS
     default="bf16",
     show_default=True,
     help="Number format of the weights",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["trtllm", "hf"]),
+    default="trtllm",
+    show_default=True,
+    help="TensorRT-LLM's checkpoint, or the Hugging Face folder that its PyTorch runtime, vLLM "
+    "and SGLang load",
+)
+@click.option(
+    "--kv-cache",
+    type=click.Choice(["auto", *KV_CACHES]),
+    default="auto",
+    show_default=True,
+    help="Number format of the KV cache; auto keeps the model's",
+)
+@click.option("--calib-data", help="Text file, JSONL or hub data set  [default: a text of ours]")
+@click.option(
+    "--calib-samples",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Pieces of text to calibrate with",
+)
+@click.option(
+    "--calib-length",
+    type=click.IntRange(2),
+    default=512,
+    show_default=True,
+    help="Tokens in a piece",
+)
+@click.option(
+    "--calib-batch",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Pieces that run together",
 )
 @click.option(
     "--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel ranks"
@@ -42,15 +80,19 @@ def convert(
     """Convert a Hugging Face model to a checkpoint.
 
     SOURCE is a model folder or a hub id like nvidia/Minitron-4B-Base; the checkpoint is
-    TensorRT-LLM's. Needs no GPU and no torch.
+    TensorRT-LLM's. Needs no GPU. The precisions fp8, nvfp4 and *-awq and a narrow KV cache run
+    text through the model first, which needs minitron-trt[quantize]; the others need no torch.
 
     Example: minitron-trt convert nvidia/Minitron-8B-Base -o checkpoint --tp 2
     """
     # numpy and the hub's library are not needed to print help.
+    from minitron_trt.convert.calibration_text import CalibrationText
     from minitron_trt.convert.run import ConvertOptions, open_and_plan
     from minitron_trt.convert.run import convert as run
 
-    asked = ConvertOptions(**options)
+    about_text = [key for key in options if key.startswith("calib_")]
+    text = CalibrationText(**{key.removeprefix("calib_"): options.pop(key) for key in about_text})
+    asked = ConvertOptions(**options, calibration=text)
     if dry_run:
         _, plan = open_and_plan(source, asked)
         record = plan.to_json()

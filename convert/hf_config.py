@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -59,7 +59,7 @@ class HfConfig:
             raise BadInputError(
                 "config.json has neither architectures nor model_type; expected a model folder"
             )
-        return family_of(_ARCHITECTURE_OF.get(kind, str(kind)))
+        return family_of(_ARCHITECTURE_OF.get(str(kind), str(kind)))
 
     @property
     def head_size(self) -> int | None:
@@ -70,13 +70,18 @@ class HfConfig:
     @property
     def tied(self) -> bool:
         """Return whether lm_head shares the embedding's weights."""
-        return bool(self.record.get("tie_word_embeddings", False))
+        value = self.record.get("tie_word_embeddings") or False
+        if not isinstance(value, bool):
+            raise BadInputError(
+                f"config.json: tie_word_embeddings is {value!r}; expected true or false"
+            )
+        return value
 
     def rope(self, family: Family) -> Rope:
         """Return the rotary embedding; transformers 5 gathers its keys in `rope_parameters`."""
-        nested = self.record.get("rope_parameters") or {}
+        nested = _object(self.record, "rope_parameters")
         merged = HfConfig({**nested, **{k: v for k, v in self.record.items() if v is not None}})
-        scaling = self.record.get("rope_scaling") or nested or None
+        scaling = _object(self.record, "rope_scaling") or nested
         fraction = merged.first(_FRACTION_KEYS)
         return Rope(
             theta=merged.number("rope_theta", 10000.0),
@@ -90,16 +95,21 @@ def _number(record: Mapping[str, Any], key: str, default: float | None = None) -
     value = default if value is None else value
     if value is None:
         raise BadInputError(f"config.json has no {key}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Written so that NaN fails, and a whole number too large for a float does not overflow.
+    if not number or not abs(value) <= sys.float_info.max:
         raise BadInputError(f"config.json: {key} is {value!r}; expected a finite number")
     return value
 
 
-def _scaling(record: Mapping[str, Any] | None) -> Llama3Scaling | None:
-    if record is None:
-        return None
-    if not isinstance(record, Mapping):
-        raise BadInputError(f"config.json: rope_scaling is {record!r}; expected an object")
+def _object(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = record.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise BadInputError(f"config.json: {key} is {value!r}; expected an object")
+    return value
+
+
+def _scaling(record: Mapping[str, Any]) -> Llama3Scaling | None:
     kind = record.get("rope_type") or record.get("type") or "default"
     if kind == "default":
         return None
@@ -162,7 +172,7 @@ def _refuse_what_the_graph_lacks(config: HfConfig, family: Family) -> None:
             lambda window: (
                 window is not None
                 and config.record.get("use_sliding_window", True)
-                and window < config.integer("max_position_embeddings")
+                and config.number("sliding_window") < config.number("max_position_embeddings")
             ),
         ),
     )

@@ -11,15 +11,8 @@ from typing import Any, Final
 from minitron_trt.artifacts import Manifest
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import Norm, family_of
-from minitron_trt.spec import (
-    PRECISIONS,
-    Llama3Scaling,
-    ModelSpec,
-    Parallelism,
-    Precision,
-    Rope,
-    SpecialTokens,
-)
+from minitron_trt.precisions import KV_CACHES, Precision, precision_of
+from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry, read_header
 
 KIND: Final = "checkpoint"
@@ -27,7 +20,7 @@ CONFIG_NAME: Final = "config.json"
 
 
 def trtllm_config(
-    spec: ModelSpec, precision: Precision, parallelism: Parallelism
+    spec: ModelSpec, precision: Precision, parallelism: Parallelism, kv_cache: str | None = None
 ) -> dict[str, Any]:
     """Return a checkpoint's config.json, with every key that TensorRT-LLM would default wrongly."""
     family = family_of(spec.architecture)
@@ -58,7 +51,7 @@ def trtllm_config(
             "tp_size": parallelism.tp,
             "pp_size": parallelism.pp,
         },
-        "quantization": {"quant_algo": None, "kv_cache_quant_algo": None},
+        "quantization": precision.quantization(kv_cache),
     }
 
 
@@ -137,25 +130,37 @@ class Checkpoint:
     precision: Precision
     parallelism: Parallelism
     tokens: SpecialTokens
+    kv_cache: str | None = None  # a name in KV_CACHES
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read and check a checkpoint folder; BadInputError says what is wrong with it."""
+        """Read and check a checkpoint folder, its scales included.
+
+        BadInputError says what is wrong with it.
+        """
         manifest = Manifest.read(folder, KIND)
         path = folder / CONFIG_NAME
         try:
             config = json.loads(path.read_text())
             mapping = config["mapping"]
-            by_dtype = {precision.dtype: precision for precision in PRECISIONS.values()}
-            return cls(
+            quantization = config.get("quantization") or {}
+            checkpoint = cls(
                 folder=folder,
                 spec=spec_of(config),
-                precision=by_dtype[config["dtype"]],
+                precision=precision_of(config["dtype"], quantization.get("quant_algo")),
                 parallelism=Parallelism(mapping["tp_size"], mapping["pp_size"]),
                 tokens=SpecialTokens.from_json(manifest.facts["tokens"]),
+                kv_cache=_kv_cache(quantization.get("kv_cache_quant_algo")),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{path} cannot be read ({error!r}); convert again") from error
+        if checkpoint.precision.tensors or checkpoint.kv_cache:
+            # numpy reads the scales; a plain checkpoint has none.
+            from minitron_trt.scales import check_scales
+
+            for rank in range(checkpoint.parallelism.world_size):
+                check_scales(checkpoint.precision, checkpoint.tensors(rank))
+        return checkpoint
 
     def tensors(self, rank: int) -> dict[str, TensorEntry]:
         """Return the tensors of one rank's file by name."""
@@ -167,18 +172,29 @@ class Checkpoint:
         return tuple(p for name in TOKENIZER_FILES if (p := self.folder / name).is_file())
 
 
+def _kv_cache(algorithm: str | None) -> str | None:
+    """Return our name of a narrow KV cache; KeyError when it is none of ours."""
+    names = {kind.algorithm: name for name, kind in KV_CACHES.items()}
+    return None if algorithm is None else names[algorithm]
+
+
 def rank_file(rank: int) -> str:
     """Return the file name of a rank's weights; rank = pp_rank * tp + tp_rank."""
     return f"rank{rank}.safetensors"
 
 
 def manifest_facts(
-    spec: ModelSpec, precision: Precision, parallelism: Parallelism, tokens: SpecialTokens
+    spec: ModelSpec,
+    precision: Precision,
+    parallelism: Parallelism,
+    tokens: SpecialTokens,
+    kv_cache: str | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint's manifest says about the model."""
     return {
         "spec": spec.to_json(),
         "precision": precision.name,
+        **({"kv_cache": kv_cache} if kv_cache else {}),
         "parallelism": asdict(parallelism),
         "tokens": asdict(tokens),
     }

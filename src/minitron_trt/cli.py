@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -16,6 +17,9 @@ from minitron_trt.errors import MinitronError
 COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "convert": "minitron_trt.convert.command:convert",
+        "build": "minitron_trt.build.command:build",
+        "plan": "minitron_trt.build.plan_command:plan",
+        "check": "minitron_trt.build.check_command:check",
         "triton-repo": "minitron_trt.triton_repo.command:triton_repo",
         "serve": "minitron_trt.triton_repo.command:serve",
         "generate": "minitron_trt.clients.command:generate",
@@ -60,10 +64,8 @@ class StageGroup(click.Group):
             sys.stderr.close()
             ctx.exit(1)
         except Exception as error:
-            if {"-v", "--verbose"} & set(sys.argv):
-                import traceback
-
-                traceback.print_exc()
+            # Only -v lets these through.
+            logging.getLogger("minitron_trt").debug("", exc_info=error)
             click.echo(
                 f"error: a fault in minitron-trt ({type(error).__name__}: {error}); "
                 "run again with -v and report what it prints",

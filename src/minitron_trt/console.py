@@ -78,7 +78,7 @@ class _LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        click.echo(prefix + record.getMessage(), err=True)
+        click.echo(prefix + self.format(record).strip(), err=True)
 
 
 def _configure_logging(verbose: int, quiet: bool) -> None:

@@ -63,6 +63,16 @@ class TensorRule:
     place: Place
     plus_one: bool = False  # LayerNorm1P: TensorRT-LLM's LayerNorm multiplies by the weight itself
 
+    @property
+    def linear(self) -> str | None:
+        """Return the name of the linear layer whose weight this is, if a precision may narrow it.
+
+        The embedding, the head and the norms stay wide in all of them.
+        """
+        if self.split not in (Split.QKV, Split.COLUMN, Split.ROW):
+            return None
+        return self.target.removesuffix(".weight")
+
 
 def _norm(target: str, source: str, place: Place, norm: Norm) -> tuple[TensorRule, ...]:
     def rule(part: str, plus_one: bool) -> TensorRule:

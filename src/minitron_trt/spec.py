@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.precisions import PRECISIONS as PRECISIONS
+from minitron_trt.precisions import Precision as Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,26 +156,6 @@ class Parallelism:
         base, extra = divmod(layers, self.pp)
         start = pp_rank * base + min(pp_rank, extra)
         return range(start, start + base + (pp_rank < extra))
-
-
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """How the weights are stored: our name, TensorRT-LLM's dtype, safetensors' dtype."""
-
-    name: str
-    dtype: str
-    storage: str
-
-
-PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType(
-    {
-        precision.name: precision
-        for precision in (
-            Precision("bf16", "bfloat16", "BF16"),
-            Precision("fp16", "float16", "F16"),
-        )
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
     }
 )
 _HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
-_LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER: Final = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(len(_LFS_POINTER))
-        if prefix == _LFS_POINTER:
+        prefix = file.read(len(LFS_POINTER))
+        if prefix == LFS_POINTER:
             raise BadInputError(
                 f"{path} is a git-LFS pointer of {size} bytes, not weights; run: git lfs pull"
             )

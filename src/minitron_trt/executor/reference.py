@@ -15,6 +15,7 @@ from torch import Tensor
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError
 from minitron_trt.executor.attention import KVCache, Layout
+from minitron_trt.executor.quantized import kv_roundings, linear_layers
 from minitron_trt.executor.rope import rope_table
 from minitron_trt.executor.step import Floats, StepBatch
 from minitron_trt.executor.weights import DTYPES, read_weights
@@ -52,10 +53,10 @@ class ReferenceModel:
         self._family = family_of(spec.architecture)
         self._device = torch.device(device)
         dtype = dtype or DTYPES[checkpoint.precision.storage]
-        self._weights = {
-            name: tensor.to(device=self._device, dtype=dtype)
-            for name, tensor in read_weights(checkpoint).items()
-        }
+        weights, like = read_weights(checkpoint), torch.empty(0, dtype=dtype, device=device)
+        self._linears = linear_layers(checkpoint, weights, like)
+        self._kv_roundings = kv_roundings(checkpoint, weights, like)
+        self._weights = {name: tensor.to(like) for name, tensor in weights.items()}
         self._rope = torch.from_numpy(rope_table(spec, max_seq_len)).to(self._device)
         self._cache = KVCache(spec, slots, max_seq_len, self._device, dtype)
         log.info(
@@ -80,15 +81,15 @@ class ReferenceModel:
             name = f"transformer.layers.{layer}"
             query, key, value = self._qkv(name, self._norm(f"{name}.input_layernorm", hidden))
             query, key = _turned(query, cosine, sine), _turned(key, cosine, sine)
+            if self._kv_roundings:
+                key, value = map(self._kv_roundings[layer], (key, value))
             found = self._cache.attend(layer, query, key, value, layout)
-            hidden = hidden + self._linear(f"{name}.attention.dense", found.flatten(1))
+            hidden = hidden + self._linears[f"{name}.attention.dense"](found.flatten(1))
             hidden = hidden + self._mlp(name, self._norm(f"{name}.post_layernorm", hidden))
         if not all_logits:
             hidden = hidden[layout.last_rows]
-        return self._linear("lm_head", self._norm("transformer.ln_f", hidden)).float()
-
-    def _linear(self, name: str, values: Tensor) -> Tensor:
-        return F.linear(values, self._weights[f"{name}.weight"])
+        hidden = self._norm("transformer.ln_f", hidden)
+        return F.linear(hidden, self._weights["lm_head.weight"]).float()
 
     def _norm(self, name: str, values: Tensor) -> Tensor:
         weight, epsilon = self._weights[f"{name}.weight"], self._spec.norm_epsilon
@@ -105,17 +106,17 @@ class ReferenceModel:
 
     def _qkv(self, name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spec = self._spec
-        heads = self._linear(f"{name}.attention.qkv", values).view(len(values), -1, spec.head_size)
+        heads = self._linears[f"{name}.attention.qkv"](values).view(len(values), -1, spec.head_size)
         query, key, value = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
         return query, key, value
 
     def _mlp(self, name: str, values: Tensor) -> Tensor:
-        inner = self._linear(f"{name}.mlp.fc", values)
+        inner = self._linears[f"{name}.mlp.fc"](values)
         if self._family.gated:
-            inner = F.silu(inner) * self._linear(f"{name}.mlp.gate", values)
+            inner = F.silu(inner) * self._linears[f"{name}.mlp.gate"](values)
         else:
             inner = F.relu(inner).square()
-        return self._linear(f"{name}.mlp.proj", inner)
+        return self._linears[f"{name}.mlp.proj"](inner)
 
 
 def _turned(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -1,0 +1,151 @@
+"""The other output: a Hugging Face folder quantized as ModelOpt's unified form has it.
+
+TensorRT-LLM's PyTorch runtime, vLLM and SGLang load it. It has the tensors of the source, q, k and
+v apart and one file for any number of GPUs, each quantized weight with its scales beside it, and it
+says so twice: in hf_quant_config.json and in config.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt import __version__
+from minitron_trt.convert.plan import ConversionPlan, Part, TensorPlan, check_groups, fused
+from minitron_trt.convert.source import ModelSource
+from minitron_trt.errors import UnsupportedError, UsageError
+from minitron_trt.families import HEAD, Norm, Place, TensorRule, family_of
+from minitron_trt.precisions import PRECISIONS, Inputs, Precision, Side
+from minitron_trt.spec import ModelSpec, Parallelism
+
+HF_KIND: Final = "huggingface"
+_PRODUCER: Final = {"name": "minitron-trt", "version": __version__}
+_WIDE_MODULES: Final = ["lm_head", "model.embed_tokens"]
+
+
+def plan_hf(
+    source: ModelSource, precision: Precision, parallelism: Parallelism, kv_cache: str | None
+) -> ConversionPlan:
+    """Lay out the one file; UnsupportedError when this form does not have the precision."""
+    if parallelism.world_size > 1:
+        raise UsageError("--format hf has one file for any number of GPUs; leave out --tp and --pp")
+    if kv_cache:
+        raise UnsupportedError(
+            "--format hf has no KV cache scales; its runtimes choose the cache when they load it"
+        )
+    if not precision.in_hf:
+        known = ", ".join(name for name, known in PRECISIONS.items() if known.in_hf)
+        raise UnsupportedError(f"--format hf does not have {precision.name}; it has {known}")
+    precision.check(source.spec.architecture)
+    tensors = tuple(
+        tensor
+        for rule in family_of(source.spec.architecture).rules
+        for layer in (range(source.spec.layers) if rule.place is Place.LAYER else (0,))
+        for tensor in _tensors(rule, layer, source, precision)
+    )
+    return ConversionPlan(source.spec, precision, parallelism, (tensors,), form="hf")
+
+
+def _tensors(
+    rule: TensorRule, layer: int, source: ModelSource, precision: Precision
+) -> Iterator[TensorPlan]:
+    for origin in rule.sources:
+        name = origin.name.format(layer)
+        if source.spec.tied and name == HEAD:
+            continue
+        shape = origin.shape(source.spec)
+        rows, columns = shape[0], shape[1] if len(shape) == 2 else 1
+        part = Part(source.tensors[name], (0, rows), (0, columns), 0)
+        if rule.linear is None or not precision.tensors:
+            yield TensorPlan(name, precision.storage, shape, (part,))
+            continue
+        module, calibrated_as = name.removesuffix(".weight"), rule.linear.format(layer)
+        for stored in precision.tensors:
+            check_groups(stored, name, (part,), precision, 1)
+            found = stored.shape(rows, columns)
+            yield TensorPlan(
+                *(f"{module}.{stored.hf_suffix}", stored.storage),
+                # A scale of its own has no axis here.
+                () if stored.dimension(Side.ONE) is not None else found,
+                (part,),
+                linear=module,
+                stored=stored,
+                calibrated_as=calibrated_as,
+                ranged_with=fused(calibrated_as) if precision.fused_range else module,
+            )
+
+
+def write_hf_configs(folder: Path, source: ModelSource, plan: ConversionPlan) -> None:
+    """Write config.json and, for a quantized model, hf_quant_config.json."""
+    path = source.folder / "config.json"
+    config = json.loads(path.read_text()) if path.is_file() else _config(plan.spec)
+    for key in ("torch_dtype", "dtype"):
+        config.pop(key, None)
+    config["torch_dtype"] = plan.precision.dtype
+    if plan.precision.algorithm:
+        block = _quantization(plan.precision)
+        config["quantization_config"] = block
+        record = {
+            "producer": _PRODUCER,
+            "quantization": {
+                "quant_algo": plan.precision.algorithm,
+                "kv_cache_quant_algo": None,
+                **_group(plan.precision),
+                "exclude_modules": _WIDE_MODULES,
+            },
+        }
+        (folder / "hf_quant_config.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _group(precision: Precision) -> dict[str, int]:
+    size = precision.settings.get("group_size")
+    return {} if size is None else {"group_size": size}
+
+
+def _quantization(precision: Precision) -> dict[str, Any]:
+    bits = 4 if precision.inputs is Inputs.BLOCK_FP4 else 8
+    numbers = {"dynamic": False, "num_bits": bits, "type": "float", **_group(precision)}
+    group = {"input_activations": numbers, "weights": numbers, "targets": ["Linear"]}
+    static = precision.inputs in (Inputs.STATIC_FP8, Inputs.BLOCK_FP4)
+    return {
+        **({"config_groups": {"group_0": group}} if static else {}),
+        "ignore": _WIDE_MODULES,
+        "quant_algo": precision.algorithm,
+        "producer": _PRODUCER,
+        "quant_method": "modelopt",
+    }
+
+
+def _config(spec: ModelSpec) -> dict[str, Any]:
+    """Return a Hugging Face config of a model that had none."""
+    family = family_of(spec.architecture)
+    scaling = spec.rope.scaling
+    layer_norm = family.norm is Norm.LAYER_1P
+    return {
+        "architectures": [spec.architecture],
+        "model_type": spec.architecture.removesuffix("ForCausalLM").lower(),
+        "hidden_size": spec.hidden,
+        "intermediate_size": spec.intermediate,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_size,
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.max_positions,
+        "hidden_act": family.activations[0],
+        family.epsilon_keys[0]: spec.norm_epsilon,
+        "rope_theta": spec.rope.theta,
+        **({"partial_rotary_factor": spec.rope.fraction} if layer_norm else {}),
+        "rope_scaling": scaling
+        and {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_positions,
+        },
+        "tie_word_embeddings": spec.tied,
+    }

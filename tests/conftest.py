@@ -1,0 +1,174 @@
+"""Tiny Hugging Face folders with the odd shapes of Minitron, and the command to run on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
+
+from minitron_trt.cli import main
+from minitron_trt.console import log
+
+# Twelve heads of 8 do not fit a hidden size of 40, two key/value heads are fewer than four ranks,
+# three layers do not divide by two, and 131 tokens do not divide by four.
+SIZES: Final[dict[str, Any]] = {
+    "hidden_size": 40,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 131,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+CONFIGS: Final[dict[str, dict[str, Any]]] = {
+    "llama": {
+        **SIZES,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "mistral": {
+        **SIZES,
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+    },
+    "nemotron": {
+        **SIZES,
+        "architectures": ["NemotronForCausalLM"],
+        "model_type": "nemotron",
+        "hidden_act": "relu2",
+        "norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+    },
+}
+
+Shapes = dict[str, tuple[int, ...]]
+MakeModel = Callable[..., Path]
+
+
+def tensor_shapes(config: dict[str, Any]) -> Shapes:
+    """Return the tensors that transformers saves for a config, by name."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    query = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    layer: Shapes = {
+        "self_attn.q_proj.weight": (query, hidden),
+        "self_attn.k_proj.weight": (keys, hidden),
+        "self_attn.v_proj.weight": (keys, hidden),
+        "self_attn.o_proj.weight": (hidden, query),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    norm: Shapes = {"weight": (hidden,)}
+    if config["model_type"] == "nemotron":
+        norm["bias"] = (hidden,)
+    else:
+        layer["mlp.gate_proj.weight"] = (inner, hidden)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        layer |= {f"{name}.{part}": shape for part, shape in norm.items()}
+    vocabulary = (config["vocab_size"], hidden)
+    return {
+        "model.embed_tokens.weight": vocabulary,
+        **{
+            f"model.layers.{index}.{name}": shape
+            for index in range(config["num_hidden_layers"])
+            for name, shape in layer.items()
+        },
+        **{f"model.norm.{part}": shape for part, shape in norm.items()},
+        **({} if config["tie_word_embeddings"] else {"lm_head.weight": vocabulary}),
+    }
+
+
+def write_weights(folder: Path, shapes: Shapes, dtype: Any, shards: int) -> None:
+    """Write random weights, one file or some shards with their index."""
+    random = np.random.default_rng(7)
+    tensors = {
+        name: (random.standard_normal(shape, dtype=np.float32) * 0.1).astype(dtype)
+        for name, shape in shapes.items()
+    }
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors")
+        return
+    weight_map = {
+        name: f"model-{index % shards + 1:05d}-of-{shards:05d}.safetensors"
+        for index, name in enumerate(shapes)
+    }
+    for file in set(weight_map.values()):
+        save_file({n: t for n, t in tensors.items() if weight_map[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.fixture(scope="session")
+def shapes_of() -> Callable[[dict[str, Any]], Shapes]:
+    """Return the shapes of a config's tensors by name, in file order."""
+    return tensor_shapes
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Return a writer of model folders; changes go into the config of a kind and its weights."""
+
+    def make(kind: str, dtype: Any = ml_dtypes.bfloat16, shards: int = 1, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        config = {**CONFIGS[kind], **changes}
+        write_weights(folder, tensor_shapes(config), dtype, shards)
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+        (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+        (folder / "tokenizer_config.json").write_text("{}")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(make_model: MakeModel) -> Path:
+    """Return a Llama folder to read, in two shards."""
+    return make_model("llama", shards=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_mistral(make_model: MakeModel) -> Path:
+    """Return a Mistral folder to read."""
+    return make_model("mistral")
+
+
+@pytest.fixture(scope="session")
+def tiny_nemotron(make_model: MakeModel) -> Path:
+    """Return a Nemotron folder to read."""
+    return make_model("nemotron")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Return a call of minitron-trt in this process."""
+    state = log.handlers, log.level, log.propagate
+    # The command looks for -v there.
+    monkeypatch.setattr("sys.argv", ["minitron-trt"])
+    yield lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+    log.handlers, log.level, log.propagate = state

@@ -1,0 +1,214 @@
+"""Where the checkpoint goes: folders that are taken, foreign, unwritable or too small."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.convert.run import ConvertOptions, open_and_plan
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "outputs" / "checkpoint"
+
+
+def test_missing_parents_are_made(command: Command, tiny_llama: Path, output: Path) -> None:
+    result = command("convert", tiny_llama, "-o", output / "deep" / "er")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert Checkpoint.open(output / "deep" / "er").spec.layers == 3
+
+
+def test_an_output_that_exists_is_not_replaced(
+    command: Command, tiny_llama: Path, output: Path
+) -> None:
+    output.mkdir(parents=True)
+    result = command("convert", tiny_llama, "-o", output)
+
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: {output} already exists; choose another folder or pass --overwrite\n",
+    )
+    assert list(output.parent.rglob("*")) == [output]
+
+
+@pytest.mark.parametrize("before", ["checkpoint", "empty folder"])
+def test_overwrite_replaces_what_is_ours_or_empty(
+    before: str, command: Command, tiny_llama: Path, tiny_nemotron: Path, output: Path
+) -> None:
+    if before == "checkpoint":
+        command("convert", tiny_nemotron, "-o", output, "--tp", "4")
+    else:
+        output.mkdir(parents=True)
+    result = command("convert", tiny_llama, "-o", output, "--overwrite")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert Checkpoint.open(output).spec.architecture == "LlamaForCausalLM"
+    assert list(output.parent.iterdir()) == [output]
+    assert not (output / "rank1.safetensors").exists()
+
+
+@pytest.mark.parametrize("foreign", ["folder", "file"])
+def test_overwrite_never_replaces_what_is_foreign(
+    foreign: str, command: Command, tiny_llama: Path, output: Path
+) -> None:
+    precious = output / "thesis.txt" if foreign == "folder" else output
+    precious.parent.mkdir(parents=True)
+    precious.write_text("precious")
+    result = command("convert", tiny_llama, "-o", output, "--overwrite")
+
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: {output} is not something this tool wrote, so it is not replaced\n",
+    )
+    assert list(output.parent.iterdir()) == [output]
+    assert precious.read_text() == "precious"
+
+
+def test_the_source_itself_is_never_replaced(command: Command, tiny_llama: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tiny_llama.iterdir()}
+    result = command("convert", tiny_llama, "-o", tiny_llama, "--overwrite")
+
+    assert result.exit_code == 2
+    assert {path: path.stat().st_mtime_ns for path in tiny_llama.iterdir()} == before
+
+
+def test_a_failed_overwrite_keeps_what_was_there(
+    command: Command, tiny_llama: Path, tmp_path: Path, output: Path
+) -> None:
+    command("convert", tiny_llama, "-o", output)
+    result = command("convert", tmp_path / "absent", "-o", output, "--overwrite")
+
+    assert result.exit_code == 3
+    assert Checkpoint.open(output).spec.layers == 3
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_link_as_output_is_followed(command: Command, tiny_llama: Path, output: Path) -> None:
+    disk = output.parent / "disk"
+    disk.mkdir(parents=True)
+    output.symlink_to(disk / "checkpoint")
+    result = command("convert", tiny_llama, "-o", output)
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert output.is_symlink()
+    assert list(disk.iterdir()) == [disk / "checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("blocker", "reason"),
+    [("parent", "File exists"), ("partial", "File exists"), ("link", "Not a directory")],
+)
+def test_what_stands_in_the_way_is_not_touched(
+    blocker: str, reason: str, command: Command, tiny_llama: Path, output: Path
+) -> None:
+    output.parent.parent.mkdir(exist_ok=True)
+    if blocker == "parent":
+        output.parent.write_text("a file")
+    else:
+        output.parent.mkdir()
+        partial = output.parent / ".checkpoint.partial"
+        if blocker == "partial":
+            partial.write_text("a file")
+        else:
+            (output.parent / "notes").mkdir()
+            (output.parent / "notes" / "thesis.txt").write_text("precious")
+            partial.symlink_to("notes")
+    before = sorted(output.parent.rglob("*"))
+    result = command("convert", tiny_llama, "-o", output)
+
+    assert (result.exit_code, result.stderr) == (1, f"error: cannot write {output}: {reason}\n")
+    assert sorted(output.parent.rglob("*")) == before
+
+
+def test_a_name_that_is_too_long_is_refused(command: Command, tiny_llama: Path) -> None:
+    result = command("convert", tiny_llama, "-o", "x" * 300)
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: cannot write {'x' * 300}: File name too long\n",
+    )
+
+
+Mount = Callable[[str], Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Return a mounter of a small disk in memory; it needs root, so the test may be skipped."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def call(options: str) -> Path:
+        argv = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        try:
+            subprocess.run(argv, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"NOT TESTED, no disk can be mounted here: {error}")
+        return folder
+
+    yield call
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_read_only_disk_is_one_line(command: Command, tiny_llama: Path, mount: Mount) -> None:
+    output = mount("ro") / "checkpoint"
+    result = command("convert", tiny_llama, "-o", output)
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: cannot write {output}: Read-only file system\n",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_one_line(
+    command: Command, tiny_llama: Path, output: Path
+) -> None:
+    output.parent.mkdir(mode=0o500)
+    result = command("convert", tiny_llama, "-o", output)
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: cannot write {output}: Permission denied\n",
+    )
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_work(
+    command: Command, tiny_llama: Path, mount: Mount
+) -> None:
+    disk = mount("size=64k")
+    result = command("convert", tiny_llama, "-o", disk / "checkpoint")
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: the checkpoint needs 0.00 GB but its disk has 0.00 GB free; choose another disk\n",
+    )
+    assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_on_the_way_keeps_nothing(
+    command: Command, tiny_llama: Path, mount: Mount
+) -> None:
+    _, plan = open_and_plan(str(tiny_llama), ConvertOptions(tp=4))
+    page = os.sysconf("SC_PAGE_SIZE")
+    # Room for the tensors but not for the four headers.
+    disk = mount(f"size={-(-plan.output_bytes // page) * page}")
+    result = command("convert", tiny_llama, "-o", disk / "checkpoint", "--tp", "4")
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: no space left for {disk / 'checkpoint'} (0.00 GB free on its disk); "
+        "nothing was kept\n",
+    )
+    assert list(disk.iterdir()) == []
