@@ -1,0 +1,160 @@
+"""Models on a hub: a small server that speaks its protocol, and what is asked of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minitron_trt.artifacts import Manifest
+from minitron_trt.checkpoint import KIND
+
+WriteGguf = Callable[..., Path]
+REPO: Final = "some/model"
+COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """One repository of files, and the names of those that were fetched."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.fetched: set[str] = set()
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of a request."""
+        names = sorted(file.name for file in self.folder.iterdir())
+        if path.startswith(f"/api/models/{REPO}"):
+            about: Any = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
+            if "/tree/" in path:
+                about = [{"type": "file", "path": n, "size": 1, "oid": COMMIT} for n in names]
+            return 200, {"Content-Type": "application/json"}, json.dumps(about).encode()
+        name = path.rsplit("/", 1)[-1]
+        if "/resolve/" not in path or name not in names:
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+        body = (self.folder / name).read_bytes()
+        etag = hashlib.sha256(body).hexdigest()
+        return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[Hub, str]]:
+    """Return a hub without files, and its address."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    state = Hub(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send(with_body=False)
+
+        def do_GET(self) -> None:
+            self.send(with_body=True)
+
+        def send(self, with_body: bool) -> None:
+            status, headers, body = state.answer(self.path.split("?")[0])
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body:
+                state.fetched |= (
+                    {self.path.rsplit("/", 1)[-1]} if "/resolve/" in self.path else set()
+                )
+                self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            """Keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield state, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def run(source: str, output: Path, address: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own: the hub's library reads its environment once."""
+    environment = {
+        **os.environ,
+        "HF_HOME": str(output.parent / "cache"),
+        "HF_ENDPOINT": address,
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "minitron_trt", "convert", source, "-o", str(output)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def add_torch_weights(source: Path, folder: Path) -> None:
+    torch.save(load_file(source / "model.safetensors"), folder / "pytorch_model.bin")
+
+
+def test_torch_files_are_fetched_where_a_repository_has_no_safetensors(
+    hub: tuple[Hub, str], tiny_nemotron: Path, tmp_path: Path
+) -> None:
+    state, address = hub
+    for name in ("config.json", "generation_config.json"):
+        shutil.copyfile(tiny_nemotron / name, state.folder / name)
+    add_torch_weights(tiny_nemotron, state.folder)
+    result = run(REPO, tmp_path / "out", address)
+
+    assert (result.returncode, state.fetched) == (
+        0,
+        {"config.json", "generation_config.json", "pytorch_model.bin"},
+    ), result.stderr
+    manifest = Manifest.read(tmp_path / "out", KIND)
+    assert (manifest.source["repo"], manifest.source["revision"]) == (REPO, COMMIT)
+
+
+def test_torch_files_are_left_where_a_repository_has_safetensors_too(
+    hub: tuple[Hub, str], tiny_nemotron: Path, tmp_path: Path
+) -> None:
+    state, address = hub
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(tiny_nemotron / name, state.folder / name)
+    add_torch_weights(tiny_nemotron, state.folder)
+    result = run(REPO, tmp_path / "out", address)
+
+    assert (result.returncode, state.fetched) == (0, {"config.json", "model.safetensors"})
+
+
+def test_one_gguf_file_of_a_repository_is_fetched_by_its_name(
+    hub: tuple[Hub, str], tiny_nemotron: Path, write_gguf: WriteGguf, tmp_path: Path
+) -> None:
+    state, address = hub
+    for name in ("a.gguf", "b.gguf"):
+        write_gguf(tiny_nemotron, state.folder / name, "F16")
+    result = run(f"{REPO}/b.gguf", tmp_path / "out", address)
+
+    assert (result.returncode, state.fetched) == (0, {"b.gguf"}), result.stderr
+    manifest = Manifest.read(tmp_path / "out", KIND)
+    assert (manifest.source["repo"], manifest.source["revision"]) == (REPO, COMMIT)
+    assert manifest.source["path"].endswith(f"snapshots/{COMMIT}/b.gguf")
+
+
+def test_a_gguf_file_that_a_repository_lacks_is_named(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    result = run(f"{REPO}/c.gguf", tmp_path / "out", hub[1])
+
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr == f"error: {REPO} has no file c.gguf on the hub\n"
