@@ -1,1 +1,1 @@
-"""Stage two: a checkpoint becomes an engine for one GPU architecture; not written yet."""
+"""Stage two: a checkpoint becomes an engine for one GPU architecture."""

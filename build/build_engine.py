@@ -1,0 +1,96 @@
+"""The build that runs here: from the cache, by TensorRT-LLM, in docker, or by TensorRT itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_trt.build.cache import EngineCache, content_key
+from minitron_trt.build.compiler import build_tensorrt, choose_compiler, tensorrt_limits
+from minitron_trt.build.engine import Engine
+from minitron_trt.build.request import BuildRequest
+from minitron_trt.build.run import BuildJob, build_docker, build_local
+from minitron_trt.console import size_text
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished engine and what it took; `key` is its content key when a cache is used."""
+
+    engine: Engine
+    compiler: str
+    seconds: float
+    peak_bytes: int
+    key: str | None = None
+    cached: bool = False
+
+    @property
+    def text(self) -> str:
+        """Return the result as a line."""
+        size, sm = size_text(sum(self.engine.rank_bytes)), self.engine.sm
+        how = "from the cache" if self.cached else f"built by {self.compiler}"
+        peak = f", {size_text(self.peak_bytes)} of memory" if self.peak_bytes else ""
+        return (
+            f"{self.engine.folder}: {size} engine for SM{sm}, {how} in {self.seconds:.1f} s{peak}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that --json prints."""
+        return {
+            "engine": str(self.engine.folder),
+            "compiler": self.compiler,
+            "compiler_version": self.engine.compiler_version,
+            "sm": self.engine.sm,
+            "engine_bytes": sum(self.engine.rank_bytes),
+            "seconds": round(self.seconds, 3),
+            "peak_memory_bytes": self.peak_bytes,
+            "limits": asdict(self.engine.limits),
+            "key": self.key,
+            "cached": self.cached,
+        }
+
+
+def build_engine(job: BuildJob, request: BuildRequest, options: Mapping[str, Any]) -> Built:
+    """Build, or copy from `options['cache']`, and return what there is at the output."""
+    start = time.monotonic()
+    compiler = choose_compiler(job, options["compiler"], options["runner"])
+    for note in job.recipe.notes:
+        log.info("%s", note)
+    folder: Path | None = options["cache"]
+    key = None
+    if folder is not None:
+        key = content_key(job.checkpoint, _asked(job, request, compiler))
+        if EngineCache(folder).fetch(key, job.output, overwrite=job.overwrite):
+            seconds = time.monotonic() - start
+            return Built(Engine.open(job.output), compiler, seconds, 0, key, cached=True)
+    peak = _compile(job, request, compiler, options["runner"])
+    if folder is not None and key is not None:
+        EngineCache(folder).store(key, job.output)
+    return Built(Engine.open(job.output), compiler, time.monotonic() - start, peak, key)
+
+
+def _compile(job: BuildJob, request: BuildRequest, compiler: str, runner: str) -> int:
+    """Build the engine and return the peak of private memory."""
+    if compiler == "tensorrt":
+        return build_tensorrt(job, request).peak_private_bytes
+    outcome = build_docker(job) if runner == "docker" else build_local(job)
+    return outcome.peak_bytes if runner == "local" else 0
+
+
+def _asked(job: BuildJob, request: BuildRequest, compiler: str) -> dict[str, Any]:
+    """Return everything about a build, besides the checkpoint, that changes the engine."""
+    recipe = job.recipe
+    common = {"compiler": compiler, "sm": recipe.target.sm}
+    if compiler == "tensorrt":
+        from importlib import metadata
+
+        limits = asdict(tensorrt_limits(recipe, request))
+        return {**common, "version": metadata.version("tensorrt-rtx"), "limits": limits}
+    settings = sorted(setting.argument for setting in recipe.settings)
+    return {**common, "version": recipe.version, "settings": settings}

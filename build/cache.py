@@ -1,0 +1,68 @@
+"""Engines by what they were built from: the same request is answered by a copy, not a build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_trt.artifacts import MANIFEST_NAME, Manifest, sha256, staged
+from minitron_trt.build.engine import KIND
+from minitron_trt.checkpoint import CONFIG_NAME, Checkpoint, rank_file
+from minitron_trt.errors import BadInputError
+
+log = logging.getLogger(__name__)
+
+
+def content_key(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> str:
+    """Return the key of a build: the checkpoint's bytes and everything that was asked."""
+    names = [CONFIG_NAME, *(rank_file(r) for r in range(checkpoint.parallelism.world_size))]
+    names += [path.name for path in checkpoint.tokenizer_files]
+    # A checkpoint's manifest need not have digests, and sizes do not tell contents.
+    parts = {name: sha256(checkpoint.folder / name) for name in names}
+    text = json.dumps({"files": parts, "asked": asked}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCache:
+    """A folder of finished engines, each under its key and checked by digest when it is used."""
+
+    folder: Path
+
+    def fetch(self, key: str, output: Path, *, overwrite: bool = False) -> bool:
+        """Copy the engine of a key to `output`; False when there is none that is whole."""
+        entry = self.folder / key
+        if not entry.is_dir():
+            return False
+        try:
+            _check(entry)
+        except BadInputError as error:
+            log.warning("the cached engine is damaged and is built again (%s)", error)
+            shutil.rmtree(entry)
+            return False
+        with staged(output, overwrite=overwrite) as scratch:
+            shutil.copytree(entry, scratch, dirs_exist_ok=True)
+        return True
+
+    def store(self, key: str, engine: Path) -> None:
+        """Copy a finished engine in, with digests."""
+        with staged(self.folder / key, overwrite=True) as scratch:
+            shutil.copytree(engine, scratch, dirs_exist_ok=True)
+            manifest = Manifest.read(scratch, KIND)
+            (scratch / MANIFEST_NAME).unlink()
+            manifest.write(scratch, digest=True)
+
+
+def _check(entry: Path) -> None:
+    manifest = Manifest.read(entry, KIND)
+    for name, digest in manifest.digests.items():
+        if sha256(entry / name) != digest:
+            raise BadInputError(f"{entry / name} is not what was stored")
+    if manifest.digests.keys() != manifest.files.keys():
+        raise BadInputError(f"{entry} has no digests")

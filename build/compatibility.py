@@ -1,0 +1,165 @@
+"""Will an engine load there? Its architecture, versions, memory and ranks against a place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minitron_trt.build.containers import (
+    Container,
+    containers_with,
+    same_version,
+)
+from minitron_trt.build.engine import TRTLLM, Engine
+from minitron_trt.console import size_text
+from minitron_trt.gpus import ARCHITECTURES, GPUS, PRECISION_NAMES, Target, support
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing compared: fits (None: cannot be known), what was found, what to do about it."""
+
+    name: str
+    fits: bool | None
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was compared."""
+
+    engine: Engine
+    findings: tuple[Finding, ...]
+    images: tuple[str, ...]
+
+    @property
+    def loads(self) -> bool | None:
+        """Return whether the engine will load; None when something could not be known."""
+        fits = [finding.fits for finding in self.findings]
+        return False if False in fits else None if None in fits else True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that --json prints."""
+        engine = self.engine
+        return {
+            "engine": str(engine.folder),
+            "compiler": engine.compiler,
+            "compiler_version": engine.compiler_version,
+            "sm": engine.sm,
+            "tp": engine.model.parallelism.tp,
+            "pp": engine.model.parallelism.pp,
+            "loads": self.loads,
+            "findings": [asdict(finding) for finding in self.findings],
+            "images": list(self.images),
+        }
+
+
+def check_engine(
+    engine: Engine, target: Target | None, gpus: int | None, container: Container | None
+) -> Report:
+    """Compare an engine with a GPU, a number of them, and an image; None leaves one out."""
+    findings: list[Finding] = []
+    if target is not None:
+        findings += [_architecture(engine, target), _memory(engine, target)]
+    if gpus is not None:
+        findings.append(_ranks(engine, gpus))
+    if container is not None:
+        findings += _versions(engine, container)
+    return Report(engine, tuple(findings), _fitting_images(engine))
+
+
+def _architecture(engine: Engine, target: Target) -> Finding:
+    found = f"engine for SM{engine.sm}, {target.label}"
+    if engine.sm is None:
+        return Finding(
+            *("architecture", None, "the engine does not say which architecture it is for"),
+            "give the one it was built on with --sm",
+        )
+    if engine.sm == target.sm:
+        return Finding("architecture", True, found)
+    able = ", ".join(gpu.name for gpu in GPUS if gpu.sm == engine.sm)
+    name = next((a.name for a in ARCHITECTURES if target.sm in a.sms), "")
+    where = f"SM{engine.sm} is {able}" if able else f"no known GPU is SM{engine.sm}"
+    arch = name if target.sm == target.architecture.sms[0] else f"sm{target.sm}"
+    again = f"build again with --arch {arch}"
+    precision = engine.model.precision
+    if precision in PRECISION_NAMES and not (verdict := support(precision, target)).supported:
+        # Building is not enough where the weights' format does not run.
+        again = f"convert to {' or '.join(verdict.alternatives)} and {again}"
+    return Finding("architecture", False, found, f"{where}; or {again}")
+
+
+def _memory(engine: Engine, target: Target) -> Finding:
+    forecast, limits = engine.forecast(target.gpu), engine.limits
+    tokens = limits.max_seq_len
+    if engine.compiler != TRTLLM:
+        # Its cache is one piece, with a row of full length for each sequence.
+        tokens *= limits.max_batch_size
+    # What the pool must offer, before the share that TensorRT-LLM leaves free.
+    missing = tokens * forecast.kv_bytes_per_token - forecast.kv_pool_bytes
+    missing += max(-forecast.free_bytes, 0)
+    held = (
+        f"engine {size_text(forecast.weights_bytes)}, activations and runtime about "
+        f"{size_text(forecast.activation_bytes + forecast.reserve_bytes)} of "
+        f"{target.gpu.name}'s {size_text(forecast.gpu_bytes)}"
+    )
+    if missing <= 0:
+        return Finding(
+            *("memory", True),
+            f"{held}; {forecast.kv_tokens:,} tokens of KV cache, "
+            f"{forecast.sequences(limits.max_seq_len):,} sequences of {limits.max_seq_len}",
+        )
+    able = [gpu for gpu in GPUS if gpu.memory_bytes >= target.gpu.memory_bytes + missing / 0.9]
+    fitting = [gpu.name for gpu in able if gpu.sm == engine.sm]
+    return Finding(
+        *("memory", False, f"{held}; {size_text(missing)} are missing for {tokens} cached tokens"),
+        (f"{', '.join(fitting)} would hold it; or " if fitting else "")
+        + "build with a smaller --max-seq-len or --max-batch-size, or more --tp ranks",
+    )
+
+
+def _ranks(engine: Engine, gpus: int) -> Finding:
+    parallelism = engine.model.parallelism
+    need = parallelism.world_size
+    found = f"tp {parallelism.tp} x pp {parallelism.pp} on {gpus} GPU(s)"
+    if need <= gpus:
+        return Finding("ranks", True, found)
+    return Finding(
+        "ranks", False, found, f"use {need} GPUs, or convert with fewer ranks and build again"
+    )
+
+
+def _versions(engine: Engine, container: Container) -> Iterator[Finding]:
+    if engine.compiler != TRTLLM:
+        yield Finding(
+            *("TensorRT-LLM", False),
+            f"engine of {engine.compiler} {engine.compiler_version}, which {container.tag} does "
+            "not run",
+            "build with --compiler trtllm for NVIDIA's images",
+        )
+        return
+    version = engine.compiler_version
+    found = f"engine of {version}, {container.tag} has {container.trtllm}"
+    if version is None:
+        yield Finding("TensorRT-LLM", None, "the engine does not say which version built it")
+    elif same_version(version, container.trtllm):
+        yield Finding("TensorRT-LLM", True, found)
+    else:
+        tags = ", ".join(fitting.tag for fitting in containers_with(version))
+        way = f"use image {tags}; or " if tags else f"no image has {version}; "
+        yield Finding(
+            *("TensorRT-LLM", False, found),
+            f"{way}build again with --trtllm-version {container.trtllm}",
+        )
+    if engine.tensorrt and container.tensorrt:
+        same = same_version(engine.tensorrt, container.tensorrt)
+        found = f"engine of {engine.tensorrt}, {container.tag} has {container.tensorrt}"
+        yield Finding("TensorRT", same, found, "" if same else "build in the image that serves")
+
+
+def _fitting_images(engine: Engine) -> tuple[str, ...]:
+    if engine.compiler != TRTLLM or engine.compiler_version is None:
+        return ()
+    return tuple(container.image for container in containers_with(engine.compiler_version))

@@ -1,0 +1,133 @@
+"""`minitron-trt plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minitron_trt.build.model import find_model
+from minitron_trt.build.plan import Plan, PlanRequest, PlanRow, make_plan, parameters
+from minitron_trt.build.request import PROFILES, BuildRequest
+from minitron_trt.console import Console, console_options, size_text
+from minitron_trt.gpus import PRECISION_NAMES, find_target
+
+_HEADER = (
+    *("GPU", "precision", "tp", "weights", "KV cache", "tokens", "sequences"),
+    *("prefill", "decode", "full batch", "batch x seq"),
+)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--gpu", "--arch", "gpus", multiple=True, required=True, help="GPU or architecture")
+@click.option("--precision", multiple=True, type=click.Choice(PRECISION_NAMES), help="Precision")
+@click.option("--tp", multiple=True, type=click.IntRange(1), help="Tensor-parallel GPUs")
+@click.option("--input-len", default=1024, show_default=True, help="Tokens of a prompt")
+@click.option("--output-len", default=1024, show_default=True, help="Tokens of an answer")
+@click.option("--kv-cache", type=click.Choice(["auto", "fp8", "int8"]), help="KV cache format")
+@click.option(
+    "--profile",
+    type=click.Choice(PROFILES),
+    default="balanced",
+    show_default=True,
+    help="What the recommended limits are for",
+)
+@click.option("--explain", is_flag=True, help="Print each recommended setting with its reason")
+@click.option("--plot", type=click.Path(path_type=Path), help="Write a chart of the memory (SVG)")
+@console_options
+def plan(console: Console, model: str, gpus: tuple[str, ...], **asked: Any) -> None:
+    """Say what a model takes on a GPU, and how much fits beside it.
+
+    MODEL is a model folder, a checkpoint, or llama-3.1-minitron-4b-width, minitron-4b or
+    minitron-8b. --gpu, --precision and --tp may be given several times. Times and rates are bounds
+    that no engine can beat, not predictions.
+
+    Example: minitron-trt plan minitron-8b --gpu H100 --gpu L40 --input-len 2048
+    """
+    facts = find_model(model)
+    if asked["kv_cache"] is not None and not facts.cut:
+        facts = dataclasses.replace(facts, kv_cache=asked["kv_cache"])
+    total = asked["input_len"] + asked["output_len"]
+    longest = total if total > 4096 else None
+    build = BuildRequest(profile=asked["profile"], max_seq_len=longest)
+    targets = tuple(find_target(name) for name in gpus)
+    request = PlanRequest(
+        *(targets, asked["input_len"], asked["output_len"], asked["precision"], asked["tp"], build)
+    )
+    result = make_plan(facts, request)
+    if asked["plot"] is not None:
+        _write_chart(result, asked["plot"])
+    console.result(result.to_json(), describe(result, explain=asked["explain"]))
+
+
+def _write_chart(result: Plan, path: Path) -> None:
+    from minitron_trt.artifacts import output_errors
+    from minitron_trt.build.plan_chart import chart
+
+    with output_errors(path):
+        path.write_text(chart(result), encoding="utf-8")
+
+
+def describe(result: Plan, *, explain: bool = False) -> str:
+    """Return a plan as a table and its assumptions."""
+    model = result.model
+    kv_bytes = 2 * model.spec.layers * model.spec.kv_size * model.kv_cache_bytes
+    lines = [
+        f"{model.name}: {parameters(model.spec) / 1e9:.2f} B parameters, {kv_bytes:,} bytes of KV "
+        f"cache per token; {result.input_len} input + {result.output_len} output tokens",
+        "",
+        *_table([row for row in result.rows if row.recipe is not None]),
+        *(f"{_name(row)}: {row.problem}" for row in result.rows if row.recipe is None),
+    ]
+    if any(row.recipe for row in result.rows):
+        lines += [
+            "",
+            "weights and KV cache are per GPU. Bounds that cannot be beaten, not predictions: "
+            "prefill of one",
+            "prompt, tokens/s of one sequence and of all that fit. Assumed: activations of one "
+            "step, 1.5 GiB",
+            "for the runtime (2 GiB on several GPUs), and 0.9 of the rest for the KV cache.",
+        ]
+    if explain:
+        for row in result.rows:
+            if row.recipe is not None:
+                lines += ["", f"{_name(row)}:", row.recipe.explain()]
+    return "\n".join(lines)
+
+
+def _name(row: PlanRow) -> str:
+    return f"{row.target.gpu.name} {row.precision} tp {row.tp}"
+
+
+def _table(rows: list[PlanRow]) -> list[str]:
+    if not rows:
+        return []
+    cells = [_HEADER, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
+    return [
+        "  ".join(
+            text.ljust(width) if column < 2 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def _cells(row: PlanRow) -> tuple[str, ...]:
+    assert row.recipe is not None
+    assert row.bounds is not None
+    held, limits = row.recipe.forecast, row.recipe.limits
+    return (
+        *(row.target.gpu.name, row.precision, str(row.tp)),
+        size_text(held.weights_bytes),
+        size_text(held.kv_pool_bytes),
+        f"{held.kv_tokens:,}",
+        f"{row.sequences:,}",
+        f">= {row.bounds.prefill_s * 1e3:.1f} ms",
+        f"<= {row.bounds.decode_tokens_per_s:,.0f}/s",
+        f"<= {row.bounds.batch_tokens_per_s:,.0f}/s",
+        f"{limits.max_batch_size} x {limits.max_seq_len}",
+    )

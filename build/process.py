@@ -1,0 +1,153 @@
+"""Run a compiler: its log followed stage by stage, one deadline, its end in words."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import resource
+import selectors
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Final
+
+from minitron_trt.errors import ProcessError
+
+log = logging.getLogger(__name__)
+
+_STOP_S: Final = 10.0
+_KEPT_LINES: Final = 200
+# What trtllm-build says as it enters each stage.
+STAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "loading the checkpoint": r"loading weights|read(?:ing)? and convert|from_checkpoint",
+        "defining the network": r"constructing network|Set \w+ to ",
+        "compiling": r"Build TensorRT engine|\[MemUsageChange\] Init builder|autotuning",
+        "compiled": r"Engine generation completed|Total time of building Unnamed",
+        "writing the engine": r"Serializing engine",
+    }
+)
+_ERROR: Final = re.compile(r"\[E\]|\bError\b|Exception|assert", re.IGNORECASE)
+_KILLED: Final = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})
+Explain = Callable[[int, str], str | None]
+"""Say what an exit status and the last lines of a log mean; None leaves it to the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a finished compiler took."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def run_compiler(
+    argv: Sequence[str],
+    *,
+    log_file: Path,
+    memory_forecast: str,
+    timeout_s: float | None = None,
+    explain: Explain = lambda code, tail: None,
+) -> Outcome:
+    """Run a command to its end; ProcessError says why it failed. Nothing of it stays behind."""
+    start = time.monotonic()
+    tail: deque[str] = deque(maxlen=_KEPT_LINES)
+    with _owned(argv) as process:
+        assert process.stdout is not None
+        with log_file.open("w", encoding="utf-8") as kept:
+            _follow(process.stdout, kept, tail, None if timeout_s is None else start + timeout_s)
+        code = process.wait()
+    if code:
+        text = "\n".join(tail)
+        reason = explain(code, text) or _reason(argv[0], code, tail, memory_forecast)
+        raise ProcessError(reason)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return Outcome(round(time.monotonic() - start, 2), peak)
+
+
+@contextlib.contextmanager
+def _owned(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process group of its own; leaving the block ends all of it."""
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ProcessError(f"{argv[0]} cannot be started: {error.strerror}") from error
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            _signal(process, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_S)
+        # Workers that a killed compiler left.
+        _signal(process, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _follow(stream: IO[bytes], kept: IO[str], tail: deque[str], deadline: float | None) -> None:
+    """Copy lines to the log until the stream ends; ProcessError past the deadline."""
+    stage, rest = "", b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            if (left is not None and left <= 0) or not selector.select(left):
+                raise ProcessError(
+                    f"the compiler did not finish in time (it was {stage or 'starting'}); raise "
+                    "--timeout"
+                )
+            block = os.read(stream.fileno(), 1 << 16)
+            if not block:
+                return
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                text = line.decode(errors="replace").rstrip()
+                kept.write(f"{text}\n")
+                tail.append(text)
+                log.debug("%s", text)
+                stage = _advance(stage, text)
+
+
+def _advance(stage: str, line: str) -> str:
+    for name, pattern in STAGES.items():
+        if name != stage and re.search(pattern, line, re.IGNORECASE):
+            log.info("%s", name)
+            return name
+    return stage
+
+
+def _reason(program: str, code: int, tail: deque[str], memory_forecast: str) -> str:
+    name = Path(program).name
+    if code in _KILLED:
+        return (
+            f"{name} was killed (signal 9), most likely out of memory: {memory_forecast}; use a "
+            "machine with more, or --workers 1"
+        )
+    if code < 0:
+        return f"{name} crashed with {signal.Signals(-code).name}; {_last_error(tail)}"
+    return f"{name} failed with status {code}; {_last_error(tail)}"
+
+
+def _last_error(tail: deque[str]) -> str:
+    said = [line for line in tail if _ERROR.search(line)] or [line for line in tail if line.strip()]
+    return f"it said: {said[-1].strip()}" if said else "it said nothing"

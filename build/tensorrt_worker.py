@@ -1,0 +1,133 @@
+"""The process in which TensorRT-RTX works: python -m minitron_trt.build.tensorrt_worker REQUEST.
+
+It is a process of its own so that a builder that crashes, hangs or runs out of memory ends nothing
+else. REQUEST is JSON with the fields of `Request`. The engine goes to its path, the builder's
+version to stdout as JSON, its log to stderr as lines of a level, a tab and a message.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from minitron_trt.build.network import NetworkLimits, define_network
+from minitron_trt.build.tensorrt_api import TARGETS, Network, make_logger, tensorrt
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import MinitronError, ProcessError
+
+_SET_PARENT_DEATH_SIGNAL: Final = 1  # of Linux's prctl
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to compile, for which architecture, and where the engine goes."""
+
+    checkpoint: Path
+    sm: int
+    limits: NetworkLimits
+    plan: Path
+
+    def to_json(self) -> str:
+        """Return the request as the worker's argument."""
+        record = {**asdict(self), "checkpoint": str(self.checkpoint), "plan": str(self.plan)}
+        return json.dumps(record)
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """Read the worker's argument."""
+        record = json.loads(text)
+        return cls(
+            checkpoint=Path(record["checkpoint"]),
+            sm=record["sm"],
+            limits=NetworkLimits(**record["limits"]),
+            plan=Path(record["plan"]),
+        )
+
+
+def build(request: Request) -> None:
+    """Compile a checkpoint and write the engine; ProcessError has the builder's own line."""
+    trt = tensorrt()
+    logger, errors = make_logger()
+    builder = trt.Builder(logger)
+    strongly_typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    network = builder.create_network(1 << int(strongly_typed))
+    try:
+        # The graph holds the weights that the network borrows.
+        graph = define_network(network, Checkpoint.open(request.checkpoint), request.limits)
+        config = builder.create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[request.sm]), 0)
+        config.add_optimization_profile(_profile(builder, network, request.limits))
+        with request.plan.open("wb") as file:
+            done = builder.build_serialized_network_to_stream(network, config, _writer(file))
+        del graph
+    except ProcessError as error:
+        raise ProcessError(_said(errors) or str(error)) from error
+    if not done:
+        raise ProcessError(_said(errors) or "the builder gave up without a reason")
+
+
+def _said(errors: list[str]) -> str:
+    """Return the builder's first complaint, which is the cause of the others, on one line."""
+    return " ".join(errors[0].split()) if errors else ""
+
+
+def _profile(builder: Any, network: Network, limits: NetworkLimits) -> Any:
+    """Return the range of every input; the builder tunes for one token of every sequence."""
+    profile = builder.create_optimization_profile()
+    most = {"batch": limits.max_batch_size, "length": limits.max_input_len}
+    best = {"batch": limits.max_batch_size, "length": 1}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        axes = [(tensor.get_dimension_name(axis), size) for axis, size in enumerate(tensor.shape)]
+        shapes = (
+            tuple(size if size >= 0 else sizes.get(name, 1) for name, size in axes)
+            for sizes in ({}, best, most)
+        )
+        profile.set_shape(tensor.name, *shapes)
+    return profile
+
+
+def _writer(file: BinaryIO) -> Any:
+    base: Any = tensorrt().IStreamWriter
+
+    class PlanFile(base):  # type: ignore[misc]  # the library has no types
+        """An engine's way to the disk, so that it is in memory once."""
+
+        def __init__(self) -> None:
+            super().__init__()
+
+        def write(self, data: bytes) -> int:
+            """Write the next part and return its size."""
+            return file.write(data)
+
+    return PlanFile()
+
+
+class _LineFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname}\t{' '.join(record.getMessage().split())}"
+
+
+def main() -> None:
+    """Serve one request, and end when the process that asked does."""
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_LineFormatter())
+    logging.basicConfig(level=logging.DEBUG, handlers=[handler])
+    try:
+        build(Request.from_json(sys.argv[1]))
+    except MinitronError as error:
+        sys.stdout.write(json.dumps({"error": str(error)}))
+        raise SystemExit(error.exit_code) from None
+    sys.stdout.write(json.dumps({"version": tensorrt().__version__}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""TensorRT's timing cache, kept per architecture and version: a second build is shorter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class TimingCache:
+    """The cache file of one SM and compiler version in a folder."""
+
+    folder: Path
+    sm: int
+    version: str
+
+    @property
+    def path(self) -> Path:
+        """Return the file; other architectures' and versions' timings would be rejected."""
+        return self.folder / f"sm{self.sm}-trtllm-{self.version}.timing"
+
+    def arguments(self, source: Path | str, target: Path | str) -> list[str]:
+        """Return the compiler's arguments to read the cache and write a new one."""
+        known = [f"--input_timing_cache={source}"] if self.path.is_file() else []
+        return [*known, f"--output_timing_cache={target}"]
+
+    def keep(self, written: Path) -> None:
+        """Replace the cache by a finished build's, in one step; nothing when there is none."""
+        if not written.is_file():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_suffix(f".{os.getpid()}.partial")
+        shutil.move(written, scratch)
+        scratch.replace(self.path)

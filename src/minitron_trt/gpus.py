@@ -1,0 +1,255 @@
+"""What the GPUs can do: architectures, products, and which precision and feature runs where.
+
+Everything that asks "will this work on that GPU?" reads these tables. Rates are dense, without
+sparsity, as NVIDIA's data sheets state them; memory is what nvidia-smi reports.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from minitron_trt.errors import UnsupportedError, UsageError
+
+
+class Sure(enum.Enum):
+    """How we know a fact."""
+
+    DOCUMENTED = "documented"
+    TESTED = "tested upstream"  # TensorRT-LLM has a test that builds and runs it there
+    UNVERIFIED = "unverified"  # listed or derived; nobody is known to have run it
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A generation of GPUs; `typical` is the product that its bare name stands for."""
+
+    name: str
+    sms: tuple[int, ...]
+    typical: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A product: memory, its bandwidth, and dense multiplication rates (0: not in hardware)."""
+
+    name: str
+    sm: int
+    memory_mib: int
+    bandwidth_gbs: float
+    bf16_tflops: float
+    fp8_tflops: float = 0
+    fp4_tflops: float = 0
+    aliases: tuple[str, ...] = ()
+    sure: Sure = Sure.DOCUMENTED
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return the memory in bytes."""
+        return self.memory_mib << 20
+
+    def tflops(self, precision: str) -> float:
+        """Return the dense rate at which the GPU multiplies in a precision."""
+        rates = {"fp8": self.fp8_tflops, "fp4": self.fp4_tflops}
+        return rates.get(_MULTIPLIES_IN.get(precision, ""), 0) or self.bf16_tflops
+
+
+_MULTIPLIES_IN: Final[Mapping[str, str]] = MappingProxyType(
+    {"fp8": "fp8", "fp8-rowwise": "fp8", "w4a8-awq": "fp8", "nvfp4": "fp4"}
+)
+
+ARCHITECTURES: Final = (
+    Architecture("ampere", (80, 86), "A100-80GB"),
+    Architecture("ada", (89,), "L40", ("lovelace", "adalovelace")),
+    Architecture("hopper", (90,), "H100-SXM"),
+    Architecture("blackwell", (100, 103), "B200"),
+    Architecture("blackwell-rtx", (120,), "RTX-PRO-6000"),
+)
+
+_U: Final = Sure.UNVERIFIED
+GPUS: Final = (
+    Gpu("A100-40GB", 80, 40960, 1555, 312, aliases=("A100-SXM4-40GB", "A100-PCIE-40GB")),
+    Gpu("A100-80GB", 80, 81920, 2039, 312, aliases=("A100", "A100-SXM", "A100-SXM4-80GB")),
+    Gpu("A100-80GB-PCIe", 80, 81920, 1935, 312, aliases=("A100-PCIe", "A100 80GB PCIe")),
+    Gpu("A30", 80, 24576, 933, 165),
+    Gpu("A10", 86, 23028, 600, 125),
+    Gpu("A10G", 86, 23028, 600, 70, sure=_U),
+    Gpu("A40", 86, 46068, 696, 149.7),
+    Gpu("RTX-A6000", 86, 49140, 768, 154.8, aliases=("A6000",)),
+    Gpu("RTX-3090", 86, 24576, 936, 71, sure=_U),
+    Gpu("L4", 89, 23034, 300, 121, 242),
+    Gpu("L40", 89, 46068, 864, 181, 362),
+    Gpu("L40S", 89, 46068, 864, 362, 733),
+    Gpu("RTX-6000-Ada", 89, 49140, 960, 364, 728, aliases=("RTX 6000 Ada Generation",)),
+    Gpu("RTX-4090", 89, 24564, 1008, 165, 330, sure=_U),
+    Gpu("H100-SXM", 90, 81559, 3350, 989, 1979, aliases=("H100", "H100-SXM5", "H100 80GB HBM3")),
+    Gpu("H100-PCIe", 90, 81559, 2000, 756, 1513),
+    Gpu("H100-NVL", 90, 95830, 3900, 835, 1671),
+    Gpu("GH200", 90, 97871, 4000, 989, 1979, aliases=("GH200 480GB", "GH200-96GB")),
+    Gpu("H200", 90, 143771, 4800, 989, 1979, aliases=("H200-SXM",)),
+    Gpu("H200-NVL", 90, 143771, 4800, 835, 1671),
+    Gpu("B200", 100, 183359, 8000, 2250, 4500, 9000),
+    Gpu("GB200", 100, 189471, 8000, 2500, 5000, 10000),
+    Gpu("B300", 103, 275040, 8000, 2250, 4500, 13500, sure=_U),
+    Gpu("GB300", 103, 284208, 8000, 2500, 5000, 15000, sure=_U),
+    Gpu(
+        *("RTX-PRO-6000", 120, 97887, 1597, 500, 1000, 2000),
+        ("RTX PRO 6000 Blackwell", "RTX PRO 6000 Blackwell Server Edition"),
+    ),
+    Gpu("RTX-5090", 120, 32607, 1792, 210, 419, 1676, sure=_U),
+)
+
+SMS: Final = (80, 86, 89, 90, 100, 103, 120)
+# Per feature, one letter for each of SMS: T tested upstream, D documented, U unverified; and
+# refused: - the hardware lacks it, X TensorRT-LLM raises at build, . not listed by upstream.
+_CELLS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "bf16": "TDDTTUU",
+        "fp16": "TDDTTUU",
+        "fp8": "--DTTUU",
+        "fp8-rowwise": "--.DXX.",
+        "w8a16": "DDDDXXU",
+        "w4a16": "DDDDXXU",
+        "w4a16-awq": "TDDTXX.",
+        "w4a8-awq": "--DDXX.",
+        "nvfp4": "----DUU",
+        "kv-fp8": "UUDDDUU",
+        "kv-int8": "DDDDXXU",
+        "fp8-context-fmha": "--DDDUU",
+        "fp8-gemm-plugin": "--DDDUU",
+        "gemm-swiglu-plugin": "---DX..",
+        "low-latency-gemm-plugin": "--UDXUU",
+    }
+)
+_NEEDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            (
+                *("fp8", "fp8-rowwise", "w4a8-awq"),
+                *("fp8-context-fmha", "fp8-gemm-plugin", "low-latency-gemm-plugin"),
+            ),
+            "it needs FP8 tensor cores, SM89 (Ada) or newer",
+        ),
+        "nvfp4": "it needs FP4 tensor cores, SM100 (Blackwell) or newer",
+        "gemm-swiglu-plugin": "it is written for SM90 (Hopper)",
+    }
+)
+_REFUSALS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "X": "TensorRT-LLM's builder refuses it on this architecture",
+        ".": "TensorRT-LLM does not list it for this architecture",
+    }
+)
+_SURE: Final = MappingProxyType({"T": Sure.TESTED, "D": Sure.DOCUMENTED, "U": Sure.UNVERIFIED})
+# What comes closest to a precision, best first.
+_INSTEAD: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "fp8": ("w8a16", "w4a16-awq", "bf16"),
+        "fp8-rowwise": ("fp8", "w8a16", "bf16"),
+        "w8a16": ("fp8", "bf16"),
+        "w4a16": ("nvfp4", "w4a16-awq", "fp8", "bf16"),
+        "w4a16-awq": ("nvfp4", "fp8", "bf16"),
+        "w4a8-awq": ("nvfp4", "w4a16-awq", "fp8", "bf16"),
+        "nvfp4": ("w4a8-awq", "fp8", "w4a16-awq", "bf16"),
+        "kv-int8": ("kv-fp8",),
+        "kv-fp8": ("kv-int8",),
+    }
+)
+FEATURES: Final = tuple(_CELLS)
+PRECISION_NAMES: Final = FEATURES[:9]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What to compile for: an SM, and the GPU whose memory and rates count."""
+
+    name: str
+    sm: int
+    gpu: Gpu
+
+    @property
+    def label(self) -> str:
+        """Return the target as messages name it."""
+        return f"{self.name} (SM{self.sm})"
+
+    @property
+    def architecture(self) -> Architecture:
+        """Return the generation that the SM belongs to."""
+        return next(a for a in ARCHITECTURES if self.sm in a.sms)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether something runs on a target, why, how sure that is, and what runs instead."""
+
+    supported: bool
+    reason: str
+    sure: Sure
+    alternatives: tuple[str, ...] = ()
+
+
+def find_gpu(name: str) -> Gpu:
+    """Return a product by any of its names; UsageError offers the nearest."""
+    return find_target(name).gpu
+
+
+def find_target(name: str) -> Target:
+    """Return what an architecture, SM or GPU name stands for; UsageError offers the nearest."""
+    key = _key(name)
+    for gpu in GPUS:
+        if key in {_key(spelling) for spelling in (gpu.name, *gpu.aliases)}:
+            return Target(gpu.name, gpu.sm, gpu)
+    for architecture in ARCHITECTURES:
+        if key in {_key(spelling) for spelling in (architecture.name, *architecture.aliases)}:
+            return Target(architecture.name, architecture.sms[0], find_gpu(architecture.typical))
+        if key in {f"sm{sm}" for sm in architecture.sms}:
+            return _bare_sm(int(key[2:]), architecture)
+    # Takes a while to import, and only a mistake needs it.
+    from difflib import get_close_matches
+
+    known = {_key(known): known for known in (*(a.name for a in ARCHITECTURES), *_gpu_names())}
+    near = [known[match] for match in get_close_matches(key, known, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}" if near else f"known are {', '.join(known.values())}"
+    raise UsageError(f"GPU or architecture {name!r} is not known; {hint}")
+
+
+def support(feature: str, target: Target) -> Verdict:
+    """Say whether a precision or feature (a name in FEATURES) runs on a target."""
+    if feature not in _CELLS:
+        raise UsageError(f"{feature!r} is not known; expected one of {', '.join(FEATURES)}")
+    cell = _CELLS[feature][SMS.index(target.sm)]
+    if cell in _SURE:
+        return Verdict(True, f"{target.label} runs {feature}", _SURE[cell])
+    why = _NEEDS[feature] if cell == "-" else _REFUSALS[cell]
+    instead = tuple(
+        other for other in _INSTEAD.get(feature, ()) if _CELLS[other][SMS.index(target.sm)] in _SURE
+    )
+    return Verdict(False, f"{target.label} cannot run {feature}: {why}", Sure.DOCUMENTED, instead)
+
+
+def check_support(feature: str, target: Target) -> Verdict:
+    """Return the verdict when it is yes; UnsupportedError says why not and what to use instead."""
+    verdict = support(feature, target)
+    if not verdict.supported:
+        instead = f"; use {' or '.join(verdict.alternatives)}" if verdict.alternatives else ""
+        raise UnsupportedError(verdict.reason + instead)
+    return verdict
+
+
+def _key(name: str) -> str:
+    return re.sub(r"nvidia|geforce|tensor core|[^a-z0-9]", "", name.lower())
+
+
+def _gpu_names() -> tuple[str, ...]:
+    return tuple(gpu.name for gpu in GPUS)
+
+
+def _bare_sm(sm: int, architecture: Architecture) -> Target:
+    typical = find_gpu(architecture.typical)
+    smallest = min((gpu for gpu in GPUS if gpu.sm == sm), key=lambda gpu: gpu.memory_mib)
+    return Target(f"sm{sm}", sm, typical if typical.sm == sm else smallest)

@@ -1,0 +1,107 @@
+"""`build` with TensorRT itself: real engines from a CPU, and what is refused before it is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from tests.build.doubles import make_doubles
+
+from minitron_trt.artifacts import MANIFEST_NAME
+from minitron_trt.build.engine import Engine
+from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.samples import sample_folder
+
+pytest.importorskip("tensorrt_rtx", reason="this needs: pip install 'minitron-trt[rtx]'")
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _no_trtllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave neither trtllm-build nor a GPU to be found."""
+    make_doubles(tmp_path, monkeypatch)
+
+
+def with_quantization(folder: Path, **block: object) -> None:
+    """Make a checkpoint say that it is quantized; its weights stay as they are."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"] |= block
+    (folder / "config.json").write_text(json.dumps(config))
+    record: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text())
+    record["files"]["config.json"] = (folder / "config.json").stat().st_size
+    (folder / MANIFEST_NAME).write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(("arch", "sm"), [("ada", 89), ("A100", 80), ("blackwell-rtx", 120)])
+def test_without_a_gpu_auto_compiles_with_tensorrt(
+    arch: str, sm: int, tmp_path: Path, command: Command
+) -> None:
+    convert(str(sample_folder("solar-llama")), tmp_path / "checkpoint", ConvertOptions())
+    output = tmp_path / "engine"
+    arguments = ("build", tmp_path / "checkpoint", "-o", output, "--arch", arch, "--json")
+    result = command(*arguments, "--max-batch-size", 2, "--max-seq-len", 64)
+    record = json.loads(result.stdout)
+    engine = Engine.open(output)
+
+    assert result.exit_code == 0, result.stderr
+    assert (record["compiler"], record["sm"]) == ("tensorrt", sm)
+    assert engine.compiler == "tensorrt-rtx"
+    assert (engine.limits.max_batch_size, engine.limits.max_seq_len) == (2, 64)
+    assert command("check", output, "--gpu", arch).exit_code == 0
+    assert command("check", output, "--gpu", "H100").exit_code == 4
+
+
+def test_fp8_for_an_a100_is_refused_by_the_table(
+    checkpoint: Path, output: Path, command: Command
+) -> None:
+    with_quantization(checkpoint, quant_algo="FP8")
+    result = command("build", checkpoint, "-o", output, "--arch", "A100")
+
+    assert (result.exit_code, result.stderr) == (
+        4,
+        "error: A100-80GB (SM80) cannot run fp8: it needs FP8 tensor cores, SM89 (Ada) or newer; "
+        "use w8a16 or w4a16-awq or bf16\n",
+    )
+
+
+def test_a_cache_in_one_piece_that_does_not_fit_is_refused_by_how_much(
+    checkpoint: Path, output: Path, command: Command
+) -> None:
+    arguments = ("build", checkpoint, "-o", output, "--arch", "L4", "--compiler", "tensorrt")
+    result = command(*arguments, "--max-batch-size", 2_000_000, "--max-num-tokens", 2_000_000)
+
+    assert result.exit_code == 4
+    assert "more than the KV cache of L4 (SM89), and --compiler tensorrt keeps it whole" in (
+        result.stderr
+    )
+
+
+def test_a_checkpoint_for_two_gpus_is_refused(
+    tiny_llama: Path, tmp_path: Path, output: Path, command: Command
+) -> None:
+    convert(str(tiny_llama), tmp_path / "two", ConvertOptions(tp=2))
+    arguments = ("build", tmp_path / "two", "-o", output, "--arch", "ada")
+    result = command(*arguments, "--compiler", "tensorrt")
+
+    assert result.exit_code == 4
+    assert "builds for one GPU; the checkpoint is cut for 2; elsewhere, " in result.stderr
+
+
+def test_the_same_request_is_answered_from_the_cache(
+    checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    def build(name: str) -> dict[str, Any]:
+        arguments = ("build", checkpoint, "-o", tmp_path / name, "--arch", "ada", "--json")
+        result = command(*arguments, "--cache", tmp_path / "cache", "--max-batch-size", 2)
+        record: dict[str, Any] = json.loads(result.stdout)
+        return record
+
+    first, second = build("one"), build("two")
+
+    assert (first["cached"], second["cached"]) == (False, True)
+    assert second["key"] == first["key"]

@@ -1,0 +1,194 @@
+"""Job files for clusters: parsed by bash and a YAML reader, and held against the API's schema."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from tests.build.engines import write_engine
+
+from minitron_trt.build.jobs import yaml_text
+from minitron_trt.convert.run import ConvertOptions, convert
+
+yaml = pytest.importorskip("yaml", reason="the job files are read back with PyYAML")
+
+Command = Callable[..., Result]
+SCHEMA = json.loads(Path(__file__).with_name("kubernetes_job.json").read_text())["schema"]
+TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+}
+
+
+@pytest.fixture
+def checkpoint(tiny_llama: Path, tmp_path: Path) -> Path:
+    """Return a checkpoint to read."""
+    convert(str(tiny_llama), tmp_path / "check point", ConvertOptions())
+    return tmp_path / "check point"
+
+
+def problems(value: Any, schema: dict[str, Any], at: str = "job") -> list[str]:
+    """Return where a value is not what the schema says; keys that it does not know count."""
+    if "properties" in schema:
+        known = schema["properties"].keys() | set(schema["others"])
+        found = [f"{at}.{key} is not known" for key in value.keys() - known]
+        found += [
+            f"{at}.{key} is missing" for key in set(schema.get("required", ())) - value.keys()
+        ]
+        for key in value.keys() & schema["properties"].keys():
+            found += problems(value[key], schema["properties"][key], f"{at}.{key}")
+        return found
+    if "items" in schema:
+        return [p for inner in value for p in problems(inner, schema["items"], f"{at}[]")]
+    if "values" in schema:
+        return [p for k, v in value.items() for p in problems(v, schema["values"], f"{at}.{k}")]
+    if not any(isinstance(value, TYPES[name]) for name in schema["types"]):
+        return [f"{at} is {value!r}, not {schema['types']}"]
+    if value not in schema.get("enum", [value]):
+        return [f"{at} is {value!r}, not one of {schema['enum']}"]
+    return []
+
+
+def test_a_kubernetes_job_is_what_the_api_takes(
+    checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    output = tmp_path / "engine"
+    arguments = ("build", checkpoint, "-o", output, "--arch", "B200", "--runner", "kubernetes")
+    result = command(*arguments, "--claim", "store", "--timeout", 600, "--json")
+    record = json.loads(result.stdout)
+    job = yaml.safe_load(Path(record["job"]).read_text())
+    pod = job["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+
+    assert result.exit_code == 0, result.stderr
+    assert problems(job, SCHEMA) == []
+    assert job["metadata"]["name"] == "build-check-point-sm100"
+    assert pod["nodeSelector"] == {
+        "nvidia.com/gpu.compute.major": "10",
+        "nvidia.com/gpu.compute.minor": "0",
+    }
+    assert container["image"] == "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
+    assert container["command"][:3] == [
+        "trtllm-build",
+        "--checkpoint_dir=/models/check point",
+        "--output_dir=/models/engine",
+    ]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "3Gi"}
+    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "store"}
+    assert job["spec"]["activeDeadlineSeconds"] == 600
+    assert record["submit"] == f"kubectl apply -f {output}.yaml"
+
+
+def test_the_schema_would_catch_what_is_wrong() -> None:
+    job = {"apiVersion": "v1", "kind": "Job", "spec": {"backofLimit": 0, "backoffLimit": "0"}}
+
+    assert sorted(problems(job, SCHEMA)) == [
+        "job.apiVersion is 'v1', not one of ['batch/v1']",
+        "job.spec.backofLimit is not known",
+        "job.spec.backoffLimit is '0', not ['integer']",
+        "job.spec.template is missing",
+    ]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"a": "no: yes", "b": [], "c": {}, "d": True, "e": None, "f": 1, "g": "1"},
+        {"a": [{"b": [{"c": [1, 2]}], "d": {"e": "x"}}, "- plain"], "ü": "π # no comment\n"},
+    ],
+)
+def test_yaml_reads_back(record: dict[str, Any]) -> None:
+    assert yaml.safe_load(yaml_text(record)) == record
+
+
+def test_a_slurm_script_is_bash_and_asks_for_what_the_build_takes(
+    checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    output = tmp_path / "engine"
+    arguments = ("build", checkpoint, "-o", output, "--arch", "H100", "--runner", "slurm", "--json")
+    record = json.loads(command(*arguments).stdout)
+    script = Path(record["job"])
+    text = script.read_text()
+
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    assert record["submit"] == f"sbatch {output}.sbatch"
+    assert [line for line in text.splitlines() if line.startswith("#SBATCH")] == [
+        "#SBATCH --job-name=build-check-point-sm90",
+        "#SBATCH --nodes=1",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --mem=3G",
+        "#SBATCH --time=04:00:00",
+        "#SBATCH --output=build-check-point-sm90-%j.log",
+    ]
+    assert "--container-image='nvcr.io#nvidia/tritonserver:26.07-trtllm-python-py3'" in text
+    assert f"'{checkpoint}:/checkpoint:ro,{tmp_path}/.engine.partial:/output'" in text
+
+
+def test_a_slurm_job_runs_where_the_gpu_is_right_and_publishes_whole(
+    checkpoint: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Srun and nvidia-smi are doubles: one writes a file, the other names a capability."""
+    output, tools = tmp_path / "engine", tmp_path / "bin"
+    tools.mkdir()
+    arguments = ("build", checkpoint, "-o", output, "--arch", "H100", "--runner", "slurm", "--json")
+    script = json.loads(command(*arguments).stdout)["job"]
+    for name, text in {
+        "srun": f"touch {tmp_path}/.engine.partial/rank0.engine",
+        "nvidia-smi": 'echo "$CAPABILITY"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    monkeypatch.setenv("CAPABILITY", "8.9")
+    wrong = subprocess.run(["bash", script], capture_output=True, text=True)
+    monkeypatch.setenv("CAPABILITY", "9.0")
+    right = subprocess.run(["bash", script], capture_output=True, text=True)
+
+    assert (wrong.returncode, wrong.stderr) == (
+        1,
+        "this node has a GPU of compute capability 8.9, not 9.0\n",
+    )
+    assert (right.returncode, right.stderr) == (0, "")
+    assert [path.name for path in output.iterdir()] == ["rank0.engine"]
+
+
+def test_what_a_job_wrote_becomes_an_artifact(
+    checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    output = write_engine(tmp_path / "engine", size_bytes=1000, pretrained=config)
+    arguments = ("build", checkpoint, "-o", output, "--arch", "H100", "--finish")
+    result = command(*arguments)
+
+    assert (result.exit_code, result.stdout) == (0, f"{output}: an engine for H100-SXM (SM90)\n")
+    assert command("check", output, "--gpu", "H100", "--image", "26.07").exit_code == 0
+    assert (output / "tokenizer.json").is_file()
+
+
+def test_a_job_that_is_not_done_cannot_be_finished(
+    checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    arguments = ("build", checkpoint, "-o", tmp_path / "engine", "--arch", "H100", "--finish")
+    result = command(*arguments)
+
+    assert result.exit_code == 3
+    assert "holds no engine yet; let the job finish first" in result.stderr
+
+
+def test_a_path_that_cannot_be_mounted_is_refused(
+    tiny_llama: Path, tmp_path: Path, command: Command
+) -> None:
+    convert(str(tiny_llama), tmp_path / "a:b", ConvertOptions())
+    arguments = ("build", tmp_path / "a:b", "-o", tmp_path / "e", "--arch", "H100")
+    result = command(*arguments, "--runner", "slurm")
+
+    assert result.exit_code == 2
+    assert "a colon or comma in a path cannot be mounted" in result.stderr
