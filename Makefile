@@ -4,46 +4,52 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := .venv/.ready
+COMPLETE := .venv/.complete
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(READY) ## Install everything that the other targets need into .venv
+setup: $(COMPLETE) ## Install everything that the other targets need into .venv
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[reference,server]" --group dev
+	$(INSTALL) --editable ".[reference,rtx,server]"
+	@touch $@
+
+$(COMPLETE): $(READY)
+	$(INSTALL) --editable ".[all]" --group dev
 	@touch $@
 
 demo: $(READY) ## Walk from a sample model to text from Triton, without a GPU
 	@$(BIN)/minitron-trt demo
 
-test: $(READY) ## Run the tests; those that need a GPU skip without one
+test: $(COMPLETE) ## Run the tests; those that need a GPU skip without one
 	$(BIN)/python -m pytest
 
-test-gpu: $(READY) ## Run only the tests that need a GPU
+test-gpu: $(COMPLETE) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
-lint: $(READY) ## Check style, format, types, import direction and docs
+lint: $(COMPLETE) ## Check style, format, types, import direction and docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
-format: $(READY) ## Rewrite the code in the house format
+format: $(COMPLETE) ## Rewrite the code in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(READY) ## Write docs/cli.md from the commands' own help
+docs: $(COMPLETE) ## Write docs/cli.md from the commands' own help
 	$(BIN)/python docs/generate.py
 
-bench: $(READY) ## Time conversion against cp (makes a 9 GB model, needs 30 GB of disk)
+bench: $(COMPLETE) ## Time conversion against cp (makes a 9 GB model, needs 30 GB of disk)
 	$(BIN)/python benchmarks/bench_convert.py
 
-package: $(READY) ## Build the wheel into dist/
+package: $(COMPLETE) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## Remove caches and dist/, never build/

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import shlex
 import shutil
@@ -44,7 +45,7 @@ def demo(console: Console, model: str | None, sample: str, keep: Path | None, **
     """Walk from a model to streamed text.
 
     The steps are convert, triton-repo, serve and generate, each printed as you would type it.
-    Needs no GPU.
+    Needs no GPU; with the extra [rtx] an engine is built as well.
 
     Example: minitron-trt demo --model nvidia/Minitron-4B-Base
     """
@@ -60,6 +61,8 @@ def demo(console: Console, model: str | None, sample: str, keep: Path | None, **
         elif Path(model).exists():
             model = str(Path(model).absolute())
         walk.run("convert", model or "model", "-o", "checkpoint")
+        if _has_engine_builder():
+            walk.run("build", "checkpoint", "-o", "engine", "--arch", "ada")
         walk.run("triton-repo", "checkpoint", "-o", "repository")
         with walk.serving("repository") as endpoints:
             answers = {
@@ -68,6 +71,11 @@ def demo(console: Console, model: str | None, sample: str, keep: Path | None, **
             }
     record = {"seconds": walk.seconds, "answers": answers}
     console.result(record, f"done in {sum(walk.seconds.values()):.1f} s, nothing left running")
+
+
+def _has_engine_builder() -> bool:
+    """Return whether the TensorRT that builds without a GPU is installed."""
+    return importlib.util.find_spec("tensorrt_rtx") is not None
 
 
 @contextlib.contextmanager
