@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-gpu lint format docs bench package clean
+.PHONY: help setup demo test test-gpu lint format docs bench bench-quantize bench-build package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ READY := .venv/.ready
 COMPLETE := .venv/.complete
 
 help: ## Print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(COMPLETE) ## Install everything that the other targets need into .venv
 
@@ -48,6 +48,12 @@ docs: $(COMPLETE) ## Write docs/cli.md from the commands' own help
 
 bench: $(COMPLETE) ## Time conversion against cp (makes a 9 GB model, needs 30 GB of disk)
 	$(BIN)/python benchmarks/bench_convert.py
+
+bench-quantize: $(COMPLETE) ## Time quantizing against cp
+	$(BIN)/python benchmarks/bench_quantize.py
+
+bench-build: $(COMPLETE) ## Time a full-size engine build without a GPU
+	$(BIN)/python benchmarks/bench_build.py
 
 package: $(COMPLETE) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -143,7 +143,12 @@ def plan_conversion(
     precision.check(source.spec.architecture, kv_cache)
     parallelism.check(source.spec)
     ranks = tuple(
-        tuple(_rank_tensors(_Rank(source, precision, parallelism, pp_rank, tp_rank), kv_cache))
+        tuple(
+            sorted(
+                _rank_tensors(_Rank(source, precision, parallelism, pp_rank, tp_rank), kv_cache),
+                key=_is_weight,
+            )
+        )
         for pp_rank in range(parallelism.pp)
         for tp_rank in range(parallelism.tp)
     )
@@ -169,6 +174,11 @@ class _Rank:
             Place.LAYER: self.parallelism.layers_of(self.pp_rank, self.source.spec.layers),
             Place.LAST: range(last),
         }
+
+
+def _is_weight(tensor: TensorPlan) -> bool:
+    """Scales go first: an engine builder maps fc and gate as one matrix when they lie together."""
+    return tensor.stored is None or not tensor.stored.is_scale
 
 
 def _rank_tensors(rank: _Rank, kv_cache: str | None) -> Iterator[TensorPlan]:
