@@ -7,6 +7,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := .venv/.ready
 COMPLETE := .venv/.complete
+MODEL ?= .bench/llama-width-4b
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,13 +48,13 @@ docs: $(COMPLETE) ## Write docs/cli.md from the commands' own help
 	$(BIN)/python docs/generate.py
 
 bench: $(COMPLETE) ## Time conversion against cp (makes a 9 GB model, needs 30 GB of disk)
-	$(BIN)/python benchmarks/bench_convert.py
+	$(BIN)/python benchmarks/bench_convert.py $(MODEL)
 
 bench-quantize: $(COMPLETE) ## Time quantizing against cp
-	$(BIN)/python benchmarks/bench_quantize.py
+	$(BIN)/python benchmarks/bench_quantize.py $(MODEL)
 
 bench-build: $(COMPLETE) ## Time a full-size engine build without a GPU
-	$(BIN)/python benchmarks/bench_build.py
+	$(BIN)/python benchmarks/bench_build.py $(MODEL)
 
 package: $(COMPLETE) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
