@@ -10,6 +10,7 @@ for the 9 GB model; what was written is deleted.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import click
 from bench_convert import machine, measure, warm
+from bench_quantize import write_ids
 
 from minitron_trt.artifacts import kind_of
 from minitron_trt.build.network import NetworkLimits
@@ -55,9 +57,12 @@ def checkpoint_of(model: Path, precision: str, folder: Path) -> Checkpoint:
     """Return a model folder's checkpoint, or the folder itself if it is one."""
     if kind_of(model) == KIND:
         return Checkpoint.open(model)
-    output = folder / "checkpoint"
+    output, ids = folder / "checkpoint", folder / "ids.jsonl"
+    # Ranges matter to the engine's numbers, not to the time its build takes: random tokens will do.
+    write_ids(ids, json.loads((model / "config.json").read_text())["vocab_size"])
     command = [sys.executable, "-m", "minitron_trt", "convert", "-q", str(model)]
-    subprocess.run([*command, "-o", str(output), "--precision", precision], check=True)
+    options = ["--precision", precision, "--calib-data", str(ids), "--calib-samples", "1"]
+    subprocess.run([*command, "-o", str(output), *options], check=True)
     return Checkpoint.open(output)
 
 
