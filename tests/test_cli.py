@@ -200,6 +200,21 @@ def test_a_fault_of_ours_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", ["-v", "-vv"])
+def test_a_fault_of_ours_shows_its_trace_when_asked(
+    flag: str, command: Command, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: int) -> NoReturn:
+        raise RuntimeError("the system went mad")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    result = command("convert", tiny_llama, "-o", tmp_path / "checkpoint", flag)
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert result.stderr.endswith("run again with -v and report what it prints\n")
+
+
 @pytest.mark.parametrize("quiet", [(), ("-q",)], ids=["usual", "quiet"])
 def test_warnings_go_to_stderr_unless_quiet(
     quiet: tuple[str, ...],

@@ -179,7 +179,7 @@ def emit_repository(
     kind = kind_of(artifact)
     if kind != CHECKPOINT:
         raise UnsupportedError(
-            f"{artifact} is a {kind} folder; the reference runtime serves a checkpoint: "
+            f"{artifact} is of kind {kind!r}; the reference runtime serves a checkpoint: "
             "run minitron-trt convert first"
         )
     checkpoint = Checkpoint.open(artifact)
