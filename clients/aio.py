@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 
-from minitron_trt.clients.endpoint import Endpoint, Timeouts
+from minitron_trt.clients.answers import Answer, check_single, collect
+from minitron_trt.clients.endpoint import Access, Endpoint, Timeouts
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.transport import AsyncTransport
 
@@ -52,6 +54,7 @@ class AsyncClient:
         timeout_s: float = Timeouts().request_s,
         connect_timeout_s: float = Timeouts().connect_s,
         environment_proxy: bool | None = None,
+        access: Access | None = None,
     ) -> AsyncClient:
         """Return a client for a grpc://, grpcs://, http:// or https:// URL.
 
@@ -59,7 +62,9 @@ class AsyncClient:
         only, unless `environment_proxy` says otherwise. UsageError when the URL is not one.
         """
         endpoint = Endpoint.parse(url, environment_proxy=environment_proxy)
-        return cls(_transport(endpoint, Timeouts(timeout_s, connect_timeout_s)))
+        access = access or Access()
+        access.check(endpoint)
+        return cls(_transport(endpoint, Timeouts(timeout_s, connect_timeout_s), access))
 
     async def generate(self, request: GenerateRequest) -> str:
         """Return the whole text of an answer."""
@@ -67,8 +72,21 @@ class AsyncClient:
             return "".join([text async for text in texts])
 
     def stream(self, request: GenerateRequest) -> AsyncTextStream:
-        """Return the text of an answer as it is made; the request is sent when iteration starts."""
+        """Return the text of an answer as it is made; the request is sent when iteration starts.
+
+        UsageError when the request asks for several sequences.
+        """
+        check_single(request)
         return AsyncTextStream(self._transport.stream(request))
+
+    def chunks(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Yield an answer's chunks, of several sequences too; closing the generator cancels."""
+        return self._transport.stream(request)
+
+    async def answers(self, request: GenerateRequest) -> Sequence[Answer]:
+        """Return every sequence of an answer, with the other outputs that were asked for."""
+        async with contextlib.aclosing(self.chunks(request)) as chunks:
+            return collect([chunk async for chunk in chunks])
 
     async def ready(self) -> bool:
         """Say whether the server can take requests; UnreachableError when there is none."""
@@ -90,12 +108,12 @@ class AsyncClient:
         await self.close()
 
 
-def _transport(endpoint: Endpoint, timeouts: Timeouts) -> AsyncTransport:
+def _transport(endpoint: Endpoint, timeouts: Timeouts, access: Access) -> AsyncTransport:
     # Each of the two libraries is loaded only by those who use it.
     if endpoint.is_grpc:
         from minitron_trt.clients.transport_grpc import AsyncGrpcTransport
 
-        return AsyncGrpcTransport(endpoint, timeouts)
+        return AsyncGrpcTransport(endpoint, timeouts, access)
     from minitron_trt.clients.transport_http import AsyncHttpTransport
 
-    return AsyncHttpTransport(endpoint, timeouts)
+    return AsyncHttpTransport(endpoint, timeouts, access)

@@ -6,7 +6,8 @@ import ipaddress
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
@@ -93,6 +94,35 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a server asks of its clients: certificates in PEM files, and headers.
+
+    `ca` signed the server's certificate, where the usual authorities did not; `certificate` and
+    `key` are the client's own.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise UsageError("a client certificate and its key go together; give both or neither")
+        for path in (self.ca, self.certificate, self.key):
+            if path is not None and not path.is_file():
+                raise UsageError(f"{path} is not a file; expected one in PEM form")
+
+    def check(self, endpoint: Endpoint) -> None:
+        """Raise UsageError when certificates were given for a connection without TLS."""
+        if (self.ca or self.certificate) and not endpoint.is_encrypted:
+            raise UsageError(
+                f"{endpoint} does not use TLS, so certificates have no use there; write "
+                f"{endpoint.scheme}s:// or leave them out"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,20 +15,59 @@ TENSORS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "text_input": "BYTES",
         "max_tokens": "INT32",
-        "temperature": "FP32",
+        "num_return_sequences": "INT32",
+        "bad_words": "BYTES",
+        "stop_words": "BYTES",
+        "exclude_input_in_output": "BOOL",
+        "end_id": "INT32",
+        "pad_id": "INT32",
         "top_k": "INT32",
         "top_p": "FP32",
+        "temperature": "FP32",
+        "length_penalty": "FP32",
+        "repetition_penalty": "FP32",
+        "min_tokens": "INT32",
+        "presence_penalty": "FP32",
+        "frequency_penalty": "FP32",
         "seed": "UINT64",
-        "stop_words": "BYTES",
-        "bad_words": "BYTES",
-        "end_id": "INT32",
+        "return_log_probs": "BOOL",
+        "return_context_logits": "BOOL",
+        "return_generation_logits": "BOOL",
+        "return_perf_metrics": "BOOL",
+        "return_num_input_tokens": "BOOL",
+        "return_num_output_tokens": "BOOL",
+        "beam_width": "INT32",
         "stream": "BOOL",
+        "embedding_bias_words": "BYTES",
+        "embedding_bias_weights": "FP32",
+        "lora_task_id": "UINT64",
+        "guided_decoding_guide_type": "BYTES",
+        "guided_decoding_guide": "BYTES",
+        "apply_chat_template": "BOOL",
     }
 )
 """The input tensors of `ensemble` and `tensorrt_llm_bls` that a request sets, with data types."""
 
-OUTPUT: Final = "text_output"
-_LISTS: Final = ("stop_words", "bad_words")
+TEXT: Final = "text_output"
+FINISH_REASON: Final = "finish_reason"
+SEQUENCE_INDEX: Final = "sequence_index"
+RETURNED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "return_log_probs": ("cum_log_probs", "output_log_probs"),
+        "return_context_logits": ("context_logits",),
+        "return_generation_logits": ("generation_logits",),
+        "return_perf_metrics": (
+            *("arrival_time_ns", "first_scheduled_time_ns"),
+            *("first_token_time_ns", "last_token_time_ns"),
+        ),
+        "return_num_input_tokens": ("num_input_tokens",),
+        "return_num_output_tokens": ("num_output_tokens",),
+    }
+)
+"""The output tensors that come with an answer when a request asks for them."""
+
+_WORDS: Final = ("bad_words", "stop_words", "embedding_bias_words")
+_LISTS: Final = (*_WORDS, "embedding_bias_weights")
 _REQUIRED: Final = ("text_input", "max_tokens", "stream")
 _INTEGERS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
     {"INT32": (-(2**31), 2**31 - 1), "UINT64": (0, 2**64 - 1)}
@@ -40,7 +79,8 @@ _LARGEST_FP32: Final = (2 - 2**-23) * 2.0**127
 class GenerateRequest:
     """One prompt and how to continue it; what is None is left to the server.
 
-    Only what a tensor cannot hold is refused here: which values make sense, the server knows.
+    Fields are called what TensorRT-LLM's tensors are. Only what a tensor cannot hold is refused
+    here: which values make sense, the server knows.
     """
 
     text_input: str
@@ -52,19 +92,42 @@ class GenerateRequest:
     stop_words: Sequence[str] = ()
     bad_words: Sequence[str] = ()
     end_id: int | None = None
+    pad_id: int | None = None
+    min_tokens: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    num_return_sequences: int | None = None
+    beam_width: int | None = None
+    length_penalty: float | None = None
+    embedding_bias_words: Sequence[str] = ()
+    embedding_bias_weights: Sequence[float] = ()
+    exclude_input_in_output: bool | None = None
+    apply_chat_template: bool | None = None
+    guided_decoding_guide_type: str | None = None
+    guided_decoding_guide: str | None = None
+    lora_task_id: int | None = None
+    return_log_probs: bool | None = None
+    return_context_logits: bool | None = None
+    return_generation_logits: bool | None = None
+    return_perf_metrics: bool | None = None
+    return_num_input_tokens: bool | None = None
+    return_num_output_tokens: bool | None = None
+    return_finish_reason: bool = False  # no tensor asks for it; upstream's models have none
     stream: bool = True
     model: str = "ensemble"
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
         for name in _LISTS:
-            words = getattr(self, name)
+            values = getattr(self, name)
+            kind = "strings" if name in _WORDS else "numbers"
             # A lone string would pass as a sequence of one-letter words.
-            if isinstance(words, str) or not isinstance(words, Sequence):
-                raise _nonsense(name, words, "a list of strings")
-            object.__setattr__(self, name, tuple(words))
-            for word in words:
-                _check(name, "BYTES", word)
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise _nonsense(name, values, f"a list of {kind}")
+            object.__setattr__(self, name, tuple(values))
+            for value in values:
+                _check(name, TENSORS[name], value)
         for name in ("model", "request_id"):
             _check(name, "BYTES", getattr(self, name))
         if not self.model:
@@ -79,13 +142,34 @@ class GenerateRequest:
         values = ((name, getattr(self, name)) for name in TENSORS)
         return {name: value for name, value in values if value is not None and value != ()}
 
+    def outputs(self) -> tuple[str, ...]:
+        """Return the output tensors that the request asks for."""
+        asked = (names for wish, names in RETURNED.items() if getattr(self, wish))
+        return (
+            TEXT,
+            *((FINISH_REASON,) if self.return_finish_reason else ()),
+            *((SEQUENCE_INDEX,) if self.sequences > 1 else ()),
+            *(name for names in asked for name in names),
+        )
+
+    @property
+    def sequences(self) -> int:
+        """Return how many sequences the answer has."""
+        return max(self.num_return_sequences or 1, self.beam_width or 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer; only the last piece is final, and its text may be empty."""
+    """A piece of an answer; only the last piece is final, and its text may be empty.
+
+    `outputs` holds what else came with it: the values of each tensor, flat.
+    """
 
     text: str
     final: bool
+    sequence: int = 0
+    finish_reason: str | None = None
+    outputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def _check(name: str, datatype: str, value: Any) -> None:

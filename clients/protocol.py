@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 from urllib.parse import quote
 
 from minitron_trt.clients.faults import BrokenProtocolError, Fault, refusal
-from minitron_trt.clients.messages import OUTPUT, Chunk, GenerateRequest
+from minitron_trt.clients.messages import (
+    FINISH_REASON,
+    SEQUENCE_INDEX,
+    TEXT,
+    Chunk,
+    GenerateRequest,
+)
+
+_HEADER: Final = ("model_name", "model_version", "id")
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """What one message from the server carries; bytes may end inside a character."""
 
-    data: str | bytes
+    texts: tuple[str | bytes, ...] = ()  # of one sequence after another
     final: bool = False
+    sequence: int = 0  # of the first text
+    finish_reason: str | None = None
+    outputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 class AnswerStream:
@@ -33,25 +44,41 @@ class AnswerStream:
 
     def __init__(self, *, marks_final: bool) -> None:
         self._marks_final = marks_final
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._utf8: dict[int, codecs.IncrementalDecoder] = {}
         self.complete = False
 
-    def feed(self, piece: Piece) -> Chunk:
-        """Return the chunk for the next piece."""
+    def feed(self, piece: Piece) -> list[Chunk]:
+        """Return the chunks of the next piece."""
         if self.complete:
             raise BrokenProtocolError(Fault.LOST, "more text came after the final response")
         self.complete = piece.final
-        data = piece.data
-        text = data if isinstance(data, str) else self._utf8.decode(data, piece.final)
-        return Chunk(text, piece.final)
+        chunks = []
+        for sequence, data in enumerate(piece.texts, piece.sequence):
+            text = data if isinstance(data, str) else self._decoder(sequence).decode(data)
+            outputs = piece.outputs if sequence == piece.sequence else {}
+            chunks.append(Chunk(text, False, sequence, piece.finish_reason, outputs))
+        return [*chunks, *self._close()] if piece.final else chunks
 
-    def end(self) -> Iterator[Chunk]:
+    def end(self) -> list[Chunk]:
         """Close the answer when nothing more will come; BrokenProtocolError if it was cut short."""
         if self.complete:
-            return
+            return []
         if self._marks_final:
             raise BrokenProtocolError(Fault.LOST, "no final response came")
-        yield self.feed(Piece(b"", final=True))
+        return self.feed(Piece(final=True))
+
+    def _close(self) -> list[Chunk]:
+        """Return what half characters leave behind, and the final chunk."""
+        rests = ((index, utf8.decode(b"", final=True)) for index, utf8 in self._utf8.items())
+        return [
+            *(Chunk(text, final=False, sequence=index) for index, text in rests if text),
+            Chunk("", final=True),
+        ]
+
+    def _decoder(self, sequence: int) -> codecs.IncrementalDecoder:
+        if sequence not in self._utf8:
+            self._utf8[sequence] = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return self._utf8[sequence]
 
 
 def http_path(request: GenerateRequest) -> str:
@@ -78,14 +105,19 @@ def decode_event(data: str) -> Piece:
         raise _not_triton(data)
     if "error" in record:
         raise refusal(str(record["error"]))
-    text = record.get(OUTPUT)
-    # A tensor of one string comes as the string itself, a longer one as a list.
-    if isinstance(text, list) and text:
-        text = text[0]
-    if not isinstance(text, str):
+    texts = _values(record.pop(TEXT, None))
+    if not texts or not all(isinstance(text, str) for text in texts):
         raise _not_triton(data)
-    return Piece(text)
+    outputs = {name: _values(value) for name, value in record.items() if name not in _HEADER}
+    reasons = outputs.pop(FINISH_REASON, ())
+    sequence = next(iter(outputs.pop(SEQUENCE_INDEX, ())), 0)
+    return Piece(tuple(texts), False, sequence, next(filter(None, reasons), None), outputs)
+
+
+def _values(value: Any) -> Sequence[Any]:
+    # A tensor of one element comes as the element itself, a longer one as a list.
+    return value if isinstance(value, list) else () if value is None else (value,)
 
 
 def _not_triton(data: str) -> BrokenProtocolError:
-    return BrokenProtocolError(Fault.ABSENT, f"an answer without {OUTPUT}: {data[:60]!r}")
+    return BrokenProtocolError(Fault.ABSENT, f"an answer without {TEXT}: {data[:60]!r}")

@@ -9,14 +9,20 @@ from typing import Any, Final
 
 from minitron_trt.clients.faults import BrokenProtocolError, Fault, refusal
 from minitron_trt.clients.grpc_api import service_pb2
-from minitron_trt.clients.messages import OUTPUT, TENSORS, GenerateRequest
+from minitron_trt.clients.messages import (
+    FINISH_REASON,
+    SEQUENCE_INDEX,
+    TENSORS,
+    TEXT,
+    GenerateRequest,
+)
 from minitron_trt.clients.protocol import Piece
 
 # Without it, a model that closes its stream apart from its last text ends without a sign.
 WANT_FINAL: Final = "triton_enable_empty_final_response"
 IS_FINAL: Final = "triton_final_response"
-_PACK: Final[Mapping[str, str]] = MappingProxyType(
-    {"INT32": "<i", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
+_FORMATS: Final[Mapping[str, str]] = MappingProxyType(
+    {"INT32": "<i", "INT64": "<q", "UINT64": "<Q", "FP16": "<e", "FP32": "<f", "BOOL": "<?"}
 )
 _LENGTH: Final = struct.Struct("<I")
 
@@ -29,14 +35,15 @@ def encode(request: GenerateRequest) -> Any:
         values = value if isinstance(value, tuple) else (value,)
         message.inputs.add(name=name, datatype=TENSORS[name], shape=(1, len(values)))
         message.raw_input_contents.append(_pack(TENSORS[name], values))
-    message.outputs.add(name=OUTPUT)
+    for name in request.outputs():
+        message.outputs.add(name=name)
     return message
 
 
 def _pack(datatype: str, values: Sequence[Any]) -> bytes:
     if datatype == "BYTES":
         return b"".join(pack_bytes(value.encode()) for value in values)
-    return b"".join(struct.pack(_PACK[datatype], value) for value in values)
+    return b"".join(struct.pack(_FORMATS[datatype], value) for value in values)
 
 
 def pack_bytes(value: bytes) -> bytes:
@@ -53,25 +60,48 @@ def decode(message: Any) -> Piece:
         raise refusal(message.error_message)
     response = message.infer_response
     final = response.parameters[IS_FINAL].bool_param if IS_FINAL in response.parameters else False
-    names = [output.name for output in response.outputs]
-    if OUTPUT not in names:
+    tensors = {
+        output.name: _unpack(output, response.raw_output_contents, index)
+        for index, output in enumerate(response.outputs)
+    }
+    if not tensors.get(TEXT):
         # The closing response of a stream carries no tensors.
         if final:
-            return Piece(b"", final=True)
-        raise BrokenProtocolError(Fault.ABSENT, f"a response with {names}, without {OUTPUT}")
-    index = names.index(OUTPUT)
-    contents = response.outputs[index].contents.bytes_contents
-    if contents:
-        return Piece(contents[0], final)
-    return Piece(_unpack_first(response.raw_output_contents, index), final)
-
-
-def _unpack_first(buffers: Sequence[bytes], index: int) -> bytes:
-    """Return the first element of a BYTES tensor."""
-    data = buffers[index] if index < len(buffers) else b""
-    end = _LENGTH.size + _LENGTH.unpack_from(data)[0] if len(data) >= _LENGTH.size else -1
-    if not 0 <= end <= len(data):
+            return Piece(final=True)
         raise BrokenProtocolError(
-            Fault.ABSENT, f"{OUTPUT} in {len(data)} bytes that are no BYTES tensor"
+            Fault.ABSENT, f"a response with {sorted(tensors)}, without {TEXT}"
         )
-    return data[_LENGTH.size : end]
+    texts = tuple(tensors.pop(TEXT))
+    reasons = [reason.decode() for reason in tensors.pop(FINISH_REASON, ())]
+    sequence = next(iter(tensors.pop(SEQUENCE_INDEX, ())), 0)
+    return Piece(texts, final, sequence, next(filter(None, reasons), None), tensors)
+
+
+def _unpack(output: Any, buffers: Sequence[bytes], index: int) -> Sequence[Any]:
+    """Return the elements of a tensor, flat."""
+    if output.contents.bytes_contents:
+        return list(output.contents.bytes_contents)
+    data = buffers[index] if index < len(buffers) else b""
+    if output.datatype == "BYTES" or output.name == TEXT:
+        return _unpack_bytes(output.name, data)
+    form = _FORMATS.get(output.datatype, "")
+    if not form or len(data) % struct.calcsize(form):
+        raise BrokenProtocolError(
+            Fault.ABSENT, f"{output.name} in {len(data)} bytes that are no {output.datatype} tensor"
+        )
+    return [value for (value,) in struct.iter_unpack(form, data)]
+
+
+def _unpack_bytes(name: str, data: bytes) -> list[bytes]:
+    """Return the elements of a BYTES tensor."""
+    values, at = [], 0
+    while at < len(data):
+        start = at + _LENGTH.size
+        end = start + _LENGTH.unpack_from(data, at)[0] if start <= len(data) else -1
+        if not start <= end <= len(data):
+            raise BrokenProtocolError(
+                Fault.ABSENT, f"{name} in {len(data)} bytes that are no BYTES tensor"
+            )
+        values.append(data[start:end])
+        at = end
+    return values

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncGenerator, Generator, Iterator
 from typing import Any, Final
 
-from minitron_trt.clients.endpoint import Deadline, Endpoint, Timeouts
+from minitron_trt.clients.endpoint import Access, Deadline, Endpoint, Timeouts
 from minitron_trt.clients.faults import GRPC_FAULTS, BrokenProtocolError, Fault, server_error
 from minitron_trt.clients.grpc_api import GRPCInferenceServiceStub, aio, grpc, service_pb2
 from minitron_trt.clients.messages import Chunk, GenerateRequest
@@ -45,9 +45,11 @@ def channel_options(endpoint: Endpoint) -> list[tuple[str, int]]:
 class _GrpcParts:
     """What both transports do without waiting for anything."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
         self._endpoint = endpoint
         self._timeouts = timeouts
+        self._access = access
+        self._metadata = [(name.lower(), value) for name, value in access.headers.items()]
         self._options = channel_options(endpoint)
         self._found = False
 
@@ -74,9 +76,9 @@ class _GrpcParts:
 class GrpcTransport(_GrpcParts):
     """Carry requests to Triton's gRPC service."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
-        super().__init__(endpoint, timeouts)
-        self._channel = _open(grpc, endpoint, self._options)
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
+        super().__init__(endpoint, timeouts, access)
+        self._channel = _open(grpc, endpoint, access, self._options)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
@@ -86,10 +88,12 @@ class GrpcTransport(_GrpcParts):
         answer = AnswerStream(marks_final=True)
         with self._faults():
             messages = iter((encode(request),))
-            call = self._stub.ModelStreamInfer(messages, timeout=deadline.remaining_s)
+            call = self._stub.ModelStreamInfer(
+                messages, timeout=deadline.remaining_s, metadata=self._metadata
+            )
             try:
                 for response in call:
-                    yield answer.feed(decode(response))
+                    yield from answer.feed(decode(response))
                 yield from answer.end()
             finally:
                 call.cancel()
@@ -98,7 +102,11 @@ class GrpcTransport(_GrpcParts):
         """Say whether the server and its models can take requests."""
         with self._faults(looking=True):
             message = service_pb2.ServerReadyRequest()
-            return bool(self._stub.ServerReady(message, timeout=self._timeouts.probe_s).ready)
+            return bool(
+                self._stub.ServerReady(
+                    message, timeout=self._timeouts.probe_s, metadata=self._metadata
+                ).ready
+            )
 
     def close(self) -> None:
         """Close the channel; requests under way are cancelled."""
@@ -110,7 +118,7 @@ class GrpcTransport(_GrpcParts):
             return
         with self._faults(looking=True):
             message = service_pb2.ServerLiveRequest()
-            self._stub.ServerLive(message, timeout=self._timeouts.probe_s)
+            self._stub.ServerLive(message, timeout=self._timeouts.probe_s, metadata=self._metadata)
         self._found = True
 
 
@@ -127,10 +135,13 @@ class AsyncGrpcTransport(_GrpcParts):
         answer = AnswerStream(marks_final=True)
         with self._faults():
             messages = iter((encode(request),))
-            call = self._stub.ModelStreamInfer(messages, timeout=deadline.remaining_s)
+            call = self._stub.ModelStreamInfer(
+                messages, timeout=deadline.remaining_s, metadata=self._metadata
+            )
             try:
                 async for response in call:
-                    yield answer.feed(decode(response))
+                    for chunk in answer.feed(decode(response)):
+                        yield chunk
                 for chunk in answer.end():
                     yield chunk
             finally:
@@ -141,7 +152,9 @@ class AsyncGrpcTransport(_GrpcParts):
         self._open_channel()
         with self._faults(looking=True):
             message = service_pb2.ServerReadyRequest()
-            answer = await self._stub.ServerReady(message, timeout=self._timeouts.probe_s)
+            answer = await self._stub.ServerReady(
+                message, timeout=self._timeouts.probe_s, metadata=self._metadata
+            )
             return bool(answer.ready)
 
     async def close(self) -> None:
@@ -156,18 +169,23 @@ class AsyncGrpcTransport(_GrpcParts):
             return
         with self._faults(looking=True):
             message = service_pb2.ServerLiveRequest()
-            await self._stub.ServerLive(message, timeout=self._timeouts.probe_s)
+            await self._stub.ServerLive(
+                message, timeout=self._timeouts.probe_s, metadata=self._metadata
+            )
         self._found = True
 
     def _open_channel(self) -> None:
         # A channel belongs to the event loop that runs when it is made: not before the first use.
         if self._channel is None:
-            self._channel = _open(aio, self._endpoint, self._options)
+            self._channel = _open(aio, self._endpoint, self._access, self._options)
             self._stub = GRPCInferenceServiceStub(self._channel)
 
 
-def _open(library: Any, endpoint: Endpoint, options: list[tuple[str, int]]) -> Any:
+def _open(library: Any, endpoint: Endpoint, access: Access, options: list[tuple[str, int]]) -> Any:
     if endpoint.is_encrypted:
-        credentials = grpc.ssl_channel_credentials()
+        ca, key, certificate = (
+            path and path.read_bytes() for path in (access.ca, access.key, access.certificate)
+        )
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
         return library.secure_channel(endpoint.address, credentials, options)
     return library.insecure_channel(endpoint.address, options)

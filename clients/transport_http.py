@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
 from types import MappingProxyType
@@ -13,11 +14,11 @@ from typing import Any, Final
 
 import httpx2
 
-from minitron_trt.clients.endpoint import Deadline, Endpoint, Timeouts
+from minitron_trt.clients.endpoint import Access, Deadline, Endpoint, Timeouts
 from minitron_trt.clients.faults import HTTP_FAULTS, BrokenProtocolError, Fault, server_error
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.protocol import AnswerStream, decode_event, http_body, http_path
-from minitron_trt.errors import ServerError, UnreachableError
+from minitron_trt.errors import ServerError, UnreachableError, UsageError
 
 _HEALTH: Final[Mapping[int, bool]] = MappingProxyType({200: True, 400: False, 503: False})
 """What Triton's health paths answer; anything else is another server."""
@@ -26,8 +27,9 @@ _HEALTH: Final[Mapping[int, bool]] = MappingProxyType({200: True, 400: False, 50
 class _HttpParts:
     """What both transports do without waiting for anything."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
         self._endpoint = endpoint
+        self._access = access
         self._timeouts = timeouts
         self._found = False
 
@@ -35,9 +37,22 @@ class _HttpParts:
         return {
             "base_url": str(self._endpoint),
             "trust_env": self._endpoint.environment_proxy,
+            "headers": dict(self._access.headers),
             # Loading the certificate store takes longer than a short request.
-            "verify": self._endpoint.is_encrypted,
+            "verify": self._tls() if self._endpoint.is_encrypted else False,
         }
+
+    def _tls(self) -> ssl.SSLContext | bool:
+        ca, certificate = self._access.ca, self._access.certificate
+        if ca is None and certificate is None:
+            return True
+        try:
+            context = ssl.create_default_context(cafile=ca)
+            if certificate is not None:
+                context.load_cert_chain(certificate, self._access.key)
+        except ssl.SSLError as error:
+            raise UsageError(f"{ca or certificate} is not a certificate in PEM form") from error
+        return context
 
     def _limits(self, deadline: Deadline) -> httpx2.Timeout:
         # A limit of 0 s would mean "do not wait" to a socket.
@@ -76,8 +91,8 @@ class _HttpParts:
 class HttpTransport(_HttpParts):
     """Carry requests to Triton's HTTP service."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
-        super().__init__(endpoint, timeouts)
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
+        super().__init__(endpoint, timeouts, access)
         self._client = httpx2.Client(**self._client_settings())
 
     def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
@@ -92,7 +107,7 @@ class HttpTransport(_HttpParts):
             _cut_at(deadline, response),
         ):
             for data in _events(response):
-                yield answer.feed(decode_event(data))
+                yield from answer.feed(decode_event(data))
             _check_in_time(deadline)
             yield from answer.end()
 
@@ -120,8 +135,8 @@ class HttpTransport(_HttpParts):
 class AsyncHttpTransport(_HttpParts):
     """Carry requests to Triton's HTTP service, in asyncio."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts) -> None:
-        super().__init__(endpoint, timeouts)
+    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
+        super().__init__(endpoint, timeouts, access)
         self._client = httpx2.AsyncClient(**self._client_settings())
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
@@ -134,7 +149,8 @@ class AsyncHttpTransport(_HttpParts):
             async with self._client.stream("POST", path, json=body, timeout=limits) as response:
                 with _cut_later(deadline, response):
                     async for data in _events_async(response):
-                        yield answer.feed(decode_event(data))
+                        for chunk in answer.feed(decode_event(data)):
+                            yield chunk
             _check_in_time(deadline)
             for chunk in answer.end():
                 yield chunk

@@ -37,8 +37,15 @@ def test_every_option_reaches_the_server(triton_http: TritonDouble) -> None:
         "--top-p": 0.9,
         "--seed": 5,
         "--end-id": 6,
+        "--min-tokens": 7,
+        "--repetition-penalty": 1.5,
+        "--presence-penalty": 0.25,
+        "--frequency-penalty": 0.75,
+        "--beam-width": 1,
+        "--length-penalty": 2.0,
+        "--num-return-sequences": 1,
     }
-    words = ["--stop-word", "a", "--stop-word", "b", "--bad-word", "c"]
+    words = ["--stop-word", "a", "--stop-word", "b", "--bad-word", "c", "--chat", "--log-probs"]
     flat = [str(part) for option in options.items() for part in option]
 
     result = run("say hi", *flat, *words, "--model", "tensorrt_llm_bls", "--url", triton_http.url)
@@ -56,6 +63,15 @@ def test_every_option_reaches_the_server(triton_http: TritonDouble) -> None:
         "stop_words": ["a", "b"],
         "bad_words": ["c"],
         "end_id": 6,
+        "min_tokens": 7,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.25,
+        "frequency_penalty": 0.75,
+        "beam_width": 1,
+        "length_penalty": 2.0,
+        "num_return_sequences": 1,
+        "apply_chat_template": True,
+        "return_log_probs": True,
         "stream": True,
     }
 
@@ -92,6 +108,14 @@ def test_the_prompt_is_read_from_standard_input(triton: TritonDouble, args: list
         (["--url", "ftp://host:1"], "'ftp://host:1' is not the URL of a server; expected"),
         (["--timeout", "0"], "request_s is 0.0; expected a number of seconds above 0"),
         (["--seed", "-1"], "seed is -1; expected a whole number from 0"),
+        (["--header", "token"], "--header is 'token'; expected NAME=VALUE"),
+        (["--ca", "absent.pem"], "absent.pem is not a file; expected one in PEM form"),
+        (["--key", __file__], "a client certificate and its key go together; give both"),
+        (["--ca", __file__], "grpc://127.0.0.1:8001 does not use TLS, so certificates have no"),
+        (
+            ["--ca", __file__, "--url", "https://localhost:1"],
+            f"{__file__} is not a certificate in PEM form",
+        ),
     ],
 )
 def test_a_senseless_option_is_a_usage_error(args: list[str], message: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.clients.messages import TENSORS, GenerateRequest
 from minitron_trt.errors import UsageError
 
 
@@ -15,23 +15,36 @@ def test_only_what_is_set_is_sent() -> None:
 
 
 def test_every_value_is_sent_under_its_tensors_name() -> None:
-    values: dict[str, Any] = {
-        "text_input": "hi",
-        "max_tokens": 1,
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1,
-        "seed": 2**64 - 1,
+    examples = {"INT32": -1, "UINT64": 2**64 - 1, "FP32": 0.0, "BOOL": False, "BYTES": "hi"}
+    values: dict[str, Any] = {name: examples[datatype] for name, datatype in TENSORS.items()}
+    values |= {
         "stop_words": ("a", "b"),
         "bad_words": ("c",),
-        "end_id": -1,
-        "stream": False,
+        "embedding_bias_words": ("d",),
+        "embedding_bias_weights": (1, -0.5),
     }
 
     inputs = GenerateRequest(**values).inputs()
 
     assert inputs == values
     assert list(inputs) == list(values)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "outputs"),
+    [
+        ({}, []),
+        ({"return_finish_reason": True}, ["finish_reason"]),
+        ({"num_return_sequences": 2}, ["sequence_index"]),
+        ({"beam_width": 2, "num_return_sequences": 1}, ["sequence_index"]),
+        ({"return_log_probs": True}, ["cum_log_probs", "output_log_probs"]),
+        ({"return_log_probs": False, "return_num_input_tokens": True}, ["num_input_tokens"]),
+    ],
+)
+def test_only_the_outputs_that_are_wished_for_are_asked_for(
+    wishes: dict[str, Any], outputs: list[str]
+) -> None:
+    assert GenerateRequest("hi", **wishes).outputs() == ("text_output", *outputs)
 
 
 def test_every_request_has_an_id_of_its_own() -> None:

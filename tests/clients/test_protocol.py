@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,13 +83,13 @@ def test_a_request_is_a_protocol_buffer_with_raw_tensors_in_order() -> None:
     assert tensors == [
         ("text_input", "BYTES", [1, 1], b"\x06\0\0\0h\xc3\xa9llo"),
         ("max_tokens", "INT32", [1, 1], b"\x10\0\0\0"),
-        ("temperature", "FP32", [1, 1], b"\0\0\0\x3f"),
+        ("bad_words", "BYTES", [1, 1], b"\x02\0\0\0no"),
+        ("stop_words", "BYTES", [1, 2], b"\x01\0\0\0\n\x02\0\0\0\xc3\xbc"),
+        ("end_id", "INT32", [1, 1], b"\x02\0\0\0"),
         ("top_k", "INT32", [1, 1], b"\xff\xff\xff\xff"),
         ("top_p", "FP32", [1, 1], b"\0\0\x80\x3f"),
+        ("temperature", "FP32", [1, 1], b"\0\0\0\x3f"),
         ("seed", "UINT64", [1, 1], b"\xff" * 8),
-        ("stop_words", "BYTES", [1, 2], b"\x01\0\0\0\n\x02\0\0\0\xc3\xbc"),
-        ("bad_words", "BYTES", [1, 1], b"\x02\0\0\0no"),
-        ("end_id", "INT32", [1, 1], b"\x02\0\0\0"),
         ("stream", "BOOL", [1, 1], b"\0"),
     ]
     assert (message.model_name, message.id) == ("tensorrt_llm_bls", "r1")
@@ -105,9 +107,16 @@ def test_a_short_request_sends_only_what_is_set() -> None:
 @pytest.mark.parametrize(
     ("data", "piece"),
     [
-        ('{"text_output": "a"}', Piece("a")),
-        ('{"model_name": "ensemble", "text_output": ""}', Piece("")),
-        ('{"text_output": ["a", "b"]}', Piece("a")),
+        ('{"text_output": "a"}', Piece(("a",))),
+        ('{"model_name": "ensemble", "text_output": ""}', Piece(("",))),
+        ('{"text_output": ["a", "b"]}', Piece(("a", "b"))),
+        ('{"text_output": "a", "sequence_index": 2}', Piece(("a",), sequence=2)),
+        ('{"text_output": "a", "finish_reason": ""}', Piece(("a",))),
+        ('{"text_output": "a", "finish_reason": "stop"}', Piece(("a",), finish_reason="stop")),
+        (
+            '{"text_output": "a", "cum_log_probs": -1.5, "output_log_probs": [-1.0, -0.5]}',
+            Piece(("a",), outputs={"cum_log_probs": (-1.5,), "output_log_probs": [-1.0, -0.5]}),
+        ),
     ],
 )
 def test_an_event_carries_text(data: str, piece: Piece) -> None:
@@ -117,16 +126,39 @@ def test_an_event_carries_text(data: str, piece: Piece) -> None:
 @pytest.mark.parametrize(
     ("message", "piece"),
     [
-        (infer_response(False, raw=[pack_bytes(b"a\xc3")]), Piece(b"a\xc3")),
-        (infer_response(True, raw=[pack_bytes(b"a")]), Piece(b"a", final=True)),
-        (infer_response(None, raw=[pack_bytes(b"a") + pack_bytes(b"b")]), Piece(b"a")),
-        (infer_response(None, contents=[b"a"]), Piece(b"a")),
-        (infer_response(True), Piece(b"", final=True)),
+        (infer_response(False, raw=[pack_bytes(b"a\xc3")]), Piece((b"a\xc3",))),
+        (infer_response(True, raw=[pack_bytes(b"a")]), Piece((b"a",), final=True)),
+        (infer_response(None, raw=[pack_bytes(b"a") + pack_bytes(b"b")]), Piece((b"a", b"b"))),
+        (infer_response(None, contents=[b"a"]), Piece((b"a",))),
+        (infer_response(True), Piece(final=True)),
     ],
     ids=["raw", "text in the final response", "two strings", "typed contents", "empty final"],
 )
 def test_a_response_carries_text(message: Any, piece: Piece) -> None:
-    assert decode(message) == piece
+    found = decode(message)
+
+    assert replace(found, outputs={}) == piece
+    assert found.outputs == ({"cum_log_probs": [0.0]} if piece.texts else {})
+
+
+def test_a_response_carries_what_else_was_asked_for() -> None:
+    message = service_pb2.ModelStreamInferResponse()
+    for name, datatype, data in (
+        ("text_output", "BYTES", pack_bytes(b"a")),
+        ("output_log_probs", "FP32", struct.pack("<2f", -1.0, -0.5)),
+        ("first_token_time_ns", "INT64", struct.pack("<q", -(2**62))),
+        ("sequence_index", "INT32", struct.pack("<i", 3)),
+        ("finish_reason", "BYTES", pack_bytes(b"length")),
+    ):
+        message.infer_response.outputs.add(name=name, datatype=datatype, shape=(1,))
+        message.infer_response.raw_output_contents.append(data)
+
+    assert decode(message) == Piece(
+        (b"a",),
+        sequence=3,
+        finish_reason="length",
+        outputs={"output_log_probs": [-1.0, -0.5], "first_token_time_ns": [-(2**62)]},
+    )
 
 
 def test_an_error_is_told_in_one_line() -> None:
@@ -162,6 +194,18 @@ def test_a_response_without_text_is_a_broken_protocol(message: Any) -> None:
         decode(message)
 
 
+@pytest.mark.parametrize(
+    ("datatype", "data"), [("FP32", b"\0\0\0"), ("INT64", b"\0" * 4), ("FP8", b"\0")]
+)
+def test_a_tensor_that_is_no_tensor_is_a_broken_protocol(datatype: str, data: bytes) -> None:
+    message = infer_response(False, raw=[pack_bytes(b"a")])
+    message.infer_response.outputs[0].datatype = datatype
+    message.infer_response.raw_output_contents[0] = data
+
+    with pytest.raises(BrokenProtocolError, match=f"cum_log_probs in .* no {datatype} tensor"):
+        decode(message)
+
+
 @given(st.text(), st.lists(st.integers(0, 60)), st.booleans())
 def test_any_cut_of_the_bytes_gives_the_whole_text(
     text: str, cuts: list[int], marks_final: bool
@@ -170,9 +214,11 @@ def test_any_cut_of_the_bytes_gives_the_whole_text(
     edges = [0, *sorted(cuts), len(data)]
     answer = AnswerStream(marks_final=marks_final)
 
-    chunks = [answer.feed(Piece(data[a:b])) for a, b in itertools.pairwise(edges)]
+    chunks = []
+    for a, b in itertools.pairwise(edges):
+        chunks.extend(answer.feed(Piece((data[a:b],))))
     if marks_final:
-        chunks.append(answer.feed(Piece(b"", final=True)))
+        chunks.extend(answer.feed(Piece((b"",), final=True)))
     chunks.extend(answer.end())
 
     assert "".join(chunk.text for chunk in chunks) == text
@@ -182,21 +228,37 @@ def test_any_cut_of_the_bytes_gives_the_whole_text(
 def test_half_a_character_at_the_end_does_not_vanish() -> None:
     answer = AnswerStream(marks_final=True)
 
-    assert answer.feed(Piece(b"a\xc3", final=True)) == Chunk("a\ufffd", final=True)
+    assert answer.feed(Piece((b"a\xc3",), final=True)) == [
+        Chunk("a", final=False),
+        Chunk("\ufffd", final=False),
+        Chunk("", final=True),
+    ]
+
+
+def test_sequences_keep_their_half_characters_apart() -> None:
+    answer = AnswerStream(marks_final=True)
+
+    chunks = [
+        *answer.feed(Piece((b"\xc3", b"\xe2\x82"))),
+        *answer.feed(Piece((b"\xac",), sequence=1)),
+        *answer.feed(Piece((b"\xbc",), final=True)),
+    ]
+
+    assert [(chunk.sequence, chunk.text) for chunk in chunks if chunk.text] == [(1, "€"), (0, "ü")]
 
 
 def test_an_answer_is_complete_after_its_final_piece() -> None:
     answer = AnswerStream(marks_final=True)
-    answer.feed(Piece("all", final=True))
+    answer.feed(Piece(("all",), final=True))
 
     assert (answer.complete, list(answer.end())) == (True, [])
     with pytest.raises(BrokenProtocolError, match="more text came after the final response"):
-        answer.feed(Piece("more"))
+        answer.feed(Piece(("more",)))
 
 
 def test_an_answer_without_its_final_piece_was_cut_short() -> None:
     answer = AnswerStream(marks_final=True)
-    answer.feed(Piece("some"))
+    answer.feed(Piece(("some",)))
 
     with pytest.raises(BrokenProtocolError, match="no final response came"):
         list(answer.end())

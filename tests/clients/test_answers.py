@@ -1,0 +1,62 @@
+"""Answers put together from chunks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+
+import pytest
+
+from minitron_trt.clients.aio import AsyncClient
+from minitron_trt.clients.answers import Answer
+from minitron_trt.clients.client import Client
+from minitron_trt.clients.messages import Chunk, GenerateRequest
+from minitron_trt.clients.transport import AsyncEchoTransport, EchoTransport
+from minitron_trt.errors import UsageError
+
+CHUNKS = (
+    Chunk("a", False, 1, None, {"output_log_probs": [-1.0], "cum_log_probs": [-1.0]}),
+    Chunk("x", False, 0, None, {"output_log_probs": [-3.0], "cum_log_probs": [-3.0]}),
+    Chunk("b", False, 1, "stop", {"output_log_probs": [-0.5], "cum_log_probs": [-1.5]}),
+    Chunk("", False, 0, "length"),
+    Chunk("", True),
+)
+ANSWERS = [
+    Answer("x", "length", {"output_log_probs": [-3.0], "cum_log_probs": [-3.0]}),
+    Answer("ab", "stop", {"output_log_probs": [-1.0, -0.5], "cum_log_probs": [-1.5]}),
+]
+TWO = GenerateRequest("hi", num_return_sequences=2)
+
+
+class Canned(EchoTransport):
+    """Answer with the chunks above."""
+
+    def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
+        yield from CHUNKS
+
+
+class AsyncCanned(AsyncEchoTransport):
+    """Answer with the chunks above."""
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        for chunk in CHUNKS:
+            yield chunk
+
+
+def test_the_sequences_of_an_answer_are_told_apart() -> None:
+    async def ask() -> list[Answer]:
+        return list(await AsyncClient(AsyncCanned()).answers(TWO))
+
+    assert list(Client(Canned()).answers(TWO)) == ANSWERS
+    assert asyncio.run(ask()) == ANSWERS
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [GenerateRequest("hi", num_return_sequences=3), GenerateRequest("hi", beam_width=3)],
+    ids=["sequences", "beams"],
+)
+def test_a_text_holds_one_sequence(request_: GenerateRequest) -> None:
+    for ask in (Client(Canned()).stream, AsyncClient(AsyncCanned()).stream):
+        with pytest.raises(UsageError, match="asks for 3 sequences and a text holds one; use"):
+            ask(request_)
