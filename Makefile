@@ -39,13 +39,15 @@ lint: $(COMPLETE) ## Check style, format, types, import direction and docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/grafana.py --check
 
 format: $(COMPLETE) ## Rewrite the code in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(COMPLETE) ## Write docs/cli.md from the commands' own help
+docs: $(COMPLETE) ## Write docs/cli.md from the commands' own help, and the dashboard
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/grafana.py
 
 bench: $(COMPLETE) ## Time conversion against cp (makes a 9 GB model, needs 30 GB of disk)
 	$(BIN)/python benchmarks/bench_convert.py $(MODEL)

@@ -1,0 +1,233 @@
+"""Write docs/grafana.json, a dashboard for both runtimes: they publish the same Prometheus names.
+
+    python docs/grafana.py [--check]
+
+Import the file in Grafana (Dashboards, New, Import) and choose the Prometheus data source that
+scrapes Triton's metrics port.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+TARGET: Final = Path(__file__).with_name("grafana.json")
+_WIDTH, _HEIGHT, _COLUMNS = 8, 8, 3
+_SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
+_OF_SERVER: Final = 'instance=~"$instance"'
+_OF_MODEL: Final = f'{_OF_SERVER},model="$model"'
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A graph: legend → PromQL, in Grafana's unit."""
+
+    title: str
+    unit: str
+    queries: dict[str, str]
+    note: str = ""
+
+
+def _kinds(metric: str, label: str, *kinds: str) -> dict[str, str]:
+    return {kind: f'sum({metric}{{{_OF_MODEL},{label}="{kind}"}})' for kind in kinds}
+
+
+def _mean_us(metric: str) -> str:
+    """Return the mean of a Triton counter of microseconds per request, for every model."""
+    spent = f"sum by (model) (rate({metric}{{{_OF_SERVER}}}[$__rate_interval]))"
+    count = f"sum by (model) (rate(nv_inference_request_success{{{_OF_SERVER}}}[$__rate_interval]))"
+    return f"{spent} / {count}"
+
+
+def _quantiles(metric: str) -> dict[str, str]:
+    rates = f"sum by (le) (rate({metric}_bucket{{{_OF_MODEL}}}[$__rate_interval]))"
+    return {f"p{share}": f"histogram_quantile(0.{share}, {rates})" for share in (50, 90, 99)}
+
+
+def _rate(metric: str, by: str = "model") -> str:
+    return f"sum by ({by}) (rate({metric}{{{_OF_SERVER}}}[$__rate_interval]))"
+
+
+_REQUESTS = "nv_trt_llm_request_metrics"
+_BLOCKS = "nv_trt_llm_kv_cache_block_metrics"
+_BATCHER = "nv_trt_llm_inflight_batcher_metrics"
+
+ROWS: Final[dict[str, tuple[Panel, ...]]] = {
+    "Requests": (
+        Panel(
+            "In flight",
+            "short",
+            _kinds(_REQUESTS, "request_type", "active", "scheduled", "max"),
+            "At max, further requests wait.",
+        ),
+        Panel("Waiting", "short", _kinds(_REQUESTS, "request_type", "waiting", "context")),
+        Panel(
+            "Answered and failed",
+            "reqps",
+            {
+                "{{model}} answered": _rate("nv_inference_request_success"),
+                "{{model}} failed": _rate("nv_inference_request_failure"),
+            },
+        ),
+    ),
+    "Time": (
+        Panel("Request", "µs", {"{{model}}": _mean_us("nv_inference_request_duration_us")}),
+        Panel(
+            "Queue",
+            "µs",
+            {"{{model}}": _mean_us("nv_inference_queue_duration_us")},
+            "Of Triton's own queues; what tensorrt_llm holds back is under Waiting.",
+        ),
+        Panel(
+            "Iterations",
+            "ops",
+            {
+                "iterations": (
+                    "sum(rate(nv_trt_llm_general_metrics{"
+                    f'{_OF_MODEL},general_type="iteration_counter"'
+                    "}[$__rate_interval]))"
+                ),
+            },
+        ),
+    ),
+    "Tokens": (
+        Panel(
+            "Tokens per second",
+            "short",
+            {
+                "out": f"sum(rate(nv_llm_output_token_len_sum{{{_OF_MODEL}}}[$__rate_interval]))",
+                "in": f"sum(rate(nv_llm_input_token_len_sum{{{_OF_MODEL}}}[$__rate_interval]))",
+            },
+            "Counted when a request ends.",
+        ),
+        Panel("Prompt length", "short", _quantiles("nv_llm_input_token_len")),
+        Panel("Answer length", "short", _quantiles("nv_llm_output_token_len")),
+    ),
+    "KV cache and batch": (
+        Panel(
+            "KV cache in use",
+            "percentunit",
+            {
+                "used": "{used} / {max}".format(
+                    **_kinds(_BLOCKS, "kv_cache_block_type", "used", "max")
+                )
+            },
+            "Near 1, requests are paused or wait.",
+        ),
+        Panel(
+            "KV cache blocks",
+            "short",
+            _kinds(_BLOCKS, "kv_cache_block_type", "used", "free", "reused", "max"),
+        ),
+        Panel(
+            "Batch",
+            "short",
+            _kinds(
+                _BATCHER,
+                "inflight_batcher_specific_metric",
+                *("total_context_tokens", "generation_requests", "paused_requests"),
+            ),
+        ),
+    ),
+    "Machine": (
+        Panel(
+            "TensorRT-LLM memory",
+            "bytes",
+            _kinds("nv_trt_llm_runtime_memory_metrics", "memory_type", "gpu", "cpu", "pinned"),
+        ),
+        Panel(
+            "GPU memory",
+            "bytes",
+            {
+                "{{gpu_uuid}}": f"nv_gpu_memory_used_bytes{{{_OF_SERVER}}}",
+            },
+        ),
+        Panel(
+            "GPU utilization",
+            "percentunit",
+            {
+                "{{gpu_uuid}}": f"nv_gpu_utilization{{{_OF_SERVER}}}",
+            },
+        ),
+    ),
+}
+
+
+def dashboard() -> dict[str, Any]:
+    """Return the dashboard in Grafana's JSON model."""
+    return {
+        "title": "minitron-trt on Triton",
+        "uid": "minitron-trt",
+        "tags": ["triton", "tensorrt-llm"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-30m", "to": "now"},
+        "templating": {"list": list(_variables())},
+        "panels": list(_panels()),
+    }
+
+
+def _variables() -> Iterator[dict[str, Any]]:
+    yield {
+        "name": "datasource",
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+    }
+    for name, label, metric in (
+        ("instance", "Server", "nv_inference_request_success"),
+        ("model", "Model", _REQUESTS),
+    ):
+        yield {
+            "name": name,
+            "label": label,
+            "type": "query",
+            "datasource": _SOURCE,
+            "query": {"query": f"label_values({metric}, {name})", "refId": name},
+            "refresh": 2,
+            "includeAll": name == "instance",
+            "allValue": ".*" if name == "instance" else None,
+        }
+
+
+def _panels() -> Iterator[dict[str, Any]]:
+    top, number = 0, 1
+    for title, panels in ROWS.items():
+        grid = {"x": 0, "y": top, "w": _WIDTH * _COLUMNS, "h": 1}
+        yield {"id": number, "type": "row", "title": title, "gridPos": grid, "panels": []}
+        for column, panel in enumerate(panels):
+            number += 1
+            grid = {"x": _WIDTH * column, "y": top + 1, "w": _WIDTH, "h": _HEIGHT}
+            yield {
+                "id": number,
+                "type": "timeseries",
+                "title": panel.title,
+                "description": panel.note,
+                "datasource": _SOURCE,
+                "gridPos": grid,
+                "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+                "options": {"legend": {"displayMode": "list", "placement": "bottom"}},
+                "targets": [
+                    {"refId": chr(ord("A") + i), "expr": query, "legendFormat": legend}
+                    for i, (legend, query) in enumerate(panel.queries.items())
+                ],
+            }
+        top, number = top + 1 + _HEIGHT, number + 1
+
+
+def main() -> None:
+    """Write the file, or with --check say whether it is what this script writes."""
+    text = json.dumps(dashboard(), indent=2, ensure_ascii=False) + "\n"
+    if "--check" not in sys.argv[1:]:
+        TARGET.write_text(text)
+    elif not TARGET.is_file() or TARGET.read_text() != text:
+        sys.exit("docs/grafana.json is out of date; run make docs")
+
+
+if __name__ == "__main__":
+    main()
