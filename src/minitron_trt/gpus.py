@@ -1,7 +1,22 @@
 """What the GPUs can do: architectures, products, and which precision and feature runs where.
 
-Everything that asks "will this work on that GPU?" reads these tables. Rates are dense, without
-sparsity, as NVIDIA's data sheets state them; memory is what nvidia-smi reports.
+Everything that asks "will this work on that GPU?" reads these tables.
+
+Memory is what nvidia-smi reports. Rates are dense: half of what a data sheet gives with sparsity,
+and for GeForce those with FP32 accumulation, as engines multiply. Compared with NVIDIA's data
+sheets, or with quotes of them, were:
+
+    A100 (r4), A40, L4, L40, L40S, H100 SXM, H200 SXM
+    B200 and GB200: the Blackwell data sheet (HGX B200 has 180 GB at 7.7 TB/s, GB200 186 GB at 8)
+
+The others are marked unverified: their figures were not found at their source, or sources disagree.
+Of B300 they give 13.1, 13.5 and 14 PFLOPS in FP4 and 7.7 and 8 TB/s; the larger stands here, since
+rates serve as bounds.
+
+What runs where follows TensorRT-LLM: the tables of features/quantization and of the legacy support
+matrix, what its builder raises, and the test lists of its CI for the engine backend, which runs on
+A30, A10, L40S, H100 and B200 and skips engines for SM103 and later. FP8 rowwise on SM89 is in those
+lists, though not in the tables.
 """
 
 from __future__ import annotations
@@ -20,7 +35,7 @@ class Sure(enum.Enum):
     """How we know a fact."""
 
     DOCUMENTED = "documented"
-    TESTED = "tested upstream"  # TensorRT-LLM has a test that builds and runs it there
+    TESTED = "tested upstream"  # TensorRT-LLM's CI builds and runs such an engine there
     UNVERIFIED = "unverified"  # listed or derived; nobody is known to have run it
 
 
@@ -36,7 +51,10 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A product: memory, its bandwidth, and dense multiplication rates (0: not in hardware)."""
+    """A product: memory, its bandwidth, and dense multiplication rates (0: not in hardware).
+
+    `sure` is about these figures; what runs on the GPU goes by its SM.
+    """
 
     name: str
     sm: int
@@ -76,32 +94,38 @@ GPUS: Final = (
     Gpu("A100-40GB", 80, 40960, 1555, 312, aliases=("A100-SXM4-40GB", "A100-PCIE-40GB")),
     Gpu("A100-80GB", 80, 81920, 2039, 312, aliases=("A100", "A100-SXM", "A100-SXM4-80GB")),
     Gpu("A100-80GB-PCIe", 80, 81920, 1935, 312, aliases=("A100-PCIe", "A100 80GB PCIe")),
-    Gpu("A30", 80, 24576, 933, 165),
-    Gpu("A10", 86, 23028, 600, 125),
+    Gpu("A30", 80, 24576, 933, 165, sure=_U),
+    Gpu("A10", 86, 23028, 600, 125, sure=_U),
     Gpu("A10G", 86, 23028, 600, 70, sure=_U),
     Gpu("A40", 86, 46068, 696, 149.7),
-    Gpu("RTX-A6000", 86, 49140, 768, 154.8, aliases=("A6000",)),
+    Gpu("RTX-A6000", 86, 49140, 768, 154.8, aliases=("A6000",), sure=_U),
     Gpu("RTX-3090", 86, 24576, 936, 71, sure=_U),
     Gpu("L4", 89, 23034, 300, 121, 242),
     Gpu("L40", 89, 46068, 864, 181, 362),
     Gpu("L40S", 89, 46068, 864, 362, 733),
-    Gpu("RTX-6000-Ada", 89, 49140, 960, 364, 728, aliases=("RTX 6000 Ada Generation",)),
-    Gpu("RTX-4090", 89, 24564, 1008, 165, 330, sure=_U),
+    Gpu("RTX-6000-Ada", 89, 49140, 960, 364, 728, aliases=("RTX 6000 Ada Generation",), sure=_U),
+    Gpu("RTX-4090", 89, 24564, 1008, 165.2, 330.3, sure=_U),
     Gpu("H100-SXM", 90, 81559, 3350, 989, 1979, aliases=("H100", "H100-SXM5", "H100 80GB HBM3")),
-    Gpu("H100-PCIe", 90, 81559, 2000, 756, 1513),
-    Gpu("H100-NVL", 90, 95830, 3900, 835, 1671),
-    Gpu("GH200", 90, 97871, 4000, 989, 1979, aliases=("GH200 480GB", "GH200-96GB")),
+    Gpu("H100-PCIe", 90, 81559, 2000, 756, 1513, sure=_U),
+    Gpu("H100-NVL", 90, 95830, 3900, 835, 1671, sure=_U),
+    Gpu("GH200", 90, 97871, 4000, 989, 1979, aliases=("GH200 480GB", "GH200-96GB"), sure=_U),
     Gpu("H200", 90, 143771, 4800, 989, 1979, aliases=("H200-SXM",)),
-    Gpu("H200-NVL", 90, 143771, 4800, 835, 1671),
-    Gpu("B200", 100, 183359, 8000, 2250, 4500, 9000),
+    Gpu("H200-NVL", 90, 143771, 4800, 835, 1671, sure=_U),
+    Gpu("B200", 100, 183359, 7700, 2250, 4500, 9000),
     Gpu("GB200", 100, 189471, 8000, 2500, 5000, 10000),
-    Gpu("B300", 103, 275040, 8000, 2250, 4500, 13500, sure=_U),
+    Gpu("B300", 103, 275040, 8000, 2250, 4500, 14000, sure=_U),
     Gpu("GB300", 103, 284208, 8000, 2500, 5000, 15000, sure=_U),
     Gpu(
         *("RTX-PRO-6000", 120, 97887, 1597, 500, 1000, 2000),
         ("RTX PRO 6000 Blackwell", "RTX PRO 6000 Blackwell Server Edition"),
+        _U,
     ),
-    Gpu("RTX-5090", 120, 32607, 1792, 210, 419, 1676, sure=_U),
+    Gpu(
+        *("RTX-PRO-6000-Workstation", 120, 97887, 1792, 503.8, 1007.6, 2015.2),
+        ("RTX PRO 6000 Blackwell Workstation Edition",),
+        _U,
+    ),
+    Gpu("RTX-5090", 120, 32607, 1792, 209.5, 419, 1676, sure=_U),
 )
 
 SMS: Final = (80, 86, 89, 90, 100, 103, 120)
@@ -109,21 +133,21 @@ SMS: Final = (80, 86, 89, 90, 100, 103, 120)
 # refused: - the hardware lacks it, X TensorRT-LLM raises at build, . not listed by upstream.
 _CELLS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "bf16": "TDDTTUU",
-        "fp16": "TDDTTUU",
-        "fp8": "--DTTUU",
-        "fp8-rowwise": "--.DXX.",
+        "bf16": "TTTTTUU",
+        "fp16": "TTTTDUU",
+        "fp8": "--TTTUU",
+        "fp8-rowwise": "--TDXX.",
         "w8a16": "DDDDXXU",
         "w4a16": "DDDDXXU",
-        "w4a16-awq": "TDDTXX.",
+        "w4a16-awq": "TDDDXX.",
         "w4a8-awq": "--DDXX.",
-        "nvfp4": "----DUU",
-        "kv-fp8": "UUDDDUU",
+        "nvfp4": "----TUU",
+        "kv-fp8": "UUTTTUU",
         "kv-int8": "DDDDXXU",
-        "fp8-context-fmha": "--DDDUU",
-        "fp8-gemm-plugin": "--DDDUU",
-        "gemm-swiglu-plugin": "---DX..",
-        "low-latency-gemm-plugin": "--UDXUU",
+        "fp8-context-fmha": "--TTTUU",
+        "fp8-gemm-plugin": "--DTDUU",
+        "gemm-swiglu-plugin": "---TX..",
+        "low-latency-gemm-plugin": "--UTXUU",
     }
 )
 _NEEDS: Final[Mapping[str, str]] = MappingProxyType(

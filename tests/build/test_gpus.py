@@ -36,6 +36,7 @@ from minitron_trt.gpus import (
         ("NVIDIA L40S", "L40S", 89),
         ("NVIDIA GeForce RTX 4090", "RTX-4090", 89),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000", 120),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000-Workstation", 120),
         ("sm103", "sm103", 103),
         ("SM_86", "sm86", 86),
     ],
@@ -113,8 +114,8 @@ def test_a_name_like_no_other_is_answered_with_all_names() -> None:
             "newer; use w4a8-awq or fp8 or w4a16-awq or bf16",
         ),
         (
-            *("fp8-rowwise", "L40"),
-            "L40 (SM89) cannot run fp8-rowwise: TensorRT-LLM does not list it for this "
+            *("fp8-rowwise", "RTX-5090"),
+            "RTX-5090 (SM120) cannot run fp8-rowwise: TensorRT-LLM does not list it for this "
             "architecture; use fp8 or w8a16 or bf16",
         ),
         (
@@ -143,7 +144,7 @@ def test_what_a_gpu_cannot_run_is_refused_with_what_to_use_instead(
     [
         ("A100", "bf16 fp16 w8a16 w4a16 w4a16-awq"),
         ("A10", "bf16 fp16 w8a16 w4a16 w4a16-awq"),
-        ("L40", "bf16 fp16 fp8 w8a16 w4a16 w4a16-awq w4a8-awq"),
+        ("L40", "bf16 fp16 fp8 fp8-rowwise w8a16 w4a16 w4a16-awq w4a8-awq"),
         ("H100", "bf16 fp16 fp8 fp8-rowwise w8a16 w4a16 w4a16-awq w4a8-awq"),
         ("B200", "bf16 fp16 fp8 nvfp4"),
         ("B300", "bf16 fp16 fp8 nvfp4"),
@@ -169,7 +170,8 @@ def test_every_alternative_runs_on_the_target(feature: str, sm: int) -> None:
 
 def test_what_nobody_has_run_says_so() -> None:
     assert support("bf16", find_target("H100")).sure is Sure.TESTED
-    assert support("fp8", find_target("L40")).sure is Sure.DOCUMENTED
+    assert support("fp8", find_target("L40")).sure is Sure.TESTED
+    assert support("w4a8-awq", find_target("L40")).sure is Sure.DOCUMENTED
     assert support("bf16", find_target("RTX PRO 6000")).sure is Sure.UNVERIFIED
 
 
