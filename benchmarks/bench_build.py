@@ -25,14 +25,14 @@ from bench_convert import machine, measure, warm
 from bench_quantize import write_ids
 
 from minitron_trt.artifacts import kind_of
-from minitron_trt.build.network import NetworkLimits
-from minitron_trt.build.tensorrt_api import TARGETS
-from minitron_trt.build.tensorrt_compiler import (
+from minitron_trt.build.tensorrt.api import TARGETS
+from minitron_trt.build.tensorrt.compiler import (
     PLAN_NAME,
     CompiledEngine,
     compile_engine,
     default_limits,
 )
+from minitron_trt.build.tensorrt.network import NetworkLimits
 from minitron_trt.checkpoint import KIND, Checkpoint
 
 

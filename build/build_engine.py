@@ -13,7 +13,9 @@ from minitron_trt.build.cache import EngineCache, content_key
 from minitron_trt.build.compiler import build_tensorrt, choose_compiler, tensorrt_limits
 from minitron_trt.build.engine import Engine
 from minitron_trt.build.request import BuildRequest
-from minitron_trt.build.run import BuildJob, build_docker, build_local
+from minitron_trt.build.tensorrt.api import choose_library
+from minitron_trt.build.tensorrt.process import Progress
+from minitron_trt.build.trtllm.run import BuildJob, build_docker, build_local
 from minitron_trt.console import size_text
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,9 @@ class Built:
         }
 
 
-def build_engine(job: BuildJob, request: BuildRequest, options: Mapping[str, Any]) -> Built:
+def build_engine(
+    job: BuildJob, request: BuildRequest, options: Mapping[str, Any], progress: Progress
+) -> Built:
     """Build, or copy from `options['cache']`, and return what there is at the output."""
     start = time.monotonic()
     compiler = choose_compiler(job, options["compiler"], options["runner"])
@@ -69,18 +73,19 @@ def build_engine(job: BuildJob, request: BuildRequest, options: Mapping[str, Any
         if EngineCache(folder).fetch(key, job.output, overwrite=job.overwrite):
             seconds = time.monotonic() - start
             return Built(Engine.open(job.output), compiler, seconds, 0, key, cached=True)
-    peak = _compile(job, request, compiler, options["runner"])
+    peak = _compile(job, request, compiler, options["runner"], progress)
     if folder is not None and key is not None:
         EngineCache(folder).store(key, job.output)
     return Built(Engine.open(job.output), compiler, time.monotonic() - start, peak, key)
 
 
-def _compile(job: BuildJob, request: BuildRequest, compiler: str, runner: str) -> int:
+def _compile(
+    job: BuildJob, request: BuildRequest, compiler: str, runner: str, progress: Progress
+) -> int:
     """Build the engine and return the peak of private memory."""
     if compiler == "tensorrt":
-        return build_tensorrt(job, request).peak_private_bytes
-    outcome = build_docker(job) if runner == "docker" else build_local(job)
-    return outcome.peak_bytes if runner == "local" else 0
+        return build_tensorrt(job, request, progress).peak_private_bytes
+    return (build_docker(job) if runner == "docker" else build_local(job)).peak_bytes
 
 
 def _asked(job: BuildJob, request: BuildRequest, compiler: str) -> dict[str, Any]:
@@ -88,9 +93,7 @@ def _asked(job: BuildJob, request: BuildRequest, compiler: str) -> dict[str, Any
     recipe = job.recipe
     common = {"compiler": compiler, "sm": recipe.target.sm}
     if compiler == "tensorrt":
-        from importlib import metadata
-
-        limits = asdict(tensorrt_limits(recipe, request))
-        return {**common, "version": metadata.version("tensorrt-rtx"), "limits": limits}
+        library, limits = choose_library(recipe.target.sm), tensorrt_limits(recipe, request)
+        return {**common, **asdict(library), "version": library.version, "limits": asdict(limits)}
     settings = sorted(setting.argument for setting in recipe.settings)
     return {**common, "version": recipe.version, "settings": settings}

@@ -13,13 +13,13 @@ from minitron_trt.artifacts import check_output, output_errors
 from minitron_trt.build.compiler import COMPILERS, RUNNERS, choose_compiler, job_file
 from minitron_trt.build.containers import container_for
 from minitron_trt.build.flags import DEFAULT_VERSION
-from minitron_trt.build.jobs import ClusterJob, kubernetes_job, slurm_script, yaml_text
 from minitron_trt.build.machine import trtllm_version
 from minitron_trt.build.model import facts_of
 from minitron_trt.build.options import request_options
 from minitron_trt.build.recipe import choose_recipe
 from minitron_trt.build.request import BuildRequest
-from minitron_trt.build.run import BuildJob, docker_argv, finish
+from minitron_trt.build.trtllm.jobs import ClusterJob, kubernetes_job, slurm_script, yaml_text
+from minitron_trt.build.trtllm.run import BuildJob, docker_argv, finish, image_facts
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.errors import BadInputError, MinitronError
@@ -98,7 +98,7 @@ def build(
         check_output(output, overwrite=job.overwrite)
         if options["explain"]:
             click.echo(job.recipe.explain(), err=True)
-        done = build_engine(job, request, options)
+        done = build_engine(job, request, options, console.progress)
         console.result(done.to_json(), done.text)
 
 
@@ -176,7 +176,7 @@ def _write_job(console: Console, job: BuildJob, options: dict[str, Any]) -> None
 def _finish(console: Console, job: BuildJob) -> None:
     if not (job.output / "config.json").is_file():
         raise BadInputError(f"{job.output} holds no engine yet; let the job finish first")
-    finish(job, job.output)
+    finish(job, job.output, facts=image_facts(container_for(job.recipe.version)))
     console.result(
         {"engine": str(job.output), **job.recipe.to_json()},
         f"{job.output}: an engine for {job.recipe.target.label}",

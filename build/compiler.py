@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from minitron_trt.build.limits import Limits
 from minitron_trt.build.machine import find_builder
-from minitron_trt.build.recipe import EngineRecipe
+from minitron_trt.build.model import KV_AUTO
+from minitron_trt.build.recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.request import BuildRequest
-from minitron_trt.build.run import BuildJob, check_local
-from minitron_trt.build.tensorrt_api import TARGETS
+from minitron_trt.build.tensorrt.api import choose_library
+from minitron_trt.build.trtllm.run import BuildJob, check_local
 from minitron_trt.console import size_text
 from minitron_trt.errors import MinitronError, UnsupportedError
+from minitron_trt.spec import Parallelism
 
 if TYPE_CHECKING:
-    from minitron_trt.build.tensorrt_compiler import CompiledEngine
+    from minitron_trt.build.tensorrt.compiler import CompiledEngine
+    from minitron_trt.build.tensorrt.process import Progress
 
 COMPILERS: Final = ("auto", "trtllm", "tensorrt")
 RUNNERS: Final = ("local", "docker", "slurm", "kubernetes")
@@ -53,25 +56,22 @@ def choose_compiler(job: BuildJob, asked: str, runner: str) -> str:
 
 def check_tensorrt(recipe: EngineRecipe) -> None:
     """Raise UnsupportedError when TensorRT cannot compile a recipe on this machine."""
-    model, target = recipe.model, recipe.target
-    if target.sm not in TARGETS:
-        raise UnsupportedError(
-            f"without a GPU, tensorrt-rtx compiles for {', '.join(TARGETS.values())}; "
-            f"SM{target.sm} needs a GPU of {target.architecture.name}"
-        )
+    model = recipe.model
+    choose_library(recipe.target.sm)
     if model.precision not in TENSORRT_PRECISIONS:
         raise UnsupportedError(
             f"--compiler tensorrt builds {', '.join(TENSORRT_PRECISIONS)}; the checkpoint is "
             f"{model.precision}"
         )
+    if model.kv_cache != KV_AUTO:
+        raise UnsupportedError(
+            f"--compiler tensorrt has no {model.kv_cache} KV cache: TensorRT's cache layer holds "
+            "wide values only; convert with --kv-cache auto"
+        )
     if model.parallelism.tp > 1:
         raise UnsupportedError(
             f"--compiler tensorrt builds for one GPU; the checkpoint is cut for "
-            f"{model.parallelism.tp}"
-        )
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        raise UnsupportedError(
-            "tensorrt-rtx is not installed; run: pip install 'minitron-trt[rtx]'"
+            f"{model.parallelism.tp}: convert with --tp 1"
         )
 
 
@@ -79,7 +79,7 @@ def ways(job: BuildJob) -> str:
     """Return the commands that would build the engine elsewhere."""
     arch = job.recipe.target.name
     return (
-        "on a machine that has one: minitron-trt build "
+        f"on a machine with a GPU of SM{job.recipe.target.sm}: minitron-trt build "
         f"{job.checkpoint.folder} -o {job.output} --arch {arch} --runner docker "
         "(or slurm, or kubernetes)"
     )
@@ -87,6 +87,10 @@ def ways(job: BuildJob) -> str:
 
 def tensorrt_limits(recipe: EngineRecipe, request: BuildRequest) -> Limits:
     """Return the sizes for TensorRT, whose cache is one piece with a full row per sequence."""
+    if recipe.model.parallelism.pp > 1:
+        # Pipeline ranks are joined: one GPU holds them all.
+        whole = dataclasses.replace(recipe.model, parallelism=Parallelism())
+        recipe = choose_recipe(whole, recipe.target, request)
     limits, pool = recipe.limits, recipe.forecast.kv_tokens
     batch = request.max_batch_size or max(min(limits.max_batch_size, pool // limits.max_seq_len), 1)
     beyond = (batch * limits.max_seq_len - pool) * recipe.forecast.kv_bytes_per_token
@@ -100,12 +104,10 @@ def tensorrt_limits(recipe: EngineRecipe, request: BuildRequest) -> Limits:
     return Limits(batch, limits.max_seq_len, prompt, batch * prompt)
 
 
-def build_tensorrt(
-    job: BuildJob, request: BuildRequest, facts: Mapping[str, Any] | None = None
-) -> CompiledEngine:
+def build_tensorrt(job: BuildJob, request: BuildRequest, progress: Progress) -> CompiledEngine:
     """Compile with TensorRT on this machine, in a process of its own."""
     # It brings numpy, and TensorRT's own process.
-    from minitron_trt.build.tensorrt_compiler import compile_engine, default_limits
+    from minitron_trt.build.tensorrt.compiler import compile_engine, default_limits
 
     limits = tensorrt_limits(job.recipe, request)
     return compile_engine(
@@ -118,10 +120,17 @@ def build_tensorrt(
             max_seq_len=limits.max_seq_len,
             max_input_len=request.max_input_len,
         ),
-        facts={"gpu": job.recipe.target.gpu.name, **(facts or {})},
+        facts={"gpu": job.recipe.target.gpu.name, "recipe": _recipe_facts(job.recipe)},
+        progress=progress,
         overwrite=job.overwrite,
         timeout_s=job.timeout_s,
     )
+
+
+def _recipe_facts(recipe: EngineRecipe) -> dict[str, Any]:
+    """Return what of a recipe holds for TensorRT, which takes none of trtllm-build's settings."""
+    names = ("model", "precision", "tp", "pp", "target", "profile")
+    return {name: value for name, value in recipe.to_json().items() if name in names}
 
 
 def _check_trtllm(job: BuildJob) -> None:

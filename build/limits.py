@@ -156,9 +156,12 @@ class LimitChoice:
     def _with_tokens(self, limits: Limits) -> Limits:
         request, profile = self.request, PROFILE_SIZES[self.request.profile]
         most = limits.max_seq_len * limits.max_batch_size * limits.max_beam_width
-        least = max(limits.max_batch_size * limits.max_beam_width, limits.tokens_per_block)
+        drafted = limits.max_batch_size * limits.max_beam_width * (1 + request.max_draft_len)
+        least = max(drafted, limits.tokens_per_block)
         reason = f"the {request.profile} profile"
         tokens = profile.num_tokens
+        if request.max_draft_len and drafted > tokens:
+            reason = "one token and the draft tokens of every sequence"
         if not self.attention.paged and limits.max_input_len > least:
             least, reason = limits.max_input_len, "a whole prompt in one step: there are no chunks"
         if request.max_num_tokens is None:
@@ -168,10 +171,12 @@ class LimitChoice:
         else:
             tokens, reason = request.max_num_tokens, "as asked"
             if tokens < least:
+                drafts = request.max_draft_len
                 raise UsageError(
                     f"max_num_tokens {tokens} is below the {least} tokens that one step needs "
                     f"(max_batch_size {limits.max_batch_size}, max_input_len "
-                    f"{limits.max_input_len}{'' if self.attention.paged else ' without chunks'})"
+                    f"{limits.max_input_len}{'' if self.attention.paged else ' without chunks'}"
+                    f"{f', max_draft_len {drafts}' if drafts else ''})"
                 )
             if tokens > most:
                 tokens = max(most, limits.tokens_per_block)

@@ -15,6 +15,7 @@ from minitron_trt.errors import MissingExtraError, UnsupportedError
 BUILDER: Final = "trtllm-build"
 _QUERY: Final = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader")
 _QUERY_S: Final = 20.0
+_CUDAS: Final = ("13", "12")
 _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 _LLMAPI: Final = (
     "serve the model without an engine: minitron-trt triton-repo MODEL --runtime llmapi"
@@ -78,8 +79,18 @@ def find_builder() -> Builder:
 
 
 def trtllm_version() -> str | None:
-    """Return the version of the installed TensorRT-LLM, without importing it."""
+    """Return the version of the installed TensorRT-LLM."""
+    return package_version("tensorrt-llm")
+
+
+def cuda_version(package: str) -> str | None:
+    """Return the CUDA that a package of TensorRT is for, by the name of its libraries' package."""
+    return next((cuda for cuda in _CUDAS if package_version(f"{package}-cu{cuda}")), None)
+
+
+def package_version(name: str) -> str | None:
+    """Return the version of an installed package, without importing it."""
     try:
-        return metadata.version("tensorrt-llm")
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None

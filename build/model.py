@@ -66,6 +66,14 @@ PRESETS: Final[Mapping[str, ModelSpec]] = MappingProxyType(
     }
 )
 """The published sizes of the three seed models."""
+HUB_PRESETS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "nvidia/llama-3.1-minitron-4b-width-base": "llama-3.1-minitron-4b-width",
+        "nvidia/minitron-4b-base": "minitron-4b",
+        "nvidia/minitron-8b-base": "minitron-8b",
+    }
+)
+"""The presets by their ids on the Hugging Face hub, in small letters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +146,19 @@ def facts_of(folder: Path) -> ModelFacts:
     )
 
 
-def find_model(name: str) -> ModelFacts:
-    """Return what a preset's name, a checkpoint folder or a model folder stands for."""
-    if name.lower() in PRESETS:
-        return ModelFacts(name.lower(), PRESETS[name.lower()])
+def find_model(name: str, *, revision: str | None = None, token: str | None = None) -> ModelFacts:
+    """Return what a preset, a checkpoint folder, a model folder or a hub id stands for.
+
+    Of a model on the hub only its config.json is read; the seeds' own ids need no network.
+    """
     folder = Path(name)
+    preset = name.lower()
+    if revision is None and not folder.is_dir():
+        preset = HUB_PRESETS.get(preset, preset)
+    if preset in PRESETS:
+        return ModelFacts(preset, PRESETS[preset])
     if not folder.is_dir():
-        raise UsageError(
-            f"{name!r} is neither a folder nor one of {', '.join(PRESETS)}; download a hub id first"
-        )
+        return _from_hub(name, revision, token)
     kind = kind_of(folder)
     if kind == CHECKPOINT:
         return facts_of(folder)
@@ -156,3 +168,15 @@ def find_model(name: str) -> ModelFacts:
     from minitron_trt.convert.source import ModelSource
 
     return ModelFacts(folder.name or str(folder), ModelSource.open(folder).spec)
+
+
+def _from_hub(name: str, revision: str | None, token: str | None) -> ModelFacts:
+    from minitron_trt.convert.hub_facts import is_hub_id, read_hub_spec
+
+    if not is_hub_id(name):
+        raise UsageError(
+            f"{name!r} is neither a folder, a hub id like nvidia/Minitron-4B-Base, nor one of "
+            f"{', '.join(PRESETS)}"
+        )
+    spec = read_hub_spec(name, revision=revision, token=token)
+    return ModelFacts(name.rpartition("/")[2], spec)

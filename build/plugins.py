@@ -116,9 +116,14 @@ def _profiles(
             f"multiple profiles with max_num_tokens {limits.max_num_tokens} were seen to fail; "
             f"lower it to {SAFE_NUM_TOKENS} or drop one of them"
         )
-    why = _AS_ASKED if asked is not None else "TensorRT's GEMMs get tuned for several step sizes"
-    yield Setting(
-        "multiple_profiles", switch(on), why if on or asked is not None else "one is enough"
-    )
+    if asked is not None:
+        why = _AS_ASKED
+    elif on:
+        why = "TensorRT's GEMMs get tuned for several step sizes"
+    elif request.opt_num_tokens:
+        why = "opt_num_tokens is what the kernels are tuned for"
+    else:
+        why = "one is enough"
+    yield Setting("multiple_profiles", switch(on), why)
     if request.opt_num_tokens:
         yield Setting("opt_num_tokens", request.opt_num_tokens, _AS_ASKED)

@@ -93,7 +93,7 @@ def choose_recipe(model: ModelFacts, target: Target, request: BuildRequest) -> E
         *attention.settings,
         *plugin_settings(model, target, request, limits),
         *_output_settings(request),
-        *_speculation_settings(request, limits),
+        *_speculation_settings(request),
         Setting("workers", _workers(model, request), "ranks built at once, one GPU each"),
     )
     check_arguments((setting.argument for setting in settings), request.version)
@@ -174,18 +174,13 @@ def _output_settings(request: BuildRequest) -> Iterator[Setting]:
     if flag:
         yield Setting(flag, True, "as asked; takes memory and time at every step")
     if request.weight_streaming:
-        yield Setting("weight_streaming", True, "as asked")
+        why = "as asked; the share on the GPU is gpu_weights_percent when it runs"
+        yield Setting("weight_streaming", True, why)
 
 
-def _speculation_settings(request: BuildRequest, limits: Limits) -> Iterator[Setting]:
+def _speculation_settings(request: BuildRequest) -> Iterator[Setting]:
     if request.speculation == "none":
         return
-    needed = limits.max_batch_size * (request.max_draft_len + 1)
-    if limits.max_num_tokens < needed:
-        raise UsageError(
-            f"max_num_tokens {limits.max_num_tokens} is below the {needed} tokens that "
-            f"{limits.max_batch_size} sequences with {request.max_draft_len} draft tokens need"
-        )
     yield Setting("speculative_decoding_mode", request.speculation, "as asked")
     yield Setting(
         "max_draft_len",

@@ -83,10 +83,19 @@ class BuildRequest:
             raise UsageError(
                 "context logits cannot be gathered with draft tokens; drop one of them"
             )
-        if self.weight_streaming and self.gemm_plugin not in (None, "disable"):
-            raise UsageError(
-                f"weight streaming does not go with gemm_plugin {self.gemm_plugin}; leave it out"
-            )
+        if self.weight_streaming:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """Refuse what keeps weights in a plugin, which TensorRT cannot stream."""
+        kernels = {
+            f"gemm_plugin {self.gemm_plugin}": self.gemm_plugin not in (None, "disable"),
+            "--low-latency-gemm": self.low_latency_gemm,
+            "--gemm-swiglu": self.gemm_swiglu,
+        }
+        for name, asked in kernels.items():
+            if asked:
+                raise UsageError(f"weight streaming does not go with {name}; leave one of them out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ options = dict(a.removeprefix("--").partition("=")[::2] for a in sys.argv[1:])
 home = os.path.dirname(os.path.abspath(__file__))
 told = json.load(open(os.path.join(home, "told.json")))
 open(os.path.join(home, "argv.json"), "w").write(json.dumps(sys.argv))
+print("[TensorRT-LLM] TensorRT-LLM version: " + told["version"], flush=True)
 print("[TRT-LLM] [I] Set gemm_plugin to auto.", flush=True)
 print("[TRT-LLM] [I] Build TensorRT engine Unnamed Network 0", flush=True)
 config = json.load(open(os.path.join(options["checkpoint_dir"], "config.json")))
@@ -49,6 +50,7 @@ if "output_timing_cache" in options:
     old = options.get("input_timing_cache")
     text = open(old).read() if old else ""
     open(options["output_timing_cache"], "w").write(text + "timed ")
+print("[TRT-LLM] [I] Build phase peak memory: 512.25 MB, children: 14.21 MB")
 print("[TRT-LLM] [I] Serializing engine to rank0.engine...")
 """
 _SMI = """
@@ -136,11 +138,11 @@ def make_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doubles:
     return Doubles(folder)
 
 
-def install_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Make a tensorrt-llm of a version look installed: its metadata, and nothing else."""
-    info = tmp_path / "site" / f"tensorrt_llm-{version}.dist-info"
+def install_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, name: str = "tensorrt-llm"
+) -> None:
+    """Make a package of a version look installed: its metadata, and nothing else."""
+    info = tmp_path / "site" / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: tensorrt-llm\nVersion: {version}\n"
-    )
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     monkeypatch.syspath_prepend(tmp_path / "site")

@@ -142,6 +142,10 @@ def test_the_command_line_is_a_list_with_the_folders() -> None:
             {"speculation": "lookahead_decoding", "max_draft_len": 8},
             {"speculative_decoding_mode": "lookahead_decoding", "max_draft_len": 8},
         ),
+        (
+            {"speculation": "lookahead_decoding", "max_draft_len": 200},
+            {"max_draft_len": 200, "max_num_tokens": 12864},
+        ),
     ],
     ids=str,
 )
@@ -182,6 +186,11 @@ def test_choices_follow_precision_architecture_and_options(
             "weight streaming does not go with gemm_plugin auto",
         ),
         (
+            {"weight_streaming": True, "low_latency_gemm": True, "precision": "fp8"},
+            UsageError,
+            "weight streaming does not go with --low-latency-gemm; leave one of them out",
+        ),
+        (
             {"multiple_profiles": True, "opt_num_tokens": 64},
             UsageError,
             "opt_num_tokens does not go with multiple profiles",
@@ -198,9 +207,9 @@ def test_choices_follow_precision_architecture_and_options(
         ),
         ({"max_draft_len": 3}, UsageError, "--speculation and --max-draft-len go together"),
         (
-            {"speculation": "lookahead_decoding", "max_draft_len": 1000},
+            {"speculation": "lookahead_decoding", "max_draft_len": 200, "max_num_tokens": 8192},
             UsageError,
-            "max_num_tokens 8192 is below the 64064 tokens that 64 sequences with 1000 draft",
+            "max_num_tokens 8192 is below the 12864 tokens that one step needs (max_batch_size 64",
         ),
         (
             {"precision": "nvfp4", "gpu": "B200", "preset": "minitron-8b"},
@@ -230,6 +239,30 @@ def test_a_rule_that_an_option_breaks_is_said_before_anything_runs(
         recipe_for(**options)  # type: ignore[arg-type]
 
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag", "reason"),
+    [
+        ({"weight_streaming": True}, "weight_streaming", "as asked; the share on the GPU is gpu_"),
+        ({"weight_streaming": True}, "gemm_plugin", "weight streaming works on TensorRT's own GE"),
+        ({"multiple_profiles": True}, "multiple_profiles", "as asked"),
+        ({}, "multiple_profiles", "one is enough"),
+        ({"opt_num_tokens": 64}, "multiple_profiles", "opt_num_tokens is what the kernels are tu"),
+        (
+            {"precision": "fp8", "profile": "throughput"},
+            "multiple_profiles",
+            "TensorRT's GEMMs get tuned for several step sizes",
+        ),
+    ],
+    ids=str,
+)
+def test_a_choice_has_its_reason(options: dict[str, str], flag: str, reason: str) -> None:
+    recipe = recipe_for(**options)  # type: ignore[arg-type]
+    setting = next(setting for setting in recipe.settings if setting.flag == flag)
+
+    assert setting.reason.startswith(reason)
+    assert setting.reason in recipe.explain()
 
 
 def test_what_nobody_has_built_is_noted() -> None:

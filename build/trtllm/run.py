@@ -12,20 +12,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import MANIFEST_NAME, Manifest, sha256, staged
-from minitron_trt.build.containers import container_for, same_version
-from minitron_trt.build.docker import (
+from minitron_trt.build.containers import Container, container_for, same_version
+from minitron_trt.build.engine import KIND, TRTLLM, Engine
+from minitron_trt.build.machine import (
+    cuda_version,
+    find_builder,
+    local_gpus,
+    memory_bytes,
+    package_version,
+)
+from minitron_trt.build.memory import checkpoint_bytes
+from minitron_trt.build.recipe import EngineRecipe
+from minitron_trt.build.trtllm.docker import (
     CHECKPOINT_AT,
     OUTPUT_AT,
     TIMING_AT,
     DockerRun,
     explain_docker,
 )
-from minitron_trt.build.engine import KIND, TRTLLM, Engine
-from minitron_trt.build.machine import find_builder, local_gpus, memory_bytes
-from minitron_trt.build.memory import checkpoint_bytes
-from minitron_trt.build.process import Outcome, run_compiler
-from minitron_trt.build.recipe import EngineRecipe
-from minitron_trt.build.timing_cache import TimingCache
+from minitron_trt.build.trtllm.process import Outcome, run_compiler
+from minitron_trt.build.trtllm.timing_cache import TimingCache
 from minitron_trt.checkpoint import KIND as CHECKPOINT
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import size_text
@@ -92,7 +98,8 @@ def build_local(job: BuildJob) -> Outcome:
         if timing is not None:
             argv += timing.arguments(timing.path, scratch / _TIMING_NAME)
         outcome = _run(job, argv)
-        finish(job, scratch, outcome)
+        stack = {"tensorrt": package_version("tensorrt"), "cuda": cuda_version("tensorrt")}
+        finish(job, scratch, outcome, stack)
     return outcome
 
 
@@ -116,7 +123,7 @@ def build_docker(job: BuildJob) -> Outcome:
     with staged(job.output, overwrite=job.overwrite) as scratch:
         docker_run(job, scratch).check()
         try:
-            outcome = _run(job, docker_argv(job, scratch), docker=True)
+            ran = _run(job, docker_argv(job, scratch), docker=True)
         except BaseException:
             # The container outlives a client that was killed.
             subprocess.run(
@@ -126,7 +133,9 @@ def build_docker(job: BuildJob) -> Outcome:
                 check=False,
             )
             raise
-        finish(job, scratch, outcome, {"image": container.image, "tensorrt": container.tensorrt})
+        # The process here is docker's client; the compiler's memory is in its log.
+        outcome = Outcome(ran.seconds, ran.reported_bytes)
+        finish(job, scratch, outcome, image_facts(container))
     return outcome
 
 
@@ -205,6 +214,15 @@ def finish(
         **(facts or {}),
     }
     Manifest(KIND, checkpoint_source(job.checkpoint), record).write(folder)
+
+
+def image_facts(container: Container) -> dict[str, Any]:
+    """Return what an engine's manifest says about the image that built it."""
+    return {
+        "image": container.image,
+        "tensorrt": container.tensorrt,
+        "cuda": container.cuda,
+    }
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The process in which TensorRT-RTX works: python -m minitron_trt.build.tensorrt_worker REQUEST.
+"""The process in which TensorRT works: python -m minitron_trt.build.tensorrt.worker REQUEST.
 
 It is a process of its own so that a builder that crashes, hangs or runs out of memory ends nothing
 else. REQUEST is JSON with the fields of `Request`. The engine goes to its path, the builder's
@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from minitron_trt.build.network import NetworkLimits, define_network
-from minitron_trt.build.tensorrt_api import TARGETS, Network, make_logger, tensorrt
+from minitron_trt.build.tensorrt.api import LIBRARIES, RTX, TARGETS, Network, Trt, make_logger
+from minitron_trt.build.tensorrt.network import NetworkLimits, define_network
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import MinitronError, ProcessError
 
@@ -26,12 +26,14 @@ _SET_PARENT_DEATH_SIGNAL: Final = 1  # of Linux's prctl
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to compile, for which architecture, and where the engine goes."""
+    """What to compile, by which library, for which architecture, and where the engine goes."""
 
     checkpoint: Path
     sm: int
     limits: NetworkLimits
     plan: Path
+    weights_bytes: int = 0
+    library: str = RTX.package
 
     def to_json(self) -> str:
         """Return the request as the worker's argument."""
@@ -47,25 +49,29 @@ class Request:
             sm=record["sm"],
             limits=NetworkLimits(**record["limits"]),
             plan=Path(record["plan"]),
+            weights_bytes=record["weights_bytes"],
+            library=record["library"],
         )
 
 
 def build(request: Request) -> None:
     """Compile a checkpoint and write the engine; ProcessError has the builder's own line."""
-    trt = tensorrt()
-    logger, errors = make_logger()
+    library = LIBRARIES[request.library]
+    trt = library.load()
+    logger, errors = make_logger(trt)
     builder = trt.Builder(logger)
     strongly_typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     network = builder.create_network(1 << int(strongly_typed))
     try:
         # The graph holds the weights that the network borrows.
-        graph = define_network(network, Checkpoint.open(request.checkpoint), request.limits)
+        graph = define_network(trt, network, Checkpoint.open(request.checkpoint), request.limits)
         config = builder.create_builder_config()
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[request.sm]), 0)
+        if library is RTX:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[request.sm]), 0)
         config.add_optimization_profile(_profile(builder, network, request.limits))
         with request.plan.open("wb") as file:
-            done = builder.build_serialized_network_to_stream(network, config, _writer(file))
+            done = builder.build_serialized_network_to_stream(network, config, _writer(trt, file))
         del graph
     except ProcessError as error:
         raise ProcessError(_said(errors) or str(error)) from error
@@ -94,8 +100,8 @@ def _profile(builder: Any, network: Network, limits: NetworkLimits) -> Any:
     return profile
 
 
-def _writer(file: BinaryIO) -> Any:
-    base: Any = tensorrt().IStreamWriter
+def _writer(trt: Trt, file: BinaryIO) -> Any:
+    base: Any = trt.IStreamWriter
 
     class PlanFile(base):  # type: ignore[misc]  # the library has no types
         """An engine's way to the disk, so that it is in memory once."""
@@ -122,11 +128,12 @@ def main() -> None:
     handler.setFormatter(_LineFormatter())
     logging.basicConfig(level=logging.DEBUG, handlers=[handler])
     try:
-        build(Request.from_json(sys.argv[1]))
+        request = Request.from_json(sys.argv[1])
+        build(request)
     except MinitronError as error:
         sys.stdout.write(json.dumps({"error": str(error)}))
         raise SystemExit(error.exit_code) from None
-    sys.stdout.write(json.dumps({"version": tensorrt().__version__}))
+    sys.stdout.write(json.dumps({"version": LIBRARIES[request.library].version}))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 pytest.importorskip("tensorrt_rtx", reason="the network needs: pip install 'minitron-trt[rtx]'")
 
-from tests.build.interpreter import Interpreter, UnknownLayerError
-from tests.build.interpreter_model import InterpretedModel, new_network
+from tests.build.tensorrt.interpreter import Interpreter, UnknownLayerError
+from tests.build.tensorrt.interpreter_model import InterpretedModel, new_network
 
-from minitron_trt.build.network import NetworkLimits, define_network
-from minitron_trt.build.network_weights import joined, map_weights
+from minitron_trt.build.tensorrt.api import RTX
+from minitron_trt.build.tensorrt.network import NetworkLimits, define_network
+from minitron_trt.build.tensorrt.weights import joined, map_weights
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.run import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
@@ -197,7 +198,7 @@ def test_limits_that_contradict_are_refused() -> None:
 
 def test_the_interpreter_stops_at_a_layer_it_was_not_taught(checkpoint_of: MakeCheckpoint) -> None:
     network, builder = new_network()
-    graph = define_network(network, checkpoint_of("mistral"), LIMITS)
+    graph = define_network(RTX.load(), network, checkpoint_of("mistral"), LIMITS)
     network.add_softmax(network.get_input(0))
 
     with pytest.raises(UnknownLayerError, match="SOFTMAX"):

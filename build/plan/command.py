@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from minitron_trt.build.model import find_model
-from minitron_trt.build.plan import Plan, PlanRequest, PlanRow, make_plan, parameters
+from minitron_trt.build.plan.plan import Plan, PlanRequest, PlanRow, make_plan, parameters
 from minitron_trt.build.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
-from minitron_trt.gpus import PRECISION_NAMES, find_target
+from minitron_trt.gpus import PRECISION_NAMES, Sure, find_target
 
 _HEADER = (
     *("GPU", "precision", "tp", "weights", "KV cache", "tokens", "sequences"),
@@ -35,19 +35,21 @@ _HEADER = (
     show_default=True,
     help="What the recommended limits are for",
 )
+@click.option("--revision", help="Branch, tag or commit of a hub id")
+@click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models  [env: HF_TOKEN]")
 @click.option("--explain", is_flag=True, help="Print each recommended setting with its reason")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a chart of the memory (SVG)")
 @console_options
 def plan(console: Console, model: str, gpus: tuple[str, ...], **asked: Any) -> None:
     """Say what a model takes on a GPU, and how much fits beside it.
 
-    MODEL is a model folder, a checkpoint, or llama-3.1-minitron-4b-width, minitron-4b or
-    minitron-8b. --gpu, --precision and --tp may be given several times. Times and rates are bounds
-    that no engine can beat, not predictions.
+    MODEL is a model folder, a checkpoint, a hub id, of which only config.json is read, or
+    llama-3.1-minitron-4b-width, minitron-4b or minitron-8b. --gpu, --precision and --tp may be
+    given several times. Times and rates are bounds that no engine can beat, not predictions.
 
     Example: minitron-trt plan minitron-8b --gpu H100 --gpu L40 --input-len 2048
     """
-    facts = find_model(model)
+    facts = find_model(model, revision=asked["revision"], token=asked["token"])
     if asked["kv_cache"] is not None and not facts.cut:
         facts = dataclasses.replace(facts, kv_cache=asked["kv_cache"])
     total = asked["input_len"] + asked["output_len"]
@@ -65,7 +67,7 @@ def plan(console: Console, model: str, gpus: tuple[str, ...], **asked: Any) -> N
 
 def _write_chart(result: Plan, path: Path) -> None:
     from minitron_trt.artifacts import output_errors
-    from minitron_trt.build.plan_chart import chart
+    from minitron_trt.build.plan.chart import chart
 
     with output_errors(path):
         path.write_text(chart(result), encoding="utf-8")
@@ -91,6 +93,10 @@ def describe(result: Plan, *, explain: bool = False) -> str:
             "step, 1.5 GiB",
             "for the runtime (2 GiB on several GPUs), and 0.9 of the rest for the KV cache.",
         ]
+    gpus = dict.fromkeys(row.target.gpu for row in result.rows)
+    unsure = [gpu.name for gpu in gpus if gpu.sure is Sure.UNVERIFIED]
+    if unsure:
+        lines += ["", f"Not compared with a data sheet: bandwidth and rates of {', '.join(unsure)}"]
     if explain:
         for row in result.rows:
             if row.recipe is not None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
-from tests.build.doubles import make_doubles
+from tests.build.doubles import Doubles, install_package, make_doubles
 
 from minitron_trt.artifacts import MANIFEST_NAME
+from minitron_trt.build.compiler import tensorrt_limits
 from minitron_trt.build.engine import Engine
+from minitron_trt.build.model import find_model
+from minitron_trt.build.recipe import choose_recipe
+from minitron_trt.build.request import BuildRequest
 from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.gpus import find_target
 from minitron_trt.samples import sample_folder
+from minitron_trt.spec import Parallelism
 
 pytest.importorskip("tensorrt_rtx", reason="this needs: pip install 'minitron-trt[rtx]'")
 
@@ -56,6 +63,31 @@ def test_without_a_gpu_auto_compiles_with_tensorrt(
     assert command("check", output, "--gpu", "H100").exit_code == 4
 
 
+@pytest.mark.parametrize(
+    ("gpus", "compiler"),
+    [(["NVIDIA H100 80GB HBM3, 9.0"], "tensorrt"), (["NVIDIA L4, 8.9"], "none"), ([], "none")],
+)
+def test_beside_its_gpu_hopper_is_compiled_by_tensorrt_itself(
+    gpus: list[str],
+    compiler: str,
+    checkpoint: Path,
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nvidia-smi and the installed package are doubles; nothing is compiled."""
+    doubles = Doubles(tmp_path / "bin")
+    doubles.install("nvidia-smi")
+    doubles.tell(gpus=gpus)
+    install_package(tmp_path, monkeypatch, "11.4.0", "tensorrt")
+    record = json.loads(
+        command("build", checkpoint, "--arch", "H100", "--dry-run", "--json").stdout
+    )
+
+    assert record["compiler"] == compiler
+    assert ("SM90 needs a GPU of hopper" in record["problem"]) == (compiler == "none")
+
+
 def test_fp8_for_an_a100_is_refused_by_the_table(
     checkpoint: Path, output: Path, command: Command
 ) -> None:
@@ -89,7 +121,34 @@ def test_a_checkpoint_for_two_gpus_is_refused(
     result = command(*arguments, "--compiler", "tensorrt")
 
     assert result.exit_code == 4
-    assert "builds for one GPU; the checkpoint is cut for 2; elsewhere, " in result.stderr
+    assert result.stderr == (
+        "error: --compiler tensorrt builds for one GPU; the checkpoint is cut for 2: convert with "
+        f"--tp 1; elsewhere, on a machine with a GPU of SM89: minitron-trt build {tmp_path}/two "
+        f"-o {output} --arch ada --runner docker (or slurm, or kubernetes)\n"
+    )
+
+
+def test_pipeline_ranks_are_joined_and_held_against_one_gpu() -> None:
+    whole = replace(find_model("minitron-8b"), cut=True)
+    request, target = BuildRequest(), find_target("A10")
+    sizes = [
+        tensorrt_limits(choose_recipe(model, target, request), request)
+        for model in (whole, replace(whole, parallelism=Parallelism(pp=2)))
+    ]
+
+    assert sizes[0] == sizes[1]
+    assert (sizes[0].max_batch_size, sizes[0].max_seq_len) == (8, 4096)
+
+
+def test_a_narrow_cache_is_refused(checkpoint: Path, output: Path, command: Command) -> None:
+    with_quantization(checkpoint, kv_cache_quant_algo="FP8")
+    arguments = ("build", checkpoint, "-o", output, "--arch", "ada")
+    result = command(*arguments, "--compiler", "tensorrt")
+
+    assert result.exit_code == 4
+    assert "has no fp8 KV cache: TensorRT's cache layer holds wide values only; convert with" in (
+        result.stderr
+    )
 
 
 def test_the_same_request_is_answered_from_the_cache(

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from minitron_trt.build.memory import kv_bytes_per_token, rank_shape
 from minitron_trt.build.model import ModelFacts
+from minitron_trt.build.plan.roofline import Bounds, bounds
 from minitron_trt.build.recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.request import BuildRequest
-from minitron_trt.build.roofline import Bounds, bounds
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.families import Place, family_of
 from minitron_trt.gpus import PRECISION_NAMES, Target, support
@@ -37,6 +37,7 @@ class PlanRow:
         """Return the record that --json prints."""
         record: dict[str, Any] = {
             "gpu": self.target.gpu.name,
+            "gpu_figures": self.target.gpu.sure.value,
             "sm": self.target.sm,
             "precision": self.precision,
             "tp": self.tp,

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minitron_trt.build.tensorrt_api import tensorrt
+from minitron_trt.build.tensorrt.api import RTX
 
-trt: Any = tensorrt()
+trt: Any = RTX.load()
 
 DTYPES: Final[dict[Any, torch.dtype]] = {
     trt.bfloat16: torch.bfloat16,

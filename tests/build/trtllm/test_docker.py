@@ -39,7 +39,9 @@ def test_the_pinned_image_gets_what_it_needs_and_no_more(
         f"--mount=type=bind,source={output.parent / '.engine.partial'},target=/output",
     ]
     assert run[run.index(image) + 1] == "trtllm-build"
-    assert Manifest.read(output, "engine").facts["image"] == image
+    facts = Manifest.read(output, "engine").facts
+    assert (facts["image"], facts["tensorrt"]) == (image, "10.14.1.48")
+    assert facts["peak_memory_bytes"] == int(512.25 * 1024 * 1024)
     assert Engine.open(output).tensorrt == "10.14.1.48"
 
 

@@ -12,18 +12,22 @@ import pytest
 from click.testing import Result
 from tests.build.engines import write_engine
 
-from minitron_trt.build.jobs import yaml_text
+from minitron_trt.build.trtllm.jobs import yaml_text
 from minitron_trt.convert.run import ConvertOptions, convert
 
 yaml = pytest.importorskip("yaml", reason="the job files are read back with PyYAML")
 
 Command = Callable[..., Result]
-SCHEMA = json.loads(Path(__file__).with_name("kubernetes_job.json").read_text())["schema"]
+DEFINITIONS = json.loads(Path(__file__).with_name("kubernetes_job.json").read_text())["definitions"]
+JOB = {"$ref": "io.k8s.api.batch.v1.Job"}
 TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
     "number": (int, float),
     "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+    "null": (type(None),),
 }
 
 
@@ -35,25 +39,34 @@ def checkpoint(tiny_llama: Path, tmp_path: Path) -> Path:
 
 
 def problems(value: Any, schema: dict[str, Any], at: str = "job") -> list[str]:
-    """Return where a value is not what the schema says; keys that it does not know count."""
-    if "properties" in schema:
-        known = schema["properties"].keys() | set(schema["others"])
-        found = [f"{at}.{key} is not known" for key in value.keys() - known]
-        found += [
-            f"{at}.{key} is missing" for key in set(schema.get("required", ())) - value.keys()
-        ]
-        for key in value.keys() & schema["properties"].keys():
-            found += problems(value[key], schema["properties"][key], f"{at}.{key}")
-        return found
-    if "items" in schema:
-        return [p for inner in value for p in problems(inner, schema["items"], f"{at}[]")]
-    if "values" in schema:
-        return [p for k, v in value.items() for p in problems(v, schema["values"], f"{at}.{k}")]
-    if not any(isinstance(value, TYPES[name]) for name in schema["types"]):
-        return [f"{at} is {value!r}, not {schema['types']}"]
+    """Return where a value is not what a JSON schema says, as far as Kubernetes' uses it."""
+    if "$ref" in schema:
+        return problems(value, DEFINITIONS[schema["$ref"]], at)
+    if "oneOf" in schema:
+        found = [problems(value, choice, at) for choice in schema["oneOf"]]
+        return [] if [] in found else found[0]
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    # True is an int in Python, and not in JSON.
+    if not any(type(value) in TYPES[name] for name in types):
+        return [f"{at} is {value!r}, not {' or '.join(types)}"]
     if value not in schema.get("enum", [value]):
         return [f"{at} is {value!r}, not one of {schema['enum']}"]
-    return []
+    if isinstance(value, list):
+        return [p for inner in value for p in problems(inner, schema["items"], f"{at}[]")]
+    return _object_problems(value, schema, at) if isinstance(value, dict) else []
+
+
+def _object_problems(value: dict[str, Any], schema: dict[str, Any], at: str) -> list[str]:
+    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+    found = [f"{at}.{key} is missing" for key in set(schema.get("required", ())) - value.keys()]
+    for key, inner in value.items():
+        if key in known:
+            found += problems(inner, known[key], f"{at}.{key}")
+        elif others is False:
+            found.append(f"{at}.{key} is not known")
+        elif isinstance(others, dict):
+            found += problems(inner, others, f"{at}.{key}")
+    return found
 
 
 def test_a_kubernetes_job_is_what_the_api_takes(
@@ -68,7 +81,7 @@ def test_a_kubernetes_job_is_what_the_api_takes(
     container = pod["containers"][0]
 
     assert result.exit_code == 0, result.stderr
-    assert problems(job, SCHEMA) == []
+    assert problems(job, JOB) == []
     assert job["metadata"]["name"] == "build-check-point-sm100"
     assert pod["nodeSelector"] == {
         "nvidia.com/gpu.compute.major": "10",
@@ -86,14 +99,26 @@ def test_a_kubernetes_job_is_what_the_api_takes(
     assert record["submit"] == f"kubectl apply -f {output}.yaml"
 
 
-def test_the_schema_would_catch_what_is_wrong() -> None:
-    job = {"apiVersion": "v1", "kind": "Job", "spec": {"backofLimit": 0, "backoffLimit": "0"}}
+def test_the_schema_would_catch_what_is_wrong(
+    checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    arguments = ("build", checkpoint, "-o", tmp_path / "engine", "--arch", "B200")
+    record = json.loads(command(*arguments, "--runner", "kubernetes", "--json").stdout)
+    job = yaml.safe_load(Path(record["job"]).read_text())
+    job["apiVersion"] = "v1"
+    job["spec"] |= {"backofLimit": 0, "backoffLimit": "0", "suspend": 1}
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    container["resources"]["limits"]["memory"] = ["3Gi"]
+    del container["name"]
 
-    assert sorted(problems(job, SCHEMA)) == [
+    assert sorted(problems(job, JOB)) == [
         "job.apiVersion is 'v1', not one of ['batch/v1']",
         "job.spec.backofLimit is not known",
-        "job.spec.backoffLimit is '0', not ['integer']",
-        "job.spec.template is missing",
+        "job.spec.backoffLimit is '0', not integer or null",
+        "job.spec.suspend is 1, not boolean or null",
+        "job.spec.template.spec.containers[].name is missing",
+        "job.spec.template.spec.containers[].resources.limits.memory is ['3Gi'], not string or "
+        "null",
     ]
 
 

@@ -24,17 +24,21 @@ log = logging.getLogger(__name__)
 
 _STOP_S: Final = 10.0
 _KEPT_LINES: Final = 200
-# What trtllm-build says as it enters each stage.
+# What trtllm-build 1.0 to 1.2 says as it enters each stage, once for every rank.
 STAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "loading the checkpoint": r"loading weights|read(?:ing)? and convert|from_checkpoint",
-        "defining the network": r"constructing network|Set \w+ to ",
-        "compiling": r"Build TensorRT engine|\[MemUsageChange\] Init builder|autotuning",
-        "compiled": r"Engine generation completed|Total time of building Unnamed",
-        "writing the engine": r"Serializing engine",
+        "starting": r"TensorRT-LLM version: ",
+        "loading weights, defining the network": r"Set dtype to |MemUsageChange\] Init CUDA",
+        "filling in the weights": r"Total time of constructing network from module object ",
+        "compiling": r"Build TensorRT engine ",
+        "compiled": r"Engine generation completed in ",
+        "writing the engine": r"Serializing engine to ",
+        "written": r"Engine serialized\. Total time: ",
     }
 )
-_ERROR: Final = re.compile(r"\[E\]|\bError\b|Exception|assert", re.IGNORECASE)
+_MEMORY: Final = re.compile(r"Build phase peak memory: ([\d.]+) MB")
+_TENSORRT_ERROR: Final = re.compile(r"\[E\]")
+_PYTHON_ERROR: Final = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b")
 _KILLED: Final = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})
 Explain = Callable[[int, str], str | None]
 """Say what an exit status and the last lines of a log mean; None leaves it to the default."""
@@ -42,10 +46,11 @@ Explain = Callable[[int, str], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a finished compiler took."""
+    """What a finished compiler took: its process's memory here, and what its log says of it."""
 
     seconds: float
     peak_bytes: int
+    reported_bytes: int = 0
 
 
 def run_compiler(
@@ -69,7 +74,9 @@ def run_compiler(
         reason = explain(code, text) or _reason(argv[0], code, tail, memory_forecast)
         raise ProcessError(reason)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return Outcome(round(time.monotonic() - start, 2), peak)
+    sizes = [float(found[1]) for line in tail if (found := _MEMORY.search(line))]
+    reported = int(max(sizes, default=0) * (1 << 20))
+    return Outcome(round(time.monotonic() - start, 2), peak, reported)
 
 
 @contextlib.contextmanager
@@ -130,7 +137,7 @@ def _follow(stream: IO[bytes], kept: IO[str], tail: deque[str], deadline: float 
 
 def _advance(stage: str, line: str) -> str:
     for name, pattern in STAGES.items():
-        if name != stage and re.search(pattern, line, re.IGNORECASE):
+        if name != stage and re.search(pattern, line):
             log.info("%s", name)
             return name
     return stage
@@ -149,5 +156,8 @@ def _reason(program: str, code: int, tail: deque[str], memory_forecast: str) -> 
 
 
 def _last_error(tail: deque[str]) -> str:
-    said = [line for line in tail if _ERROR.search(line)] or [line for line in tail if line.strip()]
-    return f"it said: {said[-1].strip()}" if said else "it said nothing"
+    """Quote TensorRT's first complaint, the cause of others, else Python's last, else any line."""
+    causes = [line for line in tail if _TENSORRT_ERROR.search(line)][:1]
+    causes = causes or [line for line in tail if _PYTHON_ERROR.search(line)]
+    causes = causes or [line for line in tail if line.strip()]
+    return f"it said: {causes[-1].strip()}" if causes else "it said nothing"

@@ -13,8 +13,8 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 
-from minitron_trt.build.network_weights import Array
-from minitron_trt.build.tensorrt_api import Network, Tensor, made, tensorrt
+from minitron_trt.build.tensorrt.api import Layer, Network, Tensor, Trt, made
+from minitron_trt.build.tensorrt.weights import Array
 
 _NAMES: Final[Mapping[np.dtype[Any], str]] = MappingProxyType(
     {
@@ -31,8 +31,8 @@ _NAMES: Final[Mapping[np.dtype[Any], str]] = MappingProxyType(
 class Graph:
     """Operations that append to a network; `dtype` is what the model's weights are stored in."""
 
-    def __init__(self, network: Network, dtype: str) -> None:
-        self.trt = tensorrt()
+    def __init__(self, trt: Trt, network: Network, dtype: str) -> None:
+        self.trt = trt
         self.network = network
         self.dtype = getattr(self.trt, dtype)
         self._held: list[Array] = []
@@ -120,6 +120,20 @@ class Graph:
         )
         layer.name = name
         return layer.get_output(0)
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Layer:
+        """Attend to the keys that the mask allows; the scores are not scaled."""
+        softmax = self.trt.AttentionNormalizationOp.SOFTMAX
+        heads = (query, key, value, softmax)
+        if hasattr(self.trt, "CausalMaskKind"):
+            layer = self.network.add_attention_v2(*heads, self.trt.CausalMaskKind.NONE)
+        else:
+            # TensorRT 10 has one kind of causal mask, and a switch for it.
+            layer = self.network.add_attention(*heads, False)
+        made(layer).mask = mask
+        # Where no fused kernel fits, several kernels compute the same.
+        layer.decomposable = True
+        return layer
 
     def gather(
         self, table: Tensor, indices: Tensor, axis: int, *, per_batch: bool = False

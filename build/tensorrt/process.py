@@ -9,10 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, Final
 
-from minitron_trt.build.tensorrt_worker import Request
+from minitron_trt.build.tensorrt.worker import Request
+from minitron_trt.console import Advance
 from minitron_trt.errors import ProcessError
 
 _SAMPLE_S: Final = 0.05
@@ -21,16 +24,52 @@ _STOP_S: Final = 5.0
 log = logging.getLogger(__name__)
 
 
-def run_worker(request: Request, timeout_s: float | None) -> tuple[str, int]:
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+"""Show how far some bytes are, under a label."""
+
+
+class _Watch:
+    """What can be seen of a worker from outside: its memory, then the plan that it writes.
+
+    TensorRT's own IProgressMonitor has nothing to add: its phases end within a tenth of a second,
+    but for two without steps, in which it copies the weights to its memory.
+    """
+
+    def __init__(self, process: int, request: Request, progress: Progress) -> None:
+        self.peak = 0
+        self._process, self._plan, self._progress = process, request.plan, progress
+        self._weights_bytes = request.weights_bytes
+        self._shown = ExitStack()
+        self._stage, self._done = "", 0
+        self._advance: Advance
+
+    def look(self) -> None:
+        """Take a sample and show it."""
+        held = _private_bytes(self._process)
+        self.peak = max(self.peak, held)
+        written = self._plan.stat().st_size if self._plan.is_file() else 0
+        stage, done = ("write", written) if written else ("compile", held)
+        if stage != self._stage:
+            self._shown.close()
+            self._advance = self._shown.enter_context(self._progress(stage, self._weights_bytes))
+            self._stage, self._done = stage, 0
+        self._advance(max(done - self._done, 0))
+        self._done = max(done, self._done)
+
+    def close(self) -> None:
+        """Show nothing more."""
+        self._shown.close()
+
+
+def run_worker(request: Request, timeout_s: float | None, progress: Progress) -> tuple[str, int]:
     """Run the worker; return the builder's version and the worker's peak private memory.
 
     ProcessError when it failed, crashed, was killed or was not done in time.
     """
     # -P: what lies in the current folder must not stand for a module.
-    module = "minitron_trt.build.tensorrt_worker"
+    module = "minitron_trt.build.tensorrt.worker"
     argv = [sys.executable, "-P", "-m", module, request.to_json()]
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    peak = 0
     with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -43,6 +82,7 @@ def run_worker(request: Request, timeout_s: float | None) -> tuple[str, int]:
         assert process.stdout
         assert process.stderr
         answer: list[str] = []
+        watch = _Watch(process.pid, request, progress)
         readers = [
             threading.Thread(target=_forward, args=(process.stderr,)),
             threading.Thread(target=lambda out: answer.append(out.read()), args=(process.stdout,)),
@@ -51,34 +91,35 @@ def run_worker(request: Request, timeout_s: float | None) -> tuple[str, int]:
             for reader in readers:
                 reader.start()
             while process.poll() is None:
-                peak = max(peak, _private_bytes(process.pid))
+                watch.look()
                 if deadline is not None and time.monotonic() > deadline:
                     raise ProcessError(
-                        f"tensorrt-rtx did not finish within {timeout_s:g} s; raise --timeout"
+                        f"{request.library} did not finish within {timeout_s:g} s; raise --timeout"
                     )
                 time.sleep(_SAMPLE_S)
         finally:
+            watch.close()
             _stop(process)
             for reader in readers:
                 reader.join()
-    return _version(process.returncode, "".join(answer), peak), peak
+    return _version(request.library, process.returncode, "".join(answer), watch.peak), watch.peak
 
 
-def _version(code: int, answer: str, peak: int) -> str:
+def _version(library: str, code: int, answer: str, peak: int) -> str:
     """Return the builder's version from the worker's answer; ProcessError when it failed."""
     if code == -signal.SIGKILL:
         raise ProcessError(
-            f"tensorrt-rtx was killed when it held {peak / 1e9:.2f} GB, most likely because the "
+            f"{library} was killed when it held {peak / 1e9:.2f} GB, most likely because the "
             "machine ran out of memory; build on one with more"
         )
     if code < 0:
-        raise ProcessError(f"tensorrt-rtx crashed with {signal.Signals(-code).name}")
+        raise ProcessError(f"{library} crashed with {signal.Signals(-code).name}")
     try:
         record = json.loads(answer)
     except ValueError:
-        raise ProcessError(f"tensorrt-rtx ended with {code} and no answer; see -v") from None
+        raise ProcessError(f"{library} ended with {code} and no answer; see -v") from None
     if "error" in record:
-        raise ProcessError(f"tensorrt-rtx could not build the engine: {record['error']}")
+        raise ProcessError(f"{library} could not build the engine: {record['error']}")
     return str(record["version"])
 
 

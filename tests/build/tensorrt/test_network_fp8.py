@@ -19,12 +19,13 @@ from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("tensorrt_rtx", reason="the network needs: pip install 'minitron-trt[rtx]'")
 
-from tests.build.interpreter_model import InterpretedModel
-from tests.build.test_network import LIMITS, SAME, logits_of
+from tests.build.tensorrt.interpreter_model import InterpretedModel
+from tests.build.tensorrt.test_network import LIMITS, SAME, logits_of
 
 from minitron_trt.artifacts import Manifest
-from minitron_trt.build.network_weights import map_weights
-from minitron_trt.build.tensorrt_compiler import compile_engine
+from minitron_trt.build.tensorrt.api import RTX, make_logger
+from minitron_trt.build.tensorrt.compiler import compile_engine
+from minitron_trt.build.tensorrt.weights import map_weights
 from minitron_trt.checkpoint import CONFIG_NAME, KIND, Checkpoint
 from minitron_trt.convert.run import ConvertOptions, convert
 from minitron_trt.errors import UnsupportedError
@@ -133,7 +134,7 @@ def test_fp8_weights_stay_fp8_in_the_engine(
 
 @pytest.mark.parametrize("sm", [80, 86])
 def test_fp8_is_refused_where_the_gpu_has_none(pair: Pair, sm: int, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=f"SM{sm} has no FP8; convert .* --precision bf16"):
+    with pytest.raises(UnsupportedError, match=f"SM{sm}.* cannot run fp8: .* or bf16"):
         compile_engine(pair[1], tmp_path / "engine", sm=sm, limits=LIMITS)
 
 
@@ -150,3 +151,19 @@ def test_what_the_network_cannot_compute_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=said):
         map_weights(replace(pair[1], **change))
+
+
+def test_the_cache_layer_takes_no_fp8_which_is_why_such_a_cache_is_refused() -> None:
+    """When this fails, TensorRT has learnt it: an FP8 KV cache can then be supported."""
+    trt = RTX.load()
+    logger, errors = make_logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    shapes = {"cache": (1, 2, 8, 16), "update": (1, 2, 1, 16)}
+    cache, update = (network.add_input(name, trt.fp8, shape) for name, shape in shapes.items())
+    starts = network.add_input("starts", trt.int32, (1,))
+    layer = network.add_kv_cache_update(cache, update, starts, trt.KVCacheMode.LINEAR)
+
+    with pytest.raises(RuntimeError, match="Could not get tensor shape"):
+        assert layer.get_output(0).shape
+    assert "cache has type FP8 but must have type Float, Half, or BFloat16" in errors[0]

@@ -1,33 +1,40 @@
-"""`--compiler tensorrt`: a checkpoint becomes an engine folder on a machine without a GPU."""
+"""`--compiler tensorrt`: a checkpoint becomes an engine folder, by our own network."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import MANIFEST_NAME, Manifest, check_output, sha256, staged
-from minitron_trt.build.network import NetworkLimits
-from minitron_trt.build.network_weights import map_weights
-from minitron_trt.build.tensorrt_api import check_target
-from minitron_trt.build.tensorrt_process import run_worker
-from minitron_trt.build.tensorrt_worker import Request
+from minitron_trt.build.machine import cuda_version
+from minitron_trt.build.tensorrt.api import choose_library
+from minitron_trt.build.tensorrt.network import NetworkLimits
+from minitron_trt.build.tensorrt.process import Progress, run_worker
+from minitron_trt.build.tensorrt.weights import map_weights
+from minitron_trt.build.tensorrt.worker import Request
 from minitron_trt.checkpoint import CONFIG_NAME, KIND, Checkpoint
-from minitron_trt.errors import MissingExtraError, OutputError
+from minitron_trt.console import Advance, no_progress
+from minitron_trt.errors import OutputError
+from minitron_trt.gpus import check_support, find_target
 
 PLAN_NAME: Final = "engine.plan"
-COMPILER: Final = "tensorrt-rtx"
 DEFAULT_INPUT_TOKENS: Final = 1024
 # An engine is its weights and some kernels; this much is free room for the kernels.
 _KERNEL_BYTES: Final = 64 << 20
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _unseen(_: str, __: int) -> Iterator[Advance]:
+    yield no_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +57,25 @@ def compile_engine(
     facts: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     timeout_s: float | None = None,
+    progress: Progress = _unseen,
 ) -> CompiledEngine:
-    """Compile a checkpoint for one GPU of an architecture, without a GPU.
+    """Compile a checkpoint for one GPU of an architecture, on that GPU or on none.
 
-    `facts` go into the manifest beside ours. UnsupportedError when TensorRT-RTX cannot compile this
+    `facts` go into the manifest beside ours. UnsupportedError when TensorRT cannot compile this
     checkpoint or for this architecture here, ProcessError when it tried and failed.
     """
     check_output(output, overwrite=overwrite)
-    check_target(sm, checkpoint.precision.name)
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        raise MissingExtraError(COMPILER, "rtx", "--compiler tensorrt")
+    library = choose_library(sm)
+    check_support(checkpoint.precision.name, find_target(f"sm{sm}"))
     weights_bytes = sum(tensor.nbytes for tensor in map_weights(checkpoint).values())
     with staged(output, overwrite=overwrite) as scratch:
         _check_space(scratch, weights_bytes)
-        request = Request(checkpoint.folder.resolve(), sm, limits, scratch / PLAN_NAME)
+        plan = scratch / PLAN_NAME
+        request = Request(
+            *(checkpoint.folder.resolve(), sm, limits, plan, weights_bytes, library.package)
+        )
         start = time.monotonic()
-        version, peak = run_worker(request, timeout_s)
+        version, peak = run_worker(request, timeout_s, progress)
         engine = CompiledEngine(
             folder=output,
             plan_bytes=request.plan.stat().st_size,
@@ -115,7 +125,7 @@ def _describe(
     facts: Mapping[str, Any],
 ) -> None:
     """Write config.json, the tokenizer and the manifest of a finished engine."""
-    compiler = {"name": COMPILER, "version": engine.compiler_version}
+    compiler = {"name": request.library, "version": engine.compiler_version}
     config = {
         "compiler": compiler,
         "sm": request.sm,
@@ -134,11 +144,12 @@ def _describe(
     own = {
         "sm": request.sm,
         "compiler": compiler,
+        "cuda": cuda_version(request.library),
         "limits": asdict(request.limits),
         "spec": checkpoint.spec.to_json(),
         "precision": checkpoint.precision.name,
         "tokens": asdict(checkpoint.tokens),
         "build_seconds": engine.build_seconds,
-        "peak_private_bytes": engine.peak_private_bytes,
+        "peak_memory_bytes": engine.peak_private_bytes,
     }
     Manifest("engine", source, {**facts, **own}).write(folder)

@@ -23,9 +23,9 @@ from typing import Final
 
 import numpy as np
 
-from minitron_trt.build.network_graph import Graph
-from minitron_trt.build.network_weights import Array, Weights, joined, map_weights
-from minitron_trt.build.tensorrt_api import Network, Tensor, made
+from minitron_trt.build.tensorrt.api import Network, Tensor, Trt, made
+from minitron_trt.build.tensorrt.graph import Graph
+from minitron_trt.build.tensorrt.weights import Array, Weights, joined, map_weights
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import UsageError
 from minitron_trt.executor.rope import rope_table
@@ -67,12 +67,14 @@ class _Step:
     inner_shape: Tensor
 
 
-def define_network(network: Network, checkpoint: Checkpoint, limits: NetworkLimits) -> Graph:
+def define_network(
+    trt: Trt, network: Network, checkpoint: Checkpoint, limits: NetworkLimits
+) -> Graph:
     """Add a checkpoint's model to an empty, strongly typed network.
 
     The weights are borrowed: keep the returned graph until the engine is built.
     """
-    graph = Graph(network, checkpoint.precision.dtype)
+    graph = Graph(trt, network, checkpoint.precision.dtype)
     _Decoder(graph, checkpoint, map_weights(checkpoint), limits).define()
     return graph
 
@@ -170,25 +172,19 @@ class _Decoder:
         leaves open in the documentation where the diagonal of a padded batch lies, and fused
         kernels of TensorRT 11.1 were seen to read beyond the lengths on SM86 and SM121.
         """
-        graph, spec, trt = self._graph, self._spec, self._graph.trt
+        graph, spec = self._graph, self._spec
         query = self._turned(self._heads(qkv, 0, spec.heads, step.query_shape), step)
         # IAttention does not scale; doing it before the rounding costs no precision.
         scaled = graph.binary("PROD", query, graph.scalar(spec.head_size**-0.5, 4))
         at = spec.query_size
         key = self._turned(self._heads(qkv, at, spec.kv_heads, step.kv_shape), step)
         value = self._heads(qkv, at + spec.kv_size, spec.kv_heads, step.kv_shape)
-        attention = made(
-            graph.network.add_attention_v2(
-                graph.narrow(scaled),
-                self._cached(f"key_{layer}", graph.narrow(key), step),
-                self._cached(f"value_{layer}", value, step),
-                trt.AttentionNormalizationOp.SOFTMAX,
-                trt.CausalMaskKind.NONE,
-            )
+        attention = graph.attention(
+            graph.narrow(scaled),
+            self._cached(f"key_{layer}", graph.narrow(key), step),
+            self._cached(f"value_{layer}", value, step),
+            step.allowed,
         )
-        attention.mask = step.allowed
-        # Where no fused kernel fits, several kernels compute the same.
-        attention.decomposable = True
         attention.name = f"transformer.layers.{layer}.attention"
         return graph.reshape(attention.get_output(0), (0, 0, spec.query_size), before=(0, 2, 1, 3))
 

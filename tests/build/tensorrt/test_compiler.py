@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -10,20 +11,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minitron_trt.artifacts import Manifest
-from minitron_trt.build import tensorrt_worker
-from minitron_trt.build.network import NetworkLimits
-from minitron_trt.build.tensorrt_compiler import compile_engine, default_limits
-from minitron_trt.build.tensorrt_worker import Request
+from minitron_trt.build.tensorrt import worker
+from minitron_trt.build.tensorrt.compiler import compile_engine, default_limits
+from minitron_trt.build.tensorrt.network import NetworkLimits
+from minitron_trt.build.tensorrt.weights import map_weights
+from minitron_trt.build.tensorrt.worker import Request
 from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.console import Advance
 from minitron_trt.convert.run import ConvertOptions, convert
-from minitron_trt.errors import MissingExtraError, ProcessError, UnsupportedError, UsageError
+from minitron_trt.errors import ProcessError, UnsupportedError, UsageError
 from minitron_trt.samples import NAMES, sample_folder
 
 pytest.importorskip("tensorrt_rtx", reason="building needs: pip install 'minitron-trt[rtx]'")
@@ -64,6 +67,7 @@ def test_a_sample_compiles_for_every_target(
     assert (facts["sm"], facts["gpu"], facts["precision"]) == (sm, "any", "bf16")
     assert facts["compiler"] == {"name": "tensorrt-rtx", "version": engine.compiler_version}
     assert facts["limits"]["max_seq_len"] == 256
+    assert (facts["cuda"], facts["peak_memory_bytes"]) == ("13", engine.peak_private_bytes)
     assert manifest.source["checkpoint"] == str(checkpoint.folder)
 
 
@@ -86,33 +90,43 @@ def test_the_builders_log_has_no_error_on_a_machine_without_a_driver(
     assert [r.getMessage() for r in caplog.records if r.levelno > logging.INFO] == []
 
 
-@pytest.mark.parametrize("sm", [75, 90, 100])
+@pytest.mark.parametrize("sm", [90, 100, 103])
 def test_an_architecture_that_needs_its_gpu_is_refused(
     sm: int, sample: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
-    said = f"not for SM{sm}: that needs a GPU of the same architecture.*--compiler trtllm"
+    said = f"tensorrt-rtx compiles for SM80, SM86, SM89, SM120; SM{sm} needs a GPU of "
 
     with pytest.raises(UnsupportedError, match=said):
         compile_engine(sample(), tmp_path / "engine", sm=sm, limits=LIMITS)
 
 
-def test_a_missing_package_is_named_with_its_extra(
-    sample: Callable[..., Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_its_progress_is_the_memory_it_fills_and_the_engine_it_writes(
+    sample: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    shown: list[tuple[str, int, int]] = []
 
-    with pytest.raises(MissingExtraError, match=r"pip install 'minitron-trt\[rtx\]'"):
-        compile_engine(sample(), tmp_path / "engine", sm=89, limits=LIMITS)
+    @contextlib.contextmanager
+    def progress(label: str, total_bytes: int) -> Iterator[Advance]:
+        done = [0]
+        yield lambda more: done.append(more)
+        shown.append((label, total_bytes, sum(done)))
+
+    compile_engine(sample(), tmp_path / "engine", sm=89, limits=LIMITS, progress=progress)
+    weights = sum(tensor.nbytes for tensor in map_weights(sample()).values())
+
+    assert [label for label, _, _ in shown][:1] == ["compile"]
+    assert {total for _, total, _ in shown} == {weights}
+    assert all(done > 0 for _, _, done in shown)
 
 
 def test_a_failure_carries_the_builders_own_line(
     sample: Callable[..., Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Turing has no bfloat16; our table never asks for it.
-    monkeypatch.setattr(tensorrt_worker, "TARGETS", {75: "SM75"})
+    monkeypatch.setattr(worker, "TARGETS", {75: "SM75"})
 
     with pytest.raises(ProcessError, match=r"Cannot compile for target\(s\) sm75"):
-        tensorrt_worker.build(Request(sample().folder, 75, LIMITS, tmp_path / "engine.plan"))
+        worker.build(Request(sample().folder, 75, LIMITS, tmp_path / "engine.plan"))
 
 
 def test_a_build_that_takes_too_long_is_ended(
@@ -127,15 +141,24 @@ def test_a_build_that_takes_too_long_is_ended(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_build_is_explained(sample: Callable[..., Checkpoint], tmp_path: Path) -> None:
-    def kill() -> None:
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, r"tensorrt-rtx was killed when it held .* GB, most likely .* memory"),
+        (signal.SIGSEGV, "tensorrt-rtx crashed with SIGSEGV"),
+    ],
+)
+def test_a_builder_that_ends_early_is_explained(
+    number: signal.Signals, said: str, sample: Callable[..., Checkpoint], tmp_path: Path
+) -> None:
+    def end() -> None:
         while not (children := _children(os.getpid())):
             time.sleep(0.01)
-        os.kill(children[0], signal.SIGKILL)
+        os.kill(children[0], number)
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=end)
     killer.start()
-    with pytest.raises(ProcessError, match=r"killed when it held .* GB, most likely .* memory"):
+    with pytest.raises(ProcessError, match=said):
         compile_engine(sample(), tmp_path / "engine", sm=89, limits=LIMITS)
     killer.join()
 
@@ -147,7 +170,7 @@ def test_the_worker_ends_with_the_process_that_asked(
 ) -> None:
     script = (
         "from pathlib import Path; from minitron_trt.checkpoint import Checkpoint;"
-        "from minitron_trt.build.tensorrt_compiler import compile_engine, default_limits;"
+        "from minitron_trt.build.tensorrt.compiler import compile_engine, default_limits;"
         f"checkpoint = Checkpoint.open(Path({str(sample().folder)!r}));"
         "limits = default_limits(checkpoint, max_batch_size=1, max_seq_len=64);"
         f"compile_engine(checkpoint, Path({str(tmp_path / 'engine')!r}), sm=89, limits=limits)"
@@ -169,7 +192,7 @@ def _children(parent: int) -> list[int]:
     """Return this process's workers."""
     tasks = Path(f"/proc/{parent}/task").iterdir()
     found = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return [c for c in found if "tensorrt_worker" in Path(f"/proc/{c}/cmdline").read_text()]
+    return [c for c in found if "build.tensorrt.worker" in Path(f"/proc/{c}/cmdline").read_text()]
 
 
 def test_an_output_that_exists_is_kept(sample: Callable[..., Checkpoint], tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""`minitron-trt plan`: what a model takes on GPUs, before one is rented."""

@@ -1,0 +1,1 @@
+"""Our network on TensorRT's API, compiled without a GPU, or on one for itself."""

@@ -1,0 +1,151 @@
+"""`plan` on a hub id: the config alone, from a small server that speaks the hub's protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from tests.convert import test_hub_source
+
+from minitron_trt.build.model import HUB_PRESETS, PRESETS, find_model
+
+Hub = test_hub_source.Hub
+hub = test_hub_source.hub
+REPO: Final = test_hub_source.REPO
+NOWHERE: Final = "http://127.0.0.1:9"
+
+
+def plan(
+    source: str, address: str, home: Path, *options: str, offline: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own: the hub's library reads its environment once."""
+    environment = {
+        **os.environ,
+        "HF_HOME": str(home / "cache"),
+        "HF_ENDPOINT": address,
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "NO_PROXY": "127.0.0.1",
+    }
+    lengths = ("--input-len", "64", "--output-len", "64", "--json")
+    return subprocess.run(
+        [sys.executable, "-m", "minitron_trt", "plan", source, "--gpu", "H100", *lengths, *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def publish(state: Any, folder: Path, **changes: Any) -> None:
+    """Put a model folder on the hub, its config changed; None takes a key out."""
+    shutil.copytree(folder, state.folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    kept = {key: value for key, value in config.items() if value is not None}
+    (state.folder / "config.json").write_text(json.dumps(kept))
+
+
+def test_only_the_config_is_fetched_and_the_cache_serves_offline(
+    hub: tuple[Any, str], tiny_nemotron: Path, tmp_path: Path
+) -> None:
+    state, address = hub
+    publish(state, tiny_nemotron)
+    online = plan(REPO, address, tmp_path)
+    offline = plan(REPO, NOWHERE, tmp_path, offline=True)
+    record = json.loads(online.stdout)
+
+    assert (online.returncode, state.fetched) == (0, {"config.json"}), online.stderr
+    assert (record["model"], record["kv_bytes_per_token"]) == ("model", 192)
+    assert (offline.returncode, offline.stdout) == (0, online.stdout), offline.stderr
+
+
+def test_a_head_size_that_the_config_lacks_is_read_from_the_weights_header(
+    hub: tuple[Any, str], tiny_nemotron: Path, tmp_path: Path
+) -> None:
+    state, address = hub
+    publish(state, tiny_nemotron, head_dim=None)
+    result = plan(REPO, address, tmp_path)
+
+    # Twelve heads of 8 do not come out of a hidden size of 40.
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["kv_bytes_per_token"] == 192
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_without_any_headers_the_head_size_is_assumed_or_asked_for(
+    hub: tuple[Any, str], tiny_nemotron: Path, tmp_path: Path
+) -> None:
+    state, address = hub
+    publish(state, tiny_nemotron, head_dim=None)
+    (state.folder / "model.safetensors").unlink()
+    refused = plan(REPO, address, tmp_path)
+    publish(state, tiny_nemotron, head_dim=None, hidden_size=48)
+    (state.folder / "model.safetensors").unlink()
+    assumed = plan(REPO, address, tmp_path / "other")
+
+    assert (refused.returncode, refused.stderr) == (
+        3,
+        f"error: {REPO}: config.json states no head size and its 12 heads do not divide 40; "
+        "download the model and pass its folder\n",
+    )
+    assert assumed.returncode == 0
+    assert "warning: some/model: config.json states no head size; 4 is assumed" in assumed.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("GatedRepo", f"{REPO} is gated on the hub; accept its terms there, then pass --token or"),
+        ("RepoNotFound", f"{REPO} is neither a folder here nor a model the hub shows you"),
+        ("EntryNotFound", f"{REPO} has no config.json on the hub"),
+        ("RevisionNotFound", f"{REPO} has no revision 'v9' on the hub"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(
+    code: str,
+    said: str,
+    hub: tuple[Any, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state, address = hub
+    status = 403 if code == "GatedRepo" else 404
+    headers = {"X-Error-Code": code, "X-Repo-Commit": test_hub_source.COMMIT}
+    monkeypatch.setattr(state, "answer", lambda path: (status, headers, b""))
+    result = plan(REPO, address, tmp_path, "--revision", "v9")
+
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.startswith(f"error: {said}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+    result = plan(REPO, NOWHERE, tmp_path, offline=True)
+
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.startswith(
+        f"error: {REPO} is not a folder here and the hub cannot be reached"
+    )
+
+
+def test_the_seeds_ids_are_presets_and_need_no_hub(tmp_path: Path) -> None:
+    results = [plan(name, NOWHERE, tmp_path) for name in ("nvidia/Minitron-8B-Base", "minitron-8b")]
+
+    assert [result.returncode for result in results] == [0, 0]
+    assert results[0].stdout == results[1].stdout
+    assert set(HUB_PRESETS.values()) == set(PRESETS)
+
+
+def test_a_folder_of_the_same_name_comes_first(
+    tiny_nemotron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_nemotron, tmp_path / "nvidia" / "Minitron-8B-Base")
+    monkeypatch.chdir(tmp_path)
+
+    assert find_model("nvidia/Minitron-8B-Base").spec.hidden == 40
