@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -23,7 +24,9 @@ _NVIDIA_SMI: Final = (
     "--query-gpu=name,compute_cap,memory.total,driver_version",
     "--format=csv,noheader",
 )
-_NVIDIA_SMI_TIMEOUT_S = 20
+_NVIDIA_SMI_S: Final = 20.0
+_DOCKER: Final = ("docker", "info", "--format", "{{json .}}")
+_DOCKER_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,23 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _gpus() -> Finding:
-    found = None
-    if shutil.which(_NVIDIA_SMI[0]):
+def _ask(argv: tuple[str, ...], timeout_s: float) -> str | None:
+    """Return what a program says; None when it is absent, fails or does not answer in time."""
+    try:
         result = subprocess.run(
-            _NVIDIA_SMI, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False
+            argv, capture_output=True, text=True, timeout=timeout_s, check=False
         )
-        found = "; ".join(result.stdout.split("\n")).strip("; ") if not result.returncode else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout if result.returncode == 0 else None
+
+
+def _gpus() -> Finding:
+    said = _ask(_NVIDIA_SMI, _NVIDIA_SMI_S)
+    found = "; ".join(said.split("\n")).strip("; ") if said else None
     return Finding(
-        "NVIDIA GPU", found, "run TensorRT-LLM engines", "use a machine with an NVIDIA driver"
+        *("NVIDIA GPU", found or None),
+        *("run TensorRT-LLM engines", "use a machine with an NVIDIA driver"),
     )
 
 
@@ -82,8 +93,31 @@ def _triton() -> Finding:
     return Finding("tritonserver", f"nvidia-pytriton {version}, {binary}", gives, "")
 
 
-def _program(name: str, gives: str) -> Finding:
-    return Finding(name, shutil.which(name), gives, f"install {name}")
+def _docker() -> Iterator[Finding]:
+    """Ask docker's engine: the program alone runs nothing, and GPUs need NVIDIA's part."""
+    gives = "build --runner docker"
+    engine = _docker_engine()
+    version = engine.get("ServerVersion")
+    remedy = "install docker"
+    if shutil.which(_DOCKER[0]):
+        remedy = "its engine does not answer; start it, or join its group"
+    yield Finding("docker", str(version) if version else None, gives, remedy)
+    devices = [str(device.get("ID", "")) for device in engine.get("DiscoveredDevices") or ()]
+    found = "nvidia runtime" if "nvidia" in (engine.get("Runtimes") or {}) else None
+    if found is None and any("nvidia.com/gpu" in device for device in devices):
+        found = "nvidia devices by CDI"
+    yield Finding(
+        *("docker with GPUs", found, "engines in NVIDIA's images"),
+        "install nvidia-container-toolkit and restart docker" if version else "see docker",
+    )
+
+
+def _docker_engine() -> dict[str, Any]:
+    try:
+        record = json.loads(_ask(_DOCKER, _DOCKER_S) or "{}")
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
@@ -97,14 +131,14 @@ CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
     _triton,
     lambda: _package("nvidia-modelopt", "calibrated precisions", "quantize"),
     lambda: _package("tensorrt-rtx", "engines without a GPU", "rtx"),
+    lambda: _package("tensorrt", "engines for this machine's GPU", "tensorrt"),
     lambda: _package("tensorrt-llm", "TensorRT-LLM engines", "trtllm"),
-    lambda: _program("docker", "NVIDIA's containers"),
 )
 
 
 def findings() -> list[Finding]:
     """Look at this machine."""
-    return [check() for check in CHECKS]
+    return [*(check() for check in CHECKS), *_docker()]
 
 
 @click.command()
