@@ -24,6 +24,7 @@ NUMPY: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
         "BF16": np.dtype(ml_dtypes.bfloat16),
         "F16": np.dtype(np.float16),
         "F32": np.dtype(np.float32),
+        "F8_E4M3": np.dtype(np.uint8),  # its codes
     }
 )
 SHORTER: Final = "a source file became shorter while it was read; convert again"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
+import gc
 import io
 import logging
 import math
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NAMED_AT_MOST: Final = 4
+_MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD of malloc.h
+_RETURNED_BYTES: Final = 1 << 20
+_KEPT_BYTES: Final = 32 << 20  # what the threshold grows to by itself
 _KV_BITS: Final[Mapping[str, Any]] = {"fp8": (4, 3), "int8": 8}
 
 
@@ -53,20 +58,46 @@ def calibrate(
         raise MissingExtraError(error.name or "nvidia-modelopt", "quantize", purpose) from None
     torch.manual_seed(text.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = load_model(model, device)
+    with torch.inference_mode(), _quiet(), _memory_returned():
+        found = _measure(mtq, load_model(model, device), plan, batches, advance)
+    # The network's modules refer to each other, and AWQ's hold a second copy of their weights.
+    gc.collect()
+    _check(found, batches)
+    return found
+
+
+def _measure(
+    mtq: Any, network: Any, plan: ConversionPlan, batches: list[Ids], advance: Advance
+) -> Calibration:
+    """Run the batches through a network that ModelOpt's quantizers are put into."""
+    import torch
 
     def run(network: Any) -> None:
         """Show the quantizers the text."""
         for ids in batches:
             # The head is not quantized, so its work is saved.
-            network.model(torch.from_numpy(ids).to(device), use_cache=False)
+            network.model(torch.from_numpy(ids).to(network.device), use_cache=False)
             advance(ids.size)
 
-    with torch.inference_mode(), _quiet():
-        mtq.quantize(network, _settings(mtq, plan), run)
-        found = _read(network, plan)
-    _check(found, batches)
-    return found
+    mtq.quantize(network, _settings(mtq, plan), run)
+    return _read(network, plan)
+
+
+@contextlib.contextmanager
+def _memory_returned() -> Iterator[None]:
+    """Have large blocks go back to the system as soon as they are freed.
+
+    The C library would keep activations of many sizes for a next time that does not fit them.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:  # a C library other than GNU's
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, _RETURNED_BYTES)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
 @contextlib.contextmanager

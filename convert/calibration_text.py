@@ -151,15 +151,25 @@ def _text_of(path: Path, number: int, record: dict[str, Any]) -> str:
 
 def _parquet_texts(path: Path) -> Iterator[str]:
     try:
+        import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise MissingExtraError("pyarrow", "quantize", f"reading {path.name}") from None
-    file = pyarrow.parquet.ParquetFile(path)
-    keys = [key for key in _TEXT_KEYS if key in file.schema_arrow.names]
-    if not keys:
-        raise BadInputError(f"{path} has no column of text; expected {' or '.join(_TEXT_KEYS)}")
-    for batch in file.iter_batches(columns=keys[:1]):
-        yield from (text for text in batch.column(0).to_pylist() if text)
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        texts = [
+            field.name
+            for field in file.schema_arrow
+            if pyarrow.types.is_string(field.type) or pyarrow.types.is_large_string(field.type)
+        ]
+        keys = [key for key in _TEXT_KEYS if key in texts]
+        if not keys:
+            raise BadInputError(f"{path} has no column of text; expected {' or '.join(_TEXT_KEYS)}")
+        for batch in file.iter_batches(columns=keys[:1]):
+            yield from (text for text in batch.column(0).to_pylist() if text)
+    except pyarrow.ArrowException as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInputError(f"{path} is not a parquet file that can be read ({said})") from error
 
 
 class _Encoder:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from minitron_trt.console import Console, console_options, size_text
+from minitron_trt.console import Advance, Console, console_options, size_text
 from minitron_trt.precisions import KV_CACHES, PRECISIONS
+
+if TYPE_CHECKING:
+    from minitron_trt.convert.opened import ShowProgress
 
 
 @click.command()
@@ -20,9 +25,7 @@ from minitron_trt.precisions import KV_CACHES, PRECISIONS
 @click.option(
     "--precision",
     type=click.Choice(list(PRECISIONS)),
-    default="bf16",
-    show_default=True,
-    help="Number format of the weights",
+    help="Number format of the weights  [default: the source's if that is FP8, else bf16]",
 )
 @click.option(
     "--format",
@@ -35,10 +38,10 @@ from minitron_trt.precisions import KV_CACHES, PRECISIONS
 )
 @click.option(
     "--kv-cache",
-    type=click.Choice(["auto", *KV_CACHES]),
+    type=click.Choice(["auto", "none", *KV_CACHES]),
     default="auto",
     show_default=True,
-    help="Number format of the KV cache; auto keeps the model's",
+    help="Number format of the KV cache; auto keeps the source's, none is as wide as the model",
 )
 @click.option("--calib-data", help="Text file, JSONL or hub data set  [default: a text of ours]")
 @click.option(
@@ -81,12 +84,14 @@ def convert(
 
     SOURCE is a model folder or a hub id like nvidia/Minitron-4B-Base; the checkpoint is
     TensorRT-LLM's. Needs no GPU. The precisions fp8, nvfp4 and *-awq and a narrow KV cache run
-    text through the model first, which needs minitron-trt[quantize]; the others need no torch.
+    text through the model first, which needs minitron-trt[quantize]; the others need no torch, nor
+    do folders that are FP8 already, whose scales are kept.
 
     Example: minitron-trt convert nvidia/Minitron-8B-Base -o checkpoint --tp 2
     """
     # numpy and the hub's library are not needed to print help.
     from minitron_trt.convert.calibration_text import CalibrationText
+    from minitron_trt.convert.memory import peak_memory_bytes
     from minitron_trt.convert.run import ConvertOptions, open_and_plan
     from minitron_trt.convert.run import convert as run
 
@@ -94,21 +99,41 @@ def convert(
     text = CalibrationText(**{key.removeprefix("calib_"): options.pop(key) for key in about_text})
     asked = ConvertOptions(**options, calibration=text)
     if dry_run:
-        _, plan = open_and_plan(source, asked)
-        record = plan.to_json()
+        model, plan = open_and_plan(source, asked)
+        record = {**plan.to_json(), "peak_memory_bytes": peak_memory_bytes(model, plan)}
         console.result(record, describe(record))
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
+    stages: dict[str, float] = {}
     start = time.monotonic()
-    plan = run(source, output, asked, console.progress)
+    plan = run(source, output, asked, _timed(console, stages))
     seconds = time.monotonic() - start
     rate = size_text(plan.output_bytes / seconds)
     console.result(
-        {"checkpoint": str(output), "seconds": round(seconds, 3), **plan.to_json()},
+        {
+            "checkpoint": str(output),
+            "seconds": round(seconds, 3),
+            "stage_seconds": {label: round(taken, 3) for label, taken in stages.items()},
+            **plan.to_json(),
+        },
         f"{output}: {size_text(plan.output_bytes)} in {seconds:.1f} s ({rate}/s), "
         f"{plan.parallelism.world_size} rank(s), {plan.precision.name}",
     )
+
+
+def _timed(console: Console, stages: dict[str, float]) -> ShowProgress:
+    """Return the console's progress, which also notes the seconds of each stage."""
+
+    @contextmanager
+    def progress(label: str, total_bytes: int) -> Iterator[Advance]:
+        """Show a stage, and note how long it took."""
+        start = time.monotonic()
+        with console.progress(label, total_bytes) as advance:
+            yield advance
+        stages[label] = time.monotonic() - start
+
+    return progress
 
 
 def describe(record: dict[str, Any]) -> str:

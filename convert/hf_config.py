@@ -166,7 +166,6 @@ def _refuse_what_the_graph_lacks(config: HfConfig, family: Family) -> None:
     checks: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         ("attention_bias", bool),
         ("mlp_bias", bool),
-        ("quantization_config", bool),
         (
             "sliding_window",
             lambda window: (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt import __version__
+from minitron_trt.convert.hf_quantization import QUANTIZATION_FILE, QUANTIZATION_KEYS
 from minitron_trt.convert.plan import ConversionPlan, Part, TensorPlan, check_groups, fused
 from minitron_trt.convert.source import ModelSource
 from minitron_trt.errors import UnsupportedError, UsageError
@@ -57,7 +58,7 @@ def _tensors(
             continue
         shape = origin.shape(source.spec)
         rows, columns = shape[0], shape[1] if len(shape) == 2 else 1
-        part = Part(source.tensors[name], (0, rows), (0, columns), 0)
+        part = Part(source.tensors[name], (0, rows), (0, columns), 0, source.scale_of(name))
         if rule.linear is None or not precision.tensors:
             yield TensorPlan(name, precision.storage, shape, (part,))
             continue
@@ -81,7 +82,7 @@ def write_hf_configs(folder: Path, source: ModelSource, plan: ConversionPlan) ->
     """Write config.json and, for a quantized model, hf_quant_config.json."""
     path = source.folder / "config.json"
     config = json.loads(path.read_text()) if path.is_file() else _config(plan.spec)
-    for key in ("torch_dtype", "dtype"):
+    for key in ("torch_dtype", "dtype", *QUANTIZATION_KEYS):
         config.pop(key, None)
     config["torch_dtype"] = plan.precision.dtype
     if plan.precision.algorithm:
@@ -96,7 +97,7 @@ def write_hf_configs(folder: Path, source: ModelSource, plan: ConversionPlan) ->
                 "exclude_modules": _WIDE_MODULES,
             },
         }
-        (folder / "hf_quant_config.json").write_text(json.dumps(record, indent=2) + "\n")
+        (folder / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

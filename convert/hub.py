@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert.hf_quantization import QUANTIZATION_FILE
 from minitron_trt.convert.source import GENERATION_CONFIG
 from minitron_trt.convert.weightfiles import INDEX_NAME, TORCH_INDEX_NAME, has_weights
 from minitron_trt.errors import BadInputError
 
 GGUF_SUFFIX: Final = ".gguf"
-_HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/([\w./ -]+\.gguf))?")
-_FACTS: Final = ("config.json", GENERATION_CONFIG, *TOKENIZER_FILES)
+HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/([\w./ -]+\.gguf))?")
+_FACTS: Final = ("config.json", QUANTIZATION_FILE, GENERATION_CONFIG, *TOKENIZER_FILES)
 _SAFETENSORS: Final = (INDEX_NAME, "model*.safetensors")
 _TORCH: Final = (TORCH_INDEX_NAME, "pytorch_model*.bin")
 
@@ -28,7 +29,7 @@ def locate(source: str, *, revision: str | None, token: str | None) -> Path:
     BadInputError when it is neither, or the hub does not give it.
     """
     path = Path(source)
-    hub_id = _HUB_ID.fullmatch(source)
+    hub_id = HUB_ID.fullmatch(source)
     # A mistyped path of a file would pass for a hub id.
     missing = hub_id is not None and hub_id[1].endswith(GGUF_SUFFIX)
     if path.exists() or hub_id is None or missing:
@@ -68,7 +69,7 @@ def _download(
 ) -> Path:
     import huggingface_hub
 
-    with _hub_errors(repo, revision):
+    with hub_errors(repo, revision):
         return Path(
             huggingface_hub.snapshot_download(
                 repo, revision=revision, token=token, allow_patterns=list(patterns)
@@ -80,7 +81,7 @@ def _download_file(repo: str, file: str, revision: str | None, token: str | None
     import huggingface_hub
     from huggingface_hub import errors
 
-    with _hub_errors(repo, revision):
+    with hub_errors(repo, revision):
         try:
             return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision, token=token))
         except errors.RemoteEntryNotFoundError as error:
@@ -88,7 +89,7 @@ def _download_file(repo: str, file: str, revision: str | None, token: str | None
 
 
 @contextmanager
-def _hub_errors(repo: str, revision: str | None) -> Iterator[None]:
+def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's refusals into one line each."""
     from huggingface_hub import errors
     from huggingface_hub.utils.tqdm import disable_progress_bars

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
 from minitron_trt.checkpoint import rank_file
+from minitron_trt.convert.cut import share
 from minitron_trt.convert.source import ModelSource
+from minitron_trt.convert.stored_scales import Scale
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.families import Place, Source, Split, TensorRule, family_of
-from minitron_trt.precisions import KV_SCALE, Need, Precision, Side, Stored
+from minitron_trt.families import Place, Split, TensorRule, family_of
+from minitron_trt.precisions import KV_SCALE, Precision, Side, Stored
 from minitron_trt.spec import ModelSpec, Parallelism
 from minitron_trt.tensorfile import DTYPE_BYTES, TensorEntry
 
-WORKERS: Final = min(2, os.cpu_count() or 1)
-"""Copying is bound by memory bandwidth: two threads saturate it, more only take memory."""
-BLOCK_BYTES: Final = 8 << 20
-_INTERPRETER_BYTES = 60_000_000
-_MOST_WORKERS = 8  # then the disk is what is waited for
-QUANTIZED_BLOCK_BYTES: Final = 2 << 20  # what lies between two steps then stays near the processor
-_SMALL_INTERPRETER_BYTES = 24_000_000
-_LIBRARIES_BYTES = 430_000_000  # torch, transformers and ModelOpt
-_COPIES_PER_QUANTIZED_BLOCK = 8  # the block, float32 forms of twice its size, codes
-_COPIES_PER_ACTIVATION = 16  # bytes: some bfloat16 and float32 forms of a token's values
-_COPIES_PER_BLOCK = 4  # the block, its float32 form, the converted form, a column slice
+BLOCK_BYTES: Final = 2 << 20
+"""How much of a tensor is held at once: what lies between two steps stays near the processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +29,7 @@ class Part:
     rows: tuple[int, int]
     columns: tuple[int, int]
     at: int
+    scale: Scale = 1.0  # what the numbers of the source are times
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +45,7 @@ class TensorPlan:
     stored: Stored | None = None
     calibrated_as: str = ""  # the checkpoint's name of that layer
     ranged_with: str = ""  # layers of one such name share the range of their weights
+    value: float | None = None  # of a scale that is known already
 
     @property
     def size_bytes(self) -> int:
@@ -70,6 +64,7 @@ class ConversionPlan:
     kv_cache: str | None = None
     form: str = "trtllm"  # or "hf"
     calibration_tokens: int = 0  # that run together
+    scales_known: bool = False  # the source has brought them
 
     def file(self, rank: int) -> str:
         """Return the name of a rank's file."""
@@ -78,42 +73,16 @@ class ConversionPlan:
     @property
     def calibrated(self) -> bool:
         """Return whether text has to run through the model first."""
-        return self.precision.calibrated or self.kv_cache is not None
+        wanted = self.precision.calibrated or self.kv_cache is not None
+        return wanted and not self.scales_known
 
     @property
     def output_bytes(self) -> int:
         """Return the size of all tensors of all ranks."""
         return sum(tensor.size_bytes for rank in self.ranks for tensor in rank)
 
-    @property
-    def workers(self) -> int:
-        """Return how many tensors are made at once: as many as cores where it is arithmetic."""
-        return min(_MOST_WORKERS, os.cpu_count() or 1) if self.precision.tensors else WORKERS
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """Return a forecast of private memory: mapped files and the page cache are not counted."""
-        if self.precision.tensors:
-            worker = _COPIES_PER_QUANTIZED_BLOCK * QUANTIZED_BLOCK_BYTES
-            writing = _SMALL_INTERPRETER_BYTES + self.workers * worker
-        else:
-            writing = _INTERPRETER_BYTES + self.workers * _COPIES_PER_BLOCK * BLOCK_BYTES
-        return writing + self._calibration_bytes if self.calibrated else writing
-
-    @property
-    def _calibration_bytes(self) -> int:
-        spec = self.spec
-        values = spec.query_size + spec.hidden + spec.intermediate
-        tokens = self.calibration_tokens * _COPIES_PER_ACTIVATION * values
-        # AWQ scales the weights of the linear layers, so that they leave their files.
-        parts = [t for rank in self.ranks for t in rank if t.stored and t.stored.suffix == "weight"]
-        scaled = (
-            sum(prod(t.shape) for t in parts) * 4 if Need.PREQUANT in self.precision.needs else 0
-        )
-        return _LIBRARIES_BYTES + tokens + scaled
-
     def to_json(self) -> dict[str, Any]:
-        """Return the summary that --dry-run prints."""
+        """Return the summary that is printed."""
         return {
             "architecture": self.spec.architecture,
             "precision": self.precision.name,
@@ -121,7 +90,6 @@ class ConversionPlan:
             "tp": self.parallelism.tp,
             "pp": self.parallelism.pp,
             "output_bytes": self.output_bytes,
-            "peak_memory_bytes": self.peak_memory_bytes,
             "ranks": [
                 {
                     "file": self.file(rank),
@@ -212,8 +180,7 @@ def _tensors(rule: TensorRule, layer: int, local: int, rank: _Rank) -> Iterator[
             f"{linear.format(local)}.{stored.suffix}",
             stored.storage,
             stored.shape(rows, columns),
-            # What does not grow with the rows is written once, by the first source.
-            parts if stored.per_row else parts[:1],
+            parts,
             linear=linear.format(layer),
             stored=stored,
             calibrated_as=linear.format(layer),
@@ -249,37 +216,13 @@ def _cut(rule: TensorRule, layer: int, rank: _Rank) -> tuple[tuple[int, ...], tu
     spec, tp = rank.source.spec, rank.parallelism.tp
     parts, at = [], 0
     for origin in rule.sources:
-        entry = rank.source.tensors[origin.name.format(layer)]
-        rows, columns = _share(rule.split, origin, entry, spec, rank.tp_rank, tp)
-        parts.append(Part(entry, rows, columns, at))
+        name = origin.name.format(layer)
+        entry = rank.source.tensors[name]
+        rows, columns = share(rule.split, origin, entry, spec, rank.tp_rank, tp)
+        parts.append(Part(entry, rows, columns, at, rank.source.scale_of(name)))
         at += rows[1] - rows[0]
     if rule.split is Split.VOCAB:
         at = -(-spec.vocab // tp)
     width = parts[0].columns[1] - parts[0].columns[0]
     matrix = len(parts[0].source.shape) == 2
     return ((at, width) if matrix else (at,)), tuple(parts)
-
-
-def _share(
-    split: Split, origin: Source, entry: TensorEntry, spec: ModelSpec, tp_rank: int, tp: int
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the rows and columns of one source tensor that belong to a tensor-parallel rank."""
-    height, width = entry.shape if len(entry.shape) == 2 else (entry.shape[0], 1)
-    rows, columns = (0, height), (0, width)
-    if split is Split.COLUMN:
-        rows = _nth(height // tp, tp_rank)
-    elif split is Split.ROW:
-        columns = _nth(width // tp, tp_rank)
-    elif split is Split.VOCAB:
-        start, stop = _nth(-(-height // tp), tp_rank)
-        rows = (min(start, height), min(stop, height))
-    elif split is Split.QKV and origin.axes[0] == "kv_size" and tp > spec.kv_heads:
-        # Each key/value head serves tp / kv_heads neighbouring ranks.
-        rows = _nth(spec.head_size, tp_rank * spec.kv_heads // tp)
-    elif split is Split.QKV:
-        rows = _nth(height // tp, tp_rank)
-    return rows, columns
-
-
-def _nth(size: int, index: int) -> tuple[int, int]:
-    return index * size, (index + 1) * size

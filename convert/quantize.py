@@ -13,13 +13,7 @@ import numpy as np
 
 from minitron_trt.console import Advance
 from minitron_trt.convert.blocks import Destination, Files, read_blocks, width
-from minitron_trt.convert.plan import (
-    BLOCK_BYTES,
-    QUANTIZED_BLOCK_BYTES,
-    ConversionPlan,
-    Part,
-    TensorPlan,
-)
+from minitron_trt.convert.plan import BLOCK_BYTES, ConversionPlan, Part, TensorPlan
 from minitron_trt.errors import BadInputError
 from minitron_trt.number_formats import Array
 from minitron_trt.precisions import KV_CACHES, KV_SCALE, Need, Side, Stored
@@ -96,10 +90,12 @@ def write_constants(
 ) -> None:
     """Write the tensors of quantized layers that do not grow with a weight's rows."""
     for tensor, target in tensors:
-        if tensor.stored is KV_SCALE and plan.kv_cache and tensor.linear:
+        if tensor.value is not None:
+            value: Array = np.array([tensor.value], np.float32)
+        elif tensor.stored is KV_SCALE and plan.kv_cache and tensor.linear:
             kind = KV_CACHES[plan.kv_cache]
             scale = calibration.kv_caches[tensor.linear] / np.float32(kind.largest)
-            value: Array = np.array([max(scale, kind.smallest_scale)], np.float32)
+            value = np.array([max(scale, kind.smallest_scale)], np.float32)
         elif tensor.stored and tensor.linear and not tensor.stored.per_row:
             scheme = _scheme(plan)
             value = scheme.constants(calibration.linears[tensor.linear])[tensor.stored.suffix]
@@ -131,7 +127,7 @@ def quantize(
     wanted = [d for d in destinations if d.tensor.stored and d.tensor.stored.per_row]
     first = min(d.part.rows[0] for d in wanted)
     last = max(d.part.rows[1] for d in wanted)
-    blocks = read_blocks(source, reader, (first, last), QUANTIZED_BLOCK_BYTES, _ROWS_AT_ONCE)
+    blocks = read_blocks(source, reader, (first, last), BLOCK_BYTES, _ROWS_AT_ONCE)
     for start, rows in blocks:
         if files.stop.is_set():
             return

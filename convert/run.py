@@ -15,6 +15,7 @@ from minitron_trt.console import no_progress
 from minitron_trt.convert.calibration_text import CalibrationText
 from minitron_trt.convert.hf_output import HF_KIND, plan_hf, write_hf_configs
 from minitron_trt.convert.hub import locate
+from minitron_trt.convert.kept import choose, keep_scales
 from minitron_trt.convert.opened import ShowProgress, opened, unpacked
 from minitron_trt.convert.plan import ConversionPlan, plan_conversion
 from minitron_trt.convert.quantize import Calibration
@@ -29,9 +30,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ConvertOptions:
-    """How to convert; `precision` is a name in PRECISIONS, `kv_cache` one in KV_CACHES or auto."""
+    """How to convert.
 
-    precision: str = "bf16"
+    `precision` is a name in PRECISIONS; None is the source's own if that is FP8, else bf16.
+    `kv_cache` is one in KV_CACHES, `none`, or `auto`, which is the source's own.
+    """
+
+    precision: str | None = None
     kv_cache: str | None = "auto"
     calibration: CalibrationText = field(default_factory=CalibrationText)
     form: str = "trtllm"
@@ -48,23 +53,26 @@ def open_and_plan(source: str, options: ConvertOptions) -> tuple[ModelSource, Co
     path = locate(source, revision=options.revision, token=options.token)
     with opened(path, _storage(options)) as model:
         plan = _plan(model, options)
-        _warn(plan)
+        _warn(model, plan)
         return model, plan
 
 
 def _plan(model: ModelSource, options: ConvertOptions) -> ConversionPlan:
     parallelism = Parallelism(options.tp, options.pp)
-    kv_cache = None if options.kv_cache == "auto" else options.kv_cache
-    precision = PRECISIONS[options.precision]
+    precision, kv_cache = choose(options.precision, options.kv_cache, model.scales)
+    if options.form == "hf" and options.kv_cache == "auto":
+        kv_cache = None  # which the form does not have, and `_warn` says so
     lay_out = plan_hf if options.form == "hf" else plan_conversion
     plan = lay_out(model, precision, parallelism, kv_cache)
+    if model.scales:
+        plan = keep_scales(plan, model.scales)
     text = options.calibration
     return replace(plan, calibration_tokens=text.batch * text.length)
 
 
 def _storage(options: ConvertOptions) -> str:
     """Return the format that a GGUF file's quantized tensors are dequantized to."""
-    return "F16" if PRECISIONS[options.precision].dtype == "float16" else "BF16"
+    return "F16" if PRECISIONS[options.precision or "bf16"].dtype == "float16" else "BF16"
 
 
 def convert(
@@ -115,7 +123,7 @@ def _calibration(
         return calibrate(model, plan, text, advance)
 
 
-def _warn(plan: ConversionPlan) -> None:
+def _warn(model: ModelSource, plan: ConversionPlan) -> None:
     architecture = plan.spec.architecture
     if architecture in plan.precision.untried:
         log.warning(
@@ -124,6 +132,13 @@ def _warn(plan: ConversionPlan) -> None:
         )
     if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
         log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
+    if model.scales and plan.precision.name != model.scales.precision:
+        log.warning(
+            "the source is %s; %s holds what that left of the model, not the model it was made of",
+            *(model.scales.precision, plan.precision.name),
+        )
+    if model.scales and model.scales.kv_caches and plan.form == "hf":
+        log.warning("the scales of the source's KV cache are left out: --format hf has none")
 
 
 def _check_space(folder: Path, plan: ConversionPlan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +11,8 @@ from typing import Any, Final
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.gguf_model import GgufModel
 from minitron_trt.convert.hf_config import HfConfig, read_spec
+from minitron_trt.convert.hf_quantization import QUANTIZATION_FILE, read_quantization
+from minitron_trt.convert.stored_scales import FLOATS, NARROW, Scale, StoredScales, take_scales
 from minitron_trt.convert.weightfiles import inside, read_json, read_tensors, tensor_names
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import EMBEDDING, HEAD
@@ -20,7 +22,6 @@ from minitron_trt.tensorfile import TensorEntry
 log = logging.getLogger(__name__)
 
 GENERATION_CONFIG: Final = "generation_config.json"
-FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class ModelSource:
     tensors: Mapping[str, TensorEntry]
     extras: tuple[Path, ...]  # tokenizer and generation_config, which travel along
     gguf: GgufModel | None = None  # where the folder was unpacked from
+    scales: StoredScales | None = None  # of an FP8 folder
 
     @classmethod
     def open(cls, folder: Path) -> ModelSource:
@@ -46,6 +48,7 @@ class ModelSource:
             raise BadInputError(f"{folder} is empty; expected a Hugging Face model folder")
         config = HfConfig(read_json(folder, "config.json"))
         family = config.family
+        quantization = read_quantization(folder, config.record)
         tensors = read_tensors(folder)
         spec = read_spec(config, _head_size(config, tensors))
         if spec.layers > len(tensors):
@@ -63,7 +66,10 @@ class ModelSource:
             # The head repeats the embedding; some folders store the copy as well.
             del expected[HEAD]
             tensors = {name: entry for name, entry in tensors.items() if name != HEAD}
-        _check_tensors(expected, tensors)
+        if quantization is None:
+            _check_explained(tensors)
+        scales = take_scales(quantization, spec, tensors) if quantization else None
+        _check_tensors(expected, tensors, scales.weights if scales else {})
         extras = (*TOKENIZER_FILES, GENERATION_CONFIG)
         return cls(
             folder=folder,
@@ -71,12 +77,17 @@ class ModelSource:
             tokens=_special_tokens(folder, config),
             tensors={**tensors, HEAD: tensors[EMBEDDING]} if spec.tied else tensors,
             extras=tuple(inside(folder, name) for name in extras if (folder / name).is_file()),
+            scales=scales,
         )
 
     @property
     def has_tokenizer(self) -> bool:
         """Return whether any file of a tokenizer was found."""
         return any(path.name != GENERATION_CONFIG for path in self.extras)
+
+    def scale_of(self, name: str) -> Scale:
+        """Return what the numbers of a tensor are times."""
+        return self.scales.weights.get(name, 1.0) if self.scales else 1.0
 
     def identity(self) -> dict[str, Any]:
         """Return where the model came from, as a manifest records it."""
@@ -121,8 +132,19 @@ def _head_size(config: HfConfig, tensors: Mapping[str, TensorEntry]) -> int:
     return size
 
 
+def _check_explained(tensors: Mapping[str, TensorEntry]) -> None:
+    narrow = next((name for name, entry in tensors.items() if entry.dtype == NARROW), None)
+    if narrow:
+        raise BadInputError(
+            f"tensor {narrow} is {NARROW} but the folder does not say how it was quantized; "
+            f"expected {QUANTIZATION_FILE}, or quantization_config in config.json"
+        )
+
+
 def _check_tensors(
-    expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TensorEntry]
+    expected: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, TensorEntry],
+    narrow: Collection[str],
 ) -> None:
     missing = sorted(expected.keys() - tensors.keys())
     # Buffers that old transformers versions saved; they follow from the config.
@@ -141,7 +163,7 @@ def _check_tensors(
             raise BadInputError(
                 f"tensor {name} is {list(entry.shape)}; config.json implies {list(shape)}"
             )
-        if entry.dtype not in FLOATS:
+        if entry.dtype not in FLOATS and name not in narrow:
             raise BadInputError(
                 f"tensor {name} is {entry.dtype}; expected one of {', '.join(sorted(FLOATS))}"
             )

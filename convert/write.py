@@ -21,8 +21,11 @@ from minitron_trt.convert.blocks import (
     width,
     write_all,
 )
+from minitron_trt.convert.memory import workers
 from minitron_trt.convert.plan import BLOCK_BYTES, ConversionPlan, TensorPlan
 from minitron_trt.convert.quantize import Calibration, quantize, with_weights, write_constants
+from minitron_trt.convert.rescale import scaled
+from minitron_trt.convert.stored_scales import NARROW
 from minitron_trt.errors import BadInputError
 from minitron_trt.number_formats import Array
 from minitron_trt.precisions import Precision
@@ -56,7 +59,7 @@ def write_ranks(
             placed.append((tensor, target))
             for part in tensor.parts:
                 jobs.setdefault(part.source, []).append(Destination(tensor, part, target))
-    with Files() as files, ThreadPoolExecutor(plan.workers) as pool:
+    with Files() as files, ThreadPoolExecutor(workers(plan)) as pool:
         try:
             write_constants(plan, placed, calibration, files, advance)
             tasks = [
@@ -131,7 +134,8 @@ def _copy(
 def _is_copy(destination: Destination) -> bool:
     tensor, part = destination.tensor, destination.part
     whole_rows = part.columns == (0, width(part.source))
-    return whole_rows and tensor.dtype == part.source.dtype and not tensor.plus_one
+    same = tensor.dtype == part.source.dtype and part.scale == 1.0
+    return whole_rows and same and not tensor.plus_one
 
 
 def _copy_range(
@@ -172,7 +176,9 @@ def _stream(
     """Read a tensor once, some rows at a time, and write each destination's share of them."""
     first = min(destination.part.rows[0] for destination in destinations)
     last = max(destination.part.rows[1] for destination in destinations)
-    for start, rows in read_blocks(source, reader, (first, last), BLOCK_BYTES):
+    # A block's values should take as much memory, whatever their own size.
+    block_bytes = BLOCK_BYTES // 2 if source.dtype == NARROW else BLOCK_BYTES
+    for start, rows in read_blocks(source, reader, (first, last), block_bytes):
         if files.stop.is_set():
             return
         for destination in destinations:
@@ -181,7 +187,8 @@ def _stream(
             if low >= high:
                 continue
             share = rows[low - start : high - start, part.columns[0] : part.columns[1]]
-            values = _convert(share, destination.tensor)
+            values = scaled(share, part, (low, high), target.dtype, files)
+            values = _convert(values, destination.tensor)
             stride = values.shape[1] * values.dtype.itemsize
             files.write(target, (part.at + low - part.rows[0]) * stride, values)
             advance(values.nbytes)

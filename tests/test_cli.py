@@ -98,7 +98,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
     result = command("convert", tiny_llama, "-o", output, "--tp", 2, "--dry-run")
 
     assert (result.exit_code, result.stderr) == (0, "")
-    assert re.sub(r"\d+ MB", "some MB", result.stdout) == (
+    assert re.sub(r"[\d.]+ MB", "some MB", result.stdout) == (
         "LlamaForCausalLM  bf16  tp 2  pp 1\n"
         "  rank0.safetensors       24 tensors    60.5 kB\n"
         "  rank1.safetensors       24 tensors    60.5 kB\n"
@@ -113,19 +113,19 @@ def test_a_dry_run_needs_no_output(command: Command, tiny_llama: Path) -> None:
     memory = record.pop("peak_memory_bytes")
 
     assert (result.exit_code, result.stderr, record) == (0, "", PLAN)
-    assert 60_000_000 < memory <= 200_000_000
+    assert 20_000_000 < memory <= 200_000_000
 
 
 def test_json_prints_one_object_alone(command: Command, tiny_llama: Path, tmp_path: Path) -> None:
     output = tmp_path / "checkpoint"
     result = command("convert", tiny_llama, "-o", output, "--tp", 2, "--json")
     record: dict[str, Any] = json.loads(result.stdout)
-    seconds, memory = record.pop("seconds"), record.pop("peak_memory_bytes")
+    seconds, stages = record.pop("seconds"), record.pop("stage_seconds")
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert record == {"checkpoint": str(output), **PLAN}
-    assert 0 < seconds < 60
-    assert memory <= 200_000_000
+    assert 0 < stages.pop("convert") < seconds < 60
+    assert stages == {}
 
 
 def test_the_text_of_a_result_is_one_line(

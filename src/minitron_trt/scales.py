@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +13,11 @@ from minitron_trt.number_formats import E4M3, Array, widen
 from minitron_trt.precisions import KV_SCALE, Precision
 from minitron_trt.tensorfile import TensorEntry
 
-_NUMPY: Final = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_NUMPY: Final[Mapping[str, np.dtype[Any]]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
 def check_scales(precision: Precision, entries: Mapping[str, TensorEntry]) -> None:
@@ -22,17 +26,19 @@ def check_scales(precision: Precision, entries: Mapping[str, TensorEntry]) -> No
     suffixes.add(KV_SCALE.suffix.rpartition(".")[2])
     for name, entry in entries.items():
         if name.rpartition(".")[2] in suffixes:
-            _check(entry, _read(entry))
+            check_scale(entry, read_scale(entry), "convert again")
 
 
-def _read(entry: TensorEntry) -> Array:
+def read_scale(entry: TensorEntry) -> Array:
+    """Return the numbers of a scale tensor, flat; 1-byte floats as their codes."""
     kind = _NUMPY.get(entry.dtype, np.dtype(np.uint8))
     count = entry.size_bytes // kind.itemsize
     with entry.path.open("rb") as file:
         return np.fromfile(file, kind, count, offset=entry.offset)
 
 
-def _check(entry: TensorEntry, values: Array) -> None:
+def check_scale(entry: TensorEntry, values: Array, advice: str) -> None:
+    """Raise BadInputError, ending in the advice, where a number cannot be a scale."""
     if entry.dtype == "F8_E4M3":
         # Codes of positive numbers; the smallest ones are subnormal, and meant.
         wrong = (values == 0) | (values >= 0x7F)
@@ -46,5 +52,5 @@ def _check(entry: TensorEntry, values: Array) -> None:
         where = f" at {int(np.flatnonzero(wrong)[0])}" if wrong.size > 1 else ""
         raise BadInputError(
             f"{entry.path}: {entry.name} is {values[0]:.4g}{where}; a scale is a finite normal "
-            "number above 0: convert again"
+            f"number above 0: {advice}"
         )

@@ -151,12 +151,6 @@ def test_what_is_not_a_finite_number_is_refused_by_its_key(key: str, value: Any)
             3,
         ),
         (
-            {"quantization_config": {"quant_method": "fp8"}},
-            "config.json: quantization_config is {'quant_method': 'fp8'}, which the "
-            "LlamaForCausalLM graph written here does not have",
-            4,
-        ),
-        (
             {"architectures": ["FalconForCausalLM"]},
             "architecture 'FalconForCausalLM' is not supported; known are LlamaForCausalLM, "
             "MistralForCausalLM, NemotronForCausalLM",

@@ -127,6 +127,22 @@ def test_torch_files_are_fetched_where_a_repository_has_no_safetensors(
     assert (manifest.source["repo"], manifest.source["revision"]) == (REPO, COMMIT)
 
 
+def test_what_says_how_a_repository_was_quantized_is_fetched(
+    hub: tuple[Hub, str], tiny_nemotron: Path, tmp_path: Path
+) -> None:
+    state, address = hub
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(tiny_nemotron / name, state.folder / name)
+    (state.folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
+    result = run(REPO, tmp_path / "out", address)
+
+    assert (result.returncode, state.fetched) == (
+        4,
+        {"config.json", "hf_quant_config.json", "model.safetensors"},
+    )
+    assert "hf_quant_config.json has quant_algo 'NVFP4', which is not supported" in result.stderr
+
+
 def test_torch_files_are_left_where_a_repository_has_safetensors_too(
     hub: tuple[Hub, str], tiny_nemotron: Path, tmp_path: Path
 ) -> None:

@@ -123,3 +123,51 @@ def test_a_folder_made_meanwhile_is_not_replaced(slow_model: Path, tmp_path: Pat
 
     assert process.returncode == 2
     assert [path.name for path in tmp_path.rglob("*")] == ["checkpoint", "thesis.txt"]
+
+
+@contextmanager
+def stopped_while_unpacking(source: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Yield a conversion that is frozen while it writes a GGUF file's weights."""
+    command = [sys.executable, "-m", "minitron_trt", "convert", str(source), "-o", str(output)]
+    scratch = output.parent / f".{output.name}.partial"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 120
+            # The file is a hole until the weights come.
+            while not any(
+                p.stat().st_blocks > 512 for p in scratch.glob(".source-*/*.safetensors")
+            ):
+                assert process.poll() is None, "the conversion ended before it was caught"
+                assert time.monotonic() < deadline, "the conversion did not begin to unpack"
+                time.sleep(0.001)
+            process.send_signal(signal.SIGSTOP)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_conversion_killed_while_it_unpacks_leaves_nothing_to_the_next_one(
+    make_model: Callable[..., Path],
+    write_gguf: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., Result],
+) -> None:
+    temporary, outputs = tmp_path / "temporary", tmp_path / "outputs"
+    temporary.mkdir()
+    outputs.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    folder = make_model("nemotron", vocab_size=60_000, hidden_size=512, intermediate_size=64)
+    source = write_gguf(folder, tmp_path / "model.gguf", "Q8_0")
+    output = outputs / "checkpoint"
+    with stopped_while_unpacking(source, output) as process:
+        process.kill()
+        process.wait()
+    left = [path.name for path in outputs.iterdir()]
+    result = command("convert", source, "-o", output)
+
+    assert left == [".checkpoint.partial"]
+    assert (result.exit_code, list(outputs.iterdir())) == (0, [output])
+    assert not list(output.glob(".source-*"))
+    assert list(temporary.iterdir()) == []
+    assert Checkpoint.open(output).spec.vocab == 60_000

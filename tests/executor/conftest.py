@@ -97,7 +97,7 @@ def checkpoint_of(
 
     @functools.cache
     def make(name: str, options: ConvertOptions) -> Checkpoint:
-        dtype = {"bf16": "bfloat16", "fp16": "float16"}[options.precision]
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}[options.precision or "bf16"]
         output = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
         convert(str(hf_folder(name, dtype)), output, options)
         return Checkpoint.open(output)
