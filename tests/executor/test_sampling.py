@@ -73,13 +73,15 @@ def test_nonsense_is_refused_by_the_name_the_user_wrote(
         (Sampling(temperature=0.0, top_k=50, top_p=0.9), True),
         (Sampling(temperature=2.0, top_k=1), True),
         (Sampling(min_p=0.1, seed=3), True),
-        (Sampling(temperature=1.0), False),
-        (Sampling(top_k=0), False),
+        (Sampling(temperature=1.0), True),
+        (Sampling(temperature=1.0, top_k=0), True),
+        (Sampling(top_k=2), False),
         (Sampling(top_p=1.0), False),
+        (Sampling(top_k=0, top_p=0.5), False),
     ],
     ids=repr,
 )
-def test_sampling_is_greedy_unless_temperature_top_k_or_top_p_asks_for_draws(
+def test_sampling_is_greedy_unless_top_k_or_top_p_asks_for_draws(
     sampling: Sampling, greedy: bool
 ) -> None:
     assert sampling.greedy is greedy
@@ -111,14 +113,14 @@ def test_top_p_draws_only_what_the_better_tokens_leave_room_for(
 
 @given(rows, st.floats(0.01, 1.0), st.integers(0, 2**32))
 def test_min_p_draws_only_tokens_near_the_best(logits: Floats, share: float, seed: int) -> None:
-    token = Sampler(Sampling(temperature=1.0, min_p=share, seed=seed), (), VOCAB).choose(logits)
+    token = Sampler(Sampling(top_p=1.0, min_p=share, seed=seed), (), VOCAB).choose(logits)
 
     assert math.exp(float(logits[token]) - float(logits.max())) >= share * (1 - 1e-9)
 
 
 def test_draws_follow_the_softmax_of_the_scaled_logits() -> None:
     logits = np.log(np.array([0.1, 0.2, 0.7], dtype=np.float32))
-    found = draws(Sampling(temperature=0.5, seed=1), logits, 20_000)
+    found = draws(Sampling(temperature=0.5, top_p=1.0, seed=1), logits, 20_000)
     squares = np.array([0.1, 0.2, 0.7]) ** 2
     expected = squares / squares.sum()
 
@@ -144,14 +146,14 @@ def test_a_nucleus_of_more_than_a_thousand_tokens_is_found() -> None:
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-8])
 def test_a_tiny_temperature_takes_the_best(temperature: float) -> None:
-    assert draws(Sampling(temperature=temperature, seed=4), RISING) == {VOCAB - 1: 400}
+    assert draws(Sampling(temperature=temperature, top_p=1.0, seed=4), RISING) == {VOCAB - 1: 400}
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
 def test_the_same_seed_draws_the_same_tokens(seed: int) -> None:
     flat = np.zeros(100, dtype=np.float32)
     one, other, different = (
-        Sampler(Sampling(temperature=1.0, seed=number), (), 100)
+        Sampler(Sampling(top_p=1.0, seed=number), (), 100)
         for number in (seed, seed, (seed + 1) % 2**64)
     )
     first = [one.choose(flat) for _ in range(50)]
@@ -183,13 +185,19 @@ def test_masks_ban_the_last_token_of_a_bad_word_and_early_end_ids(
     assert after(sampling, RISING, generated) == chosen
 
 
-def test_a_multi_token_bad_word_does_not_begin_in_the_prompt() -> None:
-    assert after(Sampling(bad_words=((1, 7),)), RISING, (), prompt=(1,)) == 7
+@pytest.mark.parametrize(
+    ("prompt", "generated", "chosen"),
+    [((1, 2), (), 6), ((1,), (2,), 6), ((0, 1), (2,), 6), ((2,), (), 7), ((2,), (1,), 7)],
+)
+def test_a_bad_word_may_begin_in_the_prompt(
+    prompt: tuple[int, ...], generated: tuple[int, ...], chosen: int
+) -> None:
+    assert after(Sampling(bad_words=((1, 2, 7),)), RISING, generated, prompt) == chosen
 
 
-@pytest.mark.parametrize("top", [None, 3])
-def test_banned_tokens_are_never_drawn(top: int | None) -> None:
-    sampling = Sampling(temperature=100.0, top_k=top, bad_words=((7,), (0,)), seed=5)
+@pytest.mark.parametrize("top", [{"top_p": 1.0}, {"top_k": 3}], ids=repr)
+def test_banned_tokens_are_never_drawn(top: dict[str, Any]) -> None:
+    sampling = Sampling(temperature=100.0, **top, bad_words=((7,), (0,)), seed=5)
 
     assert not {0, 7} & set(draws(sampling, RISING, 2000))
 
@@ -202,7 +210,12 @@ def test_banned_tokens_are_never_drawn(top: int | None) -> None:
         ({"repetition_penalty": 1.5}, (), (7, 7, 7), 6),
         ({"repetition_penalty": 1.1}, (7, 7, 7), (7,), 7),
         ({"presence_penalty": 1.5}, (7,), (), 6),
-        ({"presence_penalty": 1.5}, (), (7,), 7),
+        ({"presence_penalty": 1.5}, (), (7,), 6),
+        ({"frequency_penalty": 0.6}, (7,), (7,), 6),
+        # Logits are divided by the temperature first, so a penalty weighs less at a low one.
+        ({"presence_penalty": 1.5, "temperature": 0.5}, (7,), (), 7),
+        ({"presence_penalty": 1.5, "temperature": 0.0}, (7,), (), 7),
+        ({"repetition_penalty": 1.5, "temperature": 0.0}, (7,), (), 6),
         ({"frequency_penalty": 0.6}, (7,), (), 7),
         ({"frequency_penalty": 0.6}, (7, 7), (), 6),
         ({"presence_penalty": -2.0}, (6,), (), 6),
@@ -228,7 +241,9 @@ def test_repetition_penalty_pushes_negative_logits_down() -> None:
     ("sampling", "generated", "plain"),
     [
         (Sampling(), 0, True),
-        (Sampling(temperature=1.0), 0, False),
+        (Sampling(temperature=0.7), 0, True),
+        (Sampling(top_p=1.0), 0, False),
+        (Sampling(embedding_bias=np.zeros(VOCAB, np.float32)), 0, False),
         (Sampling(presence_penalty=0.1), 0, False),
         (Sampling(bad_words=((1,),)), 0, False),
         (Sampling(min_tokens=2), 1, False),
@@ -246,8 +261,39 @@ def test_only_an_unadjusted_greedy_choice_is_plain(
     assert sampler.plain is plain
 
 
+def test_an_embedding_bias_comes_before_everything_else() -> None:
+    bias = np.zeros(VOCAB, np.float32)
+    bias[3] = 8.0  # to 11, and by the penalty of 1.5 to 7.3
+
+    assert after(Sampling(embedding_bias=bias), RISING, ()) == 3
+    assert after(Sampling(embedding_bias=bias, repetition_penalty=1.5), RISING, (3,)) == 3
+    assert after(Sampling(embedding_bias=bias, repetition_penalty=1.6), RISING, (3,)) == 7
+    assert set(draws(Sampling(embedding_bias=bias * 9, top_k=5, seed=1), RISING)) == {3}
+
+
+def test_an_embedding_bias_of_minus_infinity_bans_a_token() -> None:
+    bias = np.zeros(VOCAB, np.float32)
+    bias[7] = -np.inf
+
+    assert 7 not in draws(Sampling(embedding_bias=bias, top_p=1.0, temperature=9.0), RISING)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)], ids=repr)
+def test_an_embedding_bias_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(BadInputError, match=rf"embedding_bias\[2\] is {value}; expected a number"):
+        Sampling(embedding_bias=np.array([0.0, -np.inf, value], np.float32))
+
+
+def test_sequences_of_one_request_draw_with_seeds_that_follow_each_other() -> None:
+    flat = np.zeros(100, dtype=np.float32)
+    third = Sampler(Sampling(top_p=1.0, seed=2**64 - 1), (), 100, sequence=2)
+    other = Sampler(Sampling(top_p=1.0, seed=1), (), 100)
+
+    assert [third.choose(flat) for _ in range(20)] == [other.choose(flat) for _ in range(20)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=1.0)], ids=repr)
 def test_logits_that_are_not_numbers_are_an_error(value: float, sampling: Sampling) -> None:
     logits = RISING.copy()
     logits[2] = value

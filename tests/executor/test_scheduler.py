@@ -2,94 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from tests.executor.doubles import COUNT_UP, RANDOM, Inbox, ScriptedModel, drain, submit
 
 from minitron_trt.errors import BadInputError, RefusedError, UsageError
-from minitron_trt.executor import (
-    Event,
-    Executor,
-    FinishReason,
-    Request,
-    Sampling,
-    StepBatch,
-)
-from minitron_trt.executor.inflight import settled
-from minitron_trt.executor.step import Floats
-
-VOCAB = 64
-COUNT_UP: Floats = np.roll(np.eye(VOCAB, dtype=np.float32), 1, axis=1)
-RANDOM: Floats = np.random.default_rng(0).normal(size=(VOCAB, VOCAB)).astype(np.float32)
-WAIT_S = 10.0
-
-
-@dataclass
-class ScriptedModel:
-    """A StepModel whose logits depend on the last token only: `table[token]`. It counts up.
-
-    Like a real one it keeps a length per slot, and fails when a chunk does not go on from there.
-    """
-
-    slots: int = 2
-    max_seq_len: int = 100
-    vocab: int = VOCAB
-    table: Floats = field(default_factory=lambda: COUNT_UP)
-    fails_on: int = -1
-    batches: list[dict[int, list[int]]] = field(default_factory=list)
-    held: dict[int, int] = field(default_factory=dict)
-
-    def step(self, batch: StepBatch) -> Floats:
-        stops = np.cumsum(batch.lengths)
-        chunks = {}
-        for slot, stop, length in zip(batch.slots.tolist(), stops, batch.lengths, strict=True):
-            positions = batch.positions[stop - length : stop].tolist()
-            start = positions[0] and self.held[slot]
-            if slot in chunks or positions != list(range(start, start + length)):
-                raise ValueError(f"slot {slot} holds {start} tokens, got positions {positions}")
-            self.held[slot] = start + int(length)
-            chunks[slot] = batch.input_ids[stop - length : stop].tolist()
-        self.batches.append(chunks)
-        if self.fails_on in batch.input_ids:
-            raise RuntimeError("device lost")
-        logits: Floats = self.table[batch.input_ids[stops - 1]]
-        return logits
-
-
-class Inbox(list[Event]):
-    """The events of one request."""
-
-    def __call__(self, event: Event) -> None:
-        self.append(event)
-
-    @property
-    def tokens(self) -> list[int]:
-        return [token for event in self for token in event.tokens]
-
-    @property
-    def reason(self) -> FinishReason | None:
-        assert all(event.finish_reason is None for event in self[:-1])
-        return self[-1].finish_reason if self else None
-
-
-def submit(executor: Executor, name: str, prompt: tuple[int, ...], **options: Any) -> Inbox:
-    inbox = Inbox()
-    fields = {"max_tokens": 5, **options}
-    is_cancelled = fields.pop("is_cancelled", lambda: False)
-    executor.submit(Request(name, prompt, **fields), inbox, is_cancelled)
-    return inbox
-
-
-def drain(executor: Executor) -> None:
-    while executor.step():
-        pass
+from minitron_trt.executor import Event, Executor, FinishReason, Request, Sampling
 
 
 def test_a_request_ends_after_max_tokens_with_one_last_event() -> None:
@@ -119,13 +39,13 @@ def test_a_slot_is_reused_in_order_of_arrival() -> None:
     model = ScriptedModel(slots=1)
     executor = Executor(model)
     inboxes = [submit(executor, str(n), (10 * n,), max_tokens=2) for n in range(3)]
-    counts = [(executor.active, executor.queued)]
+    counts = [(executor.stats().active, executor.stats().waiting)]
     drain(executor)
 
     assert counts == [(0, 3)]
     assert model.batches == [{0: [t]} for t in (0, 1, 10, 11, 20, 21)]
     assert [inbox.tokens for inbox in inboxes] == [[1, 2], [11, 12], [21, 22]]
-    assert (executor.active, executor.queued) == (0, 0)
+    assert (executor.stats().active, executor.stats().waiting) == (0, 0)
 
 
 def test_prompts_go_in_chunks_beside_generation_within_the_token_budget() -> None:
@@ -163,7 +83,7 @@ def test_a_cancelled_request_ends_at_the_next_step(how: str, where: str) -> None
     assert seen == (2 if where == "generating" else 0)
     assert inbox.reason is FinishReason.CANCELLED
     assert len(inbox.tokens) == seen
-    assert (executor.active, executor.queued) == (1 if where == "queued" else 0, 0)
+    assert (executor.stats().active, executor.stats().waiting) == (1 if where == "queued" else 0, 0)
 
 
 def test_cancelling_an_unknown_or_finished_request_is_no_error() -> None:
@@ -200,10 +120,10 @@ def test_requests_past_their_deadline_end_wherever_they_are() -> None:
         (Sampling(end_ids=(14, 12)), [11], FinishReason.END_ID),
         (Sampling(end_ids=(15,)), [11, 12, 13, 14], FinishReason.END_ID),
         (Sampling(end_ids=(12,), min_tokens=3), [11, 0, 1, 2, 3], FinishReason.LENGTH),
-        (Sampling(stop_words=((13,),)), [11, 12], FinishReason.STOP_WORDS),
-        (Sampling(stop_words=((12, 13),)), [11], FinishReason.STOP_WORDS),
-        (Sampling(stop_words=((11, 12, 13),)), [], FinishReason.STOP_WORDS),
-        (Sampling(stop_words=((13,), (12, 13))), [11], FinishReason.STOP_WORDS),
+        (Sampling(stop_words=((13,),)), [11, 12, 13], FinishReason.STOP_WORDS),
+        (Sampling(stop_words=((12, 13),)), [11, 12, 13], FinishReason.STOP_WORDS),
+        (Sampling(stop_words=((11, 12, 13),)), [11, 12, 13], FinishReason.STOP_WORDS),
+        (Sampling(stop_words=((14,), (12, 13))), [11, 12, 13], FinishReason.STOP_WORDS),
         (Sampling(stop_words=((12, 14),)), [11, 12, 13, 14, 15], FinishReason.LENGTH),
         (Sampling(stop_words=((15, 16),)), [11, 12, 13, 14, 15], FinishReason.LENGTH),
         (Sampling(stop_words=((10, 11),)), [11, 12, 13, 14, 15], FinishReason.LENGTH),
@@ -211,7 +131,7 @@ def test_requests_past_their_deadline_end_wherever_they_are() -> None:
     ],
     ids=repr,
 )
-def test_end_ids_and_stop_words_are_trimmed_and_nothing_else(
+def test_an_end_id_goes_and_a_stop_word_stays(
     sampling: Sampling, tokens: list[int], reason: FinishReason
 ) -> None:
     executor = Executor(ScriptedModel())
@@ -219,42 +139,6 @@ def test_end_ids_and_stop_words_are_trimmed_and_nothing_else(
     drain(executor)
 
     assert (inbox.tokens, inbox.reason) == (tokens, reason)
-
-
-def test_tokens_that_may_begin_a_stop_word_wait_until_it_is_clear() -> None:
-    executor = Executor(ScriptedModel())
-    inbox = submit(executor, "a", (10,), sampling=Sampling(stop_words=((12, 13, 60), (14, 60))))
-    news = []
-    for _ in range(5):
-        before = len(inbox)
-        executor.step()
-        news.append([event.tokens for event in inbox[before:]])
-
-    assert news == [[(11,)], [], [], [(12, 13)], [(14, 15)]]
-
-
-tokens_1_to_3 = st.lists(st.integers(1, 3), max_size=12).map(tuple)
-
-
-@given(tokens_1_to_3, st.lists(tokens_1_to_3.filter(bool), max_size=3))
-def test_what_is_released_is_the_text_before_the_first_stop_word(
-    text: tuple[int, ...], words: list[tuple[int, ...]]
-) -> None:
-    released: list[int] = []
-    pending: tuple[int, ...] = ()
-    stopped = False
-    for token in text:
-        count, stopped = settled((*pending, token), words)
-        released += (*pending, token)[:count]
-        pending = () if stopped else (*pending, token)[count:]
-        if stopped:
-            break
-    ends = [n for n in range(len(text) + 1) if any(text[:n][-len(w) :] == w for w in words)]
-    longest = max((len(w) for w in words if ends and text[: ends[0]][-len(w) :] == w), default=0)
-    expected = text[: ends[0] - longest] if ends else text
-
-    assert stopped is bool(ends)
-    assert (*released, *pending) == expected
 
 
 def test_log_probs_go_with_the_tokens_that_are_sent() -> None:
@@ -266,15 +150,15 @@ def test_log_probs_go_with_the_tokens_that_are_sent() -> None:
     drain(executor)
 
     assert inbox.reason is FinishReason.STOP_WORDS
-    assert inbox.tokens == [11, 12, 13, 14, 15, 16]
+    assert inbox.tokens == [11, 12, 13, 14, 15, 16, 17, 18]
     assert [len(event.log_probs) for event in inbox] == [len(event.tokens) for event in inbox]
     assert [p for event in inbox for p in event.log_probs] == pytest.approx(
-        chances[10:16], abs=1e-5
+        chances[10:18], abs=1e-5
     )
 
 
 def test_a_seeded_request_draws_the_same_tokens_whoever_shares_its_batch() -> None:
-    seeded = Sampling(temperature=1.0, seed=11)
+    seeded = Sampling(top_p=1.0, seed=11)
     alone = Executor(ScriptedModel(slots=4, table=RANDOM))
     expected = submit(alone, "a", (1, 2, 3), max_tokens=20, sampling=seeded)
     drain(alone)
@@ -313,7 +197,7 @@ def test_a_poisoned_request_ends_with_an_error_and_harms_no_other(where: str) ->
     assert healthy.tokens == [2, 3, 4, 5, 6]
     assert [event.finish_reason for event in last if event.finish_reason] == [FinishReason.ERROR]
     assert last[-1].error is not None
-    assert executor.active == 0
+    assert executor.stats().active == 0
 
 
 def test_a_failing_step_ends_its_batch_and_the_executor_goes_on() -> None:
@@ -381,84 +265,3 @@ def test_a_full_queue_refuses_requests() -> None:
 def test_fewer_tokens_a_step_than_slots_are_refused() -> None:
     with pytest.raises(UsageError, match="max_tokens_per_step is 3; expected at least one token"):
         Executor(ScriptedModel(slots=4), max_tokens_per_step=3)
-
-
-@pytest.fixture
-def running() -> Iterator[Executor]:
-    with Executor(ScriptedModel(slots=4, max_seq_len=10**9)) as executor:
-        yield executor
-
-
-def test_a_thread_of_its_own_serves_many_submitters(running: Executor) -> None:
-    done = threading.Semaphore(0)
-    inboxes = {str(n): Inbox() for n in range(40)}
-
-    def client(names: list[str]) -> None:
-        for name in names:
-
-            def on_event(event: Event, name: str = name) -> None:
-                inboxes[name](event)
-                if event.finish_reason is not None:
-                    done.release()
-
-            running.submit(Request(name, (int(name),), 3), on_event)
-
-    threads = [threading.Thread(target=client, args=(list(inboxes)[i::4],)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert all(done.acquire(timeout=WAIT_S) for _ in inboxes)
-    assert {name: inbox.tokens for name, inbox in inboxes.items()} == {
-        name: [int(name) + n for n in (1, 2, 3)] for name in inboxes
-    }
-
-
-def test_closing_ends_what_is_outstanding_as_cancelled() -> None:
-    executor = Executor(ScriptedModel(slots=1, max_seq_len=10**9))
-    executor.start()
-    started = threading.Event()
-    inbox = Inbox()
-
-    def on_event(event: Event) -> None:
-        inbox(event)
-        started.set()
-
-    executor.submit(Request("a", (1,), 10**8), on_event)
-    queued = submit(executor, "b", (1,))
-    assert started.wait(WAIT_S)
-    executor.close()
-    executor.close()
-
-    assert inbox.reason is FinishReason.CANCELLED
-    assert queued == [Event((), finish_reason=FinishReason.CANCELLED)]
-    with pytest.raises(RefusedError, match="the executor is closed"):
-        submit(executor, "c", (1,))
-
-
-def test_a_callback_may_close_the_executor() -> None:
-    executor = Executor(ScriptedModel())
-    other = Inbox()
-    executor.submit(Request("a", (1,), 5), lambda event: executor.close())
-    executor.submit(Request("b", (1,), 5), other)
-    drain(executor)
-
-    assert other.reason is FinishReason.CANCELLED
-
-
-def test_an_idle_executor_sleeps() -> None:
-    looks: list[float] = []
-
-    def clock() -> float:
-        looks.append(0.0)
-        return 0.0
-
-    done = threading.Semaphore(0)
-    with Executor(ScriptedModel(), clock=clock) as executor:
-        for name in "ab":
-            executor.submit(Request(name, (1,), 1), lambda event: done.release())
-            assert done.acquire(timeout=WAIT_S)
-        time.sleep(0.05)
-
-    assert looks == [0.0] * 4  # one for each request as it came and one for its step

@@ -3,9 +3,9 @@
 Importing this package needs numpy only; `executor.weights` and `executor.reference` need torch.
 """
 
-from minitron_trt.executor.requests import Event, FinishReason, Request
+from minitron_trt.executor.requests import Event, FinishReason, Request, Timing
 from minitron_trt.executor.sampling import Sampler, Sampling
-from minitron_trt.executor.scheduler import Executor
+from minitron_trt.executor.scheduler import Executor, Stats
 from minitron_trt.executor.step import StepBatch, StepModel
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "Request",
     "Sampler",
     "Sampling",
+    "Stats",
     "StepBatch",
     "StepModel",
+    "Timing",
 ]

@@ -35,7 +35,7 @@ class Layout:
 
     slots: Tensor  # of each token
     positions: Tensor  # of each token
-    last_rows: Tensor  # of each sequence
+    logit_rows: Tensor
     single_rows: Tensor
     single_slots: SlotIndex
     single_mask: Tensor  # [singles, 1, 1, longest]
@@ -66,7 +66,9 @@ class Layout:
         return cls(
             slots=to_device(np.repeat(batch.slots, batch.lengths).astype(np.int64)),
             positions=to_device(batch.positions.astype(np.int64)),
-            last_rows=to_device(stops - 1),
+            logit_rows=to_device(
+                (stops - 1 if batch.logit_rows is None else batch.logit_rows).astype(np.int64)
+            ),
             single_rows=to_device(starts[single]),
             single_slots=_slot_index(batch.slots[single].tolist(), device),
             single_mask=to_device(mask[:, None, None, :]),

@@ -1,40 +1,20 @@
-"""One request on its way through the executor: what is computed, chosen, held back and sent."""
+"""Requests on their way through the executor: what is computed, chosen and sent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from minitron_trt.executor.requests import Event, FinishReason, OnEvent, Request
-from minitron_trt.executor.sampling import Sampler
-
-Words = Sequence[tuple[int, ...]]
-
-
-def settled(pending: tuple[int, ...], words: Words) -> tuple[int, bool]:
-    """Return how many pending tokens are output for certain, and whether a stop word follows them.
-
-    The rest may be the start of a stop word, so it stays pending until more tokens tell.
-    """
-    matched = max((len(word) for word in words if pending[-len(word) :] == word), default=0)
-    if matched:
-        return len(pending) - matched, True
-    for start in range(len(pending)):
-        tail = pending[start:]
-        if any(word[: len(tail)] == tail for word in words):
-            return start, False
-    return len(pending), False
+from minitron_trt.executor.requests import Event, FinishReason, OnEvent, Request, Timing
+from minitron_trt.executor.sampling import Sampler, log_prob
+from minitron_trt.executor.step import Floats, Ints
 
 
-class InFlight:
-    """A submitted request; its methods are for the executor's thread, `cancelled` for any."""
+class Ticket:
+    """A submitted request: what its sequences share; `cancelled` is for any thread to set."""
 
-    __slots__ = (
-        *("cancelled", "computed", "finished", "last", "prompt", "request", "sampler", "slot"),
-        *("_deadline", "_generated", "_is_cancelled", "_log_probs", "_on_event", "_pending"),
-        *("_settled", "_stop_ids"),
-    )
+    __slots__ = ("_deadline", "_is_cancelled", "arrival", "cancelled", "flights", "request", "send")
 
     def __init__(
         self,
@@ -45,27 +25,13 @@ class InFlight:
         now: float,
     ) -> None:
         self.request = request
-        self.prompt = np.asarray(request.prompt, dtype=np.int32)
-        self.sampler = Sampler(request.sampling, request.prompt, vocab)
-        self.slot = -1  # while it is queued
-        self.computed = 0  # tokens in the slot's KV cache
-        self.last = -1  # the token that the next step computes, once the prompt is done
+        self.send = on_event
+        self.arrival = now
         self.cancelled = False
-        self.finished = False
-        self._on_event = on_event
         self._is_cancelled = is_cancelled
         self._deadline = None if request.timeout_s is None else now + request.timeout_s
-        self._generated = 0
-        # Most tokens are in no stop word, and that is quick to see.
-        self._stop_ids = frozenset(token for word in request.sampling.stop_words for token in word)
-        self._settled = 0  # how many pending tokens may be sent
-        self._pending: list[int] = []
-        self._log_probs: list[float] = []
-
-    @property
-    def prefilling(self) -> bool:
-        """Return whether part of the prompt is still to be computed."""
-        return self.computed < len(self.prompt)
+        prompt = np.asarray(request.prompt, dtype=np.int32)
+        self.flights = [InFlight(self, n, prompt, vocab) for n in range(request.sequences)]
 
     def interruption(self, now: float) -> FinishReason | None:
         """Return why the request must stop now, if so; raises what the caller's poll raises."""
@@ -75,38 +41,92 @@ class InFlight:
             return FinishReason.TIMED_OUT
         return None
 
-    def accept(self, token: int, log_prob: float | None) -> FinishReason | None:
-        """Take the next token and return why it is the last, if so; end ids and stop words go."""
-        sampling = self.request.sampling
+
+class InFlight:
+    """One sequence of a request; its methods are for the executor's thread."""
+
+    __slots__ = (
+        *("computed", "finished", "index", "last", "prompt", "request", "sampler", "scheduled"),
+        *("slot", "ticket", "_context", "_log_probs", "_logits"),
+        *("_stop_ids", "_tokens", "_token_times"),
+    )
+
+    def __init__(self, ticket: Ticket, index: int, prompt: Ints, vocab: int) -> None:
+        request = ticket.request
+        self.ticket = ticket
+        self.request = request
+        self.index = index
+        self.prompt = prompt
+        self.sampler = Sampler(request.sampling, request.prompt, vocab, index)
+        self.slot = -1  # while it is queued
+        self.computed = 0  # tokens in the slot's KV cache
+        self.last = -1  # the token that the next step computes, once the prompt is done
+        self.finished = False
+        self.scheduled: float | None = None  # when it got its slot
+        self._token_times: tuple[float, float] | None = None  # of the first and the last
+        # Most tokens end no stop word, and that is quick to see.
+        self._stop_ids = frozenset(word[-1] for word in request.sampling.stop_words)
+        self._tokens: list[int] = []  # these three are for the next event
+        self._log_probs: list[float] = []
+        self._logits: list[Floats] = []
+        self._context: list[Floats] = []
+
+    @property
+    def prefilling(self) -> bool:
+        """Return whether part of the prompt is still to be computed."""
+        return self.computed < len(self.prompt)
+
+    @property
+    def wants_context(self) -> bool:
+        """Return whether the logits of what it computes next are all to be kept."""
+        return self.request.context_logits and self.index == 0 and self.prefilling
+
+    def keep_context(self, logits: Floats) -> None:
+        """Keep the logits of a part of the prompt for the first event."""
+        self._context.append(logits)
+
+    def accept(self, token: int, logits: Floats, now: float) -> FinishReason | None:
+        """Take the next token and return why it is the last, if so.
+
+        An end id goes, a stop word stays, as in TensorRT-LLM's executor.
+        """
+        request, sampling = self.request, self.request.sampling
         self.last = token
-        self._generated += 1
+        if request.timing:
+            self._token_times = (now if self._token_times is None else self._token_times[0], now)
         if token in sampling.end_ids:
             return FinishReason.END_ID
         self.sampler.accept(token)
-        self._pending.append(token)
-        if log_prob is not None:
-            self._log_probs.append(log_prob)
-        if token not in self._stop_ids:
-            self._settled = len(self._pending)
-        else:
-            self._settled, stopped = settled(tuple(self._pending), sampling.stop_words)
-            if stopped:
-                del self._pending[self._settled :], self._log_probs[self._settled :]
-                return FinishReason.STOP_WORDS
-        return FinishReason.LENGTH if self._generated == self.request.max_tokens else None
+        self._tokens.append(token)
+        if sampling.log_probs:
+            self._log_probs.append(log_prob(logits, token))
+        if request.generation_logits:
+            # A copy: a view would keep the logits of the whole step.
+            self._logits.append(logits.copy())
+        if token in self._stop_ids and self._stops():
+            return FinishReason.STOP_WORDS
+        return FinishReason.LENGTH if len(self.sampler.generated) == request.max_tokens else None
 
-    def send(self) -> None:
-        """Send the tokens that are certain, if there are any; raises what the callback raises."""
-        count = self._settled
-        if not count:
-            return
-        event = Event(tuple(self._pending[:count]), tuple(self._log_probs[:count]))
-        self._settled = 0
-        del self._pending[:count], self._log_probs[:count]
-        self._on_event(event)
+    def _stops(self) -> bool:
+        generated = self.sampler.generated
+        words = self.request.sampling.stop_words
+        return any(tuple(generated[-len(word) :]) == word for word in words)
 
-    def send_last(self, reason: FinishReason, error: str | None) -> None:
-        """Send the one event that ends the request, with every token still held back."""
-        tokens, log_probs = tuple(self._pending), tuple(self._log_probs)
-        self._pending, self._log_probs = [], []
-        self._on_event(Event(tokens, log_probs, reason, error))
+    def send(self, reason: FinishReason | None = None, error: str | None = None) -> None:
+        """Send what is new, with the reason if it is the last; raises what the callback raises."""
+        event = Event(
+            tuple(self._tokens),
+            tuple(self._log_probs),
+            reason,
+            error,
+            self.index,
+            np.stack(self._logits) if self._logits else None,
+            np.concatenate(self._context) if self._context and not self.prefilling else None,
+            self._timing() if reason is not None and self.request.timing else None,
+        )
+        self._tokens, self._log_probs, self._logits, self._context = [], [], [], []
+        self.ticket.send(event)
+
+    def _timing(self) -> Timing:
+        first, last = self._token_times or (None, None)
+        return Timing(self.ticket.arrival, self.scheduled, first, last)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from minitron_trt.executor.inflight import InFlight
-from minitron_trt.executor.step import StepBatch
+from minitron_trt.executor.step import Floats, Ints, StepBatch
 
 
 def pack(
@@ -36,5 +36,33 @@ def pack(
         positions=np.concatenate(positions),
         slots=np.array([flight.slot for flight in flights], dtype=np.int32),
         lengths=np.array(lengths, dtype=np.int32),
+        # Those that generate want no more than their last; most steps have no others.
+        logit_rows=_logit_rows(flights, lengths) if len(flights) > len(generating) else None,
     )
     return flights, batch
+
+
+def _logit_rows(flights: Sequence[InFlight], lengths: Sequence[int]) -> Ints | None:
+    """Name every token of the sequences that want logits of their prompt, the last of others."""
+    if not any(flight.wants_context for flight in flights):
+        return None
+    rows: list[int] = []
+    stop = 0
+    for flight, length in zip(flights, lengths, strict=True):
+        stop += length
+        rows += range(stop - length if flight.wants_context else stop - 1, stop)
+    return np.array(rows, dtype=np.int32)
+
+
+def last_logits(flights: Sequence[InFlight], batch: StepBatch, logits: Floats) -> Floats:
+    """Return the logits [S, vocab] of each sequence's last token; those of prompts are kept."""
+    if batch.logit_rows is None:
+        return logits
+    lasts: list[int] = []
+    stop = 0
+    for flight, length in zip(flights, batch.lengths.tolist(), strict=True):
+        start, stop = stop, stop + (length if flight.wants_context else 1)
+        if flight.wants_context:
+            flight.keep_context(logits[start:stop])
+        lasts.append(stop - 1)
+    return logits[lasts]

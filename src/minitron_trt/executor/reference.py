@@ -65,13 +65,13 @@ class ReferenceModel:
         )
 
     def step(self, batch: StepBatch) -> Floats:
-        """Return the logits [S, vocab] that follow the last token of each chunk."""
+        """Return the logits that follow each chunk's last token, or the tokens that are named."""
         logits: Floats = self.forward(batch).cpu().numpy()
         return logits
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch, *, all_logits: bool = False) -> Tensor:
-        """Return float32 logits of each chunk's last token, or of every token [T, vocab]."""
+        """Return float32 logits of the tokens that the batch names, or of every one [T, vocab]."""
         layout = Layout.of(batch, self._device)
         self._cache.begin(batch)
         ids = torch.from_numpy(batch.input_ids).to(self._device)
@@ -87,7 +87,7 @@ class ReferenceModel:
             hidden = hidden + self._linears[f"{name}.attention.dense"](found.flatten(1))
             hidden = hidden + self._mlp(name, self._norm(f"{name}.post_layernorm", hidden))
         if not all_logits:
-            hidden = hidden[layout.last_rows]
+            hidden = hidden[layout.logit_rows]
         hidden = self._norm("transformer.ln_f", hidden)
         return F.linear(hidden, self._weights["lm_head.weight"]).float()
 

@@ -6,14 +6,15 @@ import enum
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from minitron_trt.errors import BadInputError
 from minitron_trt.executor.sampling import Sampling
-from minitron_trt.executor.step import StepModel
+from minitron_trt.executor.step import Floats, StepModel
 
 
 class FinishReason(enum.Enum):
-    """Why a request came to its end."""
+    """Why a sequence came to its end."""
 
     END_ID = "end_id"
     STOP_WORDS = "stop_words"
@@ -23,17 +24,31 @@ class FinishReason(enum.Enum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """News of a request: tokens that are final, and in the last event why there are no more.
+class Timing(NamedTuple):
+    """When a sequence passed each station, in seconds of the executor's clock; None: it did not."""
 
-    `log_probs` go with `tokens` one to one where they were asked for and are empty otherwise.
+    arrival_s: float
+    first_scheduled_s: float | None
+    first_token_s: float | None
+    last_token_s: float | None
+
+
+class Event(NamedTuple):
+    """News of a sequence: tokens that are final, and in the last event why there are no more.
+
+    `log_probs` and the rows of `generation_logits` [k, vocab] go with `tokens` one to one;
+    `context_logits` [prompt, vocab] come once, with the first event of sequence 0. All are there
+    only where they were asked for, `timing` too, in the last event.
     """
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    sequence: int = 0
+    generation_logits: Floats | None = None
+    context_logits: Floats | None = None
+    timing: Timing | None = None
 
 
 OnEvent = Callable[[Event], None]
@@ -42,13 +57,20 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt to continue; the time-out counts from when it is submitted."""
+    """A prompt to continue, `sequences` times; the time-out counts from when it is submitted.
+
+    Sequence i draws with seed + i, so greedy ones are all alike.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     timeout_s: float | None = None
+    sequences: int = 1
+    context_logits: bool = False
+    generation_logits: bool = False
+    timing: bool = False
 
     def check(self, model: StepModel) -> None:
         """Raise BadInputError, naming the field, when this model cannot run the request."""
@@ -56,6 +78,8 @@ class Request:
             raise BadInputError("input_ids is empty; expected at least one token id")
         if self.max_tokens < 1:
             raise BadInputError(f"max_tokens is {self.max_tokens}; expected at least 1")
+        if self.sequences < 1:
+            raise BadInputError(f"num_return_sequences is {self.sequences}; expected at least 1")
         if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
             raise BadInputError(f"timeout_s is {self.timeout_s}; expected a number above 0")
         total = len(self.prompt) + self.max_tokens
@@ -71,4 +95,10 @@ class Request:
             )
             raise BadInputError(
                 f"input_ids[{index}] is {token}; expected a token id from 0 to {model.vocab - 1}"
+            )
+        bias = self.sampling.embedding_bias
+        if bias is not None and bias.shape != (model.vocab,):
+            raise BadInputError(
+                f"embedding_bias has {bias.size} values; expected one for each of the model's "
+                f"{model.vocab} token ids"
             )

@@ -1,13 +1,14 @@
 """From logits to tokens: what a request may ask for, and the sampler that does it.
 
-The order: penalties, masks (bad words, min_tokens), temperature, top-k, top-p, min-p, and the draw.
+The order is TensorRT-LLM's: embedding bias, temperature, penalties, masks (min_tokens, bad words),
+top-k, top-p, min-p, and the draw. Penalties and bad words see the prompt too, as there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ from minitron_trt.executor.step import Floats
 
 Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
+Counts = npt.NDArray[np.int64]
 
 _RANGES: Final[tuple[tuple[str, Callable[[float], bool], str], ...]] = (
     # Comparisons are written so that NaN fails them.
@@ -33,6 +35,8 @@ _RANGES: Final[tuple[tuple[str, Callable[[float], bool], str], ...]] = (
 )
 # A nucleus this small is found without sorting the whole vocabulary, most of a draw's cost.
 _SMALL_NUCLEUS: Final = 1024
+# Stands for 0 where logits are divided, so that penalties keep a meaning.
+_SMALLEST_TEMPERATURE: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Sampling:
     stop_words: tuple[tuple[int, ...], ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
     log_probs: bool = False
+    embedding_bias: Floats | None = field(default=None, compare=False, repr=False)  # [vocab]
 
     def __post_init__(self) -> None:
         for name, fits, expected in _RANGES:
@@ -67,50 +72,67 @@ class Sampling:
                     raise BadInputError(
                         f"{name}[{index}] is {list(word)}; expected one or more ids of 0 or more"
                     )
+        if self.embedding_bias is not None:
+            # Minus infinity bans a token; NaN or infinity would spoil all of them.
+            wrong = np.flatnonzero(~(self.embedding_bias < math.inf))
+            if len(wrong):
+                raise BadInputError(
+                    f"embedding_bias[{wrong[0]}] is {self.embedding_bias[wrong[0]]}; expected "
+                    "a number"
+                )
 
     @property
     def greedy(self) -> bool:
-        """Return whether the best token is always taken; so too when nothing was asked for."""
-        unset = self.temperature is None and self.top_k is None and self.top_p is None
-        return self.temperature == 0 or self.top_k == 1 or unset
+        """Return whether the best token is always taken; top_k or top_p have to ask for draws."""
+        return self.temperature == 0 or self.top_k == 1 or not (self.top_k or self.top_p)
+
+    @property
+    def penalizes(self) -> bool:
+        """Return whether a token's logit depends on how often it was seen."""
+        neutral = (1.0, 0.0, 0.0)
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != neutral
 
     @property
     def adjusts(self) -> bool:
         """Return whether the logits change, apart from min_tokens, before a token is chosen."""
-        neutral = (1.0, 0.0, 0.0)
-        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
-        return penalties != neutral or bool(self.bad_words)
+        return self.penalizes or bool(self.bad_words) or self.embedding_bias is not None
 
 
 class Sampler:
-    """Chooses the tokens of one request, whatever else is in the batch.
+    """Chooses the tokens of one sequence, whatever else is in the batch.
 
     `choose` looks at the tokens accepted so far; the caller accepts each token it keeps.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Iterable[int], vocab: int) -> None:
+    def __init__(
+        self, sampling: Sampling, prompt: Sequence[int], vocab: int, sequence: int = 0
+    ) -> None:
         self._sampling = sampling
-        self._generated: list[int] = []
+        self._prompt = prompt
+        self._vocab = vocab
+        self.generated: list[int] = []
         self._plain = sampling.greedy and not sampling.adjusts
-        self._random = None if sampling.greedy else np.random.default_rng(sampling.seed)
+        seed = None if sampling.seed is None else (sampling.seed + sequence) % 2**64
+        self._random = None if sampling.greedy else np.random.default_rng(seed)
         self._end_ids = [token for token in sampling.end_ids if 0 <= token < vocab]
-        self._bad_words = [word for word in sampling.bad_words if word[-1] < vocab]
-        self._counts = np.zeros(vocab) if sampling.adjusts else None
-        self._seen = np.zeros(vocab, dtype=np.bool_) if sampling.adjusts else None
-        if self._seen is not None:
-            self._seen[list(prompt)] = True
+        words = [word for word in sampling.bad_words if word[-1] < vocab]
+        self._banned = [word[0] for word in words if len(word) == 1]
+        self._bad_words: dict[int, list[tuple[int, ...]]] = {}  # by the token before their last
+        for word in words:
+            if len(word) > 1:
+                self._bad_words.setdefault(word[-2], []).append(word)
+        self._counts: Counts | None = None  # of each token, once they matter
 
     @property
     def plain(self) -> bool:
         """Return whether the next token is just the largest logit, as a whole batch can take it."""
-        return self._plain and len(self._generated) >= self._sampling.min_tokens
+        return self._plain and len(self.generated) >= self._sampling.min_tokens
 
     def accept(self, token: int) -> None:
         """Take note of a token that became part of the output."""
-        self._generated.append(token)
-        if self._counts is not None and self._seen is not None:
+        self.generated.append(token)
+        if self._counts is not None:
             self._counts[token] += 1
-            self._seen[token] = True
 
     def choose(self, logits: Floats) -> int:
         """Return the next token for a row of logits; MinitronError when they are not numbers."""
@@ -122,29 +144,46 @@ class Sampler:
 
     def _adjusted(self, logits: Floats) -> Doubles:
         sampling, scores = self._sampling, logits.astype(np.float64)
-        if self._counts is not None and self._seen is not None:
-            seen = scores[self._seen]
-            factor = sampling.repetition_penalty
-            scores[self._seen] = np.where(seen > 0, seen / factor, seen * factor)
-            scores -= sampling.presence_penalty * (self._counts > 0)
-            scores -= sampling.frequency_penalty * self._counts
-        banned = [word[-1] for word in self._bad_words if self._follows(word[:-1])]
-        if len(self._generated) < sampling.min_tokens:
-            banned += self._end_ids
-        scores[banned] = -math.inf
+        if sampling.embedding_bias is not None:
+            scores += sampling.embedding_bias
+        if sampling.temperature is not None and sampling.temperature != 1:
+            scores /= max(sampling.temperature, _SMALLEST_TEMPERATURE)
+        if sampling.penalizes:
+            self._penalize(scores)
+        if len(self.generated) < sampling.min_tokens:
+            scores[self._end_ids] = -math.inf
+        scores[self._banned] = -math.inf
+        scores[self._ending_a_bad_word()] = -math.inf
         return scores
 
+    def _penalize(self, scores: Doubles) -> None:
+        if self._counts is None:
+            self._counts = np.bincount([*self._prompt, *self.generated], minlength=self._vocab)
+        sampling, ids = self._sampling, np.flatnonzero(self._counts)
+        seen, factor = scores[ids], sampling.repetition_penalty
+        seen = np.where(seen < 0, seen * factor, seen / factor)
+        scores[ids] = (
+            seen - sampling.presence_penalty - sampling.frequency_penalty * self._counts[ids]
+        )
+
+    def _ending_a_bad_word(self) -> list[int]:
+        """Return the tokens that would complete a bad word of several tokens."""
+        return [
+            word[-1]
+            for last in (self.generated or self._prompt)[-1:]
+            for word in self._bad_words.get(last, ())
+            if self._follows(word[:-1])
+        ]
+
     def _follows(self, start: tuple[int, ...]) -> bool:
-        return not start or tuple(self._generated[-len(start) :]) == start
+        missing = len(start) - len(self.generated)
+        before = self._prompt[-missing:] if missing > 0 else ()
+        return (*before, *self.generated[-len(start) :]) == start
 
     def _draw(self, scores: Doubles, random: np.random.Generator) -> int:
         sampling = self._sampling
-        temperature = 1.0 if sampling.temperature is None else sampling.temperature
-        # Temperature keeps the order, so top-k may go first and leave fewer powers to compute.
         ids = _largest(scores, sampling.top_k) if sampling.top_k else np.arange(len(scores))
-        # A tiny temperature sends all but the best to minus infinity, which is what it means.
-        with np.errstate(over="ignore"):
-            weights = np.exp((scores[ids] - scores.max()) / temperature)
+        weights = np.exp(scores[ids] - scores.max())
         if sampling.top_p is not None and sampling.top_p < 1:
             kept = _nucleus(weights, sampling.top_p)
             ids, weights = ids[kept], weights[kept]

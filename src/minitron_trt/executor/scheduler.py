@@ -6,18 +6,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
 import numpy as np
 
 from minitron_trt.errors import BadInputError, MinitronError, RefusedError, UsageError
-from minitron_trt.executor.inflight import InFlight
-from minitron_trt.executor.packing import pack
+from minitron_trt.executor.inflight import InFlight, Ticket
+from minitron_trt.executor.packing import last_logits, pack
 from minitron_trt.executor.requests import FinishReason, OnEvent, Request
-from minitron_trt.executor.sampling import log_prob
-from minitron_trt.executor.step import Floats, StepModel
+from minitron_trt.executor.step import Floats, StepBatch, StepModel
 
 MAX_TOKENS_PER_STEP: Final = 512
 MAX_QUEUE_SIZE: Final = 1024
@@ -29,8 +29,21 @@ def _never() -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How busy an executor is; the last three are the step in progress or the last one."""
+
+    slots: int
+    active: int  # sequences that have a slot
+    waiting: int  # sequences that wait for one
+    steps: int  # since the beginning
+    generating: int = 0  # sequences
+    prefilling: int = 0  # sequences
+    prefill_tokens: int = 0
+
+
 class Executor:
-    """Runs requests against a model, as many at once as it has slots.
+    """Runs requests against a model, as many sequences at once as it has slots.
 
     A step computes one token of every sequence that has its prompt behind it and, with what is left
     of `max_tokens_per_step`, chunks of prompts in order of arrival. `start` runs steps on a thread
@@ -58,10 +71,12 @@ class Executor:
         self._thread: threading.Thread | None = None
         self._slots: list[InFlight | None] = [None] * model.slots
         self._prefilling: list[InFlight] = []
+        self._steps = 0
+        self._packed = (0, 0, 0)  # sequences generating and prefilling, and tokens of the latter
         # These three are shared with the threads that submit and cancel.
         self._wake = threading.Condition()
         self._queue: deque[InFlight] = deque()
-        self._by_id: dict[str, InFlight] = {}
+        self._by_id: dict[str, Ticket] = {}
         self._closing = False
 
     def __enter__(self) -> Executor:
@@ -76,15 +91,11 @@ class Executor:
     ) -> None:
         self.close()
 
-    @property
-    def active(self) -> int:
-        """Return how many requests have a slot."""
-        return len(self._slots) - self._slots.count(None)
-
-    @property
-    def queued(self) -> int:
-        """Return how many requests wait for a slot."""
-        return len(self._queue)
+    def stats(self) -> Stats:
+        """Return how busy the executor is; any thread may ask."""
+        active = len(self._slots) - self._slots.count(None)
+        packed = self._packed if active else (0, 0, 0)
+        return Stats(len(self._slots), active, len(self._queue), self._steps, *packed)
 
     def start(self) -> None:
         """Begin to run steps on a thread of the executor's own."""
@@ -100,18 +111,27 @@ class Executor:
             self._wake.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        for flight in self._outstanding():
-            self._finish(flight, FinishReason.CANCELLED)
+        for ticket in self._outstanding():
+            self._finish_all(ticket.flights, FinishReason.CANCELLED)
+
+    def check(self, request: Request) -> None:
+        """Raise BadInputError, naming the field, when this executor can never run the request."""
+        request.check(self._model)
+        most = max(len(self._slots), self._max_queue_size)
+        if request.sequences > most:
+            raise BadInputError(
+                f"num_return_sequences is {request.sequences}; at most {most} fit into the queue"
+            )
 
     def submit(
         self, request: Request, on_event: OnEvent, is_cancelled: Callable[[], bool] = _never
     ) -> None:
         """Queue a request whose news go to `on_event`; `is_cancelled` is asked once a step.
 
-        BadInputError names the field this model cannot run; RefusedError when the queue is full.
+        BadInputError as from `check`; RefusedError when the queue is full.
         """
-        request.check(self._model)
-        flight = InFlight(request, on_event, is_cancelled, self._model.vocab, self._clock())
+        self.check(request)
+        ticket = Ticket(request, on_event, is_cancelled, self._model.vocab, self._clock())
         with self._wake:
             if self._closing:
                 raise RefusedError("the executor is closed; it takes no more requests")
@@ -120,39 +140,43 @@ class Executor:
                     f"request_id {request.request_id!r} is in use by a request that has not "
                     "finished; choose another"
                 )
-            if len(self._queue) >= self._max_queue_size:
+            if self._queue and len(self._queue) + request.sequences > self._max_queue_size:
                 raise RefusedError(
                     f"{len(self._queue)} requests are waiting, as many as max_queue_size allows; "
                     "try again later"
                 )
-            self._by_id[request.request_id] = flight
-            self._queue.append(flight)
+            self._by_id[request.request_id] = ticket
+            self._queue.extend(ticket.flights)
             self._wake.notify_all()
 
     def cancel(self, request_id: str) -> None:
         """End a request before the next step; one that is unknown or finished is no error."""
         with self._wake:
-            flight = self._by_id.get(request_id)
-        if flight is not None:
-            flight.cancelled = True
+            ticket = self._by_id.get(request_id)
+        if ticket is not None:
+            ticket.cancelled = True
 
     def step(self) -> bool:
         """Run one step and send its events; False when no request needed one."""
-        self._interrupt()
-        self._admit()
+        now = self._clock()
+        self._interrupt(now)
+        self._admit(now)
         self._prefilling = [f for f in self._prefilling if f.prefilling and not f.finished]
         generating = [flight for flight in self._slots if flight and not flight.prefilling]
         flights, batch = pack(generating, self._prefilling, self._max_tokens_per_step)
         if not flights:
             return False
+        self._steps += 1
+        count = len(generating)
+        self._packed = (count, len(flights) - count, len(batch.input_ids) - count)
         try:
             logits = self._model.step(batch)
         except Exception as error:
             log.exception("a step of %d sequences failed", len(flights))
             for flight in flights:
-                self._finish(flight, FinishReason.ERROR, f"the model failed: {error!r}")
+                self._fail(flight, f"the model failed: {error!r}")
             return True
-        self._advance(flights, batch.lengths.tolist(), logits)
+        self._advance(flights, batch, logits)
         return True
 
     def _run(self) -> None:
@@ -166,75 +190,85 @@ class Executor:
             except Exception as error:
                 # A fault of ours must not leave callers waiting for ever.
                 log.exception("the executor failed")
-                for flight in self._outstanding():
-                    self._finish(flight, FinishReason.ERROR, f"the executor failed: {error!r}")
+                for ticket in self._outstanding():
+                    self._finish_all(
+                        ticket.flights, FinishReason.ERROR, f"the executor failed: {error!r}"
+                    )
 
-    def _outstanding(self) -> tuple[InFlight, ...]:
+    def _outstanding(self) -> tuple[Ticket, ...]:
         with self._wake:
             return tuple(self._by_id.values())
 
-    def _interrupt(self) -> None:
+    def _interrupt(self, now: float) -> None:
         """End the requests, queued ones too, that were cancelled or took too long."""
-        now = self._clock()
-        for flight in self._outstanding():
+        for ticket in self._outstanding():
             try:
-                reason = flight.interruption(now)
+                reason = ticket.interruption(now)
             except Exception as error:
-                self._finish(flight, FinishReason.ERROR, f"is_cancelled raised {error!r}")
+                self._fail(ticket.flights[0], f"is_cancelled raised {error!r}")
                 continue
             if reason is not None:
-                self._finish(flight, reason)
+                self._finish_all(ticket.flights, reason)
 
-    def _admit(self) -> None:
+    def _admit(self, now: float) -> None:
         with self._wake:
             while self._queue and None in self._slots:
                 flight = self._queue.popleft()
                 flight.slot = self._slots.index(None)
+                flight.scheduled = now
                 self._slots[flight.slot] = flight
                 self._prefilling.append(flight)
 
-    def _advance(self, flights: list[InFlight], lengths: list[int], logits: Floats) -> None:
+    def _advance(self, flights: list[InFlight], batch: StepBatch, logits: Floats) -> None:
         """Give each sequence that has its prompt behind it the token its logits call for."""
+        logits = last_logits(flights, batch, logits)
+        now = self._clock()
         best = logits.argmax(axis=1)
         finite = np.isfinite(logits[np.arange(len(best)), best]).tolist()
-        tokens = best.tolist()
-        for row, flight in enumerate(flights):
+        rows = zip(flights, batch.lengths.tolist(), best.tolist(), finite, logits, strict=True)
+        for flight, length, token, is_number, row in rows:
             # The callback of an earlier row may have closed the executor.
             if flight.finished:
                 continue
-            flight.computed += lengths[row]
+            flight.computed += length
             if flight.prefilling:
                 continue
             try:
-                token = tokens[row] if finite[row] and flight.sampler.plain else None
-                self._take(flight, token, logits[row])
+                if not (is_number and flight.sampler.plain):
+                    token = flight.sampler.choose(row)
+                reason = flight.accept(token, row, now)
+                if reason is None:
+                    flight.send()
+                else:
+                    self._finish(flight, reason)
             except Exception as error:
                 log.exception("request %r failed", flight.request.request_id)
-                said = str(error) if isinstance(error, MinitronError) else repr(error)
-                self._finish(flight, FinishReason.ERROR, said)
+                self._fail(flight, str(error) if isinstance(error, MinitronError) else repr(error))
 
-    def _take(self, flight: InFlight, token: int | None, logits: Floats) -> None:
-        if token is None:
-            token = flight.sampler.choose(logits)
-        chance = log_prob(logits, token) if flight.request.sampling.log_probs else None
-        reason = flight.accept(token, chance)
-        if reason is None:
-            flight.send()
-        else:
-            self._finish(flight, reason)
+    def _fail(self, flight: InFlight, error: str) -> None:
+        """End a sequence by an error, and with it the others of its request."""
+        self._finish_all(flight.ticket.flights, FinishReason.ERROR, error)
+
+    def _finish_all(
+        self, flights: Iterable[InFlight], reason: FinishReason, error: str | None = None
+    ) -> None:
+        for flight in flights:
+            self._finish(flight, reason, error)
 
     def _finish(self, flight: InFlight, reason: FinishReason, error: str | None = None) -> None:
-        """Free what a request holds, then send its last event; the second time does nothing."""
+        """Free what a sequence holds, then send its last event; the second time does nothing."""
+        ticket = flight.ticket
         with self._wake:
             if flight.finished:
                 return
             flight.finished = True
-            del self._by_id[flight.request.request_id]
+            if all(other.finished for other in ticket.flights):
+                del self._by_id[ticket.request.request_id]
             if flight.slot >= 0:
                 self._slots[flight.slot] = None
             else:
                 self._queue.remove(flight)
         try:
-            flight.send_last(reason, error)
+            flight.send(reason, error)
         except Exception:
             log.exception("the callback of request %r failed", flight.request.request_id)

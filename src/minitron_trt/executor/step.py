@@ -19,12 +19,15 @@ class StepBatch:
     `input_ids` and `positions` are [T]; `slots` and `lengths` are [S], and lengths sum to T.
     Positions are absolute, so a chunk's first position is the number of tokens that its slot's KV
     cache already holds. A chunk at position 0 begins a new sequence in its slot.
+    `logit_rows` are the tokens, by their place in the batch, whose logits are wanted; None stands
+    for the last token of each chunk.
     """
 
     input_ids: Ints
     positions: Ints
     slots: Ints
     lengths: Ints
+    logit_rows: Ints | None = None
 
 
 class StepModel(Protocol):
@@ -43,4 +46,4 @@ class StepModel(Protocol):
         """Return the number of token ids."""
 
     def step(self, batch: StepBatch) -> Floats:
-        """Return the logits [S, vocab] that follow the last token of each chunk."""
+        """Return the logits that follow the wanted tokens: [S, vocab], or as many as are named."""
