@@ -1,15 +1,20 @@
-"""`minitron-trt triton-repo` and `minitron-trt serve`."""
+"""`minitron-trt triton-repo`."""
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
 from minitron_trt.console import Console, console_options
+from minitron_trt.triton_repo.parameters import RUNTIMES, table
+
+
+def _list_parameters(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        click.echo(table())
+        context.exit()
 
 
 @click.command("triton-repo")
@@ -23,22 +28,19 @@ from minitron_trt.console import Console, console_options
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["reference"]),
-    default="reference",
-    show_default=True,
-    help="What generates the tokens",
+    type=click.Choice(RUNTIMES),
+    help="What generates the tokens  [default: what serves the artifact]",
 )
 @click.option(
     "--max-batch-size",
     type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Sequences generated at once",
+    help="Sequences generated at once  [default: the engine's; reference 8, llmapi 64]",
 )
 @click.option(
     "--max-seq-len",
     type=click.IntRange(1),
-    help="Tokens of a prompt and its answer together  [default: the model's, at most 4096]",
+    help="Tokens of a prompt and its answer together  [default: the model's; reference at most "
+    "4096]",
 )
 @click.option(
     "--max-queue-size",
@@ -47,105 +49,114 @@ from minitron_trt.console import Console, console_options
     show_default=True,
     help="Requests that may wait for a place",
 )
+@click.option(
+    "--max-queue-delay-us",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Microseconds that a request may wait for others to share a batch; trtllm only",
+)
+@click.option(
+    "--preprocessing-instances",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that tokenize prompts",
+)
+@click.option(
+    "--stream-interval",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Tokens per streamed response, after the first; not with trtllm",
+)
+@click.option(
+    "--decoupled/--no-decoupled",
+    default=True,
+    show_default=True,
+    help="Let requests stream; without, each gets one response, also over plain HTTP",
+)
+@click.option(
+    "--add-special-tokens/--no-add-special-tokens",
+    default=True,
+    show_default=True,
+    help="Put the tokenizer's special tokens around a prompt",
+)
+@click.option(
+    "--skip-special-tokens/--no-skip-special-tokens",
+    default=True,
+    show_default=True,
+    help="Leave special tokens out of the answer's text",
+)
+@click.option(
+    "--apply-chat-template", is_flag=True, help="Take prompts as messages, unless a request differs"
+)
+@click.option(
+    "--exclude-input-in-output/--no-exclude-input-in-output",
+    default=True,
+    show_default=True,
+    help="Leave the prompt out of an answer that is not streamed, unless a request differs",
+)
+@click.option("--tp", type=click.IntRange(1), help="Tensor parallelism of the runtime llmapi")
+@click.option("--pp", type=click.IntRange(1), help="Pipeline parallelism of the runtime llmapi")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="Folder of the tokenizer  [default: the artifact]",
+)
+@click.option(
+    "--mount",
+    default="/models",
+    show_default=True,
+    help="Where the repository will lie in the container; trtllm only",
+)
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="MODEL.PARAMETER=VALUE",
+    help="Any other parameter of a model; llm.ARGUMENT=VALUE for an argument of TensorRT-LLM's "
+    "LLM class, with llmapi. Repeatable",
+)
+@click.option(
+    "--list-parameters",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_parameters,
+    help="Say what --set can give, and stop",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a repository that is already there")
 @console_options
 def triton_repo(
-    console: Console, artifact: Path, output: Path, runtime: str, overwrite: bool, **options: Any
+    console: Console,
+    artifact: Path,
+    output: Path,
+    runtime: str | None,
+    pairs: tuple[str, ...],
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Write a Triton model repository.
 
-    ARTIFACT is a checkpoint folder. The models are preprocessing, tensorrt_llm, postprocessing,
-    ensemble and tensorrt_llm_bls, with TensorRT-LLM's tensors.
+    ARTIFACT is a checkpoint (runtime reference), an engine (trtllm: NVIDIA's C++ backend) or a
+    Hugging Face model folder (llmapi: TensorRT-LLM's PyTorch runtime). The models are
+    preprocessing, tensorrt_llm, postprocessing, ensemble and tensorrt_llm_bls, with TensorRT-LLM's
+    tensors.
 
-    Example: minitron-trt triton-repo checkpoint -o repository
+    Example: minitron-trt triton-repo engine -o repository --set
+    tensorrt_llm.kv_cache_free_gpu_mem_fraction=0.8
     """
-    from minitron_trt.triton_repo.repository import ServingRecipe, emit_repository
+    from minitron_trt.triton_repo.parameters import parse_settings
+    from minitron_trt.triton_repo.recipe import ServingRecipe
+    from minitron_trt.triton_repo.repository import emit_repository, runtime_for
+    from minitron_trt.triton_repo.runtime_llmapi import LLM_ARGUMENTS
 
-    recipe = ServingRecipe(**options)
+    runtime = runtime_for(artifact, runtime)
+    settings = parse_settings(pairs, runtime, LLM_ARGUMENTS)
+    recipe = ServingRecipe(**options, settings=settings)
     repository = emit_repository(artifact, output, recipe, overwrite=overwrite)
     console.result(
         {"repository": str(output), "runtime": runtime, "models": list(repository.configs)},
         f"{output}: {', '.join(repository.configs)} ({runtime} runtime)",
     )
-
-
-@click.command()
-@click.argument("repository", type=click.Path(path_type=Path))
-@click.option(
-    "--runner",
-    type=click.Choice(["embedded"]),
-    default="embedded",
-    show_default=True,
-    help="Which tritonserver: embedded is the one of the nvidia-pytriton wheel",
-)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on")
-@click.option("--http-port", type=int, default=8000, show_default=True, help="HTTP port")
-@click.option("--grpc-port", type=int, default=8001, show_default=True, help="gRPC port")
-@click.option("--metrics-port", type=int, default=8002, show_default=True, help="Prometheus port")
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Seconds until every model must be ready",
-)
-@click.option("--log-file", type=click.Path(path_type=Path), help="Keep the server's log here")
-@console_options
-def serve(
-    console: Console,
-    repository: Path,
-    runner: str,
-    timeout_s: float,
-    log_file: Path | None,
-    **addresses: Any,
-) -> None:
-    """Run Triton on a model repository until Ctrl-C.
-
-    Example: minitron-trt serve repository --http-port 9000
-    """
-    from minitron_trt.triton_repo.installation import check_packages, find_embedded
-    from minitron_trt.triton_repo.launch import Endpoints, TritonServer
-    from minitron_trt.triton_repo.repository import ModelRepository
-
-    models = ModelRepository.open(repository)
-    check_packages(models.runtime)
-    endpoints = Endpoints(**addresses)
-    # A service manager's way to stop is the same as a person's; a shell's background job would
-    # otherwise ignore the latter.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, _interrupt)
-    server = TritonServer(
-        find_embedded(), repository, endpoints, timeout_s=timeout_s, log_file=log_file
-    )
-    with server:
-        record = {
-            "grpc": endpoints.grpc_url,
-            "http": endpoints.http_url,
-            "metrics": f"http://{endpoints.host}:{endpoints.metrics_port}/metrics",
-            "models": list(models.configs),
-            "pid": server.pid,
-        }
-        console.result(record, describe(record))
-        try:
-            server.wait()
-        except KeyboardInterrupt:
-            click.echo("stopping", err=True)
-
-
-def describe(record: dict[str, Any]) -> str:
-    """Return where the server can be reached, and how, as text."""
-    return "\n".join(
-        (
-            f"ready: {', '.join(record['models'])}",
-            f"  gRPC     {record['grpc']}",
-            f"  HTTP     {record['http']}",
-            f"  metrics  {record['metrics']}",
-            f'try: minitron-trt generate "Our solar system is" --url {record["grpc"]}',
-            "Ctrl-C stops it",
-        )
-    )
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -1,14 +1,14 @@
 """The tensors of each Triton model, by TensorRT-LLM's names; shapes leave out the batch axis.
 
-Source: config.pbtxt of TensorRT-LLM's `inflight_batcher_llm` models. `context_ids` and `is_final`
-are ours: they let postprocessing cut text exactly without remembering anything between responses.
+Source: config.pbtxt of TensorRT-LLM's `inflight_batcher_llm` models, without what only
+encoder-decoder and multimodal models use. `stream_id`, `finish_reason` and `apply_chat_template`
+are ours, as are postprocessing's inputs about a stream: they are how text is cut exactly, whatever
+a runtime puts into one response.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 
@@ -20,6 +20,8 @@ class Tensor:
     type: str  # Triton's literal, without TYPE_
     dims: tuple[int, ...] = (1,)
     optional: bool = False
+    ragged: bool = False  # requests of one batch may differ in shape
+    scalar: bool = False  # the model sees the batch axis alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,59 +32,47 @@ class Signature:
     outputs: tuple[Tensor, ...]
 
 
-def _optional(type_: str, *names: str, dims: tuple[int, ...] = (1,)) -> tuple[Tensor, ...]:
+@dataclass(frozen=True, slots=True)
+class ElementTypes:
+    """Data types that an engine decides."""
+
+    logits: str = "FP32"
+    prompt_table: str = "FP16"
+
+
+def optional(type_: str, *names: str, dims: tuple[int, ...] = (1,)) -> tuple[Tensor, ...]:
+    """Return optional inputs of one type and shape."""
     return tuple(Tensor(name, type_, dims, optional=True) for name in names)
 
 
-_WORD_IDS = (2, -1)  # row 0: ids one after another; row 1: where each word ends, then -1
+def outputs(type_: str, *names: str, dims: tuple[int, ...] = (1,)) -> tuple[Tensor, ...]:
+    """Return outputs of one type and shape."""
+    return tuple(Tensor(name, type_, dims) for name in names)
 
-TEXT: Final = Signature(
-    inputs=(
-        Tensor("text_input", "STRING"),
-        Tensor("max_tokens", "INT32"),
-        *_optional("STRING", "bad_words", "stop_words", dims=(-1,)),
-        *_optional("INT32", "end_id", "top_k"),
-        *_optional("FP32", "top_p", "temperature"),
-        *_optional("UINT64", "seed"),
-        *_optional("BOOL", "stream"),
-    ),
-    outputs=(Tensor("text_output", "STRING", (-1,)),),
-)
-"""What the ensemble and the BLS model offer."""
+
+WORD_IDS: Final = (2, -1)  # row 0: ids one after another; row 1: where each word ends, then -1
 
 PREPROCESSING: Final = Signature(
     inputs=(
         Tensor("QUERY", "STRING"),
         Tensor("REQUEST_OUTPUT_LEN", "INT32"),
-        *_optional("STRING", "BAD_WORDS_DICT", "STOP_WORDS_DICT", dims=(-1,)),
-        *_optional("INT32", "END_ID"),
+        *optional("STRING", "BAD_WORDS_DICT", "STOP_WORDS_DICT", dims=(-1,)),
+        *optional("STRING", "EMBEDDING_BIAS_WORDS", dims=(-1,)),
+        *optional("FP32", "EMBEDDING_BIAS_WEIGHTS", dims=(-1,)),
+        *optional("INT32", "END_ID", "PAD_ID"),
+        *optional("UINT64", "PROMPT_TABLE_EXTRA_ID"),
+        *optional("BOOL", "STREAM", "EXCLUDE_INPUT_IN_OUTPUT", "APPLY_CHAT_TEMPLATE"),
     ),
     outputs=(
         Tensor("INPUT_ID", "INT32", (-1,)),
         Tensor("REQUEST_INPUT_LEN", "INT32"),
-        Tensor("BAD_WORDS_IDS", "INT32", _WORD_IDS),
-        Tensor("STOP_WORDS_IDS", "INT32", _WORD_IDS),
+        *outputs("INT32", "BAD_WORDS_IDS", "STOP_WORDS_IDS", dims=WORD_IDS),
+        Tensor("EMBEDDING_BIAS", "FP32", (-1,)),
         Tensor("REQUEST_OUTPUT_LEN", "INT32", (-1,)),
-        Tensor("OUT_END_ID", "INT32"),
-    ),
-)
-
-TENSORRT_LLM: Final = Signature(
-    inputs=(
-        Tensor("input_ids", "INT32", (-1,)),
-        Tensor("input_lengths", "INT32"),
-        Tensor("request_output_len", "INT32"),
-        *_optional("INT32", "end_id", "runtime_top_k"),
-        *_optional("INT32", "stop_words_list", "bad_words_list", dims=_WORD_IDS),
-        *_optional("FP32", "temperature", "runtime_top_p"),
-        *_optional("UINT64", "seed"),
-        *_optional("BOOL", "stop", "streaming"),
-    ),
-    outputs=(
-        Tensor("output_ids", "INT32", (-1, -1)),
-        Tensor("sequence_length", "INT32", (-1,)),
-        Tensor("context_ids", "INT32", (-1,)),
-        Tensor("is_final", "BOOL"),
+        *outputs("INT32", "OUT_END_ID", "OUT_PAD_ID"),
+        Tensor("OUT_PROMPT_TABLE_EXTRA_IDS", "UINT64", (-1,)),
+        Tensor("OUT_EXCLUDE_INPUT_IN_OUTPUT", "BOOL"),
+        Tensor("STREAM_ID", "UINT64"),
     ),
 )
 
@@ -90,81 +80,69 @@ POSTPROCESSING: Final = Signature(
     inputs=(
         Tensor("TOKENS_BATCH", "INT32", (-1, -1)),
         Tensor("SEQUENCE_LENGTH", "INT32", (-1,)),
-        *_optional("INT32", "CONTEXT_IDS", dims=(-1,)),
-        *_optional("BOOL", "IS_FINAL"),
+        *optional("INT32", "SEQUENCE_INDEX"),
+        *optional("UINT64", "STREAM_ID"),
+        *optional("STRING", "FINISH_REASON"),
+        # From preprocessing, before the first response: what the stream's text depends on.
+        *optional("INT32", "OPEN_MAX_TOKENS"),
+        *optional("BOOL", "OPEN_STREAM"),
+        *optional("STRING", "OPEN_STOP_WORDS", dims=(-1,)),
     ),
-    outputs=(Tensor("OUTPUT", "STRING", (-1,)),),
+    outputs=(Tensor("OUTPUT", "STRING", (-1,)), Tensor("FINISH_REASON", "STRING", (-1,))),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step of the ensemble; the maps go from the model's tensor to the ensemble's."""
+def statistics(types: ElementTypes) -> tuple[Tensor, ...]:
+    """Return the outputs that pass from tensorrt_llm to the client as they are."""
+    return (
+        Tensor("cum_log_probs", "FP32", (-1,)),
+        Tensor("output_log_probs", "FP32", (-1, -1)),
+        Tensor("context_logits", types.logits, (-1, -1)),
+        Tensor("generation_logits", types.logits, (-1, -1, -1)),
+        *outputs("INT32", "batch_index", "sequence_index"),
+        *outputs("INT32", "kv_cache_alloc_new_blocks", "kv_cache_reused_blocks"),
+        *outputs("INT32", "kv_cache_alloc_total_blocks"),
+        *outputs("INT64", "arrival_time_ns", "first_scheduled_time_ns"),
+        *outputs("INT64", "first_token_time_ns", "last_token_time_ns"),
+        *outputs("FP32", "acceptance_rate"),
+        *outputs("INT32", "total_accepted_draft_tokens", "total_draft_tokens"),
+        *outputs("INT32", "num_input_tokens", "num_output_tokens"),
+    )
 
-    model: str
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
 
-
-ENSEMBLE_STEPS: Final = (
-    Step(
-        "preprocessing",
-        MappingProxyType(
-            {
-                "QUERY": "text_input",
-                "REQUEST_OUTPUT_LEN": "max_tokens",
-                "BAD_WORDS_DICT": "bad_words",
-                "STOP_WORDS_DICT": "stop_words",
-                "END_ID": "end_id",
-            }
+def text_model(types: ElementTypes) -> Signature:
+    """Return what the ensemble and the BLS model offer."""
+    return Signature(
+        inputs=(
+            Tensor("text_input", "STRING"),
+            Tensor("max_tokens", "INT32"),
+            *optional("INT32", "num_return_sequences"),
+            *optional("STRING", "bad_words", "stop_words", dims=(-1,)),
+            *optional("BOOL", "exclude_input_in_output"),
+            *optional("INT32", "end_id", "pad_id", "top_k"),
+            *optional("FP32", "top_p", "temperature", "length_penalty", "repetition_penalty"),
+            *optional("INT32", "min_tokens"),
+            *optional("FP32", "presence_penalty", "frequency_penalty"),
+            *optional("UINT64", "seed"),
+            *optional("BOOL", "return_log_probs", "return_context_logits"),
+            *optional("BOOL", "return_generation_logits", "return_perf_metrics"),
+            *optional("BOOL", "return_num_input_tokens", "return_num_output_tokens"),
+            *optional("INT32", "beam_width"),
+            *optional("BOOL", "stream"),
+            *optional(types.prompt_table, "prompt_embedding_table", dims=(-1, -1)),
+            *optional("UINT64", "prompt_table_extra_id"),
+            *optional("INT32", "prompt_vocab_size"),
+            *optional("STRING", "embedding_bias_words", dims=(-1,)),
+            *optional("FP32", "embedding_bias_weights", dims=(-1,)),
+            *optional("UINT64", "lora_task_id"),
+            *optional("FP16", "lora_weights", dims=(-1, -1)),
+            *optional("INT32", "lora_config", dims=(-1, 3)),
+            *optional("STRING", "guided_decoding_guide_type", "guided_decoding_guide"),
+            *optional("BOOL", "apply_chat_template"),
         ),
-        MappingProxyType(
-            {
-                "INPUT_ID": "_input_ids",
-                "REQUEST_INPUT_LEN": "_input_lengths",
-                "BAD_WORDS_IDS": "_bad_words_list",
-                "STOP_WORDS_IDS": "_stop_words_list",
-                "REQUEST_OUTPUT_LEN": "_request_output_len",
-                "OUT_END_ID": "_end_id",
-            }
+        outputs=(
+            Tensor("text_output", "STRING", (-1,)),
+            *statistics(types),
+            Tensor("finish_reason", "STRING", (-1,)),
         ),
-    ),
-    Step(
-        "tensorrt_llm",
-        MappingProxyType(
-            {
-                "input_ids": "_input_ids",
-                "input_lengths": "_input_lengths",
-                "bad_words_list": "_bad_words_list",
-                "stop_words_list": "_stop_words_list",
-                "request_output_len": "_request_output_len",
-                "end_id": "_end_id",
-                "runtime_top_k": "top_k",
-                "runtime_top_p": "top_p",
-                "temperature": "temperature",
-                "seed": "seed",
-                "streaming": "stream",
-            }
-        ),
-        MappingProxyType(
-            {
-                "output_ids": "_output_ids",
-                "sequence_length": "_sequence_length",
-                "context_ids": "_context_ids",
-                "is_final": "_is_final",
-            }
-        ),
-    ),
-    Step(
-        "postprocessing",
-        MappingProxyType(
-            {
-                "TOKENS_BATCH": "_output_ids",
-                "SEQUENCE_LENGTH": "_sequence_length",
-                "CONTEXT_IDS": "_context_ids",
-                "IS_FINAL": "_is_final",
-            }
-        ),
-        MappingProxyType({"OUTPUT": "text_output"}),
-    ),
-)
+    )

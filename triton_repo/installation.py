@@ -5,30 +5,53 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from minitron_trt.errors import MissingExtraError, UnsupportedError
+from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
+
+SERVER: Final = "tritonserver"
+_OPT: Final = Path("/opt/tritonserver")
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """A tritonserver binary, the parts of its Python backend, and its environment."""
+    """A tritonserver binary, its environment, and its backends.
+
+    `backends` is the folder of a whole installation; the embedded one has `backend_parts`, which
+    must be gathered in a folder `python`.
+    """
 
     binary: Path
-    backend_parts: tuple[Path, ...]
     environment: Mapping[str, str]
+    backends: Path | None = None
+    backend_parts: tuple[Path, ...] = ()
 
-    def make_backend_folder(self, folder: Path) -> Path:
-        """Gather the Python backend as links below `folder`; return the --backend-directory."""
-        backend = folder / "python"
-        backend.mkdir(parents=True)
-        for part in self.backend_parts:
-            (backend / part.name).symlink_to(part)
-        return folder
+    def backend_links(self, folder: Path) -> dict[Path, Path]:
+        """Return the links that make `folder` a --backend-directory."""
+        return {folder / "python" / part.name: part for part in self.backend_parts}
+
+    def has(self, backend: str) -> bool:
+        """Say whether a backend is installed."""
+        return self.backends is not None and (self.backends / backend).is_dir()
+
+
+def find_local() -> Installation | None:
+    """Return the tritonserver on PATH or in /opt/tritonserver; None when there is none."""
+    found = shutil.which(SERVER) or shutil.which(str(_OPT / "bin" / SERVER))
+    if found is None:
+        return None
+    binary = Path(found)
+    beside = binary.resolve().parent.parent / "backends"
+    backends = beside if beside.is_dir() else _OPT / "backends"
+    return Installation(binary, dict(os.environ), backends if backends.is_dir() else None)
 
 
 def find_embedded() -> Installation:
@@ -63,12 +86,28 @@ def find_embedded() -> Installation:
     )
 
 
+# What the models import in the Python of the embedded server: package and the extra that has it.
+_NEEDED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = MappingProxyType(
+    {
+        REFERENCE: (("torch", "reference"), ("transformers", "reference")),
+        LLMAPI: (("tensorrt_llm", "trtllm"), ("transformers", "reference")),
+    }
+)
+
+
 def check_packages(runtime: str) -> None:
-    """Raise MissingExtraError when this Python lacks what the models of a runtime import."""
-    needed = ("torch", "transformers") if runtime == "reference" else ("transformers",)
-    for package in needed:
+    """Raise MissingExtraError when this Python lacks what the models of a runtime import.
+
+    UnsupportedError when the embedded server cannot run it whatever is installed.
+    """
+    if runtime == TRTLLM:
+        raise UnsupportedError(
+            "the embedded server has no tensorrtllm backend, which serves engines; use "
+            "--runner local in NVIDIA's container, or --runner docker"
+        )
+    for package, extra in _NEEDED.get(runtime, ()):
         if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "reference", f"the {runtime} runtime")
+            raise MissingExtraError(package, extra, f"the {runtime} runtime")
 
 
 def _check_libpython(version: str) -> Path | None:
@@ -97,7 +136,5 @@ def _environment(libraries: list[str]) -> dict[str, str]:
     inherited = environment.get("LD_LIBRARY_PATH")
     environment["LD_LIBRARY_PATH"] = ":".join([*libraries, *([inherited] if inherited else [])])
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
-    # Model folders are artifacts: no caches are written into them.
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     environment["TRANSFORMERS_OFFLINE"] = environment["HF_HUB_OFFLINE"] = "1"
     return environment

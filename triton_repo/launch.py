@@ -1,119 +1,100 @@
-"""Run a tritonserver: own process group, one deadline, its failures in words, never left behind."""
+"""Run a tritonserver: one deadline, its failures in words, never left behind."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import re
-import shutil
-import signal
-import socket
+import shlex
 import subprocess
-import sys
-import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.errors import ProcessError, UsageError
-from minitron_trt.triton_repo.installation import Installation
+from minitron_trt.artifacts import output_errors
+from minitron_trt.errors import ProcessError
+from minitron_trt.processes import OwnedProcess
+from minitron_trt.triton_repo.server_log import ServerLog
+from minitron_trt.triton_repo.server_options import ServerOptions
 
 log = logging.getLogger(__name__)
 
-LOCALHOST: Final = "127.0.0.1"
-_POLL_S = 0.05
-_STOP_S = 15.0
-_KEPT_LINES = 400
-# `failed to load 'NAME' version 1: REASON`, and the end of a Python traceback.
-_FAILURE = re.compile(r"failed to load '(?P<model>[^']+)'.*?: (?P<reason>.+)")
+_POLL_S: Final = 0.05
+_LOOK_S: Final = 1.0
+# Triton gives up by itself after the drain time, but may hang in an open gRPC stream.
+_MARGIN_S: Final = 3.0
+_REMOVE_S: Final = 60.0
+Explain = Callable[[int, str], str | None]
+"""Say what an exit status and the last lines of the log mean; None leaves it to the default."""
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoints:
-    """Where the server listens."""
+class Launch:
+    """One way to run a server: the command, and what must lie there before it starts.
 
-    host: str = LOCALHOST
-    http_port: int = 8000
-    grpc_port: int = 8001
-    metrics_port: int = 8002
+    SIGTERM to the command makes the server finish its requests and end. `links` and `texts` are
+    files to make, by their paths; `remove` is a command that afterwards makes sure of the end;
+    `check` raises when something that it needs is absent.
+    """
 
-    @property
-    def http_url(self) -> str:
-        """Return the URL of the HTTP endpoint, as a client on this machine uses it."""
-        return f"http://{self._reachable}:{self.http_port}"
+    runner: str
+    argv: tuple[str, ...]
+    models: tuple[str, ...]
+    ranks: int = 1
+    environment: Mapping[str, str] | None = None
+    links: Mapping[Path, Path] = field(default_factory=dict)
+    texts: Mapping[Path, str] = field(default_factory=dict)
+    remove: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
+    explain: Explain = lambda code, tail: None
 
-    @property
-    def grpc_url(self) -> str:
-        """Return the URL of the gRPC endpoint, as a client on this machine uses it."""
-        return f"grpc://{self._reachable}:{self.grpc_port}"
-
-    @property
-    def _reachable(self) -> str:
-        return LOCALHOST if self.host == "0.0.0.0" else self.host
-
-    def check_free(self) -> None:
-        """Raise UsageError when two ports are the same or one is in use."""
-        ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
-        if len(set(ports.values())) < len(ports):
-            raise UsageError(f"the ports must differ; got {ports}")
-        for name, port in ports.items():
-            with socket.socket() as probe:
-                # As the server does, so that a connection that was just closed is not in the way.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((self.host, port))
-                except OSError as error:
-                    raise UsageError(
-                        f"{name} port {port} of {self.host} cannot be taken ({error.strerror}); "
-                        f"choose another with --{name}-port"
-                    ) from error
-
-
-def free_endpoints() -> Endpoints:
-    """Return ports of 127.0.0.1 that are free now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for probe in probes:
-            probe.bind((LOCALHOST, 0))
-        return Endpoints(LOCALHOST, *(probe.getsockname()[1] for probe in probes))
+    def prepare(self) -> None:
+        """Check what it needs and make the files."""
+        self.check()
+        for path in (*self.links, *self.texts):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for path, target in self.links.items():
+            path.symlink_to(target)
+        for path, text in self.texts.items():
+            path.write_text(text, encoding="utf-8")
 
 
 class TritonServer:
-    """A running tritonserver, as a context manager; leaving it stops the server."""
+    """A running tritonserver, as a context manager; leaving it drains and stops the server."""
 
     def __init__(
         self,
-        installation: Installation,
-        repository: Path,
-        endpoints: Endpoints,
+        launch: Launch,
+        options: ServerOptions,
         *,
         timeout_s: float = 120.0,
         log_file: Path | None = None,
     ) -> None:
-        self.endpoints = endpoints
-        self._installation = installation
-        self._repository = repository
+        self.options = options
+        self.endpoints = options.endpoints
+        self._launch = launch
         self._timeout_s = timeout_s
         self._log_file = log_file
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
-        self._scratch = ""
+        self._log = ServerLog(log_file, launch.ranks)
+        self._process: OwnedProcess | None = None
+        self._hurried = False
 
     def __enter__(self) -> TritonServer:
         self.endpoints.check_free()
-        self._scratch = tempfile.mkdtemp(prefix="minitron-trt-")
+        if self._log_file is not None:
+            with output_errors(self._log_file):
+                self._log.open()
         try:
-            self._start()
-            self._wait_until_ready()
+            self._launch.prepare()
+            log.debug("%s", self._without_secret(shlex.join(self._launch.argv)))
+            self._process = OwnedProcess(
+                self._launch.argv, on_line=self._log.add, environment=self._launch.environment
+            )
+            self._wait_until_ready(self._process)
         except BaseException:
-            self.stop()
+            self._close()
             raise
         return self
 
@@ -122,7 +103,7 @@ class TritonServer:
 
     @property
     def pid(self) -> int:
-        """Return the process id of the server, also the id of its process group."""
+        """Return the process id of the server, or of what runs its ranks or its container."""
         assert self._process is not None
         return self._process.pid
 
@@ -130,107 +111,84 @@ class TritonServer:
         """Return never: raise ProcessError when the server ends by itself."""
         assert self._process is not None
         code = self._process.wait()
-        raise ProcessError(f"tritonserver ended by itself with status {code}{self._failure()}")
+        assert code is not None
+        self._close()
+        raise ProcessError(self._words(code, "ended by itself"))
 
-    def stop(self) -> None:
-        """Ask the server to end, then make sure that nothing of its group is left."""
+    def stop(self) -> bool:
+        """Let running requests finish for the drain time, then end everything.
+
+        Returns whether the server ended by itself in that time, which a client that keeps a gRPC
+        stream open prevents.
+        """
         process = self._process
+        if process is None:
+            return True
+        try:
+            process.ask_to_end()
+            self._wait_for_end(process, self.options.drain_s + _MARGIN_S)
+        finally:
+            ended = process.poll() is not None
+            self._close()
+        return ended
+
+    def hurry(self) -> None:
+        """Have `stop` wait no longer; for signal handlers."""
+        self._hurried = True
+
+    def _wait_for_end(self, process: OwnedProcess, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while process.poll() is None and not self._hurried and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+
+    def _close(self) -> None:
+        process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_S)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            self._process = None
-        if self._reader is not None:
-            self._reader.join()
-            self._reader = None
-        shutil.rmtree(self._scratch, ignore_errors=True)
+            process.close()
+            if self._launch.remove:
+                remove = self._launch.remove
+                subprocess.run(remove, capture_output=True, timeout=_REMOVE_S, check=False)
+        self._log.close()
 
-    def _start(self) -> None:
-        backends = self._installation.make_backend_folder(Path(self._scratch, "backends"))
-        command = argv(self._installation.binary, self._repository, backends, self.endpoints)
-        log.debug("%s", " ".join(command))
-        leash = Path(__file__).with_name("leash.py")
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(leash), str(os.getpid()), *command],
-            env=dict(self._installation.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self._reader = threading.Thread(target=self._read_log, daemon=True)
-        self._reader.start()
-
-    def _read_log(self) -> None:
-        process = self._process
-        assert process is not None
-        assert process.stdout is not None
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(process.stdout)
-            copy = stack.enter_context(self._log_file.open("w")) if self._log_file else None
-            for line in process.stdout:
-                self._lines.append(line.rstrip())
-                log.debug("triton: %s", line.rstrip())
-                if copy:
-                    copy.write(line)
-
-    def _wait_until_ready(self) -> None:
-        assert self._process is not None
+    def _wait_until_ready(self, process: OwnedProcess) -> None:
         deadline = time.monotonic() + self._timeout_s
         while time.monotonic() < deadline:
-            code = self._process.poll()
+            code = process.poll()
             if code is not None:
-                if self._reader is not None:
-                    self._reader.join()
-                raise ProcessError(
-                    f"tritonserver ended with status {code} while loading "
-                    f"{self._repository}{self._failure()}"
-                )
-            if _answers(f"{self.endpoints.http_url}/v2/health/ready"):
+                self._close()
+                raise ProcessError(self._words(code, "ended while loading"))
+            if self._answers("/v2/health/ready"):
+                self._check_models()
                 return
             time.sleep(_POLL_S)
+        waiting = self._log.waiting_for(self._launch.models)
         raise ProcessError(
-            f"tritonserver was not ready after {self._timeout_s:.0f} s{self._failure()}; "
-            "raise --timeout or run with -v"
+            f"tritonserver was not ready after {self._timeout_s:.0f} s; it was loading {waiting}"
+            f"{self._log.failure()}; raise --timeout or run with -v"
         )
 
-    def _failure(self) -> str:
-        """Return which model failed and the line of the log that says why."""
-        for line in self._lines:
-            if match := _FAILURE.search(line):
-                return f": model {match['model']!r}: {match['reason']}"
-        errors = [line for line in self._lines if line.startswith(("E", "error"))]
-        last = errors[-1:] or list(self._lines)[-1:]
-        return f": {last[0]}" if last else ""
+    def _check_models(self) -> None:
+        """Ask after each model: a server that is told to ignore failures is ready without some."""
+        absent = [
+            name for name in self._launch.models if not self._answers(f"/v2/models/{name}/ready")
+        ]
+        if absent:
+            raise ProcessError(
+                f"tritonserver is up without {', '.join(absent)}{self._log.failure()}; run with -v"
+            )
 
+    def _without_secret(self, text: str) -> str:
+        header, _, value = (self.options.admin or "").partition("=")
+        return text.replace(f"{header}={value}", f"{header}=...") if value else text
 
-def argv(binary: Path, repository: Path, backends: Path, endpoints: Endpoints) -> list[str]:
-    """Return the server's command line."""
-    return [
-        str(binary),
-        f"--model-repository={repository}",
-        f"--backend-directory={backends}",
-        "--disable-auto-complete-config",
-        f"--http-address={endpoints.host}",
-        f"--http-port={endpoints.http_port}",
-        f"--grpc-address={endpoints.host}",
-        f"--grpc-port={endpoints.grpc_port}",
-        f"--metrics-address={endpoints.host}",
-        f"--metrics-port={endpoints.metrics_port}",
-        "--exit-timeout-secs=10",
-    ]
+    def _words(self, code: int, what: str) -> str:
+        explained = self._launch.explain(code, self._log.tail)
+        return explained or f"tritonserver {what} with status {code}{self._log.failure()}"
 
-
-def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=1) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
+    def _answers(self, path: str) -> bool:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"{self.endpoints.http_url}{path}", timeout=_LOOK_S) as response:
+                return bool(response.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from minitron_trt.errors import BadInputError
-from minitron_trt.triton_repo.contract import ENSEMBLE_STEPS, TEXT, Signature
+from minitron_trt.triton_repo.contract import Signature, Tensor
+from minitron_trt.triton_repo.contract_steps import Step
 
 ModelConfig: TypeAlias = Any
 """A `ModelConfig` message; tritonclient ships no types."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """How Triton gathers requests for a model: at once, waiting at most, and for how long."""
+
+    batch: int
+    size: int
+    delay_us: int
 
 
 def python_model(
@@ -25,10 +36,31 @@ def python_model(
     decoupled: bool = False,
 ) -> ModelConfig:
     """Return the config of a Python-backend model on the CPU."""
-    config = _with_tensors(
-        model_config_pb2.ModelConfig(name=name, backend="python", max_batch_size=max_batch_size),
-        signature,
+    config = model_config_pb2.ModelConfig(
+        name=name, backend="python", max_batch_size=max_batch_size
     )
+    _add_tensors(config, signature)
+    return _with_instances(config, parameters, instances, decoupled=decoupled)
+
+
+def engine_model(
+    signature: Signature, parameters: Mapping[str, str], queue: Queue, *, decoupled: bool
+) -> ModelConfig:
+    """Return the config of `tensorrt_llm` on TensorRT-LLM's own backend, which finds its GPUs."""
+    config = model_config_pb2.ModelConfig(
+        name="tensorrt_llm", backend="tensorrtllm", max_batch_size=queue.batch
+    )
+    _add_tensors(config, signature)
+    batching = config.dynamic_batching
+    batching.preferred_batch_size.append(queue.batch)
+    batching.max_queue_delay_microseconds = queue.delay_us
+    batching.default_queue_policy.max_queue_size = queue.size
+    return _with_instances(config, parameters, 1, decoupled=decoupled)
+
+
+def _with_instances(
+    config: ModelConfig, parameters: Mapping[str, str], instances: int, *, decoupled: bool
+) -> ModelConfig:
     config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
     if decoupled:
         config.model_transaction_policy.decoupled = True
@@ -37,32 +69,32 @@ def python_model(
     return config
 
 
-def ensemble(*, max_batch_size: int) -> ModelConfig:
-    """Return the config of the ensemble preprocessing → tensorrt_llm → postprocessing."""
-    config = _with_tensors(
-        model_config_pb2.ModelConfig(
-            name="ensemble", platform="ensemble", max_batch_size=max_batch_size
-        ),
-        TEXT,
+def ensemble(signature: Signature, steps: Iterable[Step], *, max_batch_size: int) -> ModelConfig:
+    """Return the config of an ensemble, which offers `signature` through the steps."""
+    config = model_config_pb2.ModelConfig(
+        name="ensemble", platform="ensemble", max_batch_size=max_batch_size
     )
-    for step in ENSEMBLE_STEPS:
+    _add_tensors(config, signature)
+    for step in steps:
         message = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
         message.input_map.update(step.inputs)
         message.output_map.update(step.outputs)
     return config
 
 
-def _with_tensors(config: ModelConfig, signature: Signature) -> ModelConfig:
+def _add_tensors(config: ModelConfig, signature: Signature) -> None:
     for tensor in signature.inputs:
-        config.input.add(
-            name=tensor.name,
-            data_type=f"TYPE_{tensor.type}",
-            dims=tensor.dims,
-            optional=tensor.optional,
-        )
+        message = config.input.add(**_fields(tensor), optional=tensor.optional)
+        message.allow_ragged_batch = tensor.ragged
+        if tensor.scalar:
+            # Its presence says it: a shape without axes.
+            message.reshape.SetInParent()
     for tensor in signature.outputs:
-        config.output.add(name=tensor.name, data_type=f"TYPE_{tensor.type}", dims=tensor.dims)
-    return config
+        config.output.add(**_fields(tensor))
+
+
+def _fields(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "data_type": f"TYPE_{tensor.type}", "dims": tensor.dims}
 
 
 def to_text(config: ModelConfig) -> str:

@@ -1,195 +1,104 @@
-"""A model repository: planned as files, written whole, opened again with its checks."""
+"""A model repository: planned from an artifact, written whole, opened again with its checks."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import Manifest, check_output, kind_of, staged
+from minitron_trt.artifacts import MANIFEST_NAME, Manifest, check_output, kind_of, staged
+from minitron_trt.build.engine import KIND as ENGINE
+from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import KIND as CHECKPOINT
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
-from minitron_trt.spec import ModelSpec
-from minitron_trt.triton_repo import contract
-from minitron_trt.triton_repo.model_config import (
-    ModelConfig,
-    ensemble,
-    from_text,
-    python_model,
-    to_text,
-)
+from minitron_trt.convert.hf_output import HF_KIND
+from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.triton_repo.layout import CONFIG_NAME, MODELS, Runtime, plan_repository
+from minitron_trt.triton_repo.model_config import from_text
+from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
+from minitron_trt.triton_repo.recipe import ServingRecipe
+from minitron_trt.triton_repo.runtime_llmapi import HfFolder, plan_llmapi
+from minitron_trt.triton_repo.runtime_reference import plan_reference
+from minitron_trt.triton_repo.runtime_trtllm import plan_trtllm
+from minitron_trt.triton_repo.validation import check_repository
 
 KIND: Final = "repository"
-MODELS: Final = (
-    "preprocessing",
-    "tensorrt_llm",
-    "postprocessing",
-    "ensemble",
-    "tensorrt_llm_bls",
-)
-CONFIG_NAME: Final = "config.pbtxt"
-_SOURCES: Final = Path(__file__).with_name("models")
-_SHARED_MODULES: Final = ("minitron_text.py", "minitron_requests.py")
-_TOKENIZER: Final = "tokenizer"
-_CHECKPOINT: Final = "checkpoint"
-DEFAULT_MAX_SEQ_LEN: Final = 4096
+_RUNTIME_OF: Final = {CHECKPOINT: REFERENCE, ENGINE: TRTLLM, HF_KIND: LLMAPI}
+_WAYS: Final = {
+    REFERENCE: "a checkpoint: run minitron-trt convert",
+    TRTLLM: "an engine: run minitron-trt build",
+    LLMAPI: "a Hugging Face folder, or the output of minitron-trt convert --format hf",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class ServingRecipe:
-    """How to serve: sequences at once, tokens per sequence (prompt and answer), queue."""
-
-    max_batch_size: int = 8
-    max_seq_len: int | None = None  # None: the model's, at most DEFAULT_MAX_SEQ_LEN
-    max_queue_size: int = 256
-    preprocessing_instance_count: int = 1
-    add_special_tokens: bool = True
-    skip_special_tokens: bool = True
-
-    def __post_init__(self) -> None:
-        for name in (
-            *("max_batch_size", "max_seq_len", "max_queue_size"),
-            "preprocessing_instance_count",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; expected at least 1")
-
-    def seq_len(self, spec: ModelSpec) -> int:
-        """Return how many tokens a sequence may have; UsageError beyond the model's positions."""
-        if self.max_seq_len is None:
-            return min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)
-        if self.max_seq_len > spec.max_positions:
-            raise UsageError(
-                f"max_seq_len {self.max_seq_len} exceeds the {spec.max_positions} positions of "
-                "the model; lower --max-seq-len"
-            )
-        return self.max_seq_len
-
-
-@dataclass(frozen=True, slots=True)
-class RepositoryPlan:
-    """The files of a repository: texts to write and files to link, by their place in it."""
-
-    texts: dict[str, str]
-    links: dict[str, Path]
-
-    def write(self, folder: Path) -> None:
-        """Write everything below a folder; hard links where the file system can, else copies."""
-        for name, text in self.texts.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        for name, source in self.links.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _link(source.resolve(), path)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> RepositoryPlan:
-    """Lay out a repository that serves a checkpoint with the reference runtime.
-
-    BadInputError when the checkpoint has no tokenizer, UsageError when the recipe does not fit it.
-    """
-    if not checkpoint.tokenizer_files:
+def runtime_for(artifact: Path, asked: str | None = None) -> str:
+    """Return the runtime that serves an artifact; UnsupportedError when the one asked does not."""
+    kind = _kind(artifact)
+    if kind not in _RUNTIME_OF:
         raise BadInputError(
-            f"{checkpoint.folder} has no tokenizer, which serving text needs; put tokenizer.json "
-            "and tokenizer_config.json into the model folder and convert again"
+            f"{artifact} is a {kind}; expected a checkpoint, an engine or a model folder"
         )
-    texts = {
-        f"{config.name}/{CONFIG_NAME}": to_text(config) for config in _configs(checkpoint, recipe)
-    }
-    runtime = {"tensorrt_llm": "tensorrt_llm_reference.py"}
-    for name in MODELS:
-        if name != "ensemble":
-            source = _SOURCES / runtime.get(name, f"{name}.py")
-            texts[f"{name}/1/model.py"] = source.read_text(encoding="utf-8")
-            for module in _SHARED_MODULES:
-                texts[f"{name}/1/{module}"] = (_SOURCES / module).read_text(encoding="utf-8")
-    # Triton wants a version folder, also where nothing lies in it.
-    texts["ensemble/1/.keep"] = ""
-    links = {
-        f"{name}/1/{_TOKENIZER}/{path.name}": path
-        for name in ("preprocessing", "postprocessing", "tensorrt_llm_bls")
-        for path in checkpoint.tokenizer_files
-    }
-    for path in checkpoint.folder.iterdir():
-        links[f"tensorrt_llm/1/{_CHECKPOINT}/{path.name}"] = path
-    return RepositoryPlan(texts, links)
+    runtime = _RUNTIME_OF[kind]
+    if asked not in (None, runtime):
+        raise UnsupportedError(
+            f"{artifact} is of kind {kind!r}; the runtime {asked} serves {_WAYS[str(asked)]}"
+        )
+    return runtime
 
 
-def _configs(checkpoint: Checkpoint, recipe: ServingRecipe) -> tuple[ModelConfig, ...]:
-    batch = recipe.max_batch_size
-    tokenizer = {"tokenizer_dir": _TOKENIZER}
-    encoding = {
-        "add_special_tokens": json.dumps(recipe.add_special_tokens),
-        "end_ids": json.dumps(list(checkpoint.tokens.eos_ids)),
-    }
-    decoding = {"skip_special_tokens": json.dumps(recipe.skip_special_tokens)}
-    runtime = {
-        "gpt_model_path": _CHECKPOINT,
-        "gpt_model_type": "inflight_fused_batching",
-        "max_batch_size": str(batch),
-        "max_seq_len": str(recipe.seq_len(checkpoint.spec)),
-        "max_queue_size": str(recipe.max_queue_size),
-    }
-    # A request in flight holds a thread, queued ones too.
-    relay = {"max_requests": str(batch + recipe.max_queue_size)}
-    return (
-        python_model(
-            "preprocessing",
-            contract.PREPROCESSING,
-            tokenizer | encoding,
-            max_batch_size=batch,
-            instances=recipe.preprocessing_instance_count,
-        ),
-        python_model(
-            "tensorrt_llm", contract.TENSORRT_LLM, runtime, max_batch_size=batch, decoupled=True
-        ),
-        python_model(
-            "postprocessing", contract.POSTPROCESSING, tokenizer | decoding, max_batch_size=batch
-        ),
-        ensemble(max_batch_size=batch),
-        python_model(
-            "tensorrt_llm_bls",
-            contract.TEXT,
-            tokenizer | encoding | decoding | relay,
-            max_batch_size=batch,
-            decoupled=True,
-        ),
-    )
+def _kind(artifact: Path) -> str:
+    """Return the kind of an artifact, also of an engine that others built."""
+    kind = kind_of(artifact)
+    if kind != HF_KIND or (artifact / MANIFEST_NAME).is_file():
+        return kind
+    try:
+        config = json.loads((artifact / "config.json").read_text())
+    except ValueError as error:
+        raise BadInputError(f"{artifact}/config.json is no JSON ({error})") from error
+    return ENGINE if isinstance(config, dict) and "build_config" in config else kind
+
+
+def plan_runtime(artifact: Path, runtime: str, recipe: ServingRecipe) -> Runtime:
+    """Open an artifact and plan the runtime over it."""
+    if runtime == REFERENCE:
+        return plan_reference(Checkpoint.open(artifact), recipe)
+    if runtime == TRTLLM:
+        return plan_trtllm(Engine.open(artifact), recipe)
+    return plan_llmapi(HfFolder.open(artifact), recipe)
 
 
 def emit_repository(
-    artifact: Path, output: Path, recipe: ServingRecipe, *, overwrite: bool = False
+    artifact: Path,
+    output: Path,
+    recipe: ServingRecipe,
+    *,
+    runtime: str | None = None,
+    overwrite: bool = False,
 ) -> ModelRepository:
-    """Write a model repository for a checkpoint, whole or not at all."""
+    """Write a model repository for an artifact, whole or not at all."""
     check_output(output, overwrite=overwrite)
-    kind = kind_of(artifact)
-    if kind != CHECKPOINT:
-        raise UnsupportedError(
-            f"{artifact} is of kind {kind!r}; the reference runtime serves a checkpoint: "
-            "run minitron-trt convert first"
-        )
-    checkpoint = Checkpoint.open(artifact)
-    plan = plan_reference(checkpoint, recipe)
+    planned = plan_runtime(artifact, runtime_for(artifact, runtime), recipe)
+    plan = plan_repository(planned, recipe)
     with staged(output, overwrite=overwrite) as scratch:
         plan.write(scratch)
-        facts = {"runtime": "reference", "recipe": asdict(recipe), "models": list(MODELS)}
+        facts = {
+            "runtime": planned.name,
+            **planned.facts,
+            "recipe": recipe.to_json(),
+            "models": list(MODELS),
+        }
         Manifest(KIND, {"path": str(artifact)}, facts).write(scratch)
-        ModelRepository.open(scratch)
+        _check(scratch, output)
     return ModelRepository.open(output)
+
+
+def _check(scratch: Path, output: Path) -> None:
+    """Raise UnsupportedError when what was written would not load, as with a setting's value."""
+    ModelRepository.open(scratch)
+    errors = check_repository(scratch).errors
+    if errors:
+        raise UnsupportedError(f"{output}: {errors[0].place}: {errors[0].message}")
 
 
 @dataclass(frozen=True, slots=True)

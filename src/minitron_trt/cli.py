@@ -18,10 +18,10 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "convert": "minitron_trt.convert.command:convert",
         "build": "minitron_trt.build.command:build",
-        "plan": "minitron_trt.build.plan_command:plan",
-        "check": "minitron_trt.build.check_command:check",
+        "plan": "minitron_trt.build.plan.command:plan",
+        "check": "minitron_trt.triton_repo.check_command:check",
         "triton-repo": "minitron_trt.triton_repo.command:triton_repo",
-        "serve": "minitron_trt.triton_repo.command:serve",
+        "serve": "minitron_trt.triton_repo.serve_command:serve",
         "generate": "minitron_trt.clients.command:generate",
         "doctor": "minitron_trt.doctor:doctor",
         "sample": "minitron_trt.samples.command:sample",

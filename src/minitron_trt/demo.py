@@ -22,7 +22,7 @@ from minitron_trt.console import Console, console_options
 from minitron_trt.samples import NAMES
 
 if TYPE_CHECKING:
-    from minitron_trt.triton_repo.launch import Endpoints
+    from minitron_trt.triton_repo.server_options import Endpoints
 
 PROMPT: Final = "Complete the paragraph: our solar system is"
 _STOP_S: Final = 30.0
@@ -133,7 +133,7 @@ class Walk:
     @contextlib.contextmanager
     def serving(self, repository: str) -> Iterator[Endpoints]:
         """Serve a repository inside the block, on free ports."""
-        from minitron_trt.triton_repo.launch import free_endpoints
+        from minitron_trt.triton_repo.server_options import free_endpoints
 
         endpoints = free_endpoints()
         arguments = (
@@ -144,7 +144,7 @@ class Walk:
         self._show(arguments)
         start = time.monotonic()
         server = subprocess.Popen(
-            _argv((*arguments, "--json")), cwd=self._folder, stdout=subprocess.PIPE, text=True
+            _argv((*arguments, "--json", "-q")), cwd=self._folder, stdout=subprocess.PIPE, text=True
         )
         assert server.stdout is not None
         try:

@@ -11,9 +11,10 @@ import pytest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.run import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
-from minitron_trt.triton_repo.installation import find_embedded
-from minitron_trt.triton_repo.launch import Endpoints, TritonServer, free_endpoints
-from minitron_trt.triton_repo.repository import ServingRecipe, emit_repository
+from minitron_trt.triton_repo.recipe import ServingRecipe
+from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.runners import serving
+from minitron_trt.triton_repo.server_options import Endpoints, ServerOptions, free_endpoints
 
 
 @pytest.fixture(scope="session")
@@ -43,5 +44,5 @@ def served(
     convert(str(model), folder / "checkpoint", ConvertOptions(tp=2, pp=2))
     recipe = ServingRecipe(max_batch_size=4)
     emit_repository(folder / "checkpoint", folder / "repository", recipe)
-    with TritonServer(find_embedded(), folder / "repository", free_endpoints()) as server:
+    with serving(folder / "repository", ServerOptions(free_endpoints())) as server:
         yield Served(server.endpoints, model, server.pid)

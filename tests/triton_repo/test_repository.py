@@ -12,14 +12,18 @@ from click.testing import CliRunner
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.cli import main
 from minitron_trt.errors import BadInputError, UsageError
-from minitron_trt.triton_repo import contract
-from minitron_trt.triton_repo.model_config import ensemble, from_text, to_text
-from minitron_trt.triton_repo.repository import (
-    MODELS,
-    ModelRepository,
-    ServingRecipe,
-    emit_repository,
+from minitron_trt.triton_repo.contract import (
+    POSTPROCESSING,
+    PREPROCESSING,
+    ElementTypes,
+    text_model,
 )
+from minitron_trt.triton_repo.contract_runtime import tensorrt_llm
+from minitron_trt.triton_repo.contract_steps import ensemble_steps
+from minitron_trt.triton_repo.layout import MODELS
+from minitron_trt.triton_repo.model_config import ensemble, from_text, to_text
+from minitron_trt.triton_repo.recipe import ServingRecipe
+from minitron_trt.triton_repo.repository import ModelRepository, emit_repository
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "triton_repo"
 
@@ -39,31 +43,33 @@ def test_each_config_is_the_reviewed_one(repository: ModelRepository, name: str)
     assert from_text(text, name).name == name
 
 
-def test_every_tensor_of_a_step_exists_on_both_sides_with_one_type() -> None:
+@pytest.mark.parametrize("ours", [True, False], ids=["our runtimes", "TensorRT-LLM's"])
+def test_every_tensor_of_a_step_exists_on_both_sides_with_one_type(ours: bool) -> None:
+    types = ElementTypes(logits="FP16", prompt_table="BF16")
     signatures = {
-        "preprocessing": contract.PREPROCESSING,
-        "tensorrt_llm": contract.TENSORRT_LLM,
-        "postprocessing": contract.POSTPROCESSING,
+        "preprocessing": PREPROCESSING,
+        "tensorrt_llm": tensorrt_llm(types, ours=ours),
+        "postprocessing": POSTPROCESSING,
     }
-    types = {tensor.name: tensor.type for tensor in contract.TEXT.inputs}
-    for step in contract.ENSEMBLE_STEPS:
-        signature = signatures[step.model]
-        inputs = {tensor.name: tensor for tensor in signature.inputs}
+    known = {tensor.name: tensor.type for tensor in text_model(types).inputs}
+    for step in ensemble_steps(types, ours=ours):
+        inputs = {tensor.name: tensor for tensor in signatures[step.model].inputs}
+        results = {tensor.name: tensor.type for tensor in signatures[step.model].outputs}
         required = {name for name, tensor in inputs.items() if not tensor.optional}
 
         assert required <= step.inputs.keys()
-        assert {types[value] for value in step.inputs.values()} <= {"STRING", "INT32"} | {
-            *("FP32", "UINT64", "BOOL")
+        assert step.outputs.keys() <= results.keys()
+        assert {name: inputs[name].type for name in step.inputs} == {
+            name: known[value] for name, value in step.inputs.items()
         }
-        for name, value in step.inputs.items():
-            assert inputs[name].type == types[value]
-        types |= {step.outputs[t.name]: t.type for t in signature.outputs if t.name in step.outputs}
+        known |= {value: results[name] for name, value in step.outputs.items()}
 
-    assert {t.name: t.type for t in contract.TEXT.outputs}.items() <= types.items()
+    assert {t.name: t.type for t in text_model(types).outputs}.items() <= known.items()
 
 
 def test_config_text_parses_back_to_the_same_message() -> None:
-    config = ensemble(max_batch_size=4)
+    types = ElementTypes()
+    config = ensemble(text_model(types), ensemble_steps(types, ours=True), max_batch_size=4)
 
     assert from_text(to_text(config), "ensemble") == config
 
@@ -86,7 +92,7 @@ def test_the_manifest_names_runtime_and_recipe(repository: ModelRepository) -> N
     manifest = json.loads((repository.folder / "minitron.json").read_text())
 
     assert (manifest["kind"], manifest["runtime"]) == ("repository", "reference")
-    assert manifest["recipe"]["max_batch_size"] == 8
+    assert manifest["recipe"]["max_queue_size"] == 256
 
 
 def test_more_tokens_than_positions_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -122,7 +128,7 @@ def test_a_damaged_config_is_named_with_its_line(repository: ModelRepository) ->
     ("arguments", "code", "words"),
     [
         (["missing", "-o", "r"], 3, "neither an artifact"),
-        (["{model}", "-o", "r"], 4, "run minitron-trt convert first"),
+        (["{model}", "-o", "r", "--runtime", "reference"], 4, "run minitron-trt convert"),
         (["{checkpoint}", "-o", "{checkpoint}"], 2, "already exists"),
         (["{checkpoint}", "-o", "r", "--max-batch-size", "0"], 2, "x>=1"),
     ],

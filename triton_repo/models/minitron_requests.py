@@ -1,12 +1,16 @@
-"""Reading Triton requests and refusing them: shared by the models, which carry a copy each."""
+"""Reading Triton requests and answering them: shared by the models, which carry a copy each."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
+
+CANCEL_CHECK_S = 0.05
+"""How often a model asks whether a client left; asking costs a message to the server process."""
 
 
 def tensor(request: Any, name: str) -> NDArray[Any] | None:
@@ -32,9 +36,9 @@ def response(**outputs: NDArray[Any]) -> Any:
     )
 
 
-def text_response(name: str, text: str) -> Any:
-    """Return a response of one text."""
-    return response(**{name: np.array([[text.encode("utf-8")]], np.object_)})
+def strings(*texts: str) -> NDArray[np.object_]:
+    """Return texts as the tensor of one request: [1, n]."""
+    return np.array([[text.encode("utf-8") for text in texts]], np.object_)
 
 
 def error_response(message: str, code: int) -> Any:
@@ -51,26 +55,39 @@ def finish(sender: Any, last: Any = None) -> None:
         sender.send(last, flags=final)
 
 
-def generate(request_id: str, outputs: list[str], **inputs: NDArray[Any]) -> Any:
+def exchange(model: str, request_id: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Call another model for its effect; RuntimeError when it refuses."""
+    answer = pb_utils.InferenceRequest(
+        model_name=model,
+        request_id=request_id,
+        requested_output_names=[],
+        inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
+    ).exec()
+    if answer.has_error():
+        raise RuntimeError(f"{model}: {answer.error().message()}")
+
+
+def generate(
+    request_id: str, outputs: Sequence[str], timeout_us: int = 0, **inputs: NDArray[Any]
+) -> Any:
     """Call tensorrt_llm from another model; return an iterator of its responses."""
     request = pb_utils.InferenceRequest(
         model_name="tensorrt_llm",
         request_id=request_id,
-        requested_output_names=outputs,
+        requested_output_names=list(outputs),
         inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
+        timeout=timeout_us,
     )
     return request.exec(decoupled=True)
 
 
-def stop(request_id: str) -> None:
-    """Ask tensorrt_llm to end a request that is running."""
+def stop(request_id: str, stream_id: int | None = None) -> None:
+    """Ask tensorrt_llm to end a request that is running, by the stream's id where it knows one."""
     one = np.ones((1, 1), np.int32)
-    for _ in generate(
-        request_id,
-        ["output_ids"],
-        input_ids=one,
-        input_lengths=one,
-        request_output_len=one,
-        stop=np.ones((1, 1), np.bool_),
-    ):
+    inputs: dict[str, Any] = {"input_ids": one, "input_lengths": one, "request_output_len": one}
+    if stream_id is not None:
+        # The request id may be other clients' too.
+        request_id = ""
+        inputs["stream_id"] = np.array([[stream_id]], np.uint64)
+    for _ in generate(request_id, ["output_ids"], **inputs, stop=np.ones((1, 1), np.bool_)):
         pass

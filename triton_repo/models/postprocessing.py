@@ -1,34 +1,103 @@
-"""Triton model `postprocessing`: token ids become the text that they add."""
+"""Triton model `postprocessing`: token ids become the text that they add.
+
+It has one instance, because it remembers streams: preprocessing opens one per request, and each
+response of tensorrt_llm is decoded as the next part of its own. A response of no known stream is
+decoded by itself.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from minitron_requests import scalar, stop, tensor, text_response
-from minitron_text import TextDecoder
+import triton_python_backend_utils as pb_utils
+from minitron_decode import Vocabulary
+from minitron_requests import CANCEL_CHECK_S, error_response, response, stop, strings
+from minitron_stop import StopWords
+from minitron_stream import Stream, Streams, id_rows
+from minitron_text import flag, load_tokenizer
+from numpy.typing import NDArray
+
+Inputs = dict[str, NDArray[Any]]
 
 
 class TritonPythonModel:
-    """Called by Triton's Python backend; remembers nothing between responses."""
+    """Called by Triton's Python backend."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer."""
-        self._decoder = TextDecoder(args)
+        skip_special = flag(args, "skip_special_tokens", True)
+        self._vocabulary = Vocabulary(load_tokenizer(args), skip_special=skip_special)
+        self._streams = Streams()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each response of tensorrt_llm with its text."""
-        for request in requests:
-            # The ensemble cancels its later steps but not the one that is generating.
-            if request.is_cancelled() and request.request_id():
-                stop(request.request_id())
-        return [text_response("OUTPUT", self._text(request)) for request in requests]
+        """Answer each request on its own: one that is wrong leaves the others alone."""
+        return [self._answer(request) for request in requests]
 
-    def _text(self, request: Any) -> str:
-        tokens, context = tensor(request, "TOKENS_BATCH"), tensor(request, "CONTEXT_IDS")
-        assert tokens is not None
-        text: str = self._decoder.new_text(
-            [] if context is None else context.reshape(-1).tolist(),
-            tokens[0, 0, : scalar(request, "SEQUENCE_LENGTH")].tolist(),
-            scalar(request, "IS_FINAL", True),
+    def _answer(self, request: Any) -> Any:
+        try:
+            given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            if "OPEN_MAX_TOKENS" in given:
+                return self._open(request.request_id(), given)
+            return self._text(request, given)
+        except (ValueError, IndexError) as error:
+            return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
+
+    def _open(self, request_id: str, given: Inputs) -> Any:
+        names = [given["STREAM_ID"].item(), *([request_id] if request_id else [])]
+        words = given.get("OPEN_STOP_WORDS")
+        texts = [] if words is None else [word.decode("utf-8") for word in words.reshape(-1)]
+        self._streams.open(
+            Stream(
+                names=tuple(names),
+                max_tokens=given["OPEN_MAX_TOKENS"].item(),
+                streaming=given["OPEN_STREAM"].item(),
+                words=StopWords(texts) if texts else None,
+                prompt=given["TOKENS_BATCH"].reshape(-1).tolist(),
+            )
         )
-        return text
+        return response()
+
+    def _text(self, request: Any, given: Inputs) -> Any:
+        rows = id_rows(given["TOKENS_BATCH"], given["SEQUENCE_LENGTH"])
+        reason = given["FINISH_REASON"].item().decode() if "FINISH_REASON" in given else ""
+        # Of the runtimes, those that know a stream's id say why it ended, too.
+        stream_id = given["STREAM_ID"].item() if "STREAM_ID" in given else None
+        stream = self._streams.find(request.request_id() if stream_id is None else stream_id)
+        if stream is None:
+            return _response([(self._vocabulary.text(row), reason) for row in rows])
+        if self._is_left(request, stream):
+            self._stop(request, stream, stream_id)
+        indexed = "SEQUENCE_INDEX" in given
+        index = given["SEQUENCE_INDEX"].item() if indexed else 0
+        answers = stream.answers_for(rows, index, self._vocabulary)
+        last = bool(reason) or (stream_id is None and stream.is_over(answers[0], rows[0]))
+        if last and not indexed:
+            self._streams.close(stream)
+        texts = [answer.push(row, last=last) for answer, row in zip(answers, rows, strict=True)]
+        if all(answer.stopped for answer in answers) and not (last or indexed):
+            self._stop(request, stream, stream_id)
+        reasons = [stream.reason(answer, reason, last=last) for answer in answers]
+        return _response(list(zip(texts, reasons, strict=True)))
+
+    def _is_left(self, request: Any, stream: Stream) -> bool:
+        """Return whether the client has left, asked seldom."""
+        now = time.monotonic()
+        if stream.told_to_stop or now - stream.checked < CANCEL_CHECK_S:
+            return False
+        stream.checked = now
+        return bool(request.is_cancelled())
+
+    def _stop(self, request: Any, stream: Stream, stream_id: int | None) -> None:
+        """End the stream at tensorrt_llm, which the ensemble itself does not do."""
+        if not stream.told_to_stop and (stream_id is not None or request.request_id()):
+            stream.told_to_stop = True
+            stop(request.request_id(), stream_id)
+
+
+def _response(pairs: list[tuple[str, str]]) -> Any:
+    """Return a response with a text per row, and why it ended where it has."""
+    outputs = {"OUTPUT": strings(*(text for text, _ in pairs))}
+    if any(reason for _, reason in pairs):
+        outputs["FINISH_REASON"] = strings(*(reason for _, reason in pairs))
+    return response(**outputs)

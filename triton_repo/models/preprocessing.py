@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_requests import error_response, response, tensor
-from minitron_text import TextEncoder
+from minitron_encode import Prompt, TextEncoder, TextTensors
+from minitron_requests import error_response, exchange, response, scalar, tensor
+from minitron_text import flag
+
+OUTPUTS = {
+    "input_ids": "INPUT_ID",
+    "input_lengths": "REQUEST_INPUT_LEN",
+    "stop_words_list": "STOP_WORDS_IDS",
+    "bad_words_list": "BAD_WORDS_IDS",
+    "embedding_bias": "EMBEDDING_BIAS",
+    "end_id": "OUT_END_ID",
+    "pad_id": "OUT_PAD_ID",
+    "prompt_table_extra_ids": "OUT_PROMPT_TABLE_EXTRA_IDS",
+}
+"""From tensorrt_llm's inputs to this model's outputs; what says nothing is left out."""
 
 
 class TritonPythonModel:
@@ -16,27 +30,56 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer and the ids that end a text."""
         self._encoder = TextEncoder(args)
+        self._exclude = flag(args, "exclude_input_in_output", True)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own: one that is wrong leaves the others alone."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        query = tensor(request, "QUERY")
         try:
             prompt = self._encoder.prompt(
-                np.empty(0) if query is None else query,
-                tensor(request, "STOP_WORDS_DICT"),
-                tensor(request, "BAD_WORDS_DICT"),
-                tensor(request, "END_ID"),
+                TextTensors(
+                    text=tensor(request, "QUERY"),
+                    stop_words=tensor(request, "STOP_WORDS_DICT"),
+                    bad_words=tensor(request, "BAD_WORDS_DICT"),
+                    bias_words=tensor(request, "EMBEDDING_BIAS_WORDS"),
+                    bias_weights=tensor(request, "EMBEDDING_BIAS_WEIGHTS"),
+                    end_id=scalar(request, "END_ID"),
+                    pad_id=scalar(request, "PAD_ID"),
+                    table_id=scalar(request, "PROMPT_TABLE_EXTRA_ID"),
+                    chat=scalar(request, "APPLY_CHAT_TEMPLATE"),
+                )
             )
+            length = scalar(request, "REQUEST_OUTPUT_LEN")
+            stream_id = self._open(request, prompt, length)
         except ValueError as error:
             return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
+        except RuntimeError as error:
+            return error_response(str(error), pb_utils.TritonError.INTERNAL)
         return response(
-            INPUT_ID=prompt.ids,
-            REQUEST_INPUT_LEN=np.array([[prompt.ids.size]], np.int32),
-            BAD_WORDS_IDS=prompt.bad_words,
-            STOP_WORDS_IDS=prompt.stop_words,
-            REQUEST_OUTPUT_LEN=tensor(request, "REQUEST_OUTPUT_LEN"),
-            OUT_END_ID=np.array([[prompt.end_id]], np.int32),
+            **{OUTPUTS[name]: value for name, value in prompt.inputs.items()},
+            REQUEST_OUTPUT_LEN=np.array([[length]], np.int32),
+            # postprocessing puts the prompt's text back where it is wanted.
+            OUT_EXCLUDE_INPUT_IN_OUTPUT=np.ones((1, 1), np.bool_),
+            STREAM_ID=stream_id,
         )
+
+    def _open(self, request: Any, prompt: Prompt, length: int) -> np.ndarray[Any, Any]:
+        """Tell postprocessing what the text of this request depends on, and return its name."""
+        stream_id = np.array([[secrets.randbits(64)]], np.uint64)
+        streaming = bool(scalar(request, "STREAM", False))
+        excluded = scalar(request, "EXCLUDE_INPUT_IN_OUTPUT", self._exclude)
+        before = [] if excluded or streaming else prompt.ids
+        opening = {
+            "TOKENS_BATCH": np.array([[before]], np.int32).reshape(1, 1, -1),
+            "SEQUENCE_LENGTH": np.array([[len(before)]], np.int32),
+            "STREAM_ID": stream_id,
+            "OPEN_MAX_TOKENS": np.array([[length]], np.int32),
+            "OPEN_STREAM": np.array([[streaming]], np.bool_),
+        }
+        if prompt.words:
+            words = [word.encode("utf-8") for word in prompt.words]
+            opening["OPEN_STOP_WORDS"] = np.array([words], np.object_)
+        exchange("postprocessing", request.request_id(), opening)
+        return stream_id

@@ -1,34 +1,56 @@
 """Triton model `tensorrt_llm_bls`: text in, text out, over tensorrt_llm in one hop.
 
-It speaks the ensemble's tensors, does pre- and postprocessing itself, and passes a client's
-cancellation on at once.
+It speaks the ensemble's tensors, does pre- and postprocessing itself, knows when an answer ends
+whatever the runtime, and passes a client's cancellation on at once.
 """
 
 from __future__ import annotations
 
-import uuid
-from concurrent.futures import ThreadPoolExecutor
+import json
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_requests import (
-    error_response,
-    finish,
-    generate,
-    scalar,
-    stop,
-    tensor,
-    text_response,
-)
-from minitron_text import CONTEXT_TOKENS, TextDecoder, TextEncoder, parameter
+from minitron_decode import Vocabulary
+from minitron_encode import TextEncoder, TextTensors
+from minitron_relay import Relay, Relayed, Watch
+from minitron_requests import error_response, finish, response, scalar, tensor
+from minitron_stream import Stream
+from minitron_text import flag, parameter
 
 PASSED_ON = {
+    "max_tokens": "request_output_len",
+    "num_return_sequences": "num_return_sequences",
     "top_k": "runtime_top_k",
     "top_p": "runtime_top_p",
     "temperature": "temperature",
+    "length_penalty": "len_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "min_tokens": "min_tokens",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
     "seed": "seed",
+    "return_log_probs": "return_log_probs",
+    "return_context_logits": "return_context_logits",
+    "return_generation_logits": "return_generation_logits",
+    "return_perf_metrics": "return_perf_metrics",
+    "return_num_input_tokens": "return_num_input_tokens",
+    "return_num_output_tokens": "return_num_output_tokens",
+    "beam_width": "beam_width",
+    "stream": "streaming",
+    "prompt_embedding_table": "prompt_embedding_table",
+    "prompt_vocab_size": "prompt_vocab_size",
+    "lora_task_id": "lora_task_id",
+    "lora_weights": "lora_weights",
+    "lora_config": "lora_config",
+    "guided_decoding_guide_type": "guided_decoding_guide_type",
+    "guided_decoding_guide": "guided_decoding_guide",
 }
+"""From the client's inputs to tensorrt_llm's, untouched."""
+
+OWN_OUTPUTS = ("text_output", "finish_reason")
 
 
 class TritonPythonModel:
@@ -36,77 +58,127 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer; a thread waits for each request in flight."""
+        config = json.loads(args["model_config"])
+        self._decoupled = config.get("model_transaction_policy", {}).get("decoupled", False)
+        self._statistics = {output["name"] for output in config["output"]}.difference(OWN_OUTPUTS)
         self._encoder = TextEncoder(args)
-        self._decoder = TextDecoder(args)
-        self._threads = ThreadPoolExecutor(int(parameter(args, "max_requests")))
+        skip_special = flag(args, "skip_special_tokens", True)
+        self._vocabulary = Vocabulary(self._encoder.tokenizer, skip_special=skip_special)
+        self._exclude = flag(args, "exclude_input_in_output", True)
+        self._accumulate = flag(args, "accumulate_tokens", False)
+        self._reports_end = flag(args, "finish_reason", False)
+        self._most = int(parameter(args, "max_requests", "256"))
+        self._threads = ThreadPoolExecutor(self._most)
+        self._free = threading.BoundedSemaphore(self._most)
+        self._watch = Watch()
 
-    def execute(self, requests: list[Any]) -> None:
-        """Start each request; its thread answers."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                self._threads.submit(self._relay, self._inputs(request), sender)
-            except ValueError as error:
-                finish(sender, error_response(str(error), pb_utils.TritonError.INVALID_ARG))
+    def execute(self, requests: list[Any]) -> list[Any] | None:
+        """Start each request; its thread answers, or what it collects is the one response."""
+        if self._decoupled:
+            for request in requests:
+                self._start(request, request.get_response_sender())
+            return None
+        collectors = [_Collector(request) for request in requests]
+        for request, collector in zip(requests, collectors, strict=True):
+            self._start(request, collector)
+        return [collector.response() for collector in collectors]
 
     def finalize(self) -> None:
         """Let the requests in flight end."""
         self._threads.shutdown()
+        self._watch.close()
 
-    def _inputs(self, request: Any) -> dict[str, Any]:
-        query = tensor(request, "text_input")
+    def _start(self, request: Any, sender: Any) -> None:
+        """Hand a request to a thread; refuse one that is wrong, or one too many."""
+        if not self._free.acquire(blocking=False):
+            message = f"tensorrt_llm_bls has {self._most} requests in flight, its most; try later"
+            finish(sender, error_response(message, pb_utils.TritonError.UNAVAILABLE))
+            return
+        try:
+            relay = Relay(self._vocabulary, self._read(request), sender)
+            self._threads.submit(self._watch.run, relay).add_done_callback(self._done)
+        except ValueError as error:
+            self._free.release()
+            finish(sender, error_response(str(error), pb_utils.TritonError.INVALID_ARG))
+        except BaseException:
+            self._free.release()
+            raise
+
+    def _done(self, _: Future[None]) -> None:
+        self._free.release()
+
+    def _read(self, request: Any) -> Relayed:
+        """Return all that a request asks; its memory is gone when its thread runs."""
         prompt = self._encoder.prompt(
-            np.empty(0) if query is None else query,
-            tensor(request, "stop_words"),
-            tensor(request, "bad_words"),
-            tensor(request, "end_id"),
+            TextTensors(
+                text=tensor(request, "text_input"),
+                stop_words=tensor(request, "stop_words"),
+                bad_words=tensor(request, "bad_words"),
+                bias_words=tensor(request, "embedding_bias_words"),
+                bias_weights=tensor(request, "embedding_bias_weights"),
+                end_id=scalar(request, "end_id"),
+                pad_id=scalar(request, "pad_id"),
+                table_id=scalar(request, "prompt_table_extra_id"),
+                chat=scalar(request, "apply_chat_template"),
+            )
         )
-        # Copies: the request's memory is gone when its thread runs.
+        streaming = bool(scalar(request, "stream", False))
+        sequences = scalar(request, "num_return_sequences", 1)
+        if not self._decoupled:
+            _check_one_response(streaming, sequences)
         given = {
             target: value.copy()
-            for name, target in {"max_tokens": "request_output_len", **PASSED_ON}.items()
+            for name, target in PASSED_ON.items()
             if (value := tensor(request, name)) is not None
         }
-        return {
-            **given,
-            "input_ids": prompt.ids,
-            "input_lengths": np.array([[prompt.ids.size]], np.int32),
-            "end_id": np.array([[prompt.end_id]], np.int32),
-            "stop_words_list": prompt.stop_words,
-            "bad_words_list": prompt.bad_words,
-            "streaming": np.array([[scalar(request, "stream", False)]], np.bool_),
-        }
-
-    def _relay(self, inputs: dict[str, Any], sender: Any) -> None:
-        try:
-            self._generate(inputs, sender)
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            finish(sender, error_response(message, pb_utils.TritonError.INTERNAL))
-
-    def _generate(self, inputs: dict[str, Any], sender: Any) -> None:
-        # An id of our own, so that `stop` cannot meet another client's request.
-        request_id = uuid.uuid4().hex
-        outputs = ["output_ids", "sequence_length", "is_final"]
-        context: list[int] = []
-        stopped = False
-        for answer in generate(request_id, outputs, **inputs):
-            if answer.has_error():
-                error = answer.error()
-                finish(sender, error_response(error.message(), error.code()))
-                return
-            if not stopped and sender.is_cancelled():
-                stopped = True
-                stop(request_id)
-            if stopped or not answer.output_tensors():
-                continue
-            ids, final = _ids(answer)
-            sender.send(text_response("text_output", self._decoder.new_text(context, ids, final)))
-            context = [*context, *ids][-CONTEXT_TOKENS:]
-        finish(sender)
+        excluded = streaming or scalar(request, "exclude_input_in_output", self._exclude)
+        return Relayed(
+            stream=Stream(
+                names=(),
+                max_tokens=scalar(request, "max_tokens"),
+                streaming=streaming,
+                words=prompt.stops,
+                prompt=() if excluded else prompt.ids,
+            ),
+            inputs={
+                **prompt.inputs,
+                **given,
+                "exclude_input_in_output": np.ones((1, 1), np.bool_),
+            },
+            sequences=sequences,
+            statistics=self._statistics.intersection(request.requested_output_names()),
+            timeout_us=request.timeout(),
+            reports_end=self._reports_end,
+            accumulate=self._accumulate,
+        )
 
 
-def _ids(answer: Any) -> tuple[list[int], bool]:
-    tensors = {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
-    length = int(tensors["sequence_length"][0, 0])
-    return tensors["output_ids"][0, 0, :length].tolist(), bool(tensors["is_final"].item())
+def _check_one_response(streaming: bool, sequences: int) -> None:
+    if streaming:
+        raise ValueError("stream is true, but this tensorrt_llm_bls sends one response (decoupled)")
+    if sequences > 1:
+        raise ValueError(
+            f"num_return_sequences is {sequences}, but this tensorrt_llm_bls sends one response; "
+            "serve a repository with decoupled models"
+        )
+
+
+class _Collector:
+    """Stands in for a sender where a model has to return its one response."""
+
+    def __init__(self, request: Any) -> None:
+        self.is_cancelled = request.is_cancelled
+        self._response: Any = None
+        self._over = threading.Event()
+
+    def send(self, response: Any = None, flags: int = 0) -> None:
+        """Keep a response; the flag says that it was the last."""
+        if response is not None:
+            self._response = response
+        if flags:
+            self._over.set()
+
+    def response(self) -> Any:
+        """Wait for the last response."""
+        self._over.wait()
+        return self._response or response()

@@ -5,25 +5,31 @@ Same tensors as TensorRT-LLM's own model; needs minitron-trt[reference] in Trito
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_requests import error_response, finish, response, scalar, tensor
-from minitron_text import CONTEXT_TOKENS, parameter
+from minitron_requests import error_response, finish, response
+from minitron_text import flag, parameter
+from reference_answers import Answer
+from reference_inputs import Asked, Serving, read, rows, scalar
+from reference_metrics import Metrics
+from reference_running import Entry, Running
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.errors import BadInputError, RefusedError
-from minitron_trt.executor import Event, Executor, FinishReason, Request, Sampling
+from minitron_trt.errors import BadInputError, RefusedError, UnsupportedError
+from minitron_trt.executor import Executor
 from minitron_trt.executor.reference import ReferenceModel
+from minitron_trt.executor.scheduler import MAX_TOKENS_PER_STEP
 
-# Asking Triton costs a message to the server process.
-CANCEL_CHECK_S = 0.02
+# A request has its slot by then, so the first figures after a rest are right.
+_ADMISSION_S: Final = 0.002
 
 
 class TritonPythonModel:
@@ -31,18 +37,31 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the checkpoint and start the executor."""
-        folder = Path(args["model_repository"], args["model_version"])
-        model = ReferenceModel(
-            Checkpoint.open(folder / parameter(args, "gpt_model_path")),
-            slots=int(parameter(args, "max_batch_size")),
-            max_seq_len=int(parameter(args, "max_seq_len")),
+        model = _load(args)
+        self._serving = Serving(
+            vocab=model.vocab,
+            max_seq_len=model.max_seq_len,
+            decoupled=pb_utils.using_decoupled_model_transaction_policy(
+                json.loads(args["model_config"])
+            ),
+            exclude_input=flag(args, "exclude_input_in_output", False),
         )
-        self._executor = Executor(model, max_queue_size=int(parameter(args, "max_queue_size")))
-        self._executor.start()
+        self._stream_interval = int(parameter(args, "stream_interval", "1"))
+        self._executor = Executor(
+            model,
+            max_tokens_per_step=max(model.slots, _tokens_per_step(args)),
+            max_queue_size=int(parameter(args, "max_queue_size")),
+        )
         self._numbers = itertools.count()
-        self._metrics = _Metrics()
-        self._metrics.gauge("max").set(model.slots)
-        self._running = _Running(self._metrics.gauge("active"))
+        self._running = Running()
+        self._metrics = Metrics(args, model.max_seq_len)
+        self._metrics.publish(self._executor.stats())
+        self._cancel_period_s = int(parameter(args, "cancellation_check_period_ms", "20")) / 1e3
+        self._stats_period_s = int(parameter(args, "stats_check_period_ms", "100")) / 1e3
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="minitron-watcher", daemon=True)
+        self._executor.start()
+        self._watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the executor, which answers from its own thread."""
@@ -50,160 +69,98 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             try:
                 self._take(request, sender)
-            except (BadInputError, ValueError) as error:
-                finish(sender, error_response(str(error), pb_utils.TritonError.INVALID_ARG))
-            except RefusedError as error:
-                finish(sender, error_response(str(error), pb_utils.TritonError.UNAVAILABLE))
+            except Exception as error:
+                finish(sender, _refusal(error))
 
     def finalize(self) -> None:
         """Stop the executor."""
+        self._closing.set()
+        self._running.wake()
         self._executor.close()
+        self._watcher.join()
 
     def _take(self, request: Any, sender: Any) -> None:
-        request_id = request.request_id()
-        if scalar(request, "stop", False):
-            if not request_id:
-                raise ValueError("stop needs the request id of the request to stop")
-            self._running.cancel(request_id, self._executor)
-            finish(sender)
+        arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        given = (request.request_id(), scalar(arrays, "stream_id"))
+        names = frozenset(name for name in given if name not in ("", None))
+        if scalar(arrays, "stop", False):
+            self._stop(names, sender)
             return
-        number = str(next(self._numbers))
-        asked = _request(number, request)
-        stream = _Stream(
-            sender,
-            streaming=scalar(request, "streaming", False),
-            done=lambda: self._running.remove(request_id, number),
-        )
-        self._running.add(request_id, number)
+        batch = rows(arrays)
+        if len(batch) > 1 and not self._serving.decoupled:
+            raise BadInputError(
+                f"input_lengths has {len(batch)} rows; more than one needs a model with "
+                "decoupled responses"
+            )
+        timeout_us = request.timeout()
+        asked = [read(row, str(next(self._numbers)), timeout_us, self._serving) for row in batch]
+        for one in asked:
+            self._executor.check(one.request)
+        self._submit(asked, names, given[1], sender)
+
+    def _stop(self, names: frozenset[str | int], sender: Any) -> None:
+        if not names:
+            raise BadInputError("stop needs the request id, or stream_id, of the request to stop")
+        for request_id in self._running.named(names):
+            self._executor.cancel(request_id)
+        # A model that is not decoupled owes exactly one response.
+        finish(sender, None if self._serving.decoupled else response())
+
+    def _submit(
+        self, asked: Sequence[Asked], names: frozenset[str | int], stream_id: Any, sender: Any
+    ) -> None:
+        request_ids = tuple(one.request.request_id for one in asked)
+
+        def done(tokens: int) -> None:
+            self._running.remove(request_ids[0])
+            self._metrics.finished(sum(len(one.request.prompt) for one in asked), tokens)
+
+        answer = Answer(sender, asked, stream_id, self._stream_interval, done)
+        self._running.add(Entry(names, request_ids, answer))
         try:
-            self._executor.submit(asked, stream.on_event, stream.is_cancelled)
+            for row, one in enumerate(asked):
+                on_event = functools.partial(answer.on_event, row)
+                self._executor.submit(one.request, on_event, answer.is_closed)
         except BaseException:
-            stream.done()
+            answer.close()
+            self._running.remove(request_ids[0])
             raise
 
-
-class _Running:
-    """The executor's numbers of the requests in flight, by the id that the client gave."""
-
-    def __init__(self, gauge: Any) -> None:
-        self._lock = threading.Lock()
-        self._numbers: dict[str, set[str]] = {}
-        self._gauge = gauge
-
-    def add(self, request_id: str, number: str) -> None:
-        """Remember a request that begins."""
-        with self._lock:
-            self._numbers.setdefault(request_id, set()).add(number)
-            self._gauge.increment(1)
-
-    def remove(self, request_id: str, number: str) -> None:
-        """Forget a request that has ended."""
-        with self._lock:
-            left = self._numbers.get(request_id, set())
-            left.discard(number)
-            self._gauge.increment(-1)
-            if not left:
-                self._numbers.pop(request_id, None)
-
-    def cancel(self, request_id: str, executor: Executor) -> None:
-        """End every request that carries the client's id."""
-        with self._lock:
-            numbers = tuple(self._numbers.get(request_id, ()))
-        for number in numbers:
-            executor.cancel(number)
+    def _watch(self) -> None:
+        """Look for clients that left and publish metrics, as long as there is something to see."""
+        while self._running.wait(self._closing):
+            self._closing.wait(_ADMISSION_S)
+            published = -self._stats_period_s
+            while self._running and not self._closing.is_set():
+                for request_id in self._running.left():
+                    self._executor.cancel(request_id)
+                if time.monotonic() - published >= self._stats_period_s:
+                    published = time.monotonic()
+                    self._metrics.publish(self._executor.stats())
+                self._closing.wait(self._cancel_period_s)
+            self._metrics.publish(self._executor.stats())
 
 
-class _Metrics:
-    """Prometheus gauges under the names that TensorRT-LLM's model publishes."""
-
-    def __init__(self) -> None:
-        # Triton deletes a family, and the gauges with it, when Python forgets it.
-        self._family = pb_utils.MetricFamily(
-            name="nv_trt_llm_request_metrics",
-            description="TRT LLM request metrics",
-            kind=pb_utils.MetricFamily.GAUGE,
-        )
-
-    def gauge(self, kind: str) -> Any:
-        """Return the gauge of one request type."""
-        labels = {"model": "tensorrt_llm", "version": "1", "request_type": kind}
-        return self._family.Metric(labels=labels)
+def _refusal(error: Exception) -> Any:
+    codes = pb_utils.TritonError
+    for kind, code in (
+        (BadInputError, codes.INVALID_ARG),
+        (UnsupportedError, codes.UNSUPPORTED),
+        (RefusedError, codes.UNAVAILABLE),
+    ):
+        if isinstance(error, kind):
+            return error_response(str(error), code)
+    return error_response(f"{type(error).__name__}: {error}", codes.INTERNAL)
 
 
-class _Stream:
-    """One request's way back to Triton."""
-
-    def __init__(self, sender: Any, streaming: bool, done: Callable[[], None]) -> None:
-        self._sender = sender
-        self._streaming = streaming
-        self._ids: list[int] = []
-        self._sent = 0
-        self._checked = time.monotonic()
-        self.done = done
-
-    def is_cancelled(self) -> bool:
-        """Return whether the client left, asked seldom."""
-        now = time.monotonic()
-        if now - self._checked < CANCEL_CHECK_S:
-            return False
-        self._checked = now
-        return bool(self._sender.is_cancelled())
-
-    def on_event(self, event: Event) -> None:
-        """Send what is new; without streaming, everything at the end."""
-        self._ids.extend(event.tokens)
-        reason = event.finish_reason
-        if reason is not None:
-            self.done()
-        if reason is FinishReason.CANCELLED:
-            finish(self._sender)
-        elif reason in (FinishReason.ERROR, FinishReason.TIMED_OUT):
-            message = event.error or "the request ran out of time"
-            finish(self._sender, error_response(message, pb_utils.TritonError.INTERNAL))
-        elif reason is not None:
-            finish(self._sender, self._response(final=True))
-        elif self._streaming:
-            self._sender.send(self._response(final=False))
-
-    def _response(self, final: bool) -> Any:
-        start, self._sent = self._sent, len(self._ids)
-        new = self._ids[start:]
-        return response(
-            output_ids=np.array([[new]], np.int32),
-            sequence_length=np.array([[len(new)]], np.int32),
-            context_ids=np.array([self._ids[max(0, start - CONTEXT_TOKENS) : start]], np.int32),
-            is_final=np.array([[final]], np.bool_),
-        )
-
-
-def _request(number: str, request: Any) -> Request:
-    given = tensor(request, "input_ids")
-    ids = np.empty(0, np.int32) if given is None else given.reshape(-1)
-    length = scalar(request, "input_lengths", len(ids))
-    if not 0 <= length <= len(ids):
-        raise ValueError(f"input_lengths is {length} but input_ids holds {len(ids)} ids")
-    end_id = scalar(request, "end_id", -1)
-    return Request(
-        request_id=number,
-        prompt=tuple(ids[:length].tolist()),
-        max_tokens=scalar(request, "request_output_len", 0),
-        sampling=Sampling(
-            temperature=scalar(request, "temperature"),
-            top_k=scalar(request, "runtime_top_k"),
-            top_p=scalar(request, "runtime_top_p"),
-            seed=scalar(request, "seed"),
-            end_ids=(end_id,) if end_id >= 0 else (),
-            stop_words=_words(request, "stop_words_list"),
-            bad_words=_words(request, "bad_words_list"),
-        ),
+def _load(args: Mapping[str, str]) -> ReferenceModel:
+    folder = Path(args["model_repository"], args["model_version"])
+    return ReferenceModel(
+        Checkpoint.open(folder / parameter(args, "gpt_model_path")),
+        slots=int(parameter(args, "max_batch_size")),
+        max_seq_len=int(parameter(args, "max_seq_len")),
     )
 
 
-def _words(request: Any, name: str) -> tuple[tuple[int, ...], ...]:
-    packed = tensor(request, name)
-    if packed is None:
-        return ()
-    ids, ends = packed.reshape(2, -1).tolist()
-    ends = [end for end in ends if end > 0]
-    # The end of a word is the start of the next; the last end starts nothing.
-    return tuple(tuple(ids[start:end]) for start, end in zip([0, *ends], ends, strict=False))
+def _tokens_per_step(args: Mapping[str, str]) -> int:
+    return int(parameter(args, "max_num_tokens", str(MAX_TOKENS_PER_STEP)))

@@ -9,6 +9,7 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_CANNOT_RUN = 127  # what a shell exits with
 
 
 def main(parent: int, program: list[str]) -> None:
@@ -16,7 +17,11 @@ def main(parent: int, program: list[str]) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit("the parent is gone already")
-    os.execv(program[0], program)
+    try:
+        os.execvp(program[0], program)
+    except OSError as error:
+        print(f"error: {program[0]} cannot be started: {error.strerror}", flush=True)  # noqa: T201
+        sys.exit(_CANNOT_RUN)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""A Q8_0 GGUF file, converted and served, gives the text of the model it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.convert.conftest import write_gguf as write_gguf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minitron_trt.clients.client import Client
+from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.samples import NAMES, sample_folder
+from minitron_trt.triton_repo.recipe import ServingRecipe
+from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.runners import serving
+from minitron_trt.triton_repo.server_options import ServerOptions, free_endpoints
+
+pytestmark = pytest.mark.server
+WriteGguf = Callable[..., Path]
+PROMPTS = (
+    "Complete the paragraph: our solar system is",
+    "In Japanese: 太陽系には",
+    "Question: Why is Mars red? Answer:",
+)
+
+
+def greedy_text(model: Path) -> list[str]:
+    """Return what transformers makes of each prompt, to the end of the text."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    texts = []
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        with torch.inference_mode():
+            ids = network.generate(**inputs, max_new_tokens=200, do_sample=False, pad_token_id=0)
+        answer = ids[0, inputs["input_ids"].shape[1] :]
+        texts.append(tokenizer.decode(answer, skip_special_tokens=True))
+    return texts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_served_text_of_a_q8_0_file_is_its_source_models(
+    name: str, write_gguf: WriteGguf, tmp_path: Path
+) -> None:
+    path = write_gguf(sample_folder(name), tmp_path / "model.gguf", "Q8_0")
+    convert(str(path), tmp_path / "checkpoint", ConvertOptions())
+    emit_repository(tmp_path / "checkpoint", tmp_path / "repository", ServingRecipe())
+    with (
+        serving(tmp_path / "repository", ServerOptions(free_endpoints())) as server,
+        Client.connect(server.endpoints.grpc_url, timeout_s=120) as client,
+    ):
+        served = [client.generate(GenerateRequest(prompt, max_tokens=200)) for prompt in PROMPTS]
+
+    assert served == greedy_text(sample_folder(name))

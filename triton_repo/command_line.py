@@ -1,0 +1,93 @@
+"""The server's command line: one tritonserver, or one per rank below mpirun."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
+from minitron_trt.triton_repo.served import ServedRepository
+from minitron_trt.triton_repo.server_options import ServerOptions
+
+RANKS: Final = Path(__file__).with_name("ranks.py")
+# Two ranks would get a core each, models and tokenizers included.
+_MPIRUN: Final = ("mpirun", "--allow-run-as-root", "--bind-to", "none")
+_NO_SERVICE: Final = ("--allow-http=false", "--allow-grpc=false", "--allow-metrics=false")
+_LLMAPI_LAUNCH: Final = "trtllm-llmapi-launch"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Where things are on the machine, or in the container, that runs the server."""
+
+    server: str
+    repository: Path
+    backends: Path | None = None
+    python: str = "python3"
+    ranks: Path = RANKS
+    gpus: int = 0
+
+
+def is_multi_model(served: ServedRepository, options: ServerOptions) -> bool:
+    """Say whether TensorRT-LLM orders workers itself: for several engines in one server."""
+    return served.runtime == TRTLLM and (options.multi_model or len(served.generators) > 1)
+
+
+def rank_count(served: ServedRepository, options: ServerOptions) -> int:
+    """Return how many tritonservers there are."""
+    return 1 if is_multi_model(served, options) else served.world_size
+
+
+def environment_of(served: ServedRepository, options: ServerOptions) -> Mapping[str, str]:
+    """Return the variables that the server needs wherever it runs."""
+    # Model folders are artifacts: no caches are written into them.
+    variables = {"PYTHONDONTWRITEBYTECODE": "1"}
+    if is_multi_model(served, options):
+        variables |= {"TRTLLM_ORCHESTRATOR": "1", "TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES": "1"}
+    return variables
+
+
+def command_line(
+    program: Program, served: ServedRepository, options: ServerOptions
+) -> tuple[str, ...]:
+    """Return the command that serves a repository with an engine of any number of ranks."""
+    multi_model = is_multi_model(served, options)
+    ranks = rank_count(served, options)
+    first = _server(program, ["--disable-auto-complete-config", *options.arguments()])
+    if multi_model:
+        # The workers have the GPUs; the server itself takes nothing of them.
+        first += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
+        first += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(program.gpus)]
+    if ranks == 1 and not multi_model:
+        return tuple(first)
+    launch = [_LLMAPI_LAUNCH] if served.runtime == LLMAPI else []
+    command = [program.python, str(program.ranks), *_MPIRUN]
+    if ranks > 1:
+        command.append("--tag-output")
+    for rank in range(ranks):
+        server = first if rank == 0 else _server(program, _worker(served))
+        prefix = f"--backend-config=python,shm-region-prefix-name=prefix{rank}_"
+        command += [*([":"] if rank else []), "-n", "1", *launch, *server, prefix]
+    return tuple(command)
+
+
+def _server(program: Program, arguments: list[str]) -> list[str]:
+    backends = [f"--backend-directory={program.backends}"] if program.backends else []
+    return [
+        program.server,
+        f"--model-repository={program.repository}",
+        *backends,
+        *arguments,
+    ]
+
+
+def _worker(served: ServedRepository) -> list[str]:
+    """Return what ranks above 0 get: the engine's model and no way to reach them."""
+    return [
+        "--disable-auto-complete-config",
+        *_NO_SERVICE,
+        "--model-control-mode=explicit",
+        *(f"--load-model={name}" for name in served.generators),
+    ]

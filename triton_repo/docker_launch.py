@@ -1,0 +1,141 @@
+"""`serve --runner docker`: the image of the engine's version, with what it needs and no more."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from minitron_trt.build.containers import find_container
+from minitron_trt.build.machine import local_gpus
+from minitron_trt.docker import check_docker, explain_docker, mount_option
+from minitron_trt.errors import UnsupportedError
+from minitron_trt.triton_repo.command_line import (
+    RANKS,
+    Program,
+    command_line,
+    environment_of,
+    is_multi_model,
+    rank_count,
+)
+from minitron_trt.triton_repo.launch import Launch
+from minitron_trt.triton_repo.parameters import REFERENCE
+from minitron_trt.triton_repo.served import ServedRepository, runs_anywhere
+from minitron_trt.triton_repo.server_options import ANYWHERE, Endpoints, ServerOptions, Tls
+
+_OURS: Final = Path("/minitron-trt")
+_TLS: Final = _OURS / "tls"
+_STOP_MARGIN_S: Final = 10
+# Triton's own user in NVIDIA's images, for when this tool runs as root.
+_TRITON_USER: Final = "1000:1000"
+# The Python backend's tensors pass through /dev/shm; ranks and their GPUs talk through it.
+_SHM: Final = "--shm-size=2g"
+
+
+def plan_docker(
+    served: ServedRepository, options: ServerOptions, image: str | None = None
+) -> Launch:
+    """Return the launch of a container; nothing is asked of docker until it is prepared."""
+    name = f"minitron-trt-{secrets.token_hex(4)}"
+    chosen = _choose_image(served, image)
+    multi_model = is_multi_model(served, options)
+    program = Program(
+        server="tritonserver",
+        repository=served.mount,
+        ranks=_OURS / RANKS.name,
+        gpus=(len(options.gpus) or len(local_gpus())) if multi_model else 0,
+    )
+    argv = (
+        *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
+        f"--stop-timeout={options.drain_s + _STOP_MARGIN_S}",
+        *_gpus(served, options),
+        *_ports(options.endpoints),
+        *_confinement(),
+        *_variables(served, options),
+        *_mounts(served, options),
+        chosen,
+        *command_line(program, served, _inside(options)),
+    )
+    return Launch(
+        runner="docker",
+        argv=argv,
+        models=served.models,
+        ranks=rank_count(served, options),
+        check=lambda: check_docker(chosen, "use --runner local in NVIDIA's container"),
+        remove=("docker", "rm", "--force", name),
+        explain=explain_docker,
+    )
+
+
+def _choose_image(served: ServedRepository, asked: str | None) -> str:
+    if served.runtime == REFERENCE:
+        raise UnsupportedError(
+            f"{served.folder} is for the reference runtime, which needs minitron-trt beside the "
+            "server; no image has it: use --runner embedded"
+        )
+    if asked is None:
+        return served.find_image()
+    if {"/", ":"} & set(asked):
+        # A full name, perhaps of an image of one's own.
+        return asked
+    container = find_container(asked)
+    served.check_version(container.trtllm, f"image {asked}")
+    return container.image
+
+
+def _inside(options: ServerOptions) -> ServerOptions:
+    """Return the options as seen in the container: docker publishes what listens anywhere there."""
+    there = options.endpoints
+    endpoints = Endpoints(
+        ANYWHERE, there.http_port, there.grpc_port, there.metrics_port, metrics_host=ANYWHERE
+    )
+    tls = options.tls
+    if tls is not None:
+        tls = Tls(_TLS / "cert.pem", _TLS / "key.pem", _TLS / "ca.pem" if tls.ca else None)
+    return replace(options, endpoints=endpoints, tls=tls)
+
+
+def _gpus(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]:
+    if options.gpus:
+        # A CSV field of its own: the quotes are docker's, not a shell's.
+        return (f'--gpus="device={",".join(options.gpus)}"',)
+    if runs_anywhere(served):
+        return ()
+    return ("--gpus=all" if is_multi_model(served, options) else f"--gpus={served.world_size}",)
+
+
+def _ports(endpoints: Endpoints) -> tuple[str, ...]:
+    published = (
+        (endpoints.host, endpoints.http_port),
+        (endpoints.host, endpoints.grpc_port),
+        (endpoints.metrics_host, endpoints.metrics_port),
+    )
+    return tuple(f"--publish={host}:{port}:{port}" for host, port in published)
+
+
+def _confinement() -> tuple[str, ...]:
+    user = f"{os.getuid()}:{os.getgid()}" if os.getuid() else _TRITON_USER
+    return (
+        *(f"--user={user}", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+        # TensorRT-LLM's just-in-time kernels are loaded from where they are compiled to.
+        *("--read-only", "--tmpfs=/tmp:rw,exec,nosuid,nodev"),
+        *(_SHM, "--ulimit=memlock=-1", "--ulimit=stack=67108864"),
+    )
+
+
+def _variables(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]:
+    # The user has no entry in the image's passwd, where libraries look for a name and a home.
+    variables = {"HOME": "/tmp", "USER": "triton", **environment_of(served, options)}
+    return tuple(f"--env={name}={value}" for name, value in variables.items())
+
+
+def _mounts(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]:
+    mounts = {served.mount: served.folder, **{path: path for path in served.outside}}
+    if rank_count(served, options) > 1 or is_multi_model(served, options):
+        mounts[_OURS / RANKS.name] = RANKS
+    if options.tls:
+        names = ("cert.pem", "key.pem", "ca.pem")
+        mounts |= {_TLS / name: path for name, path in zip(names, options.tls.files, strict=False)}
+    return tuple(mount_option(source, target, read_only=True) for target, source in mounts.items())

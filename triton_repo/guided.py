@@ -1,0 +1,47 @@
+"""What TensorRT-LLM's C++ backend must know of a tokenizer to guide an answer with xgrammar.
+
+The record is that of TensorRT-LLM's `generate_xgrammar_tokenizer_info.py`, which needs TensorRT-LLM
+to run; all of it is in tokenizer.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.errors import BadInputError
+
+INFO_NAME: Final = "xgrammar_tokenizer_info.json"
+_TOKENIZER: Final = "tokenizer.json"
+
+
+def tokenizer_info(files: Iterable[Path], end_ids: Sequence[int]) -> str:
+    """Return the record as JSON; BadInputError when there is no usable tokenizer.json."""
+    path = next((path for path in files if path.name == _TOKENIZER), None)
+    if path is None:
+        raise BadInputError(
+            f"guided_decoding_backend needs the tokenizer's {_TOKENIZER}, which is not there"
+        )
+    text = path.read_text(encoding="utf-8")
+    try:
+        ids = _ids(json.loads(text))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{path} is not a tokenizer of Hugging Face ({error!r})") from error
+    record = {
+        "encoded_vocab": sorted(ids, key=ids.__getitem__),
+        "tokenizer_str": text,
+        "stop_token_ids": list(end_ids),
+    }
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _ids(tokenizer: dict[str, Any]) -> dict[str, int]:
+    """Return the id of every token."""
+    known = tokenizer["model"]["vocab"]
+    if isinstance(known, list):
+        # Unigram: pairs of token and score, in the order of their ids.
+        known = {token: index for index, (token, _) in enumerate(known)}
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    return {**known, **added}

@@ -1,0 +1,77 @@
+"""The requests in flight: found by their clients' ids, and left by their clients."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reference_answers import Answer
+
+Name = str | int
+"""A request id or a stream id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A client's request: the names it goes by, and the executor's ids of its rows."""
+
+    names: frozenset[Name]
+    request_ids: tuple[str, ...]
+    answer: Answer
+
+
+class Running:
+    """Every request that has not had its last response; for any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._entries: dict[str, Entry] = {}  # by the executor's id of the first row
+
+    def add(self, entry: Entry) -> None:
+        """Remember a request that begins."""
+        with self._changed:
+            self._entries[entry.request_ids[0]] = entry
+            self._changed.notify_all()
+
+    def remove(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        with self._changed:
+            self._entries.pop(request_id, None)
+
+    def named(self, names: Iterable[Name]) -> list[str]:
+        """Return the executor's ids of every request that goes by one of the names."""
+        wanted = frozenset(names)
+        return [
+            request_id
+            for entry in self._all()
+            if entry.names & wanted
+            for request_id in entry.request_ids
+        ]
+
+    def left(self) -> list[str]:
+        """Return the executor's ids of the requests whose clients left."""
+        return [
+            request_id
+            for entry in self._all()
+            if entry.answer.is_cancelled()
+            for request_id in entry.request_ids
+        ]
+
+    def wait(self, closing: threading.Event) -> bool:
+        """Sleep until a request runs, or the model closes; return whether one runs."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._entries or closing.is_set())
+            return bool(self._entries)
+
+    def wake(self) -> None:
+        """End the sleep of who waits."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _all(self) -> tuple[Entry, ...]:
+        with self._changed:
+            return tuple(self._entries.values())

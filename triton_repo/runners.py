@@ -1,0 +1,176 @@
+"""Where a server runs: in the nvidia-pytriton wheel, in this machine's Triton, or in docker.
+
+A runner turns a repository and options into a `Launch`; `choose` finds the one that can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.build.machine import local_gpus
+from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
+from minitron_trt.triton_repo.command_line import (
+    Program,
+    command_line,
+    environment_of,
+    is_multi_model,
+    rank_count,
+)
+from minitron_trt.triton_repo.docker_launch import plan_docker
+from minitron_trt.triton_repo.installation import (
+    SERVER,
+    Installation,
+    check_packages,
+    find_embedded,
+    find_local,
+)
+from minitron_trt.triton_repo.launch import Launch, TritonServer
+from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
+from minitron_trt.triton_repo.served import ServedRepository, runs_anywhere
+from minitron_trt.triton_repo.server_options import ServerOptions
+from minitron_trt.triton_repo.view import view_of
+
+EMBEDDED: Final = "embedded"
+LOCAL: Final = "local"
+DOCKER: Final = "docker"
+RUNNERS: Final = (EMBEDDED, LOCAL, DOCKER)
+
+
+def choose(served: ServedRepository) -> str:
+    """Return the runner that can serve a repository here; UnsupportedError names the ways."""
+    local = find_local()
+    if runs_anywhere(served):
+        return _choose_for_anywhere(local)
+    if local is not None and local.has("tensorrtllm"):
+        return LOCAL
+    if shutil.which("docker"):
+        return DOCKER
+    found = f"{local.binary} has no tensorrtllm backend" if local else f"there is no {SERVER}"
+    raise UnsupportedError(
+        f"runtime {served.runtime} needs NVIDIA's Triton with TensorRT-LLM; {found} and no docker: "
+        "run minitron-trt serve inside NVIDIA's container, or install docker"
+    )
+
+
+def _choose_for_anywhere(local: Installation | None) -> str:
+    try:
+        find_embedded()
+    except MinitronError:
+        if local is None or not local.has("python"):
+            raise
+        return LOCAL
+    return EMBEDDED
+
+
+def plan(
+    served: ServedRepository,
+    options: ServerOptions,
+    scratch: Path,
+    runner: str | None = None,
+    image: str | None = None,
+) -> Launch:
+    """Return how to serve a repository; nothing is started or written.
+
+    `scratch` is a folder for the launch's own files.
+    """
+    runner = runner or choose(served)
+    if options.tls:
+        options.tls.check()
+    if options.gpus and len(options.gpus) < rank_count(served, options):
+        raise UsageError(
+            f"--gpus names {len(options.gpus)}; {served.folder} has {served.world_size} ranks, "
+            "each on a GPU of its own"
+        )
+    if runner == DOCKER:
+        return plan_docker(served, options, image)
+    if image is not None:
+        raise UsageError(f"--image is for --runner docker; this is {runner}")
+    if runner == LOCAL:
+        return _plan_local(served, options, scratch)
+    return _plan_embedded(served, options, scratch)
+
+
+@contextlib.contextmanager
+def serving(
+    repository: Path, options: ServerOptions, runner: str | None = None, **settings: Any
+) -> Iterator[TritonServer]:
+    """Serve a repository inside the block; `settings` are those of TritonServer."""
+    served = ServedRepository.open(repository)
+    with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
+        launch = plan(served, options, Path(scratch), runner)
+        with TritonServer(launch, options, **settings) as server:
+            yield server
+
+
+def _plan_embedded(served: ServedRepository, options: ServerOptions, scratch: Path) -> Launch:
+    found = find_embedded()
+    check_packages(served.runtime)
+    if rank_count(served, options) > 1:
+        raise UnsupportedError(
+            f"the embedded server runs one rank; {served.folder} is for {served.world_size}: use "
+            "--runner local in NVIDIA's container, or --runner docker"
+        )
+    return _on_this_machine(EMBEDDED, found, served, options, scratch)
+
+
+def _plan_local(served: ServedRepository, options: ServerOptions, scratch: Path) -> Launch:
+    found = find_local()
+    if found is None:
+        raise UnsupportedError(
+            f"--runner local needs a {SERVER} on PATH or in /opt/tritonserver; there is none: run "
+            "it in NVIDIA's container, or use --runner docker"
+        )
+    backend = "tensorrtllm" if served.runtime == TRTLLM else "python"
+    if not found.has(backend):
+        raise UnsupportedError(
+            f"{found.binary} has no {backend} backend, which {served.folder} needs; use NVIDIA's "
+            "image with TensorRT-LLM"
+        )
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        served.check_version(metadata.version("tensorrt-llm"), "this machine")
+    if rank_count(served, options) > 1 or is_multi_model(served, options):
+        needed = ("mpirun", *(["trtllm-llmapi-launch"] if served.runtime == LLMAPI else []))
+        for program in needed:
+            if shutil.which(program) is None:
+                raise UnsupportedError(
+                    f"{served.folder} needs {program} for its ranks, which is not on PATH; it is "
+                    "in NVIDIA's image with TensorRT-LLM"
+                )
+    return _on_this_machine(LOCAL, found, served, options, scratch)
+
+
+def _on_this_machine(
+    runner: str,
+    found: Installation,
+    served: ServedRepository,
+    options: ServerOptions,
+    scratch: Path,
+) -> Launch:
+    gathered = scratch / "backends"
+    view = view_of(served, scratch / "models")
+    program = Program(
+        server=str(found.binary),
+        repository=view.folder,
+        backends=found.backends or gathered,
+        python=sys.executable,
+        gpus=(len(options.gpus) or len(local_gpus())) if is_multi_model(served, options) else 0,
+    )
+    environment = {**found.environment, **environment_of(served, options)}
+    if options.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(options.gpus)
+    return Launch(
+        runner=runner,
+        argv=command_line(program, served, options),
+        models=served.models,
+        ranks=rank_count(served, options),
+        environment=environment,
+        links={**found.backend_links(gathered), **view.links},
+        texts=view.texts,
+    )

@@ -1,0 +1,202 @@
+"""`minitron-trt serve`."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import tempfile
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minitron_trt.console import Console, console_options
+
+if TYPE_CHECKING:
+    from minitron_trt.triton_repo.launch import Launch, TritonServer
+    from minitron_trt.triton_repo.server_options import ServerOptions
+
+log = logging.getLogger(__name__)
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("repository", type=_PATH)
+@click.option(
+    "--runner",
+    type=click.Choice(["embedded", "local", "docker"]),
+    help="Which tritonserver: that of the nvidia-pytriton wheel, one on PATH or in /opt, or that "
+    "of NVIDIA's image  [default: the first that can serve the repository]",
+)
+@click.option("--image", help="Tag of NVIDIA's image for docker  [default: the engine's]")
+@click.option("--gpus", help="Device ids, like 0,1  [default: as many as the engine has ranks]")
+@click.option("--multi-model", is_flag=True, help="TensorRT-LLM's orchestrator spawns the ranks")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of HTTP and gRPC")
+@click.option("--http-port", type=int, default=8000, show_default=True, help="HTTP port")
+@click.option("--grpc-port", type=int, default=8001, show_default=True, help="gRPC port")
+@click.option("--metrics-port", type=int, default=8002, show_default=True, help="Prometheus port")
+@click.option(
+    "--metrics-host", default="127.0.0.1", show_default=True, help="Address of the metrics"
+)
+@click.option(
+    "--grpc-tls-cert",
+    type=_PATH,
+    help="PEM certificate: gRPC speaks TLS. Triton's HTTP cannot: put a proxy before it",
+)
+@click.option("--grpc-tls-key", type=_PATH, help="PEM key of the certificate")
+@click.option(
+    "--grpc-tls-ca", type=_PATH, help="PEM of who signs clients' certificates, then asked"
+)
+@click.option(
+    "--restrict-admin",
+    metavar="HEADER=VALUE",
+    help="What calls other than inference, health and metadata must send; gRPC clients send "
+    "triton-grpc-protocol-HEADER. The machine's users see it in the process list",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Seconds that running requests may go on after SIGTERM or Ctrl-C; a second one kills",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds until every model must be ready",
+)
+@click.option(
+    "--log-file", type=_PATH, help="Keep the server's log here; of several ranks, in FILE.rank0 ..."
+)
+@click.option("--dry-run", is_flag=True, help="Print the command line and start nothing")
+@console_options
+def serve(
+    console: Console,
+    repository: Path,
+    runner: str | None,
+    image: str | None,
+    timeout_s: float,
+    log_file: Path | None,
+    dry_run: bool,
+    **asked: Any,
+) -> None:
+    """Run Triton on a model repository until SIGTERM or Ctrl-C.
+
+    REPOSITORY is a folder that triton-repo wrote, or another Triton repository. Models cannot be
+    loaded or unloaded while it runs.
+
+    Example: minitron-trt serve repository --http-port 9000
+    """
+    from minitron_trt.triton_repo.launch import TritonServer
+    from minitron_trt.triton_repo.runners import plan
+    from minitron_trt.triton_repo.served import ServedRepository
+
+    options = _options(**asked)
+    served = ServedRepository.open(repository)
+    stop = _Stop()
+    with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
+        launch = plan(served, options, Path(scratch), runner, image)
+        if dry_run:
+            record = {"runner": launch.runner, "argv": launch.argv, "ranks": launch.ranks}
+            console.result(record, shlex.join(launch.argv))
+            return
+        if not options.endpoints.is_local and options.admin is None:
+            log.warning(
+                "whoever reaches %s can also operate the server: add --restrict-admin HEADER=VALUE",
+                options.endpoints.host,
+            )
+        stop.install()
+        server = TritonServer(launch, options, timeout_s=timeout_s, log_file=log_file)
+        with server:
+            stop.server = server
+            try:
+                record = _record(launch, options, server.pid)
+                console.result(record, describe(record))
+                server.wait()
+            except KeyboardInterrupt:
+                log.info("stopping")
+            if not server.stop():
+                log.warning("requests or streams were open at the end; they were cut")
+
+
+class _Stop:
+    """What SIGTERM and Ctrl-C do: the first interrupts, one more hurries the server."""
+
+    def __init__(self) -> None:
+        self.server: TritonServer | None = None
+        self._asked = False
+
+    def install(self) -> None:
+        """Take both signals, also where a shell's background job would ignore one of them."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._take)
+
+    def _take(self, _: int, __: FrameType | None) -> None:
+        if not self._asked:
+            self._asked = True
+            raise KeyboardInterrupt
+        if self.server is not None:
+            self.server.hurry()
+
+
+def _options(
+    *,
+    gpus: str | None,
+    multi_model: bool,
+    grpc_tls_cert: Path | None,
+    grpc_tls_key: Path | None,
+    grpc_tls_ca: Path | None,
+    restrict_admin: str | None,
+    drain_s: int,
+    **addresses: Any,
+) -> ServerOptions:
+    from minitron_trt.triton_repo.server_options import Endpoints, ServerOptions, Tls
+
+    tls = None
+    if grpc_tls_cert and grpc_tls_key:
+        tls = Tls(
+            grpc_tls_cert.resolve(), grpc_tls_key.resolve(), grpc_tls_ca and grpc_tls_ca.resolve()
+        )
+    elif grpc_tls_cert or grpc_tls_key or grpc_tls_ca:
+        raise click.UsageError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
+    return ServerOptions(
+        endpoints=Endpoints(**addresses),
+        tls=tls,
+        admin=restrict_admin,
+        drain_s=drain_s,
+        gpus=tuple(gpus.split(",")) if gpus else (),
+        multi_model=multi_model,
+    )
+
+
+def _record(launch: Launch, options: ServerOptions, pid: int) -> dict[str, Any]:
+    return {
+        "runner": launch.runner,
+        "grpc": options.grpc_url,
+        "http": options.endpoints.http_url,
+        "metrics": options.endpoints.metrics_url,
+        "models": list(launch.models),
+        "ranks": launch.ranks,
+        "pid": pid,
+    }
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Return where the server can be reached, and how, as text."""
+    return "\n".join(
+        (
+            f"ready: {', '.join(record['models'])} ({record['runner']})",
+            f"  gRPC     {record['grpc']}",
+            f"  HTTP     {record['http']}",
+            f"  metrics  {record['metrics']}",
+            f'try: minitron-trt generate "Our solar system is" --url {record["grpc"]}',
+            "Ctrl-C stops it",
+        )
+    )

@@ -1,0 +1,184 @@
+"""What a server must know of a repository, ours or one that others made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.artifacts import MANIFEST_NAME, Manifest
+from minitron_trt.build.containers import container_for, same_version
+from minitron_trt.build.engine import Engine
+from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.triton_repo.layout import CONFIG_NAME
+from minitron_trt.triton_repo.model_config import from_text
+from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
+from minitron_trt.triton_repo.repository import KIND, ModelRepository
+
+OTHER: Final = "other"
+"""A repository of others without TensorRT-LLM."""
+
+_BACKEND: Final = "tensorrtllm"
+_ENGINE: Final = "gpt_model_path"
+# Parameters of TensorRT-LLM's models that name files beside or outside the repository.
+PATHS: Final = (
+    _ENGINE,
+    *("encoder_model_path", "tokenizer_dir", "engine_dir", "lora_prefetch_dir"),
+    *("multimodal_model_path", "xgrammar_tokenizer_info_path"),
+)
+_YAML: Final = "1/model.yaml"
+_YAML_MODEL: Final = re.compile(r"^model:\s*[\"']?(/[^\"'\n]+)", re.MULTILINE)
+_YAML_RANKS: Final = re.compile(r"^(?:tensor|pipeline)_parallel_size:\s*(\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRepository:
+    """An opened repository: its models, what generates their tokens, and over how many ranks.
+
+    `generators` are the models that every rank loads. `mount` is where the configs say that the
+    repository lies; `outside` are the paths outside of it that they name.
+    """
+
+    folder: Path
+    runtime: str
+    configs: Mapping[str, Any]
+    generators: tuple[str, ...]
+    world_size: int
+    mount: Path
+    outside: tuple[Path, ...] = ()
+    trtllm: str | None = None
+    image: str | None = None
+
+    @classmethod
+    def open(cls, folder: Path) -> ServedRepository:
+        """Read a repository; BadInputError names the file that is wrong."""
+        # Triton and docker want absolute paths.
+        folder = folder.resolve()
+        if (folder / MANIFEST_NAME).is_file() or not folder.is_dir():
+            return cls._open_ours(folder)
+        return cls._open_foreign(folder)
+
+    @classmethod
+    def _open_ours(cls, folder: Path) -> ServedRepository:
+        repository = ModelRepository.open(folder)
+        facts = Manifest.read(folder, KIND).facts
+        mount = Path(facts.get("mount") or folder)
+        return cls(
+            folder=folder,
+            runtime=repository.runtime,
+            configs=repository.configs,
+            generators=("tensorrt_llm",),
+            world_size=int(facts.get("world_size") or 1),
+            mount=mount,
+            outside=_outside(repository.configs, folder, mount),
+            trtllm=facts.get("tensorrt_llm"),
+            image=facts.get("image"),
+        )
+
+    @classmethod
+    def _open_foreign(cls, folder: Path) -> ServedRepository:
+        configs = {
+            path.parent.name: from_text(path.read_text(encoding="utf-8"), str(path))
+            for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))
+        }
+        if not configs:
+            raise BadInputError(
+                f"{folder} has no MODEL/{CONFIG_NAME}; expected a Triton repository"
+            )
+        engines = {
+            name: Path(path)
+            for name, path in _parameters(configs, _ENGINE)
+            if configs[name].backend == _BACKEND or Path(path).is_absolute()
+        }
+        if engines:
+            opened = [_open_engine(name, path) for name, path in engines.items()]
+            return cls(
+                folder=folder,
+                runtime=TRTLLM,
+                configs=configs,
+                generators=tuple(engines),
+                world_size=max(engine.model.parallelism.world_size for engine in opened),
+                mount=folder,
+                outside=_outside(configs, folder, folder),
+                trtllm=opened[0].compiler_version,
+            )
+        return _open_without_engine(folder, configs)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the names of the models."""
+        return tuple(self.configs)
+
+    def find_image(self) -> str:
+        """Return the image that carries the engine's TensorRT-LLM; UnsupportedError without one."""
+        if self.image is None and self.trtllm is None:
+            raise UnsupportedError(
+                f"{self.folder} does not say which TensorRT-LLM it is for; name an image: --image"
+            )
+        return self.image or container_for(str(self.trtllm)).image
+
+    def check_version(self, trtllm: str, where: str) -> None:
+        """Raise UnsupportedError when an engine is of another TensorRT-LLM than the one there."""
+        if self.runtime == TRTLLM and self.trtllm and not same_version(self.trtllm, trtllm):
+            raise UnsupportedError(
+                f"the engine is of TensorRT-LLM {self.trtllm}, {where} has {trtllm}, and they must "
+                "be the same: use another image or build the engine again"
+            )
+
+
+def _open_without_engine(folder: Path, configs: Mapping[str, Any]) -> ServedRepository:
+    outside = _outside(configs, folder, folder)
+    for name in configs:
+        path = folder / name / _YAML
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            world_size = 1
+            for ranks in _YAML_RANKS.findall(text):
+                world_size *= int(ranks)
+            model = [Path(found) for found in _YAML_MODEL.findall(text)]
+            return ServedRepository(
+                folder=folder,
+                runtime=LLMAPI,
+                configs=configs,
+                generators=(name,),
+                world_size=world_size,
+                mount=folder,
+                outside=(*outside, *(path for path in model if path.exists())),
+            )
+    return ServedRepository(folder, OTHER, configs, (), 1, folder, outside)
+
+
+def _parameters(configs: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
+    """Yield model and value where a parameter is set; a placeholder counts as unset upstream."""
+    for name, config in configs.items():
+        value = config.parameters[key].string_value if key in config.parameters else ""
+        if value and not value.startswith("${"):
+            yield name, value
+
+
+def _open_engine(model: str, path: Path) -> Engine:
+    if not path.is_dir():
+        raise BadInputError(
+            f"{model}/{CONFIG_NAME}: {_ENGINE} is {str(path)!r}, which is not a folder here; serve "
+            "where it is, or put the engine there"
+        )
+    return Engine.open(path)
+
+
+def _outside(configs: Mapping[str, Any], folder: Path, mount: Path) -> tuple[Path, ...]:
+    named = {Path(value) for key in PATHS for _, value in _parameters(configs, key)}
+    return tuple(
+        path
+        for path in sorted(named)
+        if path.is_absolute()
+        and path.exists()
+        and not path.is_relative_to(mount)
+        and not path.resolve().is_relative_to(folder)
+    )
+
+
+def runs_anywhere(repository: ServedRepository) -> bool:
+    """Say whether a tritonserver without TensorRT-LLM can serve it."""
+    return repository.runtime in (REFERENCE, OTHER)

@@ -1,0 +1,93 @@
+"""What a server says: kept per rank, read for what loads and what fails."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from pathlib import Path
+from typing import IO, Final
+
+log = logging.getLogger(__name__)
+
+_KEPT_LINES: Final = 400
+_LOADING: Final = re.compile(r"\"loading: (?P<model>.+):\d+\"")
+_LOADED: Final = re.compile(r"successfully loaded '(?P<model>[^']+)'")
+# `failed to load 'NAME' version 1: REASON`, and the end of a Python traceback.
+_FAILURE: Final = re.compile(r"failed to load '(?P<model>[^']+)'.*?: (?P<reason>.+)")
+# What mpirun --tag-output writes before each line: [JOB,RANK]<stdout>:
+_TAG: Final = re.compile(r"\[[^\]]*,(?P<rank>\d+)\]<std(?:out|err)>: ?(?P<line>.*)")
+
+
+class ServerLog:
+    """The log of a server's ranks: the last lines, which model is how far, and copies in files.
+
+    One rank's copy is `file`; of several, rank 1's is `file.rank1`.
+    """
+
+    def __init__(self, file: Path | None, ranks: int) -> None:
+        self.loaded: list[str] = []
+        self._loading: list[str] = []
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._failures: dict[str, str] = {}
+        self._file, self._ranks = file, ranks
+        self._copies: dict[int, IO[str]] = {}
+
+    @staticmethod
+    def paths(file: Path, ranks: int) -> tuple[Path, ...]:
+        """Return where the copies lie, by rank."""
+        if ranks == 1:
+            return (file,)
+        return tuple(file.with_name(f"{file.name}.rank{rank}") for rank in range(ranks))
+
+    def open(self) -> None:
+        """Make the files, so that a path that cannot be written is known before the start."""
+        if self._file is not None:
+            paths = self.paths(self._file, self._ranks)
+            self._copies = {rank: path.open("w") for rank, path in enumerate(paths)}
+
+    def close(self) -> None:
+        """Close the files."""
+        for copy in self._copies.values():
+            copy.close()
+        self._copies = {}
+
+    def add(self, line: str) -> None:
+        """Take the next line that the server, or what runs it, wrote."""
+        tag = _TAG.match(line) if self._ranks > 1 else None
+        rank, text = (int(tag["rank"]), tag["line"]) if tag else (0, line)
+        log.debug("triton%s: %s", f" {rank}" if tag else "", text)
+        self._lines.append(text)
+        if copy := self._copies.get(rank):
+            copy.write(f"{text}\n")
+            copy.flush()
+        self._note(text)
+
+    def _note(self, line: str) -> None:
+        if found := _LOADING.search(line):
+            self._loading.append(found["model"])
+        elif found := _FAILURE.search(line):
+            self._failures.setdefault(found["model"], found["reason"])
+        elif (found := _LOADED.search(line)) and found["model"] not in self.loaded:
+            self.loaded.append(found["model"])
+            log.info("%s is loaded", found["model"])
+
+    @property
+    def tail(self) -> str:
+        """Return the last lines."""
+        return "\n".join(self._lines)
+
+    def waiting_for(self, models: tuple[str, ...]) -> str:
+        """Say which models are not loaded, the ones that were begun first."""
+        left = [model for model in models if model not in self.loaded]
+        begun = [model for model in left if model in self._loading]
+        return ", ".join(begun or left)
+
+    def failure(self) -> str:
+        """Return which model failed and why, else the last complaint; "" when it said nothing."""
+        for model, reason in self._failures.items():
+            return f": model {model!r}: {reason}"
+        lines = list(self._lines)
+        errors = [line for line in lines if line.startswith(("E", "error"))]
+        last = errors[-1:] or lines[-1:]
+        return f": {last[0]}" if last else ""

@@ -1,0 +1,186 @@
+"""How a server is reached, who may ask it what, and how it ends, as Triton's options."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from minitron_trt.errors import BadInputError, UsageError
+
+LOCALHOST: Final = "127.0.0.1"
+ANYWHERE: Final = "0.0.0.0"
+# What operates the server rather than uses it; health, metadata and inference stay open.
+ADMIN_PROTOCOLS: Final = (
+    "model-repository",
+    "model-config",
+    "shared-memory",
+    "statistics",
+    "trace",
+    "logging",
+)
+_PEM: Final = b"-----BEGIN "
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where the server listens; metrics have an address of their own."""
+
+    host: str = LOCALHOST
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    metrics_host: str = LOCALHOST
+
+    def __post_init__(self) -> None:
+        for option, host in (("--host", self.host), ("--metrics-host", self.metrics_host)):
+            if ":" in host:
+                raise UsageError(f"{option} is {host!r}; expected an IPv4 address or a name")
+
+    @property
+    def http_url(self) -> str:
+        """Return the URL of the HTTP endpoint, as a client on this machine uses it."""
+        return f"http://{_reachable(self.host)}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """Return the URL of the gRPC endpoint without TLS, as a client on this machine uses it."""
+        return f"grpc://{_reachable(self.host)}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Return the URL that Prometheus scrapes, as seen from this machine."""
+        return f"http://{_reachable(self.metrics_host)}:{self.metrics_port}/metrics"
+
+    @property
+    def is_local(self) -> bool:
+        """Say whether only this machine reaches the inference endpoints."""
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return self.host == "localhost"
+
+    def check_free(self) -> None:
+        """Raise UsageError when two ports are the same or one is in use."""
+        ports = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
+        if len(set(ports.values())) < len(ports):
+            raise UsageError(f"the ports must differ; got {ports}")
+        for name, port in ports.items():
+            host = self.metrics_host if name == "metrics" else self.host
+            with socket.socket() as probe:
+                # As the server does, so that a connection that was just closed is not in the way.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as error:
+                    raise UsageError(
+                        f"{name} port {port} of {host} cannot be taken ({error.strerror}); "
+                        f"choose another with --{name}-port"
+                    ) from error
+
+
+def _reachable(host: str) -> str:
+    return LOCALHOST if host == ANYWHERE else host
+
+
+def free_endpoints() -> Endpoints:
+    """Return ports of 127.0.0.1 that are free now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for probe in probes:
+            probe.bind((LOCALHOST, 0))
+        return Endpoints(LOCALHOST, *(probe.getsockname()[1] for probe in probes))
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """The PEM files of gRPC's TLS; with a `ca`, clients must show a certificate that it signed."""
+
+    cert: Path
+    key: Path
+    ca: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that there are."""
+        return (self.cert, self.key, *([self.ca] if self.ca else ()))
+
+    def check(self) -> None:
+        """Raise BadInputError when a file is not there or is no PEM: Triton would not say so."""
+        for path in self.files:
+            try:
+                found = path.read_bytes()
+            except OSError as error:
+                raise BadInputError(f"{path} cannot be read: {error.strerror}") from error
+            if _PEM not in found:
+                raise BadInputError(
+                    f"{path} is not a PEM file; expected text with {_PEM.decode()!r}"
+                )
+
+    def arguments(self) -> list[str]:
+        """Return Triton's options."""
+        mutual = ["--grpc-use-ssl-mutual=true"] if self.ca else []
+        root = [f"--grpc-root-cert={self.ca}"] if self.ca else []
+        return [
+            *("--grpc-use-ssl=true", *mutual),
+            *(f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}", *root),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What the person who serves decides.
+
+    `admin` is HEADER=VALUE, which the admin protocols ask for; `drain_s` is how long running
+    requests may go on when the server is stopped; `gpus` are device ids, () for those needed.
+    """
+
+    endpoints: Endpoints = field(default_factory=Endpoints)
+    tls: Tls | None = None
+    admin: str | None = None
+    drain_s: int = 20
+    gpus: tuple[str, ...] = ()
+    multi_model: bool = False
+
+    def __post_init__(self) -> None:
+        if self.admin is None:
+            return
+        name, equals, value = self.admin.partition("=")
+        # Triton splits at commas; a header's name has lower case in gRPC.
+        if not (name and equals and value) or "," in self.admin or name != name.lower():
+            raise UsageError(
+                f"--restrict-admin is for {name!r}; expected header=value with a header in lower "
+                "case, a value, and no comma"
+            )
+
+    @property
+    def grpc_url(self) -> str:
+        """Return the URL that a client on this machine gives."""
+        url = self.endpoints.grpc_url
+        return url.replace("grpc://", "grpcs://", 1) if self.tls else url
+
+    def arguments(self) -> list[str]:
+        """Return Triton's options."""
+        there = self.endpoints
+        return [
+            f"--http-address={there.host}",
+            f"--http-port={there.http_port}",
+            f"--grpc-address={there.host}",
+            f"--grpc-port={there.grpc_port}",
+            f"--metrics-address={there.metrics_host}",
+            f"--metrics-port={there.metrics_port}",
+            "--model-control-mode=none",
+            f"--exit-timeout-secs={self.drain_s}",
+            *(self.tls.arguments() if self.tls else ()),
+            *(self._restrictions() if self.admin else ()),
+        ]
+
+    def _restrictions(self) -> list[str]:
+        protocols = ",".join(ADMIN_PROTOCOLS)
+        # A gRPC client sends the header as triton-grpc-protocol-HEADER.
+        return [
+            f"--http-restricted-api={protocols}:{self.admin}",
+            f"--grpc-restricted-protocol={protocols}:{self.admin}",
+        ]
