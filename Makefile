@@ -49,10 +49,11 @@ docs: $(COMPLETE) ## Write docs/cli.md from the commands' own help, and the dash
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/grafana.py
 
-bench: $(COMPLETE) ## Time conversion against cp (makes a 9 GB model, needs 30 GB of disk)
+bench: $(COMPLETE) ## Time conversion against cp and ModelOpt (makes a 9 GB model, needs 30 GB of disk)
 	$(BIN)/python benchmarks/bench_convert.py $(MODEL)
+	$(BIN)/python benchmarks/bench_quantize.py $(MODEL)
 
-bench-quantize: $(COMPLETE) ## Time quantizing against cp
+bench-quantize: $(COMPLETE) ## Time quantizing against cp and ModelOpt
 	$(BIN)/python benchmarks/bench_quantize.py $(MODEL)
 
 bench-build: $(COMPLETE) ## Time a full-size engine build without a GPU

@@ -33,10 +33,11 @@ BLOCK_BYTES: Final = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run of a work: seconds, and the highest RssAnon that was seen."""
+    """One run of a work: seconds, the highest RssAnon that was seen, and what it printed."""
 
     seconds: float
     private_bytes: int
+    printed: str
 
 
 def private_bytes(process: int) -> int:
@@ -49,16 +50,18 @@ def private_bytes(process: int) -> int:
 
 
 def measure(argv: Sequence[str]) -> Sample:
-    """Run a command from a synced disk."""
+    """Run a command, which prints less than a pipe holds, from a synced disk."""
     os.sync()
     peak, start = 0, time.monotonic()
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             peak = max(peak, private_bytes(process.pid))
             time.sleep(SAMPLE_S)
+        seconds = time.monotonic() - start
+        printed, _ = process.communicate()
     if process.returncode:
         raise click.ClickException(f"{' '.join(argv)} ended with {process.returncode}")
-    return Sample(time.monotonic() - start, peak)
+    return Sample(seconds, peak, printed)
 
 
 @contextlib.contextmanager

@@ -135,7 +135,9 @@ def main(preset: str, folder: Path) -> None:
                     start = 2 * (7919 * index % POOL_VALUES)
                     write_values(file, entry.size_bytes, pool[start:])
                     weight_map[entry.name] = path.name
-        (scratch / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}, indent=1))
+        size = sum(path.stat().st_size for path in scratch.iterdir())
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (scratch / INDEX_NAME).write_text(json.dumps(index, indent=1))
         (scratch / "config.json").write_text(json.dumps(config, indent=1))
     click.echo(f"{folder}: {preset} in {len(shards)} files")
 

@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 _SAMPLING = (
-    click.option("--temperature", type=float, help="Flatten (above 1) or sharpen (below 1) odds"),
+    click.option(
+        "--temperature",
+        type=float,
+        help="Flatten (above 1) or sharpen (below 1) the odds by which --top-k or --top-p choose",
+    ),
     click.option("--top-k", type=int, help="Choose among so many of the likeliest tokens"),
     click.option("--top-p", type=float, help="Choose among the likeliest tokens up to this share"),
     click.option("--seed", type=int, help="Make the choice of tokens repeatable"),
