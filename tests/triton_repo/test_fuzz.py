@@ -25,7 +25,11 @@ from minitron_trt.triton_repo.contract import (
 )
 from minitron_trt.triton_repo.contract_runtime import tensorrt_llm
 
-pytestmark = pytest.mark.server
+# One sample: what is looked at here does not depend on the model.
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.parametrize("served", ["solar-llama"], indirect=True, scope="session"),
+]
 
 TYPES: Final = ElementTypes()
 MODELS: Final = {

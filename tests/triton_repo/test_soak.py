@@ -19,7 +19,11 @@ from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.errors import ServerError
 
-pytestmark = pytest.mark.server
+# One sample: what is looked at here does not depend on the model.
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.parametrize("served", ["solar-llama"], indirect=True, scope="session"),
+]
 
 REQUESTS = 500
 CONCURRENT = 64

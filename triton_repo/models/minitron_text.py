@@ -6,6 +6,7 @@ Shared by them, each carries a copy; needs only transformers, so that it runs in
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ def flag(args: Mapping[str, str], key: str, default: bool) -> bool:
     if value not in ("true", "false"):
         raise ValueError(f"the parameter {key} is {value!r}; expected true or false")
     return value == "true"
+
+
+def leave_out_torch() -> None:
+    """Have transformers not load torch into this process; a tokenizer has no use for it.
+
+    It would be most of the time that a text model takes to start, and most of its memory.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def load_tokenizer(args: Mapping[str, str]) -> Any:

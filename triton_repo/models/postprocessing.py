@@ -15,7 +15,7 @@ from minitron_decode import Vocabulary
 from minitron_requests import CANCEL_CHECK_S, error_response, response, stop, strings
 from minitron_stop import StopWords
 from minitron_stream import Stream, Streams, id_rows
-from minitron_text import flag, load_tokenizer
+from minitron_text import flag, leave_out_torch, load_tokenizer
 from numpy.typing import NDArray
 
 Inputs = dict[str, NDArray[Any]]
@@ -26,6 +26,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer."""
+        leave_out_torch()
         skip_special = flag(args, "skip_special_tokens", True)
         self._vocabulary = Vocabulary(load_tokenizer(args), skip_special=skip_special)
         self._streams = Streams()

@@ -9,7 +9,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_encode import Prompt, TextEncoder, TextTensors
 from minitron_requests import error_response, exchange, response, scalar, tensor
-from minitron_text import flag
+from minitron_text import flag, leave_out_torch
 
 OUTPUTS = {
     "input_ids": "INPUT_ID",
@@ -29,6 +29,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer and the ids that end a text."""
+        leave_out_torch()
         self._encoder = TextEncoder(args)
         self._exclude = flag(args, "exclude_input_in_output", True)
 

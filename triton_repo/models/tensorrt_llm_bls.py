@@ -18,7 +18,7 @@ from minitron_encode import TextEncoder, TextTensors
 from minitron_relay import Relay, Relayed, Watch
 from minitron_requests import error_response, finish, response, scalar, tensor
 from minitron_stream import Stream
-from minitron_text import flag, parameter
+from minitron_text import flag, leave_out_torch, parameter
 
 PASSED_ON = {
     "max_tokens": "request_output_len",
@@ -61,6 +61,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._decoupled = config.get("model_transaction_policy", {}).get("decoupled", False)
         self._statistics = {output["name"] for output in config["output"]}.difference(OWN_OUTPUTS)
+        leave_out_torch()
         self._encoder = TextEncoder(args)
         skip_special = flag(args, "skip_special_tokens", True)
         self._vocabulary = Vocabulary(self._encoder.tokenizer, skip_special=skip_special)

@@ -74,6 +74,8 @@ class TritonPythonModel:
         self._thread.join()
         self._loop.close()
         self._llm.shutdown()
+        # Deleting them takes the server, which is gone by the time the interpreter ends.
+        del self._flights, self._family
 
     def _start(self, work: Coroutine[Any, Any, None]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -78,6 +78,8 @@ class TritonPythonModel:
         self._running.wake()
         self._executor.close()
         self._watcher.join()
+        # Deleting them takes the server, which is gone by the time the interpreter ends.
+        del self._metrics
 
     def _take(self, request: Any, sender: Any) -> None:
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
