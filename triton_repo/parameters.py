@@ -117,7 +117,7 @@ PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
         _engine("enable_chunked_context", BOOL, "Process long prompts in chunks"),
         _engine("iter_stats_max_iterations", WHOLE, "Iterations whose statistics are kept"),
         _engine("request_stats_max_iterations", WHOLE, "Same, with each request's"),
-        _engine("normalize_log_probs", BOOL, "Divide log probabilities by the length", "true"),
+        _engine("normalize_log_probs", BOOL, "Normalize log probabilities", "true"),
         _engine("gpu_device_ids", DEVICES, "GPUs by rank"),
         _engine("participant_ids", DEVICES, "MPI ranks, in orchestrator mode"),
         _engine("num_nodes", COUNT, "Machines that share the engine"),
