@@ -34,8 +34,8 @@ from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_config import from_text, to_text
 from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.runners import serving
-from minitron_trt.triton_repo.server_options import ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 
 SAMPLE: Final = "solar-llama"
 MODELS: Final = Path(__file__).with_name("serve_models")

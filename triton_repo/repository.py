@@ -21,7 +21,7 @@ from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.runtime_llmapi import HfFolder, plan_llmapi
 from minitron_trt.triton_repo.runtime_reference import plan_reference
 from minitron_trt.triton_repo.runtime_trtllm import plan_trtllm
-from minitron_trt.triton_repo.validation import check_repository
+from minitron_trt.triton_repo.validation.check import check_repository
 
 KIND: Final = "repository"
 _RUNTIME_OF: Final = {CHECKPOINT: REFERENCE, ENGINE: TRTLLM, HF_KIND: LLMAPI}

@@ -22,7 +22,7 @@ from minitron_trt.console import Console, console_options
 from minitron_trt.samples import NAMES
 
 if TYPE_CHECKING:
-    from minitron_trt.triton_repo.server_options import Endpoints
+    from minitron_trt.triton_repo.serving.server_options import Endpoints
 
 PROMPT: Final = "Complete the paragraph: our solar system is"
 _STOP_S: Final = 30.0
@@ -49,7 +49,7 @@ def demo(console: Console, model: str | None, sample: str, keep: Path | None, **
 
     Example: minitron-trt demo --model nvidia/Minitron-4B-Base
     """
-    from minitron_trt.triton_repo.installation import check_packages, find_embedded
+    from minitron_trt.triton_repo.serving.installation import check_packages, find_embedded
 
     # First, so that what is missing is said before the work.
     find_embedded()
@@ -133,7 +133,7 @@ class Walk:
     @contextlib.contextmanager
     def serving(self, repository: str) -> Iterator[Endpoints]:
         """Serve a repository inside the block, on free ports."""
-        from minitron_trt.triton_repo.server_options import free_endpoints
+        from minitron_trt.triton_repo.serving.server_options import free_endpoints
 
         endpoints = free_endpoints()
         arguments = (

@@ -82,7 +82,7 @@ def _memory() -> Finding:
 
 
 def _triton() -> Finding:
-    from minitron_trt.triton_repo.installation import find_embedded
+    from minitron_trt.triton_repo.serving.installation import find_embedded
 
     gives = "serve --runner embedded"
     try:

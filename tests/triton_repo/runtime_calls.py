@@ -19,8 +19,8 @@ from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.layout import MODELS
 from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.runners import serving
-from minitron_trt.triton_repo.server_options import ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 
 MODEL = "tensorrt_llm"
 WAIT_S = 30.0

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from minitron_trt.triton_repo.installation import find_embedded
+from minitron_trt.triton_repo.serving.installation import find_embedded
 
 # As Open MPI: a process group and a tag per rank, SIGTERM passed on with a second's patience,
 # one rank's failure ends all.

@@ -12,8 +12,8 @@ import pytest
 from click.testing import Result
 from tests.triton_repo.upstream import write_upstream
 
-from minitron_trt.triton_repo.validation import check_repository
-from minitron_trt.triton_repo.validation_report import Finding
+from minitron_trt.triton_repo.validation.check import check_repository
+from minitron_trt.triton_repo.validation.report import Finding
 
 Command = Callable[..., Result]
 CONFIG = "config.pbtxt"

@@ -18,7 +18,7 @@ from minitron_trt.convert.run import ConvertOptions, convert
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.validation import check_repository
+from minitron_trt.triton_repo.validation.check import check_repository
 
 Command = Callable[..., Result]
 Lines = list[str]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tests.triton_repo.upstream import write_upstream
 
-from minitron_trt.triton_repo.installation import find_embedded
-from minitron_trt.triton_repo.validation import check_repository
+from minitron_trt.triton_repo.serving.installation import find_embedded
+from minitron_trt.triton_repo.validation.check import check_repository
 
 pytestmark = pytest.mark.server
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.triton_repo.upstream import templates
 from tritonclient.grpc import model_config_pb2
 
-from minitron_trt.triton_repo.validation_text import outline
+from minitron_trt.triton_repo.validation.text import outline
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "triton_repo"
 TEMPLATES = templates()

@@ -17,8 +17,8 @@ from minitron_trt.convert.run import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.runners import serving
-from minitron_trt.triton_repo.server_options import ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 
 pytestmark = pytest.mark.server
 WriteGguf = Callable[..., Path]

@@ -16,13 +16,13 @@ from tests.triton_repo.ticker import children, write_ticker
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, ProcessError, UsageError
-from minitron_trt.triton_repo.launch import TritonServer
 from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.runners import plan, serving
-from minitron_trt.triton_repo.served import ServedRepository
-from minitron_trt.triton_repo.server_log import ServerLog
-from minitron_trt.triton_repo.server_options import (
+from minitron_trt.triton_repo.serving.launch import TritonServer
+from minitron_trt.triton_repo.serving.runners import plan, serving
+from minitron_trt.triton_repo.serving.served import ServedRepository
+from minitron_trt.triton_repo.serving.server_log import ServerLog
+from minitron_trt.triton_repo.serving.server_options import (
     Endpoints,
     ServerOptions,
     Tls,

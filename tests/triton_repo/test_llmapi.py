@@ -22,11 +22,11 @@ from minitron_trt.clients.client import Client
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.errors import RefusedError
 from minitron_trt.samples import sample_folder
-from minitron_trt.triton_repo.launch import TritonServer
 from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.runners import serving
-from minitron_trt.triton_repo.server_options import Endpoints, ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving.launch import TritonServer
+from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 
 pytestmark = pytest.mark.server
 

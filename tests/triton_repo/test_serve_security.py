@@ -18,7 +18,7 @@ import tritonclient.grpc as grpc
 from tests.triton_repo.ticker import serve, write_ticker
 from tritonclient.utils import InferenceServerException
 
-from minitron_trt.triton_repo.server_options import ADMIN_PROTOCOLS
+from minitron_trt.triton_repo.serving.server_options import ADMIN_PROTOCOLS
 
 HEADER, VALUE = "admin-key", "open-sesame"
 PREFIX = "triton-grpc-protocol-"

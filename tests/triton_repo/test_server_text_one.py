@@ -13,8 +13,8 @@ from tests.triton_repo.text_calls import RefusalError, ask
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.runners import serving
-from minitron_trt.triton_repo.server_options import Endpoints, ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 
 pytestmark = pytest.mark.server
 

@@ -13,7 +13,7 @@ import numpy as np
 import tritonclient.grpc as grpc
 
 from minitron_trt.triton_repo.contract import ElementTypes, text_model
-from minitron_trt.triton_repo.server_options import Endpoints
+from minitron_trt.triton_repo.serving.server_options import Endpoints
 
 WAIT_S = 60.0
 TYPES = {tensor.name: tensor.type for tensor in text_model(ElementTypes()).inputs}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
-from minitron_trt.triton_repo.server_options import Endpoints, free_endpoints
+from minitron_trt.triton_repo.serving.server_options import Endpoints, free_endpoints
 
 CONFIG = """name: "ticker"
 backend: "python"

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from minitron_trt.artifacts import MANIFEST_NAME
 from minitron_trt.triton_repo.parameters import RUNTIMES, TRTLLM
-from minitron_trt.triton_repo.validation_config import TENSORRT_LLM
-from minitron_trt.triton_repo.validation_model import RUNTIME, RepositoryFolder
-from minitron_trt.triton_repo.validation_report import Finding, Severity
+from minitron_trt.triton_repo.validation.config import TENSORRT_LLM
+from minitron_trt.triton_repo.validation.model import RUNTIME, RepositoryFolder
+from minitron_trt.triton_repo.validation.report import Finding, Severity
 
 KIND: Final = "repository"
 _AGAIN: Final = "make the repository again"

@@ -14,7 +14,7 @@ from typing import Any
 
 from minitron_trt.triton_repo.layout import CONFIG_NAME
 from minitron_trt.triton_repo.model_config import to_text
-from minitron_trt.triton_repo.served import PATHS, ServedRepository
+from minitron_trt.triton_repo.serving.served import PATHS, ServedRepository
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from tritonclient.grpc import model_config_pb2
 
 from minitron_trt.errors import BadInputError
 from minitron_trt.triton_repo.model_config import ModelConfig, from_text
-from minitron_trt.triton_repo.validation_report import Finding, Severity
-from minitron_trt.triton_repo.validation_text import PLACEHOLDER, Outline, outline
+from minitron_trt.triton_repo.validation.report import Finding, Severity
+from minitron_trt.triton_repo.validation.text import PLACEHOLDER, Outline, outline
 
 CONFIG_NAME: Final = "config.pbtxt"
 PREPROCESSING: Final = "preprocessing"

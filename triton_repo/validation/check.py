@@ -7,15 +7,15 @@ from pathlib import Path
 
 from minitron_trt.build.engine import Engine
 from minitron_trt.errors import BadInputError
-from minitron_trt.triton_repo.validation_config import check_config
-from minitron_trt.triton_repo.validation_contract import (
+from minitron_trt.triton_repo.validation.config import check_config
+from minitron_trt.triton_repo.validation.contract import (
     check_contract,
     check_instances,
     check_relay,
 )
-from minitron_trt.triton_repo.validation_ensemble import check_ensemble
-from minitron_trt.triton_repo.validation_manifest import check_manifest, read_facts
-from minitron_trt.triton_repo.validation_model import (
+from minitron_trt.triton_repo.validation.ensemble import check_ensemble
+from minitron_trt.triton_repo.validation.manifest import check_manifest, read_facts
+from minitron_trt.triton_repo.validation.model import (
     BLS,
     CONFIG_NAME,
     RUNTIME,
@@ -23,10 +23,10 @@ from minitron_trt.triton_repo.validation_model import (
     ModelFolder,
     RepositoryFolder,
 )
-from minitron_trt.triton_repo.validation_report import Finding, Report, Severity
-from minitron_trt.triton_repo.validation_runtime import check_parameters, find_engine, open_served
-from minitron_trt.triton_repo.validation_syntax import check_text
-from minitron_trt.triton_repo.validation_tokenizer import check_tokenizers
+from minitron_trt.triton_repo.validation.report import Finding, Report, Severity
+from minitron_trt.triton_repo.validation.runtime import check_parameters, find_engine, open_served
+from minitron_trt.triton_repo.validation.syntax import check_text
+from minitron_trt.triton_repo.validation.tokenizer import check_tokenizers
 
 
 def is_repository(folder: Path) -> bool:

@@ -14,8 +14,8 @@ from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import MinitronError, UsageError
 from minitron_trt.triton_repo.parameters import BOOL, LLMAPI, PARAMETERS, REFERENCE, Parameter
-from minitron_trt.triton_repo.validation_config import TENSORRT_LLM
-from minitron_trt.triton_repo.validation_model import (
+from minitron_trt.triton_repo.validation.config import TENSORRT_LLM
+from minitron_trt.triton_repo.validation.model import (
     BLS,
     ENSEMBLE,
     RUNTIME,
@@ -24,7 +24,7 @@ from minitron_trt.triton_repo.validation_model import (
     RepositoryFolder,
     type_name,
 )
-from minitron_trt.triton_repo.validation_report import Finding, Severity
+from minitron_trt.triton_repo.validation.report import Finding, Severity
 
 _PATH_KEY: Final = "gpt_model_path"
 _PATH: Final = f'parameters["{_PATH_KEY}"]'

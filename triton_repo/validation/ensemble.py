@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from minitron_trt.triton_repo.validation_model import ModelFolder, names, type_name
-from minitron_trt.triton_repo.validation_report import Finding
+from minitron_trt.triton_repo.validation.model import ModelFolder, names, type_name
+from minitron_trt.triton_repo.validation.report import Finding
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ import click
 from minitron_trt.console import Console, console_options
 
 if TYPE_CHECKING:
-    from minitron_trt.triton_repo.launch import Launch, TritonServer
-    from minitron_trt.triton_repo.server_options import ServerOptions
+    from minitron_trt.triton_repo.serving.launch import Launch, TritonServer
+    from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ def serve(
 
     Example: minitron-trt serve repository --http-port 9000
     """
-    from minitron_trt.triton_repo.launch import TritonServer
-    from minitron_trt.triton_repo.runners import plan
-    from minitron_trt.triton_repo.served import ServedRepository
+    from minitron_trt.triton_repo.serving.launch import TritonServer
+    from minitron_trt.triton_repo.serving.runners import plan
+    from minitron_trt.triton_repo.serving.served import ServedRepository
 
     options = _options(**asked)
     served = ServedRepository.open(repository)
@@ -157,7 +157,7 @@ def _options(
     drain_s: int,
     **addresses: Any,
 ) -> ServerOptions:
-    from minitron_trt.triton_repo.server_options import Endpoints, ServerOptions, Tls
+    from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, Tls
 
     tls = None
     if grpc_tls_cert and grpc_tls_key:

@@ -8,10 +8,10 @@ from typing import Final
 
 from tritonclient.grpc import model_config_pb2
 
-from minitron_trt.triton_repo.validation_config import PYTHON, REQUIRED, TENSORRT_LLM
-from minitron_trt.triton_repo.validation_model import ModelFolder
-from minitron_trt.triton_repo.validation_report import Finding, Severity
-from minitron_trt.triton_repo.validation_text import Placeholder
+from minitron_trt.triton_repo.validation.config import PYTHON, REQUIRED, TENSORRT_LLM
+from minitron_trt.triton_repo.validation.model import ModelFolder
+from minitron_trt.triton_repo.validation.report import Finding, Severity
+from minitron_trt.triton_repo.validation.text import Placeholder
 
 _NO_FIELD: Final = "has no field named"
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tritonclient.grpc import model_config_pb2
 
-from minitron_trt.triton_repo.validation_model import (
+from minitron_trt.triton_repo.validation.model import (
     BLS,
     ENSEMBLE,
     POSTPROCESSING,
@@ -18,7 +18,7 @@ from minitron_trt.triton_repo.validation_model import (
     RUNTIME,
     ModelFolder,
 )
-from minitron_trt.triton_repo.validation_report import Finding, Severity
+from minitron_trt.triton_repo.validation.report import Finding, Severity
 
 PYTHON: Final = "python"
 TENSORRT_LLM: Final = "tensorrtllm"

@@ -16,26 +16,26 @@ from typing import Any, Final
 
 from minitron_trt.build.machine import local_gpus
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
-from minitron_trt.triton_repo.command_line import (
+from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
+from minitron_trt.triton_repo.serving.command_line import (
     Program,
     command_line,
     environment_of,
     is_multi_model,
     rank_count,
 )
-from minitron_trt.triton_repo.docker_launch import plan_docker
-from minitron_trt.triton_repo.installation import (
+from minitron_trt.triton_repo.serving.docker_launch import plan_docker
+from minitron_trt.triton_repo.serving.installation import (
     SERVER,
     Installation,
     check_packages,
     find_embedded,
     find_local,
 )
-from minitron_trt.triton_repo.launch import Launch, TritonServer
-from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
-from minitron_trt.triton_repo.served import ServedRepository, runs_anywhere
-from minitron_trt.triton_repo.server_options import ServerOptions
-from minitron_trt.triton_repo.view import view_of
+from minitron_trt.triton_repo.serving.launch import Launch, TritonServer
+from minitron_trt.triton_repo.serving.served import ServedRepository, runs_anywhere
+from minitron_trt.triton_repo.serving.server_options import ServerOptions
+from minitron_trt.triton_repo.serving.view import view_of
 
 EMBEDDED: Final = "embedded"
 LOCAL: Final = "local"

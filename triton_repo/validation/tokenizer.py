@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.checkpoint import TOKENIZER_FILES
-from minitron_trt.triton_repo.validation_model import (
+from minitron_trt.triton_repo.validation.model import (
     BLS,
     POSTPROCESSING,
     PREPROCESSING,
     ModelFolder,
     RepositoryFolder,
 )
-from minitron_trt.triton_repo.validation_report import Finding
+from minitron_trt.triton_repo.validation.report import Finding
 
 _KEY: Final = "tokenizer_dir"
 _PATH: Final = f'parameters["{_KEY}"]'

@@ -9,7 +9,7 @@ from minitron_trt.triton_repo import contract
 from minitron_trt.triton_repo.contract import ElementTypes, Signature, Tensor
 from minitron_trt.triton_repo.contract_runtime import tensorrt_llm
 from minitron_trt.triton_repo.parameters import TRTLLM
-from minitron_trt.triton_repo.validation_model import (
+from minitron_trt.triton_repo.validation.model import (
     BLS,
     ENSEMBLE,
     POSTPROCESSING,
@@ -19,7 +19,7 @@ from minitron_trt.triton_repo.validation_model import (
     RepositoryFolder,
     type_name,
 )
-from minitron_trt.triton_repo.validation_report import Finding, Severity
+from minitron_trt.triton_repo.validation.report import Finding, Severity
 
 # What TensorRT-LLM's own models do not have.
 _ONLY_OURS: Final = {

@@ -15,7 +15,7 @@ from minitron_trt.build.engine import Engine
 from minitron_trt.console import Console, console_options
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
 from minitron_trt.gpus import SMS, Target, find_target
-from minitron_trt.triton_repo.validation_report import Report, Severity
+from minitron_trt.triton_repo.validation.report import Report, Severity
 
 _MARKS: Final = {True: "ok", False: "no", None: "??"}
 _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -71,7 +71,7 @@ def check(
 
     Example: minitron-trt check engine --gpu H100 --image 26.07
     """
-    from minitron_trt.triton_repo.validation import is_repository
+    from minitron_trt.triton_repo.validation.check import is_repository
 
     place = Place(
         find_target(gpu) if gpu else None, gpus, find_container(image) if image else None, sm
@@ -94,7 +94,7 @@ def _check_engine(console: Console, folder: Path, place: Place) -> None:
 
 
 def _check_repository(console: Console, folder: Path, place: Place) -> None:
-    from minitron_trt.triton_repo.validation import check_repository, engine_of
+    from minitron_trt.triton_repo.validation.check import check_repository, engine_of
 
     report = check_repository(folder)
     # An engine is of no use in a repository that does not load.

@@ -12,7 +12,8 @@ from minitron_trt.build.containers import find_container
 from minitron_trt.build.machine import local_gpus
 from minitron_trt.docker import check_docker, explain_docker, mount_option
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.triton_repo.command_line import (
+from minitron_trt.triton_repo.parameters import REFERENCE
+from minitron_trt.triton_repo.serving.command_line import (
     RANKS,
     Program,
     command_line,
@@ -20,10 +21,9 @@ from minitron_trt.triton_repo.command_line import (
     is_multi_model,
     rank_count,
 )
-from minitron_trt.triton_repo.launch import Launch
-from minitron_trt.triton_repo.parameters import REFERENCE
-from minitron_trt.triton_repo.served import ServedRepository, runs_anywhere
-from minitron_trt.triton_repo.server_options import ANYWHERE, Endpoints, ServerOptions, Tls
+from minitron_trt.triton_repo.serving.launch import Launch
+from minitron_trt.triton_repo.serving.served import ServedRepository, runs_anywhere
+from minitron_trt.triton_repo.serving.server_options import ANYWHERE, Endpoints, ServerOptions, Tls
 
 _OURS: Final = Path("/minitron-trt")
 _TLS: Final = _OURS / "tls"

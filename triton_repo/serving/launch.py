@@ -16,8 +16,8 @@ from typing import Final
 from minitron_trt.artifacts import output_errors
 from minitron_trt.errors import ProcessError
 from minitron_trt.processes import OwnedProcess
-from minitron_trt.triton_repo.server_log import ServerLog
-from minitron_trt.triton_repo.server_options import ServerOptions
+from minitron_trt.triton_repo.serving.server_log import ServerLog
+from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
 log = logging.getLogger(__name__)
 

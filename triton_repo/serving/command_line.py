@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
-from minitron_trt.triton_repo.served import ServedRepository
-from minitron_trt.triton_repo.server_options import ServerOptions
+from minitron_trt.triton_repo.serving.served import ServedRepository
+from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
 RANKS: Final = Path(__file__).with_name("ranks.py")
 # Two ranks would get a core each, models and tokenizers included.
