@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from minitron_trt.triton_repo.contract import ElementTypes, statistics
+from minitron_trt.triton_repo.models.minitron_names import PASSED_ON
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,37 +39,6 @@ _ENCODED: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """From preprocessing's outputs to tensorrt_llm's inputs."""
-
-PASSED_ON: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "num_return_sequences": "num_return_sequences",
-        "top_k": "runtime_top_k",
-        "top_p": "runtime_top_p",
-        "temperature": "temperature",
-        "length_penalty": "len_penalty",
-        "repetition_penalty": "repetition_penalty",
-        "min_tokens": "min_tokens",
-        "presence_penalty": "presence_penalty",
-        "frequency_penalty": "frequency_penalty",
-        "seed": "seed",
-        "return_log_probs": "return_log_probs",
-        "return_context_logits": "return_context_logits",
-        "return_generation_logits": "return_generation_logits",
-        "return_perf_metrics": "return_perf_metrics",
-        "return_num_input_tokens": "return_num_input_tokens",
-        "return_num_output_tokens": "return_num_output_tokens",
-        "beam_width": "beam_width",
-        "stream": "streaming",
-        "prompt_embedding_table": "prompt_embedding_table",
-        "prompt_vocab_size": "prompt_vocab_size",
-        "lora_task_id": "lora_task_id",
-        "lora_weights": "lora_weights",
-        "lora_config": "lora_config",
-        "guided_decoding_guide_type": "guided_decoding_guide_type",
-        "guided_decoding_guide": "guided_decoding_guide",
-    }
-)
-"""From the client's inputs to tensorrt_llm's, untouched."""
 
 _PREPROCESSED: Final[Mapping[str, str]] = MappingProxyType(
     {

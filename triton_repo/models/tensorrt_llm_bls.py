@@ -15,40 +15,11 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_decode import Vocabulary
 from minitron_encode import TextEncoder, TextTensors
+from minitron_names import PASSED_ON
 from minitron_relay import Relay, Relayed, Watch
 from minitron_requests import error_response, finish, response, scalar, tensor
 from minitron_stream import Stream
 from minitron_text import flag, leave_out_torch, parameter
-
-PASSED_ON = {
-    "max_tokens": "request_output_len",
-    "num_return_sequences": "num_return_sequences",
-    "top_k": "runtime_top_k",
-    "top_p": "runtime_top_p",
-    "temperature": "temperature",
-    "length_penalty": "len_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "min_tokens": "min_tokens",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "seed": "seed",
-    "return_log_probs": "return_log_probs",
-    "return_context_logits": "return_context_logits",
-    "return_generation_logits": "return_generation_logits",
-    "return_perf_metrics": "return_perf_metrics",
-    "return_num_input_tokens": "return_num_input_tokens",
-    "return_num_output_tokens": "return_num_output_tokens",
-    "beam_width": "beam_width",
-    "stream": "streaming",
-    "prompt_embedding_table": "prompt_embedding_table",
-    "prompt_vocab_size": "prompt_vocab_size",
-    "lora_task_id": "lora_task_id",
-    "lora_weights": "lora_weights",
-    "lora_config": "lora_config",
-    "guided_decoding_guide_type": "guided_decoding_guide_type",
-    "guided_decoding_guide": "guided_decoding_guide",
-}
-"""From the client's inputs to tensorrt_llm's, untouched."""
 
 OWN_OUTPUTS = ("text_output", "finish_reason")
 
@@ -129,7 +100,7 @@ class TritonPythonModel:
             _check_one_response(streaming, sequences)
         given = {
             target: value.copy()
-            for name, target in PASSED_ON.items()
+            for name, target in {"max_tokens": "request_output_len", **PASSED_ON}.items()
             if (value := tensor(request, name)) is not None
         }
         excluded = streaming or scalar(request, "exclude_input_in_output", self._exclude)
