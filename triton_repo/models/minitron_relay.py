@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Collection, Mapping
@@ -41,8 +40,7 @@ class Relay:
         self._sender = sender
         # An id of our own, so that `stop` cannot meet another client's request.
         self._request_id = uuid.uuid4().hex
-        self._looking = threading.Lock()
-        self._over = False
+        self._checked = time.monotonic()
         self._left = False
         self._told_to_stop = False
         self._ended: set[int] = set()
@@ -55,18 +53,7 @@ class Relay:
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             last = error_response(message, pb_utils.TritonError.INTERNAL)
-        with self._looking:
-            self._over = True
-            finish(self._sender, last)
-
-    def look(self) -> None:
-        """Make tensorrt_llm stop when the client has left; for another thread than `run`'s."""
-        # Asking about a request that has had its last response crashes the server.
-        with self._looking:
-            if self._over or self._left or not self._sender.is_cancelled():
-                return
-            self._left = True
-        self._stop()
+        finish(self._sender, last)
 
     def _follow(self) -> Any:
         """Send what tensorrt_llm answers; return the last response, None if there is no other."""
@@ -78,7 +65,8 @@ class Relay:
             if answer.has_error():
                 error = answer.error()
                 return error_response(error.message(), error.code())
-            if self._left:
+            if self._is_left():
+                self._stop()
                 continue
             tensors = {tensor.name(): tensor for tensor in answer.output_tensors()}
             index = self._index(tensors)
@@ -150,45 +138,13 @@ class Relay:
             self._told_to_stop = True
             stop(self._request_id)
 
+    def _is_left(self) -> bool:
+        """Return whether the client has left, asked seldom.
 
-class Watch:
-    """Looks after the clients of relays from a thread of its own.
-
-    A relay itself sleeps until tensorrt_llm answers, which may be at the end of a long text.
-    """
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._relays: set[Relay] = set()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="minitron-watch", daemon=True)
-        self._thread.start()
-
-    def run(self, relay: Relay) -> None:
-        """Run a relay while its client is looked after."""
-        with self._changed:
-            self._relays.add(relay)
-            self._changed.notify()
-        try:
-            relay.run()
-        finally:
-            with self._changed:
-                self._relays.discard(relay)
-
-    def close(self) -> None:
-        """End the thread, when no relay runs."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._relays or self._closed)
-                if self._closed:
-                    return
-                relays = tuple(self._relays)
-            for relay in relays:
-                relay.look()
-            time.sleep(CANCEL_CHECK_S)
+        Asked on the thread that answers: from another one it brings the stub of Triton 2.51 down.
+        """
+        now = time.monotonic()
+        if not self._left and now - self._checked >= CANCEL_CHECK_S:
+            self._checked = now
+            self._left = bool(self._sender.is_cancelled())
+        return self._left

@@ -6,7 +6,7 @@ of time ends as in TensorRT-LLM's executor: with the tokens so far, and the reas
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -38,6 +38,7 @@ class Answer:
         asked: Sequence[Asked],
         stream_id: int | None,
         stream_interval: int,
+        check_period_s: float,
         done: Callable[[int], None],
     ) -> None:
         """Answer by `sender`; `done` is told the number of tokens before the last response."""
@@ -45,27 +46,31 @@ class Answer:
         self._done = done
         self._interval = stream_interval
         self._tokens = 0
-        self._ending = threading.Lock()
+        self._check_period_s = check_period_s
+        self._checked = time.monotonic()
         self._pending = {
             (row, sequence): _Pending(one, row if len(asked) > 1 else None, sequence, stream_id)
             for row, one in enumerate(asked)
             for sequence in range(one.request.sequences)
         }
 
-    def is_cancelled(self) -> bool:
-        """Return whether the client left; a message to the server process and back."""
-        # Asking about a request that has had its last response crashes tritonserver 2.51.
-        with self._ending:
-            return bool(self._pending) and bool(self._sender.is_cancelled())
+    def is_over(self) -> bool:
+        """Return whether what still runs may stop: all is said, or the client left.
 
-    def is_closed(self) -> bool:
-        """Return whether there is nothing more to say, so that what still runs may stop."""
-        return not self._pending
+        Asks on the executor's thread, which answers too: from another one it brings the stub of
+        Triton 2.51 down. And seldom: it is a message to the server process and back.
+        """
+        if not self._pending:
+            return True
+        now = time.monotonic()
+        if now - self._checked < self._check_period_s:
+            return False
+        self._checked = now
+        return bool(self._sender.is_cancelled())
 
     def close(self) -> None:
         """Say no more; what still runs stops."""
-        with self._ending:
-            self._pending.clear()
+        self._pending.clear()
 
     def on_event(self, row: int, event: Event) -> None:
         """Send what is due of one row's news."""
@@ -88,8 +93,7 @@ class Answer:
 
     def _end(self, key: tuple[int, int], pending: _Pending, event: Event) -> None:
         last = response(**pending.take(), **pending.ending(event))
-        with self._ending:
-            del self._pending[key]
+        del self._pending[key]
         if self._pending:
             self._sender.send(last)
         else:

@@ -1,12 +1,10 @@
-"""The requests in flight: found by their clients' ids, and left by their clients."""
+"""The requests in flight, found by their clients' ids."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-from reference_answers import Answer
 
 Name = str | int
 """A request id or a stream id."""
@@ -18,7 +16,6 @@ class Entry:
 
     names: frozenset[Name]
     request_ids: tuple[str, ...]
-    answer: Answer
 
 
 class Running:
@@ -46,15 +43,6 @@ class Running:
             request_id
             for entry in self._all()
             if entry.names & wanted
-            for request_id in entry.request_ids
-        ]
-
-    def left(self) -> list[str]:
-        """Return the executor's ids of the requests whose clients left."""
-        return [
-            request_id
-            for entry in self._all()
-            if entry.answer.is_cancelled()
             for request_id in entry.request_ids
         ]
 

@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 from minitron_decode import Vocabulary
 from minitron_encode import TextEncoder, TextTensors
 from minitron_names import PASSED_ON
-from minitron_relay import Relay, Relayed, Watch
+from minitron_relay import Relay, Relayed
 from minitron_requests import error_response, finish, response, scalar, tensor
 from minitron_stream import Stream
 from minitron_text import flag, leave_out_torch, parameter
@@ -42,7 +42,6 @@ class TritonPythonModel:
         self._most = int(parameter(args, "max_requests", "256"))
         self._threads = ThreadPoolExecutor(self._most)
         self._free = threading.BoundedSemaphore(self._most)
-        self._watch = Watch()
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Start each request; its thread answers, or what it collects is the one response."""
@@ -58,7 +57,6 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Let the requests in flight end."""
         self._threads.shutdown()
-        self._watch.close()
 
     def _start(self, request: Any, sender: Any) -> None:
         """Hand a request to a thread; refuse one that is wrong, or one too many."""
@@ -68,7 +66,7 @@ class TritonPythonModel:
             return
         try:
             relay = Relay(self._vocabulary, self._read(request), sender)
-            self._threads.submit(self._watch.run, relay).add_done_callback(self._done)
+            self._threads.submit(relay.run).add_done_callback(self._done)
         except ValueError as error:
             self._free.release()
             finish(sender, error_response(str(error), pb_utils.TritonError.INVALID_ARG))

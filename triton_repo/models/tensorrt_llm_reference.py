@@ -9,7 +9,6 @@ import functools
 import itertools
 import json
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -117,29 +116,26 @@ class TritonPythonModel:
             self._running.remove(request_ids[0])
             self._metrics.finished(sum(len(one.request.prompt) for one in asked), tokens)
 
-        answer = Answer(sender, asked, stream_id, self._stream_interval, done)
-        self._running.add(Entry(names, request_ids, answer))
+        answer = Answer(
+            sender, asked, stream_id, self._stream_interval, self._cancel_period_s, done
+        )
+        self._running.add(Entry(names, request_ids))
         try:
             for row, one in enumerate(asked):
                 on_event = functools.partial(answer.on_event, row)
-                self._executor.submit(one.request, on_event, answer.is_closed)
+                self._executor.submit(one.request, on_event, answer.is_over)
         except BaseException:
             answer.close()
             self._running.remove(request_ids[0])
             raise
 
     def _watch(self) -> None:
-        """Look for clients that left and publish metrics, as long as there is something to see."""
+        """Publish metrics, as long as there is something to see."""
         while self._running.wait(self._closing):
             self._closing.wait(_ADMISSION_S)
-            published = -self._stats_period_s
             while self._running and not self._closing.is_set():
-                for request_id in self._running.left():
-                    self._executor.cancel(request_id)
-                if time.monotonic() - published >= self._stats_period_s:
-                    published = time.monotonic()
-                    self._metrics.publish(self._executor.stats())
-                self._closing.wait(self._cancel_period_s)
+                self._metrics.publish(self._executor.stats())
+                self._closing.wait(self._stats_period_s)
             self._metrics.publish(self._executor.stats())
 
 
