@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import tritonclient.grpc as grpc
 from tests.triton_repo.conftest import Served
-from tests.triton_repo.test_server import assert_freed, slots_in_use
-from tests.triton_repo.text_calls import Answered, RefusalError, ask, tensors
+from tests.triton_repo.test_server import assert_freed
+from tests.triton_repo.text_calls import Answered, RefusalError, ask
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.convert.run import ConvertOptions, convert
@@ -209,20 +207,5 @@ def test_a_stop_word_frees_the_slot_while_a_namesake_goes_on(
     # Nothing ends it but the limit, which is some seconds away.
     given = {"text_input": PROMPT, "max_tokens": 900, "end_id": 0, "request_id": request_id}
     ask(endpoints, "grpc", model, stream=True, stop_words=[talking.text[4:13]], **given)
-
-    assert_freed(talking.served)
-
-
-def test_leaving_frees_the_slot_before_there_is_any_text(talking: Talking) -> None:
-    """The ensemble learns it from its next response only, which here is its last."""
-    endpoints = talking.served.endpoints
-    given = {"text_input": PROMPT, "max_tokens": 900, "end_id": 0, "stream": False}
-    with grpc.InferenceServerClient(endpoints.grpc_url.removeprefix("grpc://")) as client:
-        client.start_stream(lambda result, error: None)
-        client.async_stream_infer("tensorrt_llm_bls", tensors(given))
-        deadline = time.monotonic() + 20
-        while not slots_in_use(talking.served) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        client.stop_stream(cancel_requests=True)
 
     assert_freed(talking.served)
