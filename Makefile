@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-gpu lint format docs bench bench-quantize bench-build package clean
+.PHONY: help setup demo test test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -58,6 +58,10 @@ bench-quantize: $(COMPLETE) ## Time quantizing against cp and ModelOpt
 
 bench-build: $(COMPLETE) ## Time a full-size engine build without a GPU
 	$(BIN)/python benchmarks/bench_build.py $(MODEL)
+
+bench-serve: $(COMPLETE) ## Time the text pipeline, the reference runtime and the executor
+	$(BIN)/python benchmarks/bench_serve.py
+	$(BIN)/python benchmarks/bench_executor.py
 
 package: $(COMPLETE) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
