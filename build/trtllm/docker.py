@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from minitron_trt.build.containers import Container
-from minitron_trt.errors import ProcessError, UnsupportedError
+from minitron_trt.docker import check_docker, explain_docker, mount_option
 
 CHECKPOINT_AT: Final = "/checkpoint"
 OUTPUT_AT: Final = "/output"
 TIMING_AT: Final = "/timing"
-_ASK_S: Final = 60.0
+_NO_PROGRAM: Final = 127
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +29,9 @@ class DockerRun:
     def argv(self, command: list[str], name: str) -> list[str]:
         """Return the command line that runs `command` in a container of a name."""
         mounts = [
-            _mount(self.checkpoint, CHECKPOINT_AT, read_only=True),
-            _mount(self.output, OUTPUT_AT),
-            *([_mount(self.timing, TIMING_AT, read_only=True)] if self.timing else ()),
+            mount_option(self.checkpoint, CHECKPOINT_AT, read_only=True),
+            mount_option(self.output, OUTPUT_AT),
+            *([mount_option(self.timing, TIMING_AT, read_only=True)] if self.timing else ()),
         ]
         return [
             *("docker", "run", "--rm", "--init", f"--name={name}", "--network=none"),
@@ -47,45 +45,11 @@ class DockerRun:
 
     def check(self) -> None:
         """Raise when docker, its daemon or the image is absent, with what to do."""
-        if shutil.which("docker") is None:
-            raise UnsupportedError(
-                "--runner docker needs docker, which is not installed; install it, or use "
-                "--runner slurm or kubernetes"
-            )
-        if _fails("docker", "info"):
-            raise ProcessError("docker's daemon does not answer; start it, or join its group")
-        if _fails("docker", "image", "inspect", self.container.image):
-            raise UnsupportedError(
-                f"image {self.container.image} is absent; run: docker pull {self.container.image}"
-            )
+        check_docker(self.container.image, "use --runner slurm or kubernetes")
 
 
-def explain_docker(code: int, tail: str) -> str | None:
+def explain_build(code: int, tail: str) -> str | None:
     """Say what a failure of docker itself means; None when it is the compiler's."""
-    if "could not select device driver" in tail or "nvidia-container-cli" in tail:
-        return (
-            "docker cannot give GPUs to a container; install nvidia-container-toolkit and restart "
-            "docker"
-        )
-    if code == 125:
-        line = tail.strip().splitlines()[-1] if tail.strip() else "nothing"
-        return f"docker could not run the container; it said: {line}"
-    if code == 127:
+    if code == _NO_PROGRAM:
         return "the image has no trtllm-build; choose another with --trtllm-version"
-    return None
-
-
-def _mount(source: Path, target: str, *, read_only: bool = False) -> str:
-    end = ",readonly" if read_only else ""
-    # --mount separates its fields by commas, and quotes as CSV does.
-    field = f"source={source.resolve()}"
-    quoted = '"' + field.replace('"', '""') + '"' if {",", '"'} & set(field) else field
-    return f"--mount=type=bind,{quoted},target={target}{end}"
-
-
-def _fails(*argv: str) -> bool:
-    try:
-        result = subprocess.run(argv, capture_output=True, timeout=_ASK_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return True
-    return result.returncode != 0
+    return explain_docker(code, tail)

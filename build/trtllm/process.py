@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
 import resource
-import selectors
 import signal
-import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final
 
 from minitron_trt.errors import ProcessError
+from minitron_trt.processes import OwnedProcess
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +60,19 @@ def run_compiler(
 ) -> Outcome:
     """Run a command to its end; ProcessError says why it failed. Nothing of it stays behind."""
     start = time.monotonic()
-    tail: deque[str] = deque(maxlen=_KEPT_LINES)
-    with _owned(argv) as process:
-        assert process.stdout is not None
-        with log_file.open("w", encoding="utf-8") as kept:
-            _follow(process.stdout, kept, tail, None if timeout_s is None else start + timeout_s)
-        code = process.wait()
+    with log_file.open("w", encoding="utf-8") as kept:
+        followed = _Log(kept)
+        process = OwnedProcess(argv, on_line=followed.add)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.close(_STOP_S)
+    if code is None:
+        raise ProcessError(
+            f"the compiler did not finish in time (it was {followed.stage or 'starting'}); raise "
+            "--timeout"
+        )
+    tail = followed.tail
     if code:
         text = "\n".join(tail)
         reason = explain(code, text) or _reason(argv[0], code, tail, memory_forecast)
@@ -79,60 +83,21 @@ def run_compiler(
     return Outcome(round(time.monotonic() - start, 2), peak, reported)
 
 
-@contextlib.contextmanager
-def _owned(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process group of its own; leaving the block ends all of it."""
-    try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise ProcessError(f"{argv[0]} cannot be started: {error.strerror}") from error
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            _signal(process, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_S)
-        # Workers that a killed compiler left.
-        _signal(process, signal.SIGKILL)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+class _Log:
+    """A compiler's lines as they come: all in a file, the last ones here, its stage told."""
 
+    def __init__(self, kept: IO[str]) -> None:
+        self.stage = ""
+        self.tail: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._kept = kept
 
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
-
-
-def _follow(stream: IO[bytes], kept: IO[str], tail: deque[str], deadline: float | None) -> None:
-    """Copy lines to the log until the stream ends; ProcessError past the deadline."""
-    stage, rest = "", b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        while True:
-            left = None if deadline is None else deadline - time.monotonic()
-            if (left is not None and left <= 0) or not selector.select(left):
-                raise ProcessError(
-                    f"the compiler did not finish in time (it was {stage or 'starting'}); raise "
-                    "--timeout"
-                )
-            block = os.read(stream.fileno(), 1 << 16)
-            if not block:
-                return
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                text = line.decode(errors="replace").rstrip()
-                kept.write(f"{text}\n")
-                tail.append(text)
-                log.debug("%s", text)
-                stage = _advance(stage, text)
+    def add(self, line: str) -> None:
+        """Take the next line."""
+        text = line.rstrip()
+        self._kept.write(f"{text}\n")
+        self.tail.append(text)
+        log.debug("%s", text)
+        self.stage = _advance(self.stage, text)
 
 
 def _advance(stage: str, line: str) -> str:

@@ -28,7 +28,7 @@ from minitron_trt.build.trtllm.docker import (
     OUTPUT_AT,
     TIMING_AT,
     DockerRun,
-    explain_docker,
+    explain_build,
 )
 from minitron_trt.build.trtllm.process import Outcome, run_compiler
 from minitron_trt.build.trtllm.timing_cache import TimingCache
@@ -169,7 +169,7 @@ def _run(job: BuildJob, argv: list[str], *, docker: bool = False) -> Outcome:
             log_file=job.log_file,
             memory_forecast=job.memory_words,
             timeout_s=job.timeout_s,
-            explain=explain_docker if docker else lambda code, tail: None,
+            explain=explain_build if docker else lambda code, tail: None,
         )
     except ProcessError as error:
         if not job.log_file.is_file():
