@@ -220,9 +220,10 @@ def _download(repo: str) -> Path:
     from huggingface_hub import errors
 
     try:
-        files = huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset")
+        # Listing the files as a tree would be tried again for half a minute, with a line each time.
+        files = huggingface_hub.HfApi().dataset_info(repo).siblings or ()
         found = sorted(
-            (name for name in files if name.endswith(_FORMATS)),
+            (file.rfilename for file in files if file.rfilename.endswith(_FORMATS)),
             key=lambda name: ("train" not in name, name),
         )
         if not found:
