@@ -64,6 +64,12 @@ def _list_parameters(context: click.Context, _: click.Parameter, asked: bool) ->
     help="Processes that tokenize prompts",
 )
 @click.option(
+    "--bls-instances",
+    type=click.IntRange(1),
+    help="Processes of tensorrt_llm_bls, each of which answers one request at a time  [default: "
+    "the batch size, at most 16, reference 4]",
+)
+@click.option(
     "--stream-interval",
     type=click.IntRange(1),
     default=1,
@@ -156,7 +162,14 @@ def triton_repo(
     settings = parse_settings(pairs, runtime, LLM_ARGUMENTS)
     recipe = ServingRecipe(**options, settings=settings)
     repository = emit_repository(artifact, output, recipe, overwrite=overwrite)
+    at_once = repository.configs["tensorrt_llm_bls"].instance_group[0].count
     console.result(
-        {"repository": str(output), "runtime": runtime, "models": list(repository.configs)},
-        f"{output}: {', '.join(repository.configs)} ({runtime} runtime)",
+        {
+            "repository": str(output),
+            "runtime": runtime,
+            "models": list(repository.configs),
+            "bls_instances": at_once,
+        },
+        f"{output}: {', '.join(repository.configs)} ({runtime} runtime; "
+        f"tensorrt_llm_bls answers {at_once} requests at once)",
     )

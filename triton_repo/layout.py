@@ -20,8 +20,14 @@ from minitron_trt.triton_repo.contract import (
     text_model,
 )
 from minitron_trt.triton_repo.contract_steps import ensemble_steps
-from minitron_trt.triton_repo.model_config import ModelConfig, ensemble, python_model, to_text
-from minitron_trt.triton_repo.parameters import TRTLLM
+from minitron_trt.triton_repo.model_config import (
+    ModelConfig,
+    Queue,
+    ensemble,
+    python_model,
+    to_text,
+)
+from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.recipe import ServingRecipe
 
 MODELS: Final = (
@@ -32,6 +38,8 @@ MODELS: Final = (
     "tensorrt_llm_bls",
 )
 CONFIG_NAME: Final = "config.pbtxt"
+MOST_BLS_INSTANCES: Final = {REFERENCE: 4, TRTLLM: 16, LLMAPI: 16}
+"""How many tensorrt_llm_bls has unless told: each is a process with a tokenizer of its own."""
 GENERATION_CONFIG: Final = "generation_config.json"
 _SOURCES: Final = Path(__file__).with_name("models")
 _TEXT_MODELS: Final = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
@@ -126,12 +134,8 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         "tokenizer_dir": _TOKENIZER,
         "skip_special_tokens": json.dumps(recipe.skip_special_tokens),
     }
-    # A request in flight holds a thread, queued ones too.
-    relay = {
-        "max_requests": str(batch + recipe.max_queue_size),
-        # Whether tensorrt_llm says why an answer ended.
-        "finish_reason": json.dumps(runtime.ours),
-    }
+    # Whether tensorrt_llm says why an answer ended.
+    relay = {"finish_reason": json.dumps(runtime.ours)}
     signature = text_model(runtime.types)
     steps = ensemble_steps(runtime.types, ours=runtime.ours)
     return (
@@ -155,6 +159,9 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
             signature,
             {**encoding, **decoding, **relay, **recipe.of("tensorrt_llm_bls")},
             max_batch_size=batch,
+            instances=recipe.bls_instances or min(batch, MOST_BLS_INSTANCES[runtime.name]),
+            # An instance answers one request at a time, so none may wait for one that is busy.
+            queue=Queue(batch=1, size=recipe.max_queue_size),
             decoupled=recipe.decoupled,
         ),
     )

@@ -23,7 +23,7 @@ class Queue:
 
     batch: int
     size: int
-    delay_us: int
+    delay_us: int = 0
 
 
 def python_model(
@@ -33,13 +33,16 @@ def python_model(
     *,
     max_batch_size: int,
     instances: int = 1,
+    queue: Queue | None = None,
     decoupled: bool = False,
 ) -> ModelConfig:
-    """Return the config of a Python-backend model on the CPU."""
+    """Return the config of a Python-backend model on the CPU; its queue has no end unless given."""
     config = model_config_pb2.ModelConfig(
         name=name, backend="python", max_batch_size=max_batch_size
     )
     _add_tensors(config, signature)
+    if queue is not None:
+        _add_queue(config, queue)
     return _with_instances(config, parameters, instances, decoupled=decoupled)
 
 
@@ -51,11 +54,15 @@ def engine_model(
         name="tensorrt_llm", backend="tensorrtllm", max_batch_size=queue.batch
     )
     _add_tensors(config, signature)
+    _add_queue(config, queue)
+    return _with_instances(config, parameters, 1, decoupled=decoupled)
+
+
+def _add_queue(config: ModelConfig, queue: Queue) -> None:
     batching = config.dynamic_batching
     batching.preferred_batch_size.append(queue.batch)
     batching.max_queue_delay_microseconds = queue.delay_us
     batching.default_queue_policy.max_queue_size = queue.size
-    return _with_instances(config, parameters, 1, decoupled=decoupled)
 
 
 def _with_instances(

@@ -90,7 +90,6 @@ PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
         *_ENCODING,
         *_DECODING,
         Parameter("accumulate_tokens", BOOL, "Send the whole text so far in every response"),
-        Parameter("max_requests", COUNT, "Requests in flight; each has a thread"),
     ),
     "tensorrt_llm": (
         Parameter("exclude_input_in_output", BOOL, "Send the answer's ids alone", "false"),
@@ -163,10 +162,10 @@ _OPTIONS: Final = {
     "stream_interval": "--stream-interval",
     "decoupled_mode": "--decoupled or --no-decoupled",
     "preprocessing_instance_count": "--preprocessing-instances",
+    "bls_instance_count": "--bls-instances",
 }
 _FIXED: Final = {
     "postprocessing_instance_count": "postprocessing keeps the streams' state and has one instance",
-    "bls_instance_count": "tensorrt_llm_bls serves all requests from one instance",
     "logits_datatype": "the engine decides it",
     "prompt_embedding_table_data_type": "the engine decides it",
     "triton_backend": "--runtime decides it",

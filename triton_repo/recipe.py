@@ -27,6 +27,7 @@ class ServingRecipe:
     stream_interval: int = 1
     decoupled: bool = True
     preprocessing_instances: int = 1
+    bls_instances: int | None = None
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
     apply_chat_template: bool = False
@@ -40,7 +41,7 @@ class ServingRecipe:
     def __post_init__(self) -> None:
         for name in (
             *("max_batch_size", "max_seq_len", "max_queue_size", "stream_interval"),
-            *("preprocessing_instances", "tp", "pp"),
+            *("preprocessing_instances", "bls_instances", "tp", "pp"),
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -49,7 +49,9 @@ def test_the_served_text_of_a_q8_0_file_is_its_source_models(
 ) -> None:
     path = write_gguf(sample_folder(name), tmp_path / "model.gguf", "Q8_0")
     convert(str(path), tmp_path / "checkpoint", ConvertOptions())
-    emit_repository(tmp_path / "checkpoint", tmp_path / "repository", ServingRecipe())
+    emit_repository(
+        tmp_path / "checkpoint", tmp_path / "repository", ServingRecipe(bls_instances=1)
+    )
     with (
         serving(tmp_path / "repository", ServerOptions(free_endpoints()), timeout_s=300) as server,
         Client.connect(server.endpoints.grpc_url, timeout_s=120) as client,

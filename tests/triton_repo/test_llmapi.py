@@ -278,7 +278,7 @@ def test_too_many_requests_are_refused_and_the_others_go_on(served: Served) -> N
 
 def test_without_streams_one_response_answers_and_more_are_refused(tmp_path: Path) -> None:
     with (
-        serve(tmp_path, ServingRecipe(decoupled=False)) as server,
+        serve(tmp_path, ServingRecipe(decoupled=False, bls_instances=1)) as server,
         Client.connect(server.endpoints.grpc_url, timeout_s=60) as client,
     ):
         url = server.endpoints.grpc_url.removeprefix("grpc://")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from llmapi_request import Asked, find_word
-from minitron_requests import finish, response, strings
+from minitron_requests import Sender, strings
 from numpy.typing import NDArray
 
 TIMES = ("arrival_time", "first_scheduled_time", "first_token_time", "last_token_time")
@@ -22,7 +22,7 @@ DRAFTS = ("total_accepted_draft_tokens", "total_draft_tokens")
 class Answer:
     """The responses of one request; sends what is new, or without streaming everything at once."""
 
-    def __init__(self, asked: Asked, sender: Any) -> None:
+    def __init__(self, asked: Asked, sender: Sender) -> None:
         self._asked = asked
         self._sender = sender
         self._sequences = [_Sequence(index, asked) for index in range(asked.sequences)]
@@ -48,12 +48,7 @@ class Answer:
                 self._send(sequence, None)
 
     def _send(self, sequence: _Sequence, output: Any) -> None:
-        last = self.ended
-        found = response(**sequence.tensors(output))
-        if last:
-            finish(self._sender, found)
-        else:
-            self._sender.send(found)
+        self._sender.send(sequence.tensors(output), last=self.ended)
 
 
 class _Sequence:

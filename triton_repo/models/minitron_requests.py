@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+Inputs: TypeAlias = Mapping[str, NDArray[Any]]
+Outputs: TypeAlias = Mapping[str, NDArray[Any]]
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
 CANCEL_CHECK_S = 0.05
-"""How often a model asks whether a client left; asking costs a message to the server process."""
+"""How often a model asks whether a client left, in seconds."""
 
 
 def tensor(request: Any, name: str) -> NDArray[Any] | None:
@@ -29,7 +35,7 @@ def scalar(request: Any, name: str, default: Any = None) -> Any:
     return values.item()
 
 
-def response(**outputs: NDArray[Any]) -> Any:
+def response(outputs: Outputs) -> Any:
     """Return a response of named outputs."""
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor(name, value) for name, value in outputs.items()]
@@ -46,16 +52,36 @@ def error_response(message: str, code: int) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
-def finish(sender: Any, last: Any = None) -> None:
-    """End a decoupled request, with a last response or without."""
-    final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-    if last is None:
-        sender.send(flags=final)
-    else:
-        sender.send(last, flags=final)
+class Sender:
+    """Answers one request, with those of its outputs that it asks for.
+
+    No others may reach Triton's stub: before 2.53 it drops them without Python's lock, which
+    corrupts the memory of a model that has a second thread.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self.wanted = frozenset(request.requested_output_names())
+
+    def send(self, outputs: Outputs, *, last: bool = False) -> None:
+        """Send a response."""
+        wanted = {name: value for name, value in outputs.items() if name in self.wanted}
+        self._sender.send(response(wanted), _FINAL if last else 0)
+
+    def fail(self, message: str, code: int) -> None:
+        """End the request with what is wrong."""
+        self._sender.send(error_response(message, code), _FINAL)
+
+    def close(self) -> None:
+        """End a decoupled request, without a further response."""
+        self._sender.send(flags=_FINAL)
+
+    def is_cancelled(self) -> bool:
+        """Return whether the client has left; costs a message to the server process."""
+        return bool(self._sender.is_cancelled())
 
 
-def exchange(model: str, request_id: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+def exchange(model: str, request_id: str, inputs: Inputs) -> None:
     """Call another model for its effect; RuntimeError when it refuses."""
     answer = pb_utils.InferenceRequest(
         model_name=model,
@@ -67,27 +93,64 @@ def exchange(model: str, request_id: str, inputs: Mapping[str, NDArray[Any]]) ->
         raise RuntimeError(f"{model}: {answer.error().message()}")
 
 
-def generate(
-    request_id: str, outputs: Sequence[str], timeout_us: int = 0, **inputs: NDArray[Any]
-) -> Any:
-    """Call tensorrt_llm from another model; return an iterator of its responses."""
-    request = pb_utils.InferenceRequest(
-        model_name="tensorrt_llm",
-        request_id=request_id,
-        requested_output_names=list(outputs),
-        inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
-        timeout=timeout_us,
-    )
-    return request.exec(decoupled=True)
+class ModelError(Exception):
+    """What another model answered that is wrong, with Triton's code for it."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
-def stop(request_id: str, stream_id: int | None = None) -> None:
-    """Ask tensorrt_llm to end a request that is running, by the stream's id where it knows one."""
-    one = np.ones((1, 1), np.int32)
-    inputs: dict[str, Any] = {"input_ids": one, "input_lengths": one, "request_output_len": one}
-    if stream_id is not None:
-        # The request id may be other clients' too.
-        request_id = ""
-        inputs["stream_id"] = np.array([[stream_id]], np.uint64)
-    for _ in generate(request_id, ["output_ids"], **inputs, stop=np.ones((1, 1), np.bool_)):
-        pass
+class TokenModel:
+    """The model tensorrt_llm, as another model calls it: from one thread, a call at a time.
+
+    Triton's Python stub hangs when a thread begins a decoupled call while another waits for a
+    response (2.51, and in its sources up to 26.07): it takes a lock while it holds Python's own, and
+    the two threads wait for each other.
+    """
+
+    def __init__(self) -> None:
+        # The stub would free the responses of a call that nobody holds any more on a thread of its
+        # own, without Python's lock, and crash. So a call is held until the stub has forgotten it.
+        self._ended: list[Any] = []
+
+    def is_left(self, asker: Any) -> bool:
+        """Return whether the client of a request or response sender has left it."""
+        left = bool(asker.is_cancelled())
+        if not left:
+            # The stub answers in turn: what ended before this question is forgotten by now.
+            self._ended.clear()
+        return left
+
+    def generate(
+        self, request_id: str, outputs: Sequence[str], timeout_us: int, inputs: Inputs
+    ) -> Iterator[Any]:
+        """Yield the responses to a request; ModelError when tensorrt_llm refuses or fails."""
+        responses = pb_utils.InferenceRequest(
+            model_name="tensorrt_llm",
+            request_id=request_id,
+            requested_output_names=list(outputs),
+            inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],
+            timeout=timeout_us,
+        ).exec(decoupled=True)
+        try:
+            for found in responses:
+                if found.has_error():
+                    error = found.error()
+                    raise ModelError(error.message(), error.code())
+                yield found
+        finally:
+            self._ended.append(responses)
+
+    def stop(self, request_id: str, stream_id: int | None = None) -> None:
+        """Have a request that is running end, by the stream's id where tensorrt_llm knows one."""
+        one = np.ones((1, 1), np.int32)
+        inputs: dict[str, Any] = {"input_ids": one, "input_lengths": one, "request_output_len": one}
+        if stream_id is not None:
+            # The request id may be other clients' too.
+            request_id = ""
+            inputs["stream_id"] = np.array([[stream_id]], np.uint64)
+        inputs["stop"] = np.ones((1, 1), np.bool_)
+        # It may have ended by itself.
+        with contextlib.suppress(ModelError):
+            list(self.generate(request_id, ["output_ids"], 0, inputs))

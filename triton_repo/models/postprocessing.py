@@ -12,7 +12,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from minitron_decode import Vocabulary
-from minitron_requests import CANCEL_CHECK_S, error_response, response, stop, strings
+from minitron_requests import CANCEL_CHECK_S, TokenModel, error_response, response, strings
 from minitron_stop import StopWords
 from minitron_stream import Stream, Streams, id_rows
 from minitron_text import flag, leave_out_torch, load_tokenizer
@@ -30,6 +30,7 @@ class TritonPythonModel:
         skip_special = flag(args, "skip_special_tokens", True)
         self._vocabulary = Vocabulary(load_tokenizer(args), skip_special=skip_special)
         self._streams = Streams()
+        self._model = TokenModel()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request on its own: one that is wrong leaves the others alone."""
@@ -57,7 +58,7 @@ class TritonPythonModel:
                 prompt=given["TOKENS_BATCH"].reshape(-1).tolist(),
             )
         )
-        return response()
+        return response({})
 
     def _text(self, request: Any, given: Inputs) -> Any:
         rows = id_rows(given["TOKENS_BATCH"], given["SEQUENCE_LENGTH"])
@@ -87,13 +88,13 @@ class TritonPythonModel:
         if stream.told_to_stop or now - stream.checked < CANCEL_CHECK_S:
             return False
         stream.checked = now
-        return bool(request.is_cancelled())
+        return bool(self._model.is_left(request))
 
     def _stop(self, request: Any, stream: Stream, stream_id: int | None) -> None:
         """End the stream at tensorrt_llm, which the ensemble itself does not do."""
         if not stream.told_to_stop and (stream_id is not None or request.request_id()):
             stream.told_to_stop = True
-            stop(request.request_id(), stream_id)
+            self._model.stop(request.request_id(), stream_id)
 
 
 def _response(pairs: list[tuple[str, str]]) -> Any:
@@ -101,4 +102,4 @@ def _response(pairs: list[tuple[str, str]]) -> Any:
     outputs = {"OUTPUT": strings(*(text for text, _ in pairs))}
     if any(reason for _, reason in pairs):
         outputs["FINISH_REASON"] = strings(*(reason for _, reason in pairs))
-    return response(**outputs)
+    return response(outputs)

@@ -59,11 +59,13 @@ class TritonPythonModel:
         except RuntimeError as error:
             return error_response(str(error), pb_utils.TritonError.INTERNAL)
         return response(
-            **{OUTPUTS[name]: value for name, value in prompt.inputs.items()},
-            REQUEST_OUTPUT_LEN=np.array([[length]], np.int32),
-            # postprocessing puts the prompt's text back where it is wanted.
-            OUT_EXCLUDE_INPUT_IN_OUTPUT=np.ones((1, 1), np.bool_),
-            STREAM_ID=stream_id,
+            {
+                **{OUTPUTS[name]: value for name, value in prompt.inputs.items()},
+                "REQUEST_OUTPUT_LEN": np.array([[length]], np.int32),
+                # postprocessing puts the prompt's text back where it is wanted.
+                "OUT_EXCLUDE_INPUT_IN_OUTPUT": np.ones((1, 1), np.bool_),
+                "STREAM_ID": stream_id,
+            }
         )
 
     def _open(self, request: Any, prompt: Prompt, length: int) -> np.ndarray[Any, Any]:

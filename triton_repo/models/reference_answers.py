@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_requests import error_response, finish, response
+from minitron_requests import Sender
 from numpy.typing import NDArray
 from reference_inputs import Asked
 
@@ -34,7 +34,7 @@ class Answer:
 
     def __init__(
         self,
-        sender: Any,
+        sender: Sender,
         asked: Sequence[Asked],
         stream_id: int | None,
         stream_interval: int,
@@ -57,8 +57,7 @@ class Answer:
     def is_over(self) -> bool:
         """Return whether what still runs may stop: all is said, or the client left.
 
-        Asks on the executor's thread, which answers too: from another one it brings the stub of
-        Triton 2.51 down. And seldom: it is a message to the server process and back.
+        Asks seldom: it is a message to the server process and back.
         """
         if not self._pending:
             return True
@@ -82,23 +81,20 @@ class Answer:
         pending.add(event)
         if reason is None:
             if pending.is_due(self._interval):
-                self._sender.send(response(**pending.take()))
+                self._sender.send(pending.take())
         elif reason is FinishReason.ERROR:
             self.close()
             self._done(self._tokens)
-            said = error_response(event.error or "", pb_utils.TritonError.INTERNAL)
-            finish(self._sender, said)
+            self._sender.fail(event.error or "", pb_utils.TritonError.INTERNAL)
         else:
             self._end((row, event.sequence), pending, event)
 
     def _end(self, key: tuple[int, int], pending: _Pending, event: Event) -> None:
-        last = response(**pending.take(), **pending.ending(event))
+        outputs = {**pending.take(), **pending.ending(event)}
         del self._pending[key]
-        if self._pending:
-            self._sender.send(last)
-        else:
+        if not self._pending:
             self._done(self._tokens)
-            finish(self._sender, last)
+        self._sender.send(outputs, last=not self._pending)
 
 
 class _Pending:

@@ -1,14 +1,13 @@
 """Triton model `tensorrt_llm_bls`: text in, text out, over tensorrt_llm in one hop.
 
 It speaks the ensemble's tensors, does pre- and postprocessing itself, knows when an answer ends
-whatever the runtime, and passes a client's cancellation on at once.
+whatever the runtime, and passes a client's cancellation on at once. An instance answers one request
+at a time, for the reason that TokenModel gives.
 """
 
 from __future__ import annotations
 
 import json
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,17 @@ from minitron_decode import Vocabulary
 from minitron_encode import TextEncoder, TextTensors
 from minitron_names import PASSED_ON
 from minitron_relay import Relay, Relayed
-from minitron_requests import error_response, finish, response, scalar, tensor
+from minitron_requests import (
+    Outputs,
+    Sender,
+    TokenModel,
+    error_response,
+    response,
+    scalar,
+    tensor,
+)
 from minitron_stream import Stream
-from minitron_text import flag, leave_out_torch, parameter
+from minitron_text import flag, leave_out_torch
 
 OWN_OUTPUTS = ("text_output", "finish_reason")
 
@@ -39,46 +46,29 @@ class TritonPythonModel:
         self._exclude = flag(args, "exclude_input_in_output", True)
         self._accumulate = flag(args, "accumulate_tokens", False)
         self._reports_end = flag(args, "finish_reason", False)
-        self._most = int(parameter(args, "max_requests", "256"))
-        self._threads = ThreadPoolExecutor(self._most)
-        self._free = threading.BoundedSemaphore(self._most)
+        self._model = TokenModel()
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
-        """Start each request; its thread answers, or what it collects is the one response."""
+        """Answer each request, a decoupled one through its sender."""
         if self._decoupled:
             for request in requests:
-                self._start(request, request.get_response_sender())
+                self._answer(request, Sender(request))
             return None
         collectors = [_Collector(request) for request in requests]
         for request, collector in zip(requests, collectors, strict=True):
-            self._start(request, collector)
-        return [collector.response() for collector in collectors]
+            self._answer(request, collector)
+        return [collector.response for collector in collectors]
 
-    def finalize(self) -> None:
-        """Let the requests in flight end."""
-        self._threads.shutdown()
-
-    def _start(self, request: Any, sender: Any) -> None:
-        """Hand a request to a thread; refuse one that is wrong, or one too many."""
-        if not self._free.acquire(blocking=False):
-            message = f"tensorrt_llm_bls has {self._most} requests in flight, its most; try later"
-            finish(sender, error_response(message, pb_utils.TritonError.UNAVAILABLE))
-            return
+    def _answer(self, request: Any, sender: Sender | _Collector) -> None:
         try:
-            relay = Relay(self._vocabulary, self._read(request), sender)
-            self._threads.submit(relay.run).add_done_callback(self._done)
+            relayed = self._read(request)
         except ValueError as error:
-            self._free.release()
-            finish(sender, error_response(str(error), pb_utils.TritonError.INVALID_ARG))
-        except BaseException:
-            self._free.release()
-            raise
-
-    def _done(self, _: Future[None]) -> None:
-        self._free.release()
+            sender.fail(str(error), pb_utils.TritonError.INVALID_ARG)
+        else:
+            Relay(self._model, self._vocabulary, relayed, sender).run()
 
     def _read(self, request: Any) -> Relayed:
-        """Return all that a request asks; its memory is gone when its thread runs."""
+        """Return all that a request asks."""
         prompt = self._encoder.prompt(
             TextTensors(
                 text=tensor(request, "text_input"),
@@ -97,7 +87,7 @@ class TritonPythonModel:
         if not self._decoupled:
             _check_one_response(streaming, sequences)
         given = {
-            target: value.copy()
+            target: value
             for name, target in {"max_tokens": "request_output_len", **PASSED_ON}.items()
             if (value := tensor(request, name)) is not None
         }
@@ -134,21 +124,19 @@ def _check_one_response(streaming: bool, sequences: int) -> None:
 
 
 class _Collector:
-    """Stands in for a sender where a model has to return its one response."""
+    """Stands in for a sender where a model has to return its one response: keeps the last."""
 
     def __init__(self, request: Any) -> None:
         self.is_cancelled = request.is_cancelled
-        self._response: Any = None
-        self._over = threading.Event()
+        self.response: Any = response({})
 
-    def send(self, response: Any = None, flags: int = 0) -> None:
-        """Keep a response; the flag says that it was the last."""
-        if response is not None:
-            self._response = response
-        if flags:
-            self._over.set()
+    def send(self, outputs: Outputs, *, last: bool = False) -> None:
+        """Keep a response; whether it is the last is seen when no other comes."""
+        self.response = response(outputs)
 
-    def response(self) -> Any:
-        """Wait for the last response."""
-        self._over.wait()
-        return self._response or response()
+    def fail(self, message: str, code: int) -> None:
+        """Keep what is wrong."""
+        self.response = error_response(message, code)
+
+    def close(self) -> None:
+        """Leave the response as it is."""

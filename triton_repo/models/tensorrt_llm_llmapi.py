@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 import yaml
 from llmapi_answer import Answer
 from llmapi_request import Abilities, Asked, read_request
-from minitron_requests import error_response, finish, scalar
+from minitron_requests import Sender, scalar
 
 ARGUMENTS = "model.yaml"
 
@@ -58,13 +58,13 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Start each request; the loop answers."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Sender(request)
             try:
                 self._take(request, sender)
             except ValueError as error:
-                finish(sender, error_response(str(error), pb_utils.TritonError.INVALID_ARG))
+                sender.fail(str(error), pb_utils.TritonError.INVALID_ARG)
             except BusyError as error:
-                finish(sender, error_response(str(error), pb_utils.TritonError.UNAVAILABLE))
+                sender.fail(str(error), pb_utils.TritonError.UNAVAILABLE)
 
     def finalize(self) -> None:
         """End what is running and stop the processes of the model."""
@@ -80,14 +80,17 @@ class TritonPythonModel:
     def _start(self, work: Coroutine[Any, Any, None]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def _take(self, request: Any, sender: Any) -> None:
+    def _take(self, request: Any, sender: Sender) -> None:
         request_id = request.request_id()
         if scalar(request, "stop", False):
             stream_id = scalar(request, "stream_id")
             if not request_id and stream_id is None:
                 raise ValueError("stop needs the request id of the request to stop")
             self._loop.call_soon_threadsafe(self._flights.stop, request_id, stream_id)
-            finish(sender, None if self._decoupled else pb_utils.InferenceResponse([]))
+            if self._decoupled:
+                sender.close()
+            else:
+                sender.send({}, last=True)
             return
         asked = read_request(request, self._abilities, self._excludes_input)
         if len(self._flights) >= self._most:
@@ -104,12 +107,15 @@ class TritonPythonModel:
         except TimeoutError:
             answer.end("timeout")
         except asyncio.CancelledError:
-            finish(sender, None if self._decoupled else _cancelled())
+            if self._decoupled:
+                sender.close()
+            else:
+                sender.fail("the request was cancelled", pb_utils.TritonError.CANCELLED)
         except ValueError as error:
-            finish(sender, error_response(str(error), pb_utils.TritonError.INVALID_ARG))
+            sender.fail(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            finish(sender, error_response(message, pb_utils.TritonError.INTERNAL))
+            sender.fail(message, pb_utils.TritonError.INTERNAL)
         finally:
             self._flights.remove(flight)
 
@@ -135,7 +141,7 @@ class TritonPythonModel:
 class Flight:
     """One request that was taken and has not ended; but for its making, the loop's."""
 
-    def __init__(self, request_id: str, stream_id: int | None, sender: Any) -> None:
+    def __init__(self, request_id: str, stream_id: int | None, sender: Sender) -> None:
         self.request_id = request_id
         self.stream_id = stream_id
         self.sender = sender
@@ -165,7 +171,7 @@ class Flights:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def add(self, request_id: str, asked: Asked, sender: Any) -> Flight:
+    def add(self, request_id: str, asked: Asked, sender: Sender) -> Flight:
         """Remember a request."""
         flight = Flight(request_id, asked.stream_id, sender)
         self._flights[id(flight)] = flight
@@ -228,10 +234,6 @@ def _sampling_params(asked: Asked) -> Any:
         # LLM takes words of several ids as text only and keeps their ids here.
         parameters.bad, parameters._bad_word_ids = [], asked.bad_words
     return parameters
-
-
-def _cancelled() -> Any:
-    return error_response("the request was cancelled", pb_utils.TritonError.CANCELLED)
 
 
 def _metric_family() -> Any:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import triton_python_backend_utils as pb_utils
-from minitron_requests import error_response, finish, response
+from minitron_requests import Sender
 from minitron_text import flag, parameter
 from reference_answers import Answer
 from reference_inputs import Asked, Serving, read, rows, scalar
@@ -65,11 +65,11 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the executor, which answers from its own thread."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Sender(request)
             try:
                 self._take(request, sender)
             except Exception as error:
-                finish(sender, _refusal(error))
+                sender.fail(*_refusal(error))
 
     def finalize(self) -> None:
         """Stop the executor."""
@@ -80,7 +80,7 @@ class TritonPythonModel:
         # Deleting them takes the server, which is gone by the time the interpreter ends.
         del self._metrics
 
-    def _take(self, request: Any, sender: Any) -> None:
+    def _take(self, request: Any, sender: Sender) -> None:
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         given = (request.request_id(), scalar(arrays, "stream_id"))
         names = frozenset(name for name in given if name not in ("", None))
@@ -99,16 +99,19 @@ class TritonPythonModel:
             self._executor.check(one.request)
         self._submit(asked, names, given[1], sender)
 
-    def _stop(self, names: frozenset[str | int], sender: Any) -> None:
+    def _stop(self, names: frozenset[str | int], sender: Sender) -> None:
         if not names:
             raise BadInputError("stop needs the request id, or stream_id, of the request to stop")
         for request_id in self._running.named(names):
             self._executor.cancel(request_id)
         # A model that is not decoupled owes exactly one response.
-        finish(sender, None if self._serving.decoupled else response())
+        if self._serving.decoupled:
+            sender.close()
+        else:
+            sender.send({}, last=True)
 
     def _submit(
-        self, asked: Sequence[Asked], names: frozenset[str | int], stream_id: Any, sender: Any
+        self, asked: Sequence[Asked], names: frozenset[str | int], stream_id: Any, sender: Sender
     ) -> None:
         request_ids = tuple(one.request.request_id for one in asked)
 
@@ -139,7 +142,8 @@ class TritonPythonModel:
             self._metrics.publish(self._executor.stats())
 
 
-def _refusal(error: Exception) -> Any:
+def _refusal(error: Exception) -> tuple[str, int]:
+    """Return what is wrong with a request, and Triton's code for it."""
     codes = pb_utils.TritonError
     for kind, code in (
         (BadInputError, codes.INVALID_ARG),
@@ -147,8 +151,8 @@ def _refusal(error: Exception) -> Any:
         (RefusedError, codes.UNAVAILABLE),
     ):
         if isinstance(error, kind):
-            return error_response(str(error), code)
-    return error_response(f"{type(error).__name__}: {error}", codes.INTERNAL)
+            return str(error), code
+    return f"{type(error).__name__}: {error}", codes.INTERNAL
 
 
 def _load(args: Mapping[str, str]) -> ReferenceModel:

@@ -122,7 +122,7 @@ def _check_tensor(
 def check_instances(model: ModelFolder) -> Iterator[Finding]:
     """Check that a model of ours that keeps state between requests has one instance."""
     for index, group in enumerate(model.config.instance_group):
-        if model.role in (POSTPROCESSING, RUNTIME, BLS) and group.count > 1:
+        if model.role in (POSTPROCESSING, RUNTIME) and group.count > 1:
             yield model.error(
                 f"instance_group[{index}].count",
                 f"is {group.count}",

@@ -1,0 +1,93 @@
+"""tensorrt_llm_bls with fewer processes than requests: they wait their turn, or are refused."""
+
+from __future__ import annotations
+
+import queue
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from tests.triton_repo.runtime_calls import inputs_of
+from tests.triton_repo.text_calls import RefusalError, ask
+
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.clients.client import Client
+from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.triton_repo.recipe import ServingRecipe
+from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
+
+pytestmark = pytest.mark.server
+
+BLS = "tensorrt_llm_bls"
+PROMPT = "Complete the paragraph: our solar system is"
+
+
+@pytest.fixture(scope="module")
+def endpoints(
+    checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Endpoints]:
+    """A server with one process of the model, and room for two requests to wait."""
+    folder = tmp_path_factory.mktemp("bls") / "repository"
+    recipe = ServingRecipe(max_batch_size=4, max_queue_size=2, bls_instances=1)
+    emit_repository(checkpoint.folder, folder, recipe)
+    with serving(folder, ServerOptions(free_endpoints()), timeout_s=600) as server:
+        yield server.endpoints
+
+
+def test_requests_take_turns(endpoints: Endpoints) -> None:
+    alone = short(endpoints)
+    with ThreadPoolExecutor(3) as threads:
+        texts = list(threads.map(short, [endpoints] * 3))
+
+    assert texts == [alone] * 3
+
+
+def test_a_row_too_many_is_refused_and_the_next_request_answered(endpoints: Endpoints) -> None:
+    """The queue hands single rows on; a request of two must not be stuck in it."""
+    answers: queue.Queue[Any] = queue.Queue()
+    rows = {"text_input": [[PROMPT], [PROMPT]], "max_tokens": [[3], [3]], "stream": [[False]] * 2}
+    types = {"text_input": np.object_, "max_tokens": np.int32, "stream": np.bool_}
+    inputs = inputs_of({name: np.array(value, types[name]) for name, value in rows.items()})
+    with grpc.InferenceServerClient(endpoints.grpc_url.removeprefix("grpc://")) as client:
+        client.start_stream(lambda result, error: answers.put(error or result))
+        client.async_stream_infer(BLS, inputs)
+        refused = answers.get(timeout=60)
+
+    assert "text_input holds 2 texts; send one per request" in str(refused)
+    assert short(endpoints)
+
+
+def test_a_full_queue_is_said_to_be_so_and_leaving_makes_room(endpoints: Endpoints) -> None:
+    with Client.connect(endpoints.grpc_url, timeout_s=60) as client, ThreadPoolExecutor(2) as pool:
+        running = client.stream(GenerateRequest(PROMPT, max_tokens=1000, model=BLS))
+        next(running)
+        waiting = [pool.submit(short, endpoints) for _ in range(2)]
+        while waiting_requests(endpoints) < 2:
+            time.sleep(0.02)
+        with pytest.raises(RefusalError, match="Exceeds maximum queue size"):
+            short(endpoints)
+        running.close()
+
+        assert all(answer.result() for answer in waiting)
+    assert short(endpoints)
+
+
+def short(endpoints: Endpoints) -> str:
+    """Return a short text."""
+    return ask(endpoints, "grpc", BLS, text_input=PROMPT, max_tokens=20).text
+
+
+def waiting_requests(endpoints: Endpoints) -> int:
+    """Return how many requests wait for the model, as Triton's metrics say."""
+    url = f"http://127.0.0.1:{endpoints.metrics_port}/metrics"
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    found = [line for line in lines if line.startswith("nv_inference_pending_request_count")]
+    return sum(round(float(line.split()[-1])) for line in found if BLS in line)

@@ -1,0 +1,157 @@
+"""How the models call and answer: around what Triton's Python stub cannot bear.
+
+`triton_python_backend_utils` exists in Triton's stub only; here is a stand-in for the little of it
+that is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+ONE = np.ones((1, 1), np.int32)
+
+
+class Responses:
+    """Stands in for the responses of a decoupled call."""
+
+    def __init__(self, *responses: Any) -> None:
+        self._responses = iter(responses)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._responses
+
+
+class Named:
+    """Stands in for a tensor."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.name, self.value = name, value
+
+
+class Message:
+    """Stands in for a response."""
+
+    def __init__(self, tensors: Any = (), error: Any = None) -> None:
+        self.names = [tensor.name for tensor in tensors]
+        self.error = lambda: error
+        self.has_error = lambda: error is not None
+
+
+class Failure:
+    """Stands in for TritonError."""
+
+    INTERNAL = 1
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message, self.code = (lambda: message), (lambda: code)
+
+
+class Request:
+    """Stands in for a request of a client: one that asks for outputs, and its sender."""
+
+    def __init__(self, *wanted: str) -> None:
+        self.requested_output_names = lambda: list(wanted)
+        self.get_response_sender = lambda: self
+        self.sent: list[tuple[Any, int]] = []
+        self.cancelled = False
+
+    def send(self, response: Any = None, flags: int = 0) -> None:
+        self.sent.append((response and (response.names or response.error().message()), flags))
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module under test, loaded over the stand-in."""
+    stub: Any = types.ModuleType("triton_python_backend_utils")
+    stub.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+    stub.Tensor, stub.InferenceResponse, stub.TritonError = Named, Message, Failure
+    stub.answers = []
+
+    class Call:
+        """Stands in for a request to another model."""
+
+        def __init__(self, **asked: Any) -> None:
+            self.asked = asked
+
+        def exec(self, *, decoupled: bool) -> Responses:
+            assert decoupled
+            stub.answers[-1][1].append(self.asked["model_name"])
+            return stub.answers[-1][0]  # type: ignore[no-any-return]
+
+    stub.InferenceRequest = Call
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
+    monkeypatch.delitem(sys.modules, "minitron_requests", raising=False)
+    module = importlib.import_module("minitron_requests")
+    yield module
+    del sys.modules["minitron_requests"]
+
+
+def answer_with(module: Any, *responses: Message) -> Responses:
+    """Have the next call of tensorrt_llm give these responses."""
+    found = Responses(*responses)
+    module.pb_utils.answers.append((found, []))
+    return found
+
+
+def test_outputs_that_were_not_asked_for_never_reach_the_stub(requests: Any) -> None:
+    request = Request("output_ids")
+    sender = requests.Sender(request)
+
+    sender.send({"output_ids": ONE, "sequence_length": ONE})
+    sender.send({"sequence_length": ONE, "output_ids": ONE}, last=True)
+
+    assert request.sent == [(["output_ids"], 0), (["output_ids"], 1)]
+
+
+def test_a_request_ends_with_an_error_or_without_a_word(requests: Any) -> None:
+    failed, closed = Request(), Request()
+
+    requests.Sender(failed).fail("no", 3)
+    requests.Sender(closed).close()
+
+    assert (failed.sent, closed.sent) == ([("no", 1)], [(None, 1)])
+
+
+def test_a_call_is_held_until_the_stub_has_answered_a_later_question(requests: Any) -> None:
+    model, asker = requests.TokenModel(), Request()
+    call = answer_with(requests, Message(), Message())
+    before = sys.getrefcount(call)
+
+    assert len(list(model.generate("id", ["output_ids"], 0, {"input_ids": ONE}))) == 2
+    assert sys.getrefcount(call) == before + 1
+    asker.cancelled = True  # the stub knows it, and does not ask the server again
+    assert model.is_left(asker)
+    assert sys.getrefcount(call) == before + 1
+    asker.cancelled = False
+    assert not model.is_left(asker)
+    assert sys.getrefcount(call) == before
+
+
+def test_what_tensorrt_llm_refuses_is_raised_with_its_code(requests: Any) -> None:
+    model = requests.TokenModel()
+    call = answer_with(requests, Message(error=Failure("too long", 3)), Message())
+    before = sys.getrefcount(call)
+
+    with pytest.raises(requests.ModelError, match="too long") as caught:
+        list(model.generate("id", ["output_ids"], 0, {}))
+
+    assert caught.value.code == 3
+    assert sys.getrefcount(call) > before
+
+
+def test_stopping_what_has_ended_by_itself_is_no_error(requests: Any) -> None:
+    answer_with(requests, Message(error=Failure("there is no such request", 3)))
+
+    requests.TokenModel().stop("id", 7)
+
+    assert requests.pb_utils.answers[-1][1] == ["tensorrt_llm"]
