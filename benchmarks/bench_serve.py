@@ -47,7 +47,7 @@ YARDSTICK: Final = """
 name: "{name}" backend: "python" max_batch_size: 8
 input [{{name: "count" data_type: TYPE_INT32 dims: [1]}}]
 output [{{name: "id" data_type: TYPE_INT64 dims: [1]}}]
-instance_group [{{count: 1 kind: KIND_CPU}}]
+instance_group [{{count: {instances} kind: KIND_CPU}}]
 model_transaction_policy {{decoupled: true}}
 parameters: {{key: "tokens_per_second" value: {{string_value: "{pace}"}}}}
 """
@@ -58,7 +58,7 @@ def make_stub_repository(folder: Path, checkpoint: Path, interval: int, pace: fl
     from transformers import AutoTokenizer
 
     repository = folder / f"stub-{interval}-{pace:g}"
-    emit_repository(checkpoint, repository, ServingRecipe(max_batch_size=64))
+    emit_repository(checkpoint, repository, ServingRecipe(max_batch_size=64, bls_instances=64))
     tokenizer: Any = AutoTokenizer.from_pretrained(sample_folder(SAMPLE))
     text = "The planets have many names. Mars is also Marte, 火星 and Планета Марс. "
     model = repository / "tensorrt_llm"
@@ -73,11 +73,12 @@ def make_stub_repository(folder: Path, checkpoint: Path, interval: int, pace: fl
     }.items():
         config.parameters[key].string_value = value
     path.write_text(to_text(config))
-    for name in ("minimal", "relay"):
+    for name, instances in (("minimal", 1), ("relay", 64)):
         version = repository / name / "1"
         version.mkdir(parents=True)
         (version / "model.py").write_text((MODELS / f"{name}.py").read_text())
-        (repository / name / "config.pbtxt").write_text(YARDSTICK.format(name=name, pace=pace))
+        text = YARDSTICK.format(name=name, pace=pace, instances=instances)
+        (repository / name / "config.pbtxt").write_text(text)
     (repository / MANIFEST_NAME).unlink()  # it is no longer what was emitted
     return repository
 

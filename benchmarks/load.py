@@ -8,9 +8,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from minitron_trt.clients.grpc_api import GRPCInferenceServiceStub, grpc, service_pb2
+
+DEADLINE_S: Final = 120  # of a request: a server that hangs is an error, not a benchmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def _run(load: Load) -> Outcome:
 
     def ask(_: int) -> int:
         responses = 0
-        for answer in stub.ModelStreamInfer(iter((message,))):
+        for answer in stub.ModelStreamInfer(iter((message,)), timeout=DEADLINE_S):
             if answer.error_message:
                 raise RuntimeError(answer.error_message)
             names = [output.name for output in answer.infer_response.outputs]

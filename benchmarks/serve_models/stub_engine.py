@@ -13,8 +13,7 @@ import time
 from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils
-from minitron_requests import finish, response, scalar, tensor
+from minitron_requests import Sender, scalar, tensor
 from minitron_text import parameter
 
 
@@ -30,16 +29,16 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> None:
         """Answer each request from a thread of its own."""
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Sender(request)
             if scalar(request, "stop", False):
-                finish(sender)
+                sender.close()
                 continue
             stream = tensor(request, "stream_id")
             echo = {} if stream is None else {"stream_id": stream.copy()}
             count = scalar(request, "request_output_len")
             threading.Thread(target=self._send, args=(sender, count, echo)).start()
 
-    def _send(self, sender: Any, count: int, echo: dict[str, Any]) -> None:
+    def _send(self, sender: Sender, count: int, echo: dict[str, Any]) -> None:
         ids = [self._ids[i % len(self._ids)] for i in range(count)]
         start = time.monotonic()
         for at in range(0, count, self._interval):
@@ -48,11 +47,11 @@ class TritonPythonModel:
                 time.sleep(max(0.0, start + (at + len(part)) / self._rate - time.monotonic()))
             last = at + len(part) == count
             ending = {"finish_reason": np.array([[b"length"]], np.object_)} if last else {}
-            answer = response(
-                output_ids=np.array([[part]], np.int32),
-                sequence_length=np.array([[len(part)]], np.int32),
-                last_token_time_ns=np.array([[time.monotonic_ns()]], np.int64),
+            outputs = {
+                "output_ids": np.array([[part]], np.int32),
+                "sequence_length": np.array([[len(part)]], np.int32),
+                "last_token_time_ns": np.array([[time.monotonic_ns()]], np.int64),
                 **echo,
                 **ending,
-            )
-            sender.send(answer, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+            }
+            sender.send(outputs, last=last)
