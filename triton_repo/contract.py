@@ -79,7 +79,7 @@ PREPROCESSING: Final = Signature(
 POSTPROCESSING: Final = Signature(
     inputs=(
         Tensor("TOKENS_BATCH", "INT32", (-1, -1)),
-        Tensor("SEQUENCE_LENGTH", "INT32", (-1,)),
+        *optional("INT32", "SEQUENCE_LENGTH", dims=(-1,)),
         *optional("INT32", "SEQUENCE_INDEX"),
         *optional("UINT64", "STREAM_ID"),
         *optional("STRING", "FINISH_REASON"),

@@ -59,11 +59,16 @@ _PREPROCESSED: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def ensemble_steps(types: ElementTypes, *, ours: bool) -> tuple[Step, ...]:
-    """Return the steps; `ours` where tensorrt_llm knows a stream's id and why it ended."""
+    """Return the steps.
+
+    `ours` where tensorrt_llm knows a stream's id and why it ended, and pads no row of ids; each
+    tensor between two models costs time per token.
+    """
     encoded = dict(_ENCODED)
-    results = {"output_ids": "_output_ids", "sequence_length": "_sequence_length"}
-    decoded = {"TOKENS_BATCH": "_output_ids", "SEQUENCE_LENGTH": "_sequence_length"}
-    if ours:
+    results, decoded = {"output_ids": "_output_ids"}, {"TOKENS_BATCH": "_output_ids"}
+    if not ours:
+        results["sequence_length"] = decoded["SEQUENCE_LENGTH"] = "_sequence_length"
+    else:
         encoded["STREAM_ID"] = "stream_id"
         results |= {"stream_id": "_answered_stream_id", "finish_reason": "_finish_reason"}
         decoded |= {"STREAM_ID": "_answered_stream_id", "FINISH_REASON": "_finish_reason"}

@@ -19,10 +19,13 @@ ModelConfig: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """How Triton gathers requests for a model: at once, waiting at most, and for how long."""
+    """How Triton gathers requests for a model: at once, waiting at most, and for how long.
 
-    batch: int
-    size: int
+    0 is no limit, or no wait.
+    """
+
+    batch: int = 0
+    size: int = 0
     delay_us: int = 0
 
 
@@ -60,7 +63,8 @@ def engine_model(
 
 def _add_queue(config: ModelConfig, queue: Queue) -> None:
     batching = config.dynamic_batching
-    batching.preferred_batch_size.append(queue.batch)
+    if queue.batch:
+        batching.preferred_batch_size.append(queue.batch)
     batching.max_queue_delay_microseconds = queue.delay_us
     batching.default_queue_policy.max_queue_size = queue.size
 

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import numpy as np
-from minitron_requests import Sender, scalar, tensor
+from minitron_requests import Sender, scalar, strings, tensor
 from minitron_text import parameter
 
 
@@ -46,12 +46,9 @@ class TritonPythonModel:
             if self._rate:
                 time.sleep(max(0.0, start + (at + len(part)) / self._rate - time.monotonic()))
             last = at + len(part) == count
-            ending = {"finish_reason": np.array([[b"length"]], np.object_)} if last else {}
-            outputs = {
-                "output_ids": np.array([[part]], np.int32),
-                "sequence_length": np.array([[len(part)]], np.int32),
-                "last_token_time_ns": np.array([[time.monotonic_ns()]], np.int64),
-                **echo,
-                **ending,
-            }
+            outputs = {"output_ids": np.array([[part]], np.int32), **echo}
+            if "last_token_time_ns" in sender.wanted:
+                outputs["last_token_time_ns"] = np.array([[time.monotonic_ns()]], np.int64)
+            if last:
+                outputs["finish_reason"] = strings(["length"])
             sender.send(outputs, last=last)

@@ -76,13 +76,14 @@ def test_an_ipv6_host_is_refused() -> None:
 
 
 def test_a_port_in_use_is_named() -> None:
+    free = free_endpoints()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
 
         with pytest.raises(UsageError, match=f"grpc port {port} .* with --grpc-port"):
-            Endpoints(http_port=port - 1, grpc_port=port, metrics_port=port - 2).check_free()
+            replace(free, grpc_port=port).check_free()
 
 
 def test_equal_ports_are_refused() -> None:

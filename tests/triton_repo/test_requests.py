@@ -40,6 +40,7 @@ class Message:
 
     def __init__(self, tensors: Any = (), error: Any = None) -> None:
         self.names = [tensor.name for tensor in tensors]
+        self.output_tensors = lambda: tensors
         self.error = lambda: error
         self.has_error = lambda: error is not None
 

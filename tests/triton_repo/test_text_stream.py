@@ -44,38 +44,41 @@ def test_a_prompt_goes_before_the_answer_and_its_words_do_not_stop_it() -> None:
 
 
 def test_beams_are_whole_texts_and_sequences_go_on() -> None:
-    found = stream("a")
-    beams = found.answers_for([[1], [2]], 0, VOCABULARY)
+    beams, sequences = stream("a"), stream("a")
+    one, two = ids("one"), ids("two")
 
-    assert found.answers == {}
-    assert len({id(answer) for answer in beams}) == 2
-    assert found.answers_for([[1]], 1, VOCABULARY) == found.answers_for([[1]], 1, VOCABULARY)
+    assert [beams.push([one, two], 0, "", VOCABULARY).texts for _ in range(2)] == [
+        ["one", "two"]
+    ] * 2
+    assert beams.answers == {}
+    assert sequences.push([one], 1, "", VOCABULARY).texts == ["one"]
+    assert sequences.push([ids(" more")], 1, "", VOCABULARY).texts == [" more"]
 
 
 @pytest.mark.parametrize(
-    ("tokens", "given", "changes", "reason"),
+    ("tokens", "given", "changes", "reasons"),
     [
-        (5, "", {"max_tokens": 9}, ""),
-        (9, "", {"max_tokens": 9}, "length"),
-        (5, "", {"max_tokens": 9, "streaming": False}, "stop"),
-        (5, "cancelled", {}, "cancelled"),
+        (5, "", {"max_tokens": 9}, []),
+        (0, "", {"max_tokens": 9}, [""]),
+        (9, "", {"max_tokens": 9}, ["length"]),
+        (5, "", {"max_tokens": 9, "streaming": False}, ["stop"]),
+        (5, "cancelled", {}, ["cancelled"]),
     ],
-    ids=["nobody knows", "full", "one response", "runtime says"],
+    ids=["goes on", "nobody knows", "full", "one response", "runtime says"],
 )
 def test_why_an_answer_ended_is_what_can_be_known(
-    tokens: int, given: str, changes: dict[str, Any], reason: str
+    tokens: int, given: str, changes: dict[str, Any], reasons: list[str]
 ) -> None:
-    answer = Answer(VOCABULARY, None)
-    answer.push([0] * tokens, last=True)
+    pushed = stream("a", **changes).push([[0] * tokens], 0, given, VOCABULARY)
 
-    assert stream("a", **changes).reason(answer, given, last=True) == reason
+    assert (pushed.reasons, pushed.over) == (reasons, bool(reasons))
 
 
-def test_a_stop_word_is_the_reason_whatever_the_runtime_says() -> None:
-    answer = Answer(VOCABULARY, StopWords(["Mars"]))
-    answer.push(ids("Mars"), last=False)
+@pytest.mark.parametrize(("given", "cut"), [("cancelled", False), ("", True)])
+def test_a_stop_word_is_the_reason_whatever_the_runtime_says(given: str, cut: bool) -> None:
+    pushed = stream("a", words=StopWords(["Mars"])).push([ids("to Mars")], 0, given, VOCABULARY)
 
-    assert stream("a").reason(answer, "cancelled", last=True) == "stop"
+    assert pushed == (["to "], ["stop"], True, cut)
 
 
 def test_the_least_recently_used_streams_go() -> None:
@@ -103,5 +106,8 @@ def test_rows_end_at_their_lengths_and_shapes_that_do_not_fit_are_refused() -> N
     tokens = np.array([[[1, 2, 0], [3, 0, 0]]], np.int32)
 
     assert id_rows(tokens, np.array([[2, 1]])) == [[1, 2], [3]]
-    with pytest.raises(ValueError, match=r"\[1, 2, 3\]"):
+    assert id_rows(tokens, None) == [[1, 2, 0], [3, 0, 0]]
+    with pytest.raises(ValueError, match=r"2 rows of tokens have lengths of shape \[1, 1\]"):
         id_rows(tokens, np.array([[2]]))
+    with pytest.raises(ValueError, match=r"\[2, 3\]; expected \[1, rows, tokens\]"):
+        id_rows(tokens[0], None)

@@ -106,7 +106,7 @@ class _Sequence:
             found["output_log_probs"] = np.array([[self._log_probs[start:]]], np.float32)
             found["cum_log_probs"] = np.array([[sum(self._log_probs)]], np.float32)
         if self.reason is not None:
-            found["finish_reason"] = strings(self.reason)
+            found["finish_reason"] = strings([self.reason])
             found |= self._last(output)
         return found
 

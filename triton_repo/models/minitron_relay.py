@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -31,7 +32,7 @@ class Relayed:
     sequences: int
     statistics: Collection[str]  # outputs of tensorrt_llm that the client wants as they are
     timeout_us: int
-    reports_end: bool  # whether tensorrt_llm has the output finish_reason
+    ours: bool  # whether tensorrt_llm says why an answer ended, and pads no row of ids
     accumulate: bool  # whether each response repeats the text so far
 
 
@@ -73,13 +74,12 @@ class Relay:
         """Send what tensorrt_llm answers; return the last response, None if there is no other."""
         relayed = self._relayed
         last = None
-        for answer in self._model.generate(
+        for tensors in self._model.generate(
             self._request_id, self._outputs(), relayed.timeout_us, relayed.inputs
         ):
             if self._is_left():
                 self._stop()
                 continue
-            tensors = {tensor.name(): tensor.as_numpy() for tensor in answer.output_tensors()}
             index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
             if tensors and index not in self._ended:
                 outputs = self._text_of(index, tensors)
@@ -91,33 +91,30 @@ class Relay:
 
     def _outputs(self) -> list[str]:
         """Return the outputs to ask tensorrt_llm for: each costs time per response."""
-        outputs = {"output_ids", "sequence_length", *self._relayed.statistics}
-        if self._relayed.reports_end:
-            outputs.add("finish_reason")
+        outputs = {"output_ids", *self._relayed.statistics}
+        outputs.add("finish_reason" if self._relayed.ours else "sequence_length")
         if self._relayed.sequences > 1:
             outputs.add("sequence_index")
         return sorted(outputs)
 
     def _text_of(self, index: int, tensors: Outputs) -> Outputs:
         """Return the outputs for one of tensorrt_llm's responses."""
-        stream = self._relayed.stream
-        rows = id_rows(tensors["output_ids"], tensors["sequence_length"])
+        rows = id_rows(tensors["output_ids"], tensors.get("sequence_length"))
         given = tensors["finish_reason"].item().decode() if "finish_reason" in tensors else ""
-        answers = stream.answers_for(rows, index, self._vocabulary)
-        full = answers[0].tokens + len(rows[0]) >= stream.max_tokens
-        last = bool(given) or full or not stream.streaming
-        texts = [answer.push(row, last=last) for answer, row in zip(answers, rows, strict=True)]
-        if last or all(answer.stopped for answer in answers):
+        pushed = self._relayed.stream.push(rows, index, given, self._vocabulary)
+        if pushed.over:
             self._ended.add(index)
-            if not last and len(self._ended) == self._relayed.sequences:
+            if pushed.cut and len(self._ended) == self._relayed.sequences:
                 self._stop()
-        reasons = [stream.reason(answer, given, last=last) for answer in answers]
-        passed = {name: tensors[name] for name in self._relayed.statistics if name in tensors}
-        return {**passed, **self._text(index, texts, reasons)}
+        outputs = self._text(index, pushed.texts, pushed.reasons)
+        for name in self._relayed.statistics:
+            if name in tensors:
+                outputs[name] = tensors[name]
+        return outputs
 
     def _rest(self) -> Outputs | None:
         """Return what the sequences still held back, now that tensorrt_llm has ended them."""
-        last: Outputs | None = None
+        last: dict[str, Any] | None = None
         for index, answer in self._relayed.stream.answers.items():
             if index not in self._ended:
                 if last is not None:
@@ -126,15 +123,17 @@ class Relay:
                 full = answer.tokens >= self._relayed.stream.max_tokens
                 last = self._text(index, [text], [LENGTH if full else STOP])
                 if self._relayed.sequences > 1:
-                    last = {**last, "sequence_index": np.array([[index]], np.int32)}
+                    last["sequence_index"] = np.array([[index]], np.int32)
         return last
 
-    def _text(self, index: int, texts: list[str], reasons: list[str]) -> Outputs:
+    def _text(self, index: int, texts: list[str], reasons: list[str]) -> dict[str, Any]:
         if self._relayed.accumulate and len(texts) == 1:
             texts = [self._so_far.get(index, "") + texts[0]]
             self._so_far[index] = texts[0]
-        outputs = {"text_output": strings(*texts)}
-        return {**outputs, "finish_reason": strings(*reasons)} if any(reasons) else outputs
+        outputs: dict[str, Any] = {"text_output": strings(texts)}
+        if any(reasons):
+            outputs["finish_reason"] = strings(reasons)
+        return outputs
 
     def _stop(self) -> None:
         if not self._told_to_stop:

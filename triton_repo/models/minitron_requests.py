@@ -42,7 +42,7 @@ def response(outputs: Outputs) -> Any:
     )
 
 
-def strings(*texts: str) -> NDArray[np.object_]:
+def strings(texts: Sequence[str]) -> NDArray[np.object_]:
     """Return texts as the tensor of one request: [1, n]."""
     return np.array([[text.encode("utf-8") for text in texts]], np.object_)
 
@@ -65,8 +65,10 @@ class Sender:
 
     def send(self, outputs: Outputs, *, last: bool = False) -> None:
         """Send a response."""
-        wanted = {name: value for name, value in outputs.items() if name in self.wanted}
-        self._sender.send(response(wanted), _FINAL if last else 0)
+        tensors = [
+            pb_utils.Tensor(name, value) for name, value in outputs.items() if name in self.wanted
+        ]
+        self._sender.send(pb_utils.InferenceResponse(tensors), _FINAL if last else 0)
 
     def fail(self, message: str, code: int) -> None:
         """End the request with what is wrong."""
@@ -104,9 +106,9 @@ class ModelError(Exception):
 class TokenModel:
     """The model tensorrt_llm, as another model calls it: from one thread, a call at a time.
 
-    Triton's Python stub hangs when a thread begins a decoupled call while another waits for a
-    response (2.51, and in its sources up to 26.07): it takes a lock while it holds Python's own, and
-    the two threads wait for each other.
+    Triton's Python stub (2.51, and in its sources up to 26.07) hangs when a thread begins a
+    decoupled call while another waits for a response: it takes a lock while it holds Python's own,
+    and the two threads wait for each other.
     """
 
     def __init__(self) -> None:
@@ -124,8 +126,8 @@ class TokenModel:
 
     def generate(
         self, request_id: str, outputs: Sequence[str], timeout_us: int, inputs: Inputs
-    ) -> Iterator[Any]:
-        """Yield the responses to a request; ModelError when tensorrt_llm refuses or fails."""
+    ) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the outputs of each response; ModelError when tensorrt_llm refuses or fails."""
         responses = pb_utils.InferenceRequest(
             model_name="tensorrt_llm",
             request_id=request_id,
@@ -135,10 +137,11 @@ class TokenModel:
         ).exec(decoupled=True)
         try:
             for found in responses:
-                if found.has_error():
+                tensors = found.output_tensors()
+                if not tensors and found.has_error():
                     error = found.error()
                     raise ModelError(error.message(), error.code())
-                yield found
+                yield {tensor.name(): tensor.as_numpy() for tensor in tensors}
         finally:
             self._ended.append(responses)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from minitron_decode import Vocabulary
 from minitron_stop import StopMatcher, StopWords
@@ -18,15 +18,19 @@ MOST_STREAMS = 16384
 """How many names of streams are remembered; a runtime may never say that a stream has ended."""
 
 
-def id_rows(tokens: NDArray[Any], lengths: NDArray[Any]) -> list[list[int]]:
-    """Return the ids of each row of one request; ValueError when the shapes are not of one."""
-    if tokens.ndim != 3 or len(tokens) != 1 or lengths.size != tokens.shape[1]:
-        raise ValueError(
-            f"tokens are of shape {list(tokens.shape)} and their lengths of "
-            f"{list(lengths.shape)}; expected [1, rows, tokens] and [1, rows]"
-        )
-    counts = lengths.reshape(-1).tolist()
-    return [row[:count] for row, count in zip(tokens[0].tolist(), counts, strict=True)]
+def id_rows(tokens: NDArray[Any], lengths: NDArray[Any] | None) -> list[list[int]]:
+    """Return the ids of each row of one request, whole or as long as `lengths` says.
+
+    ValueError when the shapes are not of one request.
+    """
+    if tokens.ndim != 3 or len(tokens) != 1:
+        raise ValueError(f"tokens are of shape {list(tokens.shape)}; expected [1, rows, tokens]")
+    rows: list[list[int]] = tokens[0].tolist()
+    if lengths is None:
+        return rows
+    if lengths.size != len(rows):
+        raise ValueError(f"{len(rows)} rows of tokens have lengths of shape {list(lengths.shape)}")
+    return [row[:count] for row, count in zip(rows, lengths.reshape(-1).tolist(), strict=True)]
 
 
 class Answer:
@@ -64,6 +68,15 @@ class Answer:
         return text
 
 
+class Pushed(NamedTuple):
+    """What a response of tensorrt_llm adds to a sequence, by row."""
+
+    texts: list[str]
+    reasons: list[str]  # why it ended, "" where nobody knows; none as long as it goes on
+    over: bool
+    cut: bool  # stop words ended it, which tensorrt_llm does not know
+
+
 @dataclass
 class Stream:
     """What a text request asked for, and its sequences by their index."""
@@ -77,7 +90,21 @@ class Stream:
     told_to_stop: bool = False
     checked: float = 0.0  # when the client was last looked for, of time.monotonic()
 
-    def answers_for(
+    def push(
+        self, rows: Sequence[Sequence[int]], index: int, given: str, vocabulary: Vocabulary
+    ) -> Pushed:
+        """Take a response: the ids of a sequence's rows, and why it ended where that is known."""
+        answers = self._answers_for(rows, index, vocabulary)
+        last = bool(given) or self._is_over(answers[0], rows[0])
+        texts, stopped = [], True
+        for answer, ids in zip(answers, rows, strict=True):
+            texts.append(answer.push(ids, last=last))
+            stopped = stopped and answer.stopped
+        over = last or stopped
+        reasons = [self._reason(answer, given, last) for answer in answers] if over else []
+        return Pushed(texts, reasons, over, stopped and not last)
+
+    def _answers_for(
         self, rows: Sequence[Sequence[int]], index: int, vocabulary: Vocabulary
     ) -> list[Answer]:
         """Return what a response's rows go into; a sequence begins when it is first met.
@@ -90,11 +117,11 @@ class Stream:
             self.answers[index] = Answer(vocabulary, self.words, self.prompt)
         return [self.answers[index]]
 
-    def is_over(self, answer: Answer, ids: Sequence[int]) -> bool:
+    def _is_over(self, answer: Answer, ids: Sequence[int]) -> bool:
         """Return whether these are a sequence's last ids, as far as a runtime lets one know."""
         return not (self.streaming and ids) or answer.tokens + len(ids) >= self.max_tokens
 
-    def reason(self, answer: Answer, given: str, *, last: bool) -> str:
+    def _reason(self, answer: Answer, given: str, last: bool) -> str:
         """Return why a sequence ended: at a stop word, as the runtime says, or as can be told.
 
         Empty while it goes on, and where nobody knows.

@@ -61,26 +61,24 @@ class TritonPythonModel:
         return response({})
 
     def _text(self, request: Any, given: Inputs) -> Any:
-        rows = id_rows(given["TOKENS_BATCH"], given["SEQUENCE_LENGTH"])
+        rows = id_rows(given["TOKENS_BATCH"], given.get("SEQUENCE_LENGTH"))
         reason = given["FINISH_REASON"].item().decode() if "FINISH_REASON" in given else ""
         # Of the runtimes, those that know a stream's id say why it ended, too.
         stream_id = given["STREAM_ID"].item() if "STREAM_ID" in given else None
         stream = self._streams.find(request.request_id() if stream_id is None else stream_id)
         if stream is None:
-            return _response([(self._vocabulary.text(row), reason) for row in rows])
+            return _response([self._vocabulary.text(row) for row in rows], [reason] * len(rows))
         if self._is_left(request, stream):
             self._stop(request, stream, stream_id)
         indexed = "SEQUENCE_INDEX" in given
         index = given["SEQUENCE_INDEX"].item() if indexed else 0
-        answers = stream.answers_for(rows, index, self._vocabulary)
-        last = bool(reason) or (stream_id is None and stream.is_over(answers[0], rows[0]))
-        if last and not indexed:
-            self._streams.close(stream)
-        texts = [answer.push(row, last=last) for answer, row in zip(answers, rows, strict=True)]
-        if all(answer.stopped for answer in answers) and not (last or indexed):
-            self._stop(request, stream, stream_id)
-        reasons = [stream.reason(answer, reason, last=last) for answer in answers]
-        return _response(list(zip(texts, reasons, strict=True)))
+        pushed = stream.push(rows, index, reason, self._vocabulary)
+        if pushed.over and not indexed:
+            if pushed.cut:
+                self._stop(request, stream, stream_id)
+            else:
+                self._streams.close(stream)
+        return _response(pushed.texts, pushed.reasons)
 
     def _is_left(self, request: Any, stream: Stream) -> bool:
         """Return whether the client has left, asked seldom."""
@@ -97,9 +95,9 @@ class TritonPythonModel:
             self._model.stop(request.request_id(), stream_id)
 
 
-def _response(pairs: list[tuple[str, str]]) -> Any:
+def _response(texts: list[str], reasons: list[str]) -> Any:
     """Return a response with a text per row, and why it ended where it has."""
-    outputs = {"OUTPUT": strings(*(text for text, _ in pairs))}
-    if any(reason for _, reason in pairs):
-        outputs["FINISH_REASON"] = strings(*(reason for _, reason in pairs))
+    outputs = {"OUTPUT": strings(texts)}
+    if any(reasons):
+        outputs["FINISH_REASON"] = strings(reasons)
     return response(outputs)

@@ -76,7 +76,6 @@ class TritonPythonModel:
         before = [] if excluded or streaming else prompt.ids
         opening = {
             "TOKENS_BATCH": np.array([[before]], np.int32).reshape(1, 1, -1),
-            "SEQUENCE_LENGTH": np.array([[len(before)]], np.int32),
             "STREAM_ID": stream_id,
             "OPEN_MAX_TOKENS": np.array([[length]], np.int32),
             "OPEN_STREAM": np.array([[streaming]], np.bool_),

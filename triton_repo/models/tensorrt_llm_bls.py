@@ -45,7 +45,7 @@ class TritonPythonModel:
         self._vocabulary = Vocabulary(self._encoder.tokenizer, skip_special=skip_special)
         self._exclude = flag(args, "exclude_input_in_output", True)
         self._accumulate = flag(args, "accumulate_tokens", False)
-        self._reports_end = flag(args, "finish_reason", False)
+        self._ours = flag(args, "finish_reason", False)
         self._model = TokenModel()
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
@@ -108,7 +108,7 @@ class TritonPythonModel:
             sequences=sequences,
             statistics=self._statistics.intersection(request.requested_output_names()),
             timeout_us=request.timeout(),
-            reports_end=self._reports_end,
+            ours=self._ours,
             accumulate=self._accumulate,
         )
 
