@@ -129,6 +129,24 @@ def test_weight_only_values_come_back_within_a_step_of_their_row(name: str, weig
     assert (np.abs(found - wide) <= scale + np.abs(wide) / 200).all()
 
 
+@given(weight=weights())
+@settings(max_examples=40, deadline=None)
+def test_codes_from_tables_are_those_of_the_formulas(weight: Any) -> None:
+    ranges, wide = Ranges(largest(weight), 1.0), weight.astype(np.float32)
+    fp8, nvfp4 = SCHEMES["fp8"], SCHEMES["nvfp4"]
+    scale = fp8.constants(ranges)["weights_scaling_factor"]
+    tensor_scale = nvfp4.constants(ranges)["weights_scaling_factor_2"]
+    made = nvfp4.rows(weight, ranges)
+    block = E4M3.decode(made["weights_scaling_factor"]) * tensor_scale
+    numbers = wide / np.repeat(block, 16, axis=1) + np.float32(0)
+    reach = np.abs(wide).reshape(len(wide), -1, 16).max(axis=2) / (np.float32(6) * tensor_scale)
+
+    assert np.array_equal(fp8.rows(weight, ranges)["weight"], E4M3.encode(wide / scale))
+    assert np.array_equal(unpack_columns(made["weight"]), E2M1.encode(numbers))
+    smallest = np.where(reach == 0, 1, np.maximum(reach, E4M3.values[1])).astype(np.float32)
+    assert np.array_equal(made["weights_scaling_factor"], E4M3.encode(smallest))
+
+
 @given(weight=weights(), cut=st.integers(1, 7))
 @settings(max_examples=30, deadline=None)
 def test_rows_are_quantized_alike_in_one_block_and_in_several(weight: Any, cut: int) -> None:

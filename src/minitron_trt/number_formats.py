@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,6 +83,19 @@ E4M3: Final = FloatFormat("e4m3", fraction=3, smallest=-6, largest=448.0, sign=0
 E2M1: Final = FloatFormat("e2m1", fraction=1, smallest=0, largest=6.0, sign=0x08)
 
 
+EVERY_BFLOAT16: Final[Array] = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+"""All numbers of bfloat16, in the order of their bits: what a table by these bits is made from."""
+
+
+def look_up(table: Codes, index: Array) -> Codes:
+    """Return table[index] for whole numbers, some times faster than numpy; none may be beyond."""
+    flat, found = index.reshape(-1), np.empty(index.size, np.uint8)
+    for start in range(0, flat.size, _RUN):
+        # "clip" for its speed: "raise" looks at every index and copies the result.
+        table.take(flat[start : start + _RUN], out=found[start : start + _RUN], mode="clip")
+    return found.reshape(index.shape)
+
+
 def widen(values: Array) -> Floats:
     """Return bfloat16 (or any other) numbers as float32."""
     if values.dtype.itemsize == 2 and values.dtype.name == "bfloat16":
@@ -91,7 +105,8 @@ def widen(values: Array) -> Floats:
 
 def pack_columns(codes: Codes) -> Codes:
     """Join neighbouring columns of 4-bit codes: even ones in the low half of a byte."""
-    packed: Codes = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4))
+    pairs = np.ascontiguousarray(codes).view("<u2")
+    packed: Codes = (pairs | (pairs >> np.uint16(4))).astype(np.uint8)
     return packed
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -25,8 +26,11 @@ import numpy as np
 from minitron_trt.number_formats import (
     E2M1,
     E4M3,
+    EVERY_BFLOAT16,
     Array,
+    Codes,
     Floats,
+    look_up,
     pack_columns,
     pack_rows,
     unpack_columns,
@@ -37,6 +41,7 @@ from minitron_trt.number_formats import (
 Tensors = dict[str, Array]
 _F32 = np.float32
 _LARGEST_E4M3 = _F32(E4M3.largest)
+_BLOCKS = 4096  # of 16 numbers, looked up at a time, so that the index stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class Scheme(Protocol):
         """Return the tensors that do not grow with the weight's rows."""
 
     def rows(self, rows: Array, ranges: Ranges) -> Tensors:
-        """Return the other tensors, for some rows of the weight."""
+        """Return the other tensors, for some rows of the weight, which are bfloat16."""
 
     def dequantize(self, tensors: Mapping[str, Array]) -> Floats:
         """Return the weight that the engine computes with, [out, in]."""
@@ -87,13 +92,20 @@ class Fp8:
 
     def rows(self, rows: Array, ranges: Ranges) -> Tensors:
         """Return the codes of the scaled weight."""
-        scale = self.constants(ranges)["weights_scaling_factor"]
-        return {"weight": E4M3.encode(widen(rows) / scale)}
+        (scale,) = self.constants(ranges)["weights_scaling_factor"].tolist()
+        return {"weight": look_up(_e4m3_codes(scale), rows.view(np.uint16))}
 
     def dequantize(self, tensors: Mapping[str, Array]) -> Floats:
         """Return the numbers of the codes, times the scale."""
         weight: Floats = E4M3.decode(tensors["weight"]) * tensors["weights_scaling_factor"]
         return weight
+
+
+@lru_cache(maxsize=8)
+def _e4m3_codes(scale: float) -> Codes:
+    """Return the code of every bfloat16 number under a scale: a weight has more than there are."""
+    with np.errstate(all="ignore"):
+        return E4M3.encode(widen(EVERY_BFLOAT16) / _F32(scale))
 
 
 class Fp8Rowwise:
@@ -142,6 +154,38 @@ class WeightOnly:
         return found
 
 
+class _E2m1Codes:
+    """The code of every bfloat16 number under each block scale, worked out when first met."""
+
+    def __init__(self, tensor_scale: float) -> None:
+        self._tensor_scale = _F32(tensor_scale)
+        self._table = np.empty((len(E4M3.values), len(EVERY_BFLOAT16)), np.uint8)
+        self._known = np.zeros(len(E4M3.values), np.bool_)
+
+    def of(self, bits: Array, scales: Codes) -> Codes:
+        """Return the codes of numbers, given as bits, whose 16 neighbours have a scale's code."""
+        for scale in np.flatnonzero(np.bincount(scales.reshape(-1)) > 0):
+            if not self._known[scale]:
+                self._fill(scale)
+        blocks, table = bits.reshape(-1, 16), self._table.reshape(-1)
+        rows = scales.reshape(-1, 1).astype(np.uint32) << np.uint32(16)
+        codes = np.empty(blocks.shape, np.uint8)
+        for start in range(0, len(blocks), _BLOCKS):
+            some = slice(start, start + _BLOCKS)
+            codes[some] = look_up(table, rows[some] | blocks[some])
+        return codes.reshape(bits.shape)
+
+    def _fill(self, scale: int) -> None:
+        with np.errstate(all="ignore"):
+            numbers = widen(EVERY_BFLOAT16) / (E4M3.values[scale] * self._tensor_scale)
+            # Minus zero is stored as zero, minus a little as minus zero.
+            self._table[scale] = E2M1.encode(numbers + _F32(0))
+        self._known[scale] = True
+
+
+_e2m1_codes = lru_cache(maxsize=4)(_E2m1Codes)
+
+
 class Nvfp4:
     """Four-bit floats; each 16 neighbours share an E4M3 scale, the tensor a float32 one."""
 
@@ -156,17 +200,16 @@ class Nvfp4:
     def rows(self, rows: Array, ranges: Ranges) -> Tensors:
         """Return packed codes and block scales."""
         tensor_scale = _F32(self.constants(ranges)["weights_scaling_factor_2"])
-        blocks = widen(rows).reshape(len(rows), -1, 16)
-        scales = np.abs(blocks).max(axis=2) / (_F32(E2M1.largest) * tensor_scale)
+        bits = rows.view(np.uint16)
+        # Without their sign, bfloat16 numbers are ordered as their bits are.
+        reach = bits & np.uint16(0x7FFF)
+        for _ in range(4):
+            reach = np.maximum(reach[:, 0::2], reach[:, 1::2])
+        scales = widen(reach.view(rows.dtype)) / (_F32(E2M1.largest) * tensor_scale)
         scales[scales == 0] = 1
         codes = E4M3.encode(np.maximum(scales, E4M3.values[1]))
-        blocks = blocks / (E4M3.decode(codes) * tensor_scale)[..., None]
-        # Minus zero is stored as zero, minus a little as minus zero.
-        blocks += _F32(0)
-        return {
-            "weight": pack_columns(E2M1.encode(blocks.reshape(rows.shape))),
-            "weights_scaling_factor": codes,
-        }
+        numbers = _e2m1_codes(float(tensor_scale)).of(bits, codes)
+        return {"weight": pack_columns(numbers), "weights_scaling_factor": codes}
 
     def dequantize(self, tensors: Mapping[str, Array]) -> Floats:
         """Return the numbers of the codes, times both scales."""
