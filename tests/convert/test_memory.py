@@ -117,14 +117,15 @@ def test_a_dry_run_forecasts_the_memory_of_unpacking_a_gguf_file(
     assert peak == pytest.approx(forecast, rel=0.2)
 
 
+@pytest.mark.parametrize("precision", ["fp8", "w4a16-awq"])
 def test_a_dry_run_forecasts_the_memory_of_a_calibration(
-    wide_model: MakeFolder, tmp_path: Path
+    precision: str, wide_model: MakeFolder, tmp_path: Path
 ) -> None:
     pytest.importorskip("modelopt", reason="NOT CHECKED: pip install minitron-trt[quantize]")
     rows = [json.dumps({"input_ids": list(range(256))}) for _ in range(4)]
     (tmp_path / "ids.jsonl").write_text("\n".join(rows))
     text = ("--calib-data", str(tmp_path / "ids.jsonl"), "--calib-samples", "4")
-    options = ("--precision", "fp8", *text, "--calib-length", "256")
+    options = ("--precision", precision, *text, "--calib-length", "256")
     forecast, peak = forecast_and_peak(wide_model("llama"), tmp_path / "out", *options)
 
     assert peak == pytest.approx(forecast, rel=0.2)
