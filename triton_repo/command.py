@@ -67,7 +67,7 @@ def _list_parameters(context: click.Context, _: click.Parameter, asked: bool) ->
     "--bls-instances",
     type=click.IntRange(1),
     help="Processes of tensorrt_llm_bls, each of which answers one request at a time  [default: "
-    "the batch size, at most 16, reference 4]",
+    "the batch size, at most 16, reference 2]",
 )
 @click.option(
     "--stream-interval",

@@ -87,8 +87,13 @@ POSTPROCESSING: Final = Signature(
         *optional("INT32", "OPEN_MAX_TOKENS"),
         *optional("BOOL", "OPEN_STREAM"),
         *optional("STRING", "OPEN_STOP_WORDS", dims=(-1,)),
+        # From tensorrt_llm: how many responses each of these streams has had, -1 if not known.
+        *optional("UINT64", "WATCHED_STREAM_IDS", dims=(-1,)),
     ),
-    outputs=(Tensor("OUTPUT", "STRING", (-1,)), Tensor("FINISH_REASON", "STRING", (-1,))),
+    outputs=(
+        *outputs("STRING", "OUTPUT", "FINISH_REASON", dims=(-1,)),
+        *outputs("INT32", "WATCHED_RESPONSES", dims=(-1,)),
+    ),
 )
 
 

@@ -38,7 +38,7 @@ MODELS: Final = (
     "tensorrt_llm_bls",
 )
 CONFIG_NAME: Final = "config.pbtxt"
-MOST_BLS_INSTANCES: Final = {REFERENCE: 4, TRTLLM: 16, LLMAPI: 16}
+MOST_BLS_INSTANCES: Final = {REFERENCE: 2, TRTLLM: 16, LLMAPI: 16}
 """How many tensorrt_llm_bls has unless told: each is a process with a tokenizer of its own."""
 GENERATION_CONFIG: Final = "generation_config.json"
 _SOURCES: Final = Path(__file__).with_name("models")
@@ -152,6 +152,9 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
             POSTPROCESSING,
             {**decoding, **recipe.of("postprocessing")},
             max_batch_size=batch,
+            # What waits while it works comes to it at once. Triton then drops what belongs to a
+            # client who left, which TensorRT-LLM's own model has no way to notice.
+            queue=Queue() if runtime.ours else None,
         ),
         ensemble(signature, steps, max_batch_size=batch),
         python_model(

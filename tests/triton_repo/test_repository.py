@@ -169,5 +169,5 @@ def test_the_command_prints_one_json_object(checkpoint: Checkpoint, tmp_path: Pa
         "repository": str(output),
         "runtime": "reference",
         "models": list(MODELS),
-        "bls_instances": 4,
+        "bls_instances": 2,
     }

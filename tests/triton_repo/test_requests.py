@@ -33,6 +33,7 @@ class Named:
 
     def __init__(self, name: str, value: Any) -> None:
         self.name, self.value = name, value
+        self.as_numpy = lambda: value
 
 
 class Message:
@@ -57,14 +58,17 @@ class Failure:
 class Request:
     """Stands in for a request of a client: one that asks for outputs, and its sender."""
 
-    def __init__(self, *wanted: str) -> None:
+    def __init__(self, *wanted: str, **inputs: Any) -> None:
+        self.inputs = inputs
         self.requested_output_names = lambda: list(wanted)
         self.get_response_sender = lambda: self
         self.sent: list[tuple[Any, int]] = []
         self.cancelled = False
 
     def send(self, response: Any = None, flags: int = 0) -> None:
-        self.sent.append((response and (response.names or response.error().message()), flags))
+        failed = response is not None and response.has_error()
+        said = response.error().message() if failed else response and response.names
+        self.sent.append((said, flags))
 
     def is_cancelled(self) -> bool:
         return self.cancelled
@@ -84,17 +88,28 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Any:
         def __init__(self, **asked: Any) -> None:
             self.asked = asked
 
-        def exec(self, *, decoupled: bool) -> Responses:
-            assert decoupled
+        def exec(self, *, decoupled: bool = False) -> Any:
+            if not decoupled:
+                return stub.postprocessing(self.asked["inputs"][1].value)
             stub.answers[-1][1].append(self.asked["model_name"])
-            return stub.answers[-1][0]  # type: ignore[no-any-return]
+            return stub.answers[-1][0]
 
     stub.InferenceRequest = Call
+    stub.get_input_tensor_by_name = lambda request, name: request.inputs.get(name)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
-    monkeypatch.delitem(sys.modules, "minitron_requests", raising=False)
+    for name in ("minitron_requests", "minitron_readers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("minitron_requests")
     yield module
-    del sys.modules["minitron_requests"]
+    for name in ("minitron_requests", "minitron_readers"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def readers(requests: Any) -> Any:
+    """The readers of a runtime, over the stand-in."""
+    del requests
+    return importlib.import_module("minitron_readers").Readers()
 
 
 def answer_with(module: Any, *responses: Message) -> Responses:
@@ -156,3 +171,41 @@ def test_stopping_what_has_ended_by_itself_is_no_error(requests: Any) -> None:
     requests.TokenModel().stop("id", 7)
 
     assert requests.pb_utils.answers[-1][1] == ["tensorrt_llm"]
+
+
+def sender_of(readers: Any, stream_id: int) -> Any:
+    """Return the sender of a request that carries a stream's id."""
+    return readers.sender(Request(stream_id=Named("stream_id", np.array([[stream_id]], np.uint64))))
+
+
+def test_a_stream_has_no_reader_once_its_responses_stop_arriving(
+    readers: Any, requests: Any
+) -> None:
+    asked: list[list[int]] = []
+    arrived = {1: 2, 2: 1, 3: -1, 4: 0}
+
+    def postprocessing(stream_ids: Any) -> Message:
+        asked.append(stream_ids[0].tolist())
+        counts = np.array([[arrived[stream_id] for stream_id in asked[-1]]], np.int32)
+        return Message([Named("WATCHED_RESPONSES", counts)])
+
+    requests.pb_utils.postprocessing = postprocessing
+    senders = {stream_id: sender_of(readers, stream_id) for stream_id in arrived}
+    assert (readers.gone(), asked) == ([], [])
+    for sender in senders.values():
+        sender.send({})
+        sender.send({})
+
+    assert readers.gone() == [2, 4]
+    senders[2].send({}, last=True)
+    senders[4].fail("cancelled", 1)
+    assert readers.gone() == []
+    assert asked == [[1, 2, 3, 4], [1, 3]]
+
+
+def test_without_postprocessing_nobody_is_missed(readers: Any, requests: Any) -> None:
+    requests.pb_utils.postprocessing = lambda _: Message(error=Failure("no such model", 5))
+    sender_of(readers, 1).send({})
+    readers.sender(Request()).send({})
+
+    assert readers.gone() == []

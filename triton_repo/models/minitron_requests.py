@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -59,7 +59,9 @@ class Sender:
     corrupts the memory of a model that has a second thread.
     """
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, on_sent: Callable[[bool], None] = lambda _: None) -> None:
+        """`on_sent` is told, after each response, whether it was the last."""
+        self._on_sent = on_sent
         self._sender = request.get_response_sender()
         self.wanted = frozenset(request.requested_output_names())
 
@@ -69,14 +71,17 @@ class Sender:
             pb_utils.Tensor(name, value) for name, value in outputs.items() if name in self.wanted
         ]
         self._sender.send(pb_utils.InferenceResponse(tensors), _FINAL if last else 0)
+        self._on_sent(last)
 
     def fail(self, message: str, code: int) -> None:
         """End the request with what is wrong."""
         self._sender.send(error_response(message, code), _FINAL)
+        self._on_sent(True)
 
     def close(self) -> None:
         """End a decoupled request, without a further response."""
         self._sender.send(flags=_FINAL)
+        self._on_sent(True)
 
     def is_cancelled(self) -> bool:
         """Return whether the client has left; costs a message to the server process."""

@@ -87,6 +87,7 @@ class Stream:
     words: StopWords | None = None
     prompt: Sequence[int] = ()
     answers: dict[int, Answer] = field(default_factory=dict)
+    responses: int = 0
     told_to_stop: bool = False
     checked: float = 0.0  # when the client was last looked for, of time.monotonic()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_decode import Vocabulary
 from minitron_requests import CANCEL_CHECK_S, TokenModel, error_response, response, strings
@@ -41,6 +42,8 @@ class TritonPythonModel:
             given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             if "OPEN_MAX_TOKENS" in given:
                 return self._open(request.request_id(), given)
+            if "WATCHED_STREAM_IDS" in given:
+                return self._watched(given["WATCHED_STREAM_IDS"])
             return self._text(request, given)
         except (ValueError, IndexError) as error:
             return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
@@ -60,6 +63,11 @@ class TritonPythonModel:
         )
         return response({})
 
+    def _watched(self, stream_ids: NDArray[Any]) -> Any:
+        found = [self._streams.find(stream_id) for stream_id in stream_ids[0].tolist()]
+        counts = [-1 if stream is None else stream.responses for stream in found]
+        return response({"WATCHED_RESPONSES": np.array([counts], np.int32)})
+
     def _text(self, request: Any, given: Inputs) -> Any:
         rows = id_rows(given["TOKENS_BATCH"], given.get("SEQUENCE_LENGTH"))
         reason = given["FINISH_REASON"].item().decode() if "FINISH_REASON" in given else ""
@@ -68,7 +76,8 @@ class TritonPythonModel:
         stream = self._streams.find(request.request_id() if stream_id is None else stream_id)
         if stream is None:
             return _response([self._vocabulary.text(row) for row in rows], [reason] * len(rows))
-        if self._is_left(request, stream):
+        stream.responses += 1
+        if stream_id is None and self._is_left(request, stream):
             self._stop(request, stream, stream_id)
         indexed = "SEQUENCE_INDEX" in given
         index = given["SEQUENCE_INDEX"].item() if indexed else 0
@@ -81,7 +90,7 @@ class TritonPythonModel:
         return _response(pushed.texts, pushed.reasons)
 
     def _is_left(self, request: Any, stream: Stream) -> bool:
-        """Return whether the client has left, asked seldom."""
+        """Return whether the client has left, asked seldom; our runtimes ask by themselves."""
         now = time.monotonic()
         if stream.told_to_stop or now - stream.checked < CANCEL_CHECK_S:
             return False

@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 import yaml
 from llmapi_answer import Answer
 from llmapi_request import Abilities, Asked, read_request
+from minitron_readers import Readers
 from minitron_requests import Sender, scalar
 
 ARGUMENTS = "model.yaml"
@@ -48,17 +49,18 @@ class TritonPythonModel:
         self._family = _metric_family()
         self._flights = Flights(_gauge(self._family, args["model_name"], "active"))
         _gauge(self._family, args["model_name"], "max").set(batch)
+        self._readers = Readers()
         self._llm = _load(arguments, folder)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llmapi")
         self._thread.start()
         period_s = int(parameters["cancellation_check_period_ms"]) / 1000
-        self._watch = self._start(self._flights.watch(period_s))
+        self._watch = self._start(self._flights.watch(period_s, self._readers))
 
     def execute(self, requests: list[Any]) -> None:
         """Start each request; the loop answers."""
         for request in requests:
-            sender = Sender(request)
+            sender = self._readers.sender(request)
             try:
                 self._take(request, sender)
             except ValueError as error:
@@ -193,12 +195,13 @@ class Flights:
             if same:
                 flight.stop()
 
-    async def watch(self, period_s: float) -> None:
+    async def watch(self, period_s: float, readers: Readers) -> None:
         """End requests whose clients left, as long as the model runs."""
         while True:
             await asyncio.sleep(period_s)
+            gone = await asyncio.to_thread(readers.gone)
             for flight in tuple(self._flights.values()):
-                if flight.sender.is_cancelled():
+                if flight.stream_id in gone or flight.sender.is_cancelled():
                     flight.stop()
 
     async def end_all(self) -> None:

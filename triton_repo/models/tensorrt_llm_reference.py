@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import triton_python_backend_utils as pb_utils
-from minitron_requests import Sender
+from minitron_readers import Readers
+from minitron_requests import CANCEL_CHECK_S, Sender
 from minitron_text import flag, parameter
 from reference_answers import Answer
 from reference_inputs import Asked, Serving, read, rows, scalar
@@ -53,19 +54,24 @@ class TritonPythonModel:
         )
         self._numbers = itertools.count()
         self._running = Running()
+        self._readers = Readers()
         self._metrics = Metrics(args, model.max_seq_len)
         self._metrics.publish(self._executor.stats())
         self._cancel_period_s = int(parameter(args, "cancellation_check_period_ms", "20")) / 1e3
         self._stats_period_s = int(parameter(args, "stats_check_period_ms", "100")) / 1e3
         self._closing = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="minitron-watcher", daemon=True)
+        self._watchers = [
+            threading.Thread(target=watch, name=f"minitron{watch.__name__}", daemon=True)
+            for watch in (self._watch_metrics, self._watch_readers)
+        ]
         self._executor.start()
-        self._watcher.start()
+        for watcher in self._watchers:
+            watcher.start()
 
     def execute(self, requests: list[Any]) -> None:
         """Hand each request to the executor, which answers from its own thread."""
         for request in requests:
-            sender = Sender(request)
+            sender = self._readers.sender(request)
             try:
                 self._take(request, sender)
             except Exception as error:
@@ -76,7 +82,8 @@ class TritonPythonModel:
         self._closing.set()
         self._running.wake()
         self._executor.close()
-        self._watcher.join()
+        for watcher in self._watchers:
+            watcher.join()
         # Deleting them takes the server, which is gone by the time the interpreter ends.
         del self._metrics
 
@@ -102,13 +109,16 @@ class TritonPythonModel:
     def _stop(self, names: frozenset[str | int], sender: Sender) -> None:
         if not names:
             raise BadInputError("stop needs the request id, or stream_id, of the request to stop")
-        for request_id in self._running.named(names):
-            self._executor.cancel(request_id)
+        self._cancel(names)
         # A model that is not decoupled owes exactly one response.
         if self._serving.decoupled:
             sender.close()
         else:
             sender.send({}, last=True)
+
+    def _cancel(self, names: frozenset[str | int]) -> None:
+        for request_id in self._running.named(names):
+            self._executor.cancel(request_id)
 
     def _submit(
         self, asked: Sequence[Asked], names: frozenset[str | int], stream_id: Any, sender: Sender
@@ -132,7 +142,13 @@ class TritonPythonModel:
             self._running.remove(request_ids[0])
             raise
 
-    def _watch(self) -> None:
+    def _watch_readers(self) -> None:
+        """Cancel the streams of the ensemble that nobody reads any more."""
+        while not self._closing.wait(CANCEL_CHECK_S):
+            if gone := self._readers.gone():
+                self._cancel(frozenset(gone))
+
+    def _watch_metrics(self) -> None:
         """Publish metrics, as long as there is something to see."""
         while self._running.wait(self._closing):
             self._closing.wait(_ADMISSION_S)
