@@ -145,6 +145,9 @@ def test_a_full_queue_is_said_to_be_unavailable(runtime: Runtime) -> None:
             answers = stack.enter_context(runtime.open(**ENDLESS))
             if place < 4:
                 first(answers)
+            # One after another, or the eighth might be served and the seventh refused.
+            while metrics(runtime)["nv_trt_llm_request_metrics.waiting"] < place - 3:
+                time.sleep(0.02)
         refused = stack.enter_context(runtime.open(**ENDLESS))
         error = refused.get(timeout=WAIT_S)
 
