@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from minitron_decode import Vocabulary
+from minitron_stream import Stream
+from tests.triton_repo.tokenizers_of_kinds import TOKENIZERS
 
+TOKENIZER = TOKENIZERS["sample"]
+WORDS: list[int] = TOKENIZER("the family of worlds", add_special_tokens=False)["input_ids"]
 ONE = np.ones((1, 1), np.int32)
 
 
@@ -103,6 +108,47 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield module
     for name in ("minitron_requests", "minitron_readers"):
         sys.modules.pop(name, None)
+
+
+def test_a_response_without_ids_is_not_the_end_of_a_relayed_stream(requests: Any) -> None:
+    """TensorRT-LLM's own model may send one; its end is that no more responses come."""
+    relay = importlib.import_module("minitron_relay")
+    texts: list[Any] = []
+
+    class Model:
+        """Stands in for tensorrt_llm."""
+
+        def is_left(self, _: Any) -> bool:
+            return False
+
+        def generate(self, *_: Any) -> Iterator[dict[str, Any]]:
+            for ids in (WORDS[:3], [], WORDS[3:]):
+                counts = np.array([[len(ids)]], np.int32)
+                yield {
+                    "output_ids": np.array([[ids]], np.int32).reshape(1, 1, -1),
+                    "sequence_length": counts,
+                }
+
+    class Collecting:
+        """Stands in for a sender."""
+
+        def send(self, outputs: Any, *, last: bool = False) -> None:
+            texts.append((outputs["text_output"].item().decode(), last))
+
+    relayed = relay.Relayed(
+        stream=Stream(names=(), max_tokens=99, streaming=True),
+        inputs={},
+        sequences=1,
+        statistics=(),
+        timeout_us=0,
+        ours=False,
+        accumulate=False,
+    )
+    relay.Relay(Model(), Vocabulary(TOKENIZER, skip_special=True), relayed, Collecting()).run()
+    del requests, sys.modules["minitron_relay"]
+
+    assert "".join(text for text, _ in texts) == "the family of worlds"
+    assert [last for _, last in texts] == [False, False, True]
 
 
 @pytest.fixture

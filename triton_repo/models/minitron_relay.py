@@ -83,6 +83,8 @@ class Relay:
             index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
             if tensors and index not in self._ended:
                 outputs = self._text_of(index, tensors)
+                if outputs is None:
+                    continue
                 if len(self._ended) == relayed.sequences and not self._told_to_stop:
                     last = outputs
                 else:
@@ -97,10 +99,13 @@ class Relay:
             outputs.add("sequence_index")
         return sorted(outputs)
 
-    def _text_of(self, index: int, tensors: Outputs) -> Outputs:
-        """Return the outputs for one of tensorrt_llm's responses."""
+    def _text_of(self, index: int, tensors: Outputs) -> Outputs | None:
+        """Return the outputs for one of tensorrt_llm's responses, None when it says nothing."""
         rows = id_rows(tensors["output_ids"], tensors.get("sequence_length"))
         given = tensors["finish_reason"].item().decode() if "finish_reason" in tensors else ""
+        if self._relayed.stream.streaming and not (given or any(rows)):
+            # It need not be the end, which is seen when there are no more responses.
+            return None
         pushed = self._relayed.stream.push(rows, index, given, self._vocabulary)
         if pushed.over:
             self._ended.add(index)
