@@ -249,9 +249,14 @@ def test_a_stream_has_no_reader_once_its_responses_stop_arriving(
     assert asked == [[1, 2, 3, 4], [1, 3]]
 
 
-def test_without_postprocessing_nobody_is_missed(readers: Any, requests: Any) -> None:
+def test_without_postprocessing_nobody_is_missed_which_is_said_once(
+    readers: Any, requests: Any
+) -> None:
+    logged: list[str] = []
+    requests.pb_utils.Logger = types.SimpleNamespace(log_warn=logged.append)
     requests.pb_utils.postprocessing = lambda _: Message(error=Failure("no such model", 5))
     sender_of(readers, 1).send({})
     readers.sender(Request()).send({})
 
-    assert readers.gone() == []
+    assert (readers.gone(), readers.gone()) == ([], [])
+    assert logged == ["cannot tell who reads the ensemble's streams: no such model"]

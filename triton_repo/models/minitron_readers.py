@@ -23,6 +23,7 @@ class Readers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sent: dict[int, int] = {}
+        self._unanswered = False
 
     def sender(self, request: Any) -> Sender:
         """Return the sender of a request, which counts when the request is a stream's."""
@@ -54,7 +55,11 @@ class Readers:
             ],
         ).exec()
         if answer.has_error():
-            # A repository without postprocessing has no ensemble.
+            if not self._unanswered:
+                # No fault where tensorrt_llm is served alone and its clients name streams.
+                self._unanswered = True
+                said = answer.error().message()
+                pb_utils.Logger.log_warn(f"cannot tell who reads the ensemble's streams: {said}")
             return []
         had = answer.output_tensors()[0].as_numpy()[0].tolist()
         return [
