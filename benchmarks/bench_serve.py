@@ -41,6 +41,7 @@ SAMPLE: Final = "solar-llama"
 MODELS: Final = Path(__file__).with_name("serve_models")
 STREAMS: Final = (1, 16, 64)
 TOKENS: Final = 128
+INSTANCES: Final = 16  # of the relays: what triton-repo emits for engines of this batch size
 PACE: Final = 40.0  # tokens per second of a paced stream: 640 in all, far below what goes through
 PROMPT: Final = "Complete the paragraph: our solar system is"
 YARDSTICK: Final = """
@@ -58,7 +59,9 @@ def make_stub_repository(folder: Path, checkpoint: Path, interval: int, pace: fl
     from transformers import AutoTokenizer
 
     repository = folder / f"stub-{interval}-{pace:g}"
-    emit_repository(checkpoint, repository, ServingRecipe(max_batch_size=64, bls_instances=64))
+    emit_repository(
+        checkpoint, repository, ServingRecipe(max_batch_size=64, bls_instances=INSTANCES)
+    )
     tokenizer: Any = AutoTokenizer.from_pretrained(sample_folder(SAMPLE))
     text = "The planets have many names. Mars is also Marte, 火星 and Планета Марс. "
     model = repository / "tensorrt_llm"
@@ -73,7 +76,7 @@ def make_stub_repository(folder: Path, checkpoint: Path, interval: int, pace: fl
     }.items():
         config.parameters[key].string_value = value
     path.write_text(to_text(config))
-    for name, instances in (("minimal", 1), ("relay", 64)):
+    for name, instances in (("minimal", 1), ("relay", INSTANCES)):
         version = repository / name / "1"
         version.mkdir(parents=True)
         (version / "model.py").write_text((MODELS / f"{name}.py").read_text())

@@ -104,19 +104,26 @@ class _Bytes(dict[int, bytes]):
 
 
 class _ByteLevelText:
-    """A text of bytes: UTF-8's own incremental decoder holds back what is not whole."""
+    """A text of bytes, of which those of a character that is not whole are held back.
+
+    Python's own incremental decoder does the same in a frame of its own; this runs per token.
+    """
 
     def __init__(self, table: _Bytes) -> None:
         self._of = table.__getitem__
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
 
     def push(self, ids: Iterable[int]) -> str:
         """Return the text that the next ids add."""
-        return self._utf8.decode(b"".join(map(self._of, ids)))
+        data = self._held + b"".join(map(self._of, ids))
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[used:]
+        return text
 
     def finish(self) -> str:
         """Return what is still held back."""
-        return self._utf8.decode(b"", True)
+        held, self._held = self._held, b""
+        return held.decode("utf-8", "replace")
 
 
 class _Pieces(dict[int, "str | None"]):

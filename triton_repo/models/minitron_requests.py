@@ -44,7 +44,7 @@ def response(outputs: Outputs) -> Any:
 
 def strings(texts: Sequence[str]) -> NDArray[np.object_]:
     """Return texts as the tensor of one request: [1, n]."""
-    return np.array([[text.encode("utf-8") for text in texts]], np.object_)
+    return np.array([list(map(str.encode, texts))], np.object_)
 
 
 def error_response(message: str, code: int) -> Any:
@@ -59,7 +59,7 @@ class Sender:
     corrupts the memory of a model that has a second thread.
     """
 
-    def __init__(self, request: Any, on_sent: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(self, request: Any, on_sent: Callable[[bool], None] | None = None) -> None:
         """`on_sent` is told, after each response, whether it was the last."""
         self._on_sent = on_sent
         self._sender = request.get_response_sender()
@@ -71,17 +71,20 @@ class Sender:
             pb_utils.Tensor(name, value) for name, value in outputs.items() if name in self.wanted
         ]
         self._sender.send(pb_utils.InferenceResponse(tensors), _FINAL if last else 0)
-        self._on_sent(last)
+        if self._on_sent is not None:
+            self._on_sent(last)
 
     def fail(self, message: str, code: int) -> None:
         """End the request with what is wrong."""
         self._sender.send(error_response(message, code), _FINAL)
-        self._on_sent(True)
+        if self._on_sent is not None:
+            self._on_sent(True)
 
     def close(self) -> None:
         """End a decoupled request, without a further response."""
         self._sender.send(flags=_FINAL)
-        self._on_sent(True)
+        if self._on_sent is not None:
+            self._on_sent(True)
 
     def is_cancelled(self) -> bool:
         """Return whether the client has left; costs a message to the server process."""
@@ -141,12 +144,15 @@ class TokenModel:
             timeout=timeout_us,
         ).exec(decoupled=True)
         try:
-            for found in responses:
-                tensors = found.output_tensors()
-                if not tensors and found.has_error():
-                    error = found.error()
+            for answer in responses:
+                tensors = answer.output_tensors()
+                if not tensors and answer.has_error():
+                    error = answer.error()
                     raise ModelError(error.message(), error.code())
-                yield {tensor.name(): tensor.as_numpy() for tensor in tensors}
+                arrays: dict[str, NDArray[Any]] = {}
+                for found in tensors:
+                    arrays[found.name()] = found.as_numpy()
+                yield arrays
         finally:
             self._ended.append(responses)
 

@@ -114,9 +114,12 @@ class Stream:
         """
         if len(rows) > 1:
             return [Answer(vocabulary, self.words, self.prompt) for _ in rows]
-        if index not in self.answers:
-            self.answers[index] = Answer(vocabulary, self.words, self.prompt)
-        return [self.answers[index]]
+        return [self.answers[index] if index in self.answers else self.begin(vocabulary, index)]
+
+    def begin(self, vocabulary: Vocabulary, index: int = 0) -> Answer:
+        """Return a sequence's answer, from now on the one that responses go into."""
+        self.answers[index] = Answer(vocabulary, self.words, self.prompt)
+        return self.answers[index]
 
     def _is_over(self, answer: Answer, ids: Sequence[int]) -> bool:
         """Return whether these are a sequence's last ids, as far as a runtime lets one know."""
