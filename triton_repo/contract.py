@@ -87,6 +87,8 @@ POSTPROCESSING: Final = Signature(
         *optional("INT32", "OPEN_MAX_TOKENS"),
         *optional("BOOL", "OPEN_STREAM"),
         *optional("STRING", "OPEN_STOP_WORDS", dims=(-1,)),
+        # From tensorrt_llm_bls: the request of this one's id is to end.
+        *optional("BOOL", "STOP"),
         # From tensorrt_llm: how many responses each of these streams has had, -1 if not known.
         *optional("UINT64", "WATCHED_STREAM_IDS", dims=(-1,)),
     ),

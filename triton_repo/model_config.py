@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -15,6 +15,8 @@ from minitron_trt.triton_repo.contract_steps import Step
 
 ModelConfig: TypeAlias = Any
 """A `ModelConfig` message; tritonclient ships no types."""
+
+_DAY_US: Final = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,12 @@ def _add_queue(config: ModelConfig, queue: Queue) -> None:
     if queue.batch:
         batching.preferred_batch_size.append(queue.batch)
     batching.max_queue_delay_microseconds = queue.delay_us
-    batching.default_queue_policy.max_queue_size = queue.size
+    policy = batching.default_queue_policy
+    policy.max_queue_size = queue.size
+    # So that a request's own timeout ends its waiting, too. Triton takes it where it is less than
+    # the default, and without a default never.
+    policy.allow_timeout_override = True
+    policy.default_timeout_microseconds = _DAY_US
 
 
 def _with_instances(

@@ -79,9 +79,25 @@ def test_a_full_queue_is_said_to_be_so_and_leaving_makes_room(endpoints: Endpoin
     assert short(endpoints)
 
 
-def short(endpoints: Endpoints) -> str:
+def test_a_request_whose_time_is_up_waits_no_longer(endpoints: Endpoints) -> None:
+    with Client.connect(endpoints.grpc_url, timeout_s=60) as client, ThreadPoolExecutor(1) as pool:
+        running = client.stream(GenerateRequest(PROMPT, max_tokens=1000, model=BLS, end_id=0))
+        next(running)
+        # Triton keeps the next in turn ready beside the queue, where no time runs.
+        turn = pool.submit(short, endpoints)
+        while waiting_requests(endpoints) < 1:
+            time.sleep(0.02)
+        with pytest.raises(RefusalError, match="timeout expired"):
+            short(endpoints, timeout_us=200_000)
+        assert not turn.done()
+        running.close()
+
+        assert turn.result()
+
+
+def short(endpoints: Endpoints, **options: Any) -> str:
     """Return a short text."""
-    return ask(endpoints, "grpc", BLS, text_input=PROMPT, max_tokens=20).text
+    return ask(endpoints, "grpc", BLS, text_input=PROMPT, max_tokens=20, **options).text
 
 
 def waiting_requests(endpoints: Endpoints) -> int:

@@ -102,11 +102,11 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Any:
     stub.InferenceRequest = Call
     stub.get_input_tensor_by_name = lambda request, name: request.inputs.get(name)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
-    for name in ("minitron_requests", "minitron_readers"):
+    for name in ("minitron_requests", "minitron_readers", "minitron_watch"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = importlib.import_module("minitron_requests")
     yield module
-    for name in ("minitron_requests", "minitron_readers"):
+    for name in ("minitron_requests", "minitron_readers", "minitron_watch"):
         sys.modules.pop(name, None)
 
 
@@ -132,6 +132,9 @@ def test_a_response_without_ids_is_not_the_end_of_a_relayed_stream(requests: Any
     class Collecting:
         """Stands in for a sender."""
 
+        def is_cancelled(self) -> bool:
+            return False
+
         def send(self, outputs: Any, *, last: bool = False) -> None:
             texts.append((outputs["text_output"].item().decode(), last))
 
@@ -144,7 +147,8 @@ def test_a_response_without_ids_is_not_the_end_of_a_relayed_stream(requests: Any
         ours=False,
         accumulate=False,
     )
-    relay.Relay(Model(), Vocabulary(TOKENIZER, skip_special=True), relayed, Collecting()).run()
+    vocabulary = Vocabulary(TOKENIZER, skip_special=True)
+    relay.Relay(Model(), relay.Watch(print), vocabulary, relayed, Collecting()).run()
     del requests, sys.modules["minitron_relay"]
 
     assert "".join(text for text, _ in texts) == "the family of worlds"

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+import tritonclient.grpc as grpc
 from tests.triton_repo.conftest import Served
+from tests.triton_repo.text_calls import tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.clients.aio import AsyncClient
@@ -73,9 +75,9 @@ def slots_in_use(served: Served) -> int:
     return int(float(active.rpartition(" ")[2]))
 
 
-def assert_freed(served: Served) -> None:
+def assert_freed(served: Served, seconds: float = 3) -> None:
     """Fail unless every slot is free within a time in which no request would have ended."""
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + seconds
     while slots_in_use(served) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert slots_in_use(served) == 0
@@ -203,6 +205,21 @@ def test_leaving_a_stream_frees_its_slot(client: Client, served: Served, model: 
         assert slots_in_use(served) > 0
 
     assert_freed(served)
+
+
+def test_leaving_an_answer_that_comes_in_one_piece_frees_its_slot(served: Served) -> None:
+    """Over gRPC: Triton's HTTP service does not notice that a client has gone before it writes."""
+    given = tensors({"text_input": "The", "max_tokens": 900, "end_id": 0, "stream": False})
+    with grpc.InferenceServerClient(served.endpoints.grpc_url.removeprefix("grpc://")) as client:
+        client.start_stream(lambda result, error: None)
+        client.async_stream_infer("tensorrt_llm_bls", given)
+        deadline = time.monotonic() + 5
+        while not slots_in_use(served) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert slots_in_use(served) == 1
+        client.stop_stream(cancel_requests=True)
+
+    assert_freed(served, seconds=1)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -199,6 +199,19 @@ def test_what_is_wrong_is_refused_by_the_tensors_name(
 
 
 @pytest.mark.parametrize("model", FRONT_MODELS)
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_ends_when_its_time_is_up(talking: Talking, model: str, stream: bool) -> None:
+    """Over gRPC: Triton's generate over HTTP takes no timeout."""
+    # Nothing ends it but the limit, which is some seconds away.
+    given = {"text_input": PROMPT, "max_tokens": 900, "end_id": 0, "stream": stream}
+    answer = ask(talking.served.endpoints, "grpc", model, timeout_us=300_000, **given)
+
+    assert answer.finish_reason == "timeout"
+    assert answer.text
+    assert_freed(talking.served)
+
+
+@pytest.mark.parametrize("model", FRONT_MODELS)
 @pytest.mark.parametrize("request_id", ["", "same"])
 def test_a_stop_word_frees_the_slot_while_a_namesake_goes_on(
     talking: Talking, model: str, request_id: str

@@ -56,13 +56,19 @@ def ask(endpoints: Endpoints, protocol: str, model: str, **inputs: Any) -> Answe
     given = {"stream": False, **inputs}
     request_id = given.pop("request_id", "")
     outputs = given.pop("outputs", None)
+    timeout_us = given.pop("timeout_us", None)
     if protocol == "grpc":
-        return _ask_grpc(endpoints, model, given, request_id, outputs)
+        return _ask_grpc(endpoints, model, given, request_id, outputs, timeout_us)
     return _ask_http(endpoints, model, {"id": request_id, **given})
 
 
 def _ask_grpc(
-    endpoints: Endpoints, model: str, given: dict[str, Any], request_id: str, outputs: Any
+    endpoints: Endpoints,
+    model: str,
+    given: dict[str, Any],
+    request_id: str,
+    outputs: Any,
+    timeout_us: int | None,
 ) -> Answered:
     answers: queue.Queue[Any] = queue.Queue()
     responses: list[Response] = []
@@ -73,6 +79,7 @@ def _ask_grpc(
             tensors(given),
             outputs=outputs and [grpc.InferRequestedOutput(name) for name in outputs],
             request_id=request_id,
+            timeout=timeout_us,
             enable_empty_final_response=True,
         )
         final = False

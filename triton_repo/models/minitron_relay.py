@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_decode import Vocabulary
 from minitron_requests import (
-    CANCEL_CHECK_S,
     Inputs,
     ModelError,
     Outputs,
@@ -20,7 +18,8 @@ from minitron_requests import (
     TokenModel,
     strings,
 )
-from minitron_stream import LENGTH, STOP, Answer, Stream, id_rows
+from minitron_stream import LENGTH, STOP, TIMEOUT, Answer, Stream, id_rows
+from minitron_watch import Watch
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,20 @@ class Relay:
     """Follows the responses of tensorrt_llm and sends their text."""
 
     def __init__(
-        self, model: TokenModel, vocabulary: Vocabulary, relayed: Relayed, sender: Sender
+        self,
+        model: TokenModel,
+        watch: Watch,
+        vocabulary: Vocabulary,
+        relayed: Relayed,
+        sender: Sender,
     ) -> None:
         self._model = model
+        self._watch = watch
         self._vocabulary = vocabulary
         self._relayed = relayed
         self._sender = sender
         # An id of our own, so that `stop` cannot meet another client's request.
         self._request_id = uuid.uuid4().hex
-        self._due = time.monotonic() + CANCEL_CHECK_S
-        self._left = False
         self._told_to_stop = False
         self._ended: set[int] = set()
         self._so_far: dict[int, str] = {}
@@ -75,27 +78,29 @@ class Relay:
         relayed = self._relayed
         plain = self._plain_answer()
         last = None
-        for tensors in self._model.generate(
-            self._request_id, self._outputs(), relayed.timeout_us, relayed.inputs
-        ):
-            if time.monotonic() >= self._due and self._is_left():
-                self._stop()
-                continue
-            if plain is not None and tensors and "finish_reason" not in tensors:
-                ids = tensors["output_ids"].reshape(-1).tolist()
-                if ids and plain.tokens + len(ids) < relayed.stream.max_tokens:
-                    self._sender.send({"text_output": strings([plain.push(ids, last=False)])})
+        # A runtime of ours ends by itself when time is up, TensorRT-LLM's own model does not.
+        watched_us = 0 if relayed.ours else relayed.timeout_us
+        with self._watch.over(self._sender, self._request_id, watched_us) as watched:
+            for tensors in self._model.generate(
+                self._request_id, self._outputs(), relayed.timeout_us, relayed.inputs
+            ):
+                if watched.left:
                     continue
-            index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
-            if tensors and index not in self._ended:
-                outputs = self._text_of(index, tensors)
-                if outputs is None:
-                    continue
-                if len(self._ended) == relayed.sequences and not self._told_to_stop:
-                    last = outputs
-                else:
-                    self._sender.send(outputs)
-        return None if self._left else last or self._rest()
+                if plain and tensors and "finish_reason" not in tensors and not watched.late:
+                    ids = tensors["output_ids"].reshape(-1).tolist()
+                    if ids and plain.tokens + len(ids) < relayed.stream.max_tokens:
+                        self._sender.send({"text_output": strings([plain.push(ids, last=False)])})
+                        continue
+                index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
+                if tensors and index not in self._ended:
+                    outputs = self._text_of(index, tensors, watched.late)
+                    if outputs is None:
+                        continue
+                    if len(self._ended) == relayed.sequences and not self._told_to_stop:
+                        last = outputs
+                    else:
+                        self._sender.send(outputs)
+        return None if watched.left else last or self._rest(watched.late)
 
     def _plain_answer(self) -> Answer | None:
         """Return the only answer of a stream that has nothing but text; None for any other.
@@ -120,10 +125,12 @@ class Relay:
             outputs.add("sequence_index")
         return sorted(outputs)
 
-    def _text_of(self, index: int, tensors: Outputs) -> Outputs | None:
+    def _text_of(self, index: int, tensors: Outputs, late: bool) -> Outputs | None:
         """Return the outputs for one of tensorrt_llm's responses, None when it says nothing."""
         rows = id_rows(tensors["output_ids"], tensors.get("sequence_length"))
-        given = tensors["finish_reason"].item().decode() if "finish_reason" in tensors else ""
+        given = TIMEOUT if late else ""
+        if "finish_reason" in tensors:
+            given = tensors["finish_reason"].item().decode()
         if self._relayed.stream.streaming and not (given or any(rows)):
             # It need not be the end, which is seen when there are no more responses.
             return None
@@ -138,7 +145,7 @@ class Relay:
                 outputs[name] = tensors[name]
         return outputs
 
-    def _rest(self) -> Outputs | None:
+    def _rest(self, late: bool) -> Outputs | None:
         """Return what the sequences still held back, now that tensorrt_llm has ended them."""
         last: dict[str, Any] | None = None
         for index, answer in self._relayed.stream.answers.items():
@@ -147,7 +154,8 @@ class Relay:
                     self._sender.send(last)
                 text = answer.push((), last=True)
                 full = answer.tokens >= self._relayed.stream.max_tokens
-                last = self._text(index, [text], [LENGTH if full else STOP])
+                reason = LENGTH if full else TIMEOUT if late else STOP
+                last = self._text(index, [text], [reason])
                 if self._relayed.sequences > 1:
                     last["sequence_index"] = np.array([[index]], np.int32)
         return last
@@ -165,10 +173,3 @@ class Relay:
         if not self._told_to_stop:
             self._told_to_stop = True
             self._model.stop(self._request_id)
-
-    def _is_left(self) -> bool:
-        """Return whether the client has left; a call is due seldom."""
-        if not self._left:
-            self._left = self._model.is_left(self._sender)
-            self._due = time.monotonic() + CANCEL_CHECK_S
-        return self._left

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 STOP = "stop"
 LENGTH = "length"
+TIMEOUT = "timeout"
 
 MOST_STREAMS = 16384
 """How many names of streams are remembered; a runtime may never say that a stream has ended."""

@@ -42,6 +42,9 @@ class TritonPythonModel:
             given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             if "OPEN_MAX_TOKENS" in given:
                 return self._open(request.request_id(), given)
+            if "STOP" in given:
+                self._model.stop(request.request_id())
+                return response({})
             if "WATCHED_STREAM_IDS" in given:
                 return self._watched(given["WATCHED_STREAM_IDS"])
             return self._text(request, given)

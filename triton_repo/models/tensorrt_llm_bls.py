@@ -7,6 +7,7 @@ at a time, for the reason that TokenModel gives.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -21,12 +22,14 @@ from minitron_requests import (
     Sender,
     TokenModel,
     error_response,
+    exchange,
     response,
     scalar,
     tensor,
 )
 from minitron_stream import Stream
 from minitron_text import flag, leave_out_torch
+from minitron_watch import Watch
 
 OWN_OUTPUTS = ("text_output", "finish_reason")
 
@@ -47,6 +50,7 @@ class TritonPythonModel:
         self._accumulate = flag(args, "accumulate_tokens", False)
         self._ours = flag(args, "finish_reason", False)
         self._model = TokenModel()
+        self._watch = Watch(_end)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer each request, a decoupled one through its sender."""
@@ -65,7 +69,7 @@ class TritonPythonModel:
         except ValueError as error:
             sender.fail(str(error), pb_utils.TritonError.INVALID_ARG)
         else:
-            Relay(self._model, self._vocabulary, relayed, sender).run()
+            Relay(self._model, self._watch, self._vocabulary, relayed, sender).run()
 
     def _read(self, request: Any) -> Relayed:
         """Return all that a request asks."""
@@ -111,6 +115,14 @@ class TritonPythonModel:
             ours=self._ours,
             accumulate=self._accumulate,
         )
+
+
+def _end(request_id: str) -> None:
+    """Have postprocessing stop a request: the stub hangs if another thread than the first does."""
+    inputs = {"TOKENS_BATCH": np.empty((1, 1, 0), np.int32), "STOP": np.ones((1, 1), np.bool_)}
+    # Without postprocessing it runs to its end.
+    with contextlib.suppress(RuntimeError):
+        exchange("postprocessing", request_id, inputs)
 
 
 def _check_one_response(streaming: bool, sequences: int) -> None:

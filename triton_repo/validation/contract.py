@@ -30,7 +30,7 @@ _ONLY_OURS: Final = {
     POSTPROCESSING: (
         *("SEQUENCE_INDEX", "STREAM_ID", "FINISH_REASON"),
         *("OPEN_MAX_TOKENS", "OPEN_STREAM", "OPEN_STOP_WORDS"),
-        *("WATCHED_STREAM_IDS", "WATCHED_RESPONSES"),
+        *("STOP", "WATCHED_STREAM_IDS", "WATCHED_RESPONSES"),
     ),
     ENSEMBLE: ("apply_chat_template", "finish_reason"),
     BLS: ("apply_chat_template", "finish_reason"),
