@@ -20,7 +20,7 @@ from minitron_trt.triton_repo.contract import (
 
 def tensorrt_llm(types: ElementTypes, *, ours: bool) -> Signature:
     """Return the tensors of `tensorrt_llm`; `ours` adds those that TensorRT-LLM's lacks."""
-    inputs = (*_prompt(), *_sampling(), *_wishes(), *_adapters(types), *_cache(), *_decoding())
+    inputs = (*_prompt(), *_sampling(), *_wishes(), *_adapters(types), *_cache(), *_decoding(types))
     results = (
         Tensor("output_ids", "INT32", (-1, -1)),
         Tensor("sequence_length", "INT32", (-1,)),
@@ -98,9 +98,12 @@ def _cache() -> tuple[Tensor, ...]:
     )
 
 
-def _decoding() -> tuple[Tensor, ...]:
+def _decoding(types: ElementTypes) -> tuple[Tensor, ...]:
     lookahead = ("window_size", "ngram_size", "verification_set_size")
     return (
+        *_ragged("INT32", "draft_input_ids", dims=(-1,)),
+        *_ragged(types.logits, "draft_logits", dims=(-1, -1)),
+        *_scalars("FP32", "draft_acceptance_threshold"),
         *_ragged("STRING", "guided_decoding_guide_type", "guided_decoding_guide"),
         *_ragged("INT32", *(f"lookahead_{name}" for name in lookahead)),
     )

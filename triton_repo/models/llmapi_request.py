@@ -17,7 +17,8 @@ REFUSED = (
     *("retention_token_range_ends", "retention_token_range_priorities"),
     *("retention_token_range_durations_ms", "retention_decode_priority"),
     *("retention_decode_duration_ms", "lookahead_window_size", "lookahead_ngram_size"),
-    "lookahead_verification_set_size",
+    *("lookahead_verification_set_size", "draft_input_ids", "draft_logits"),
+    "draft_acceptance_threshold",
 )
 """Inputs that mean nothing here, whatever they hold."""
 

@@ -51,7 +51,7 @@ _NEUTRAL: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = MappingProxyT
 beam_search_diversity_rate never do without beams."""
 
 _PROMPT_TABLE, _LORA, _REUSE = "a prompt table", "LoRA adapters", "reuse of its KV cache"
-_GUIDED, _LOOKAHEAD = "guided decoding", "lookahead decoding"
+_GUIDED, _LOOKAHEAD, _DRAFT = "guided decoding", "lookahead decoding", "speculative decoding"
 _LACKS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "prompt_embedding_table": _PROMPT_TABLE,
@@ -72,6 +72,9 @@ _LACKS: Final[Mapping[str, str]] = MappingProxyType(
         "lookahead_window_size": _LOOKAHEAD,
         "lookahead_ngram_size": _LOOKAHEAD,
         "lookahead_verification_set_size": _LOOKAHEAD,
+        "draft_input_ids": _DRAFT,
+        "draft_logits": _DRAFT,
+        "draft_acceptance_threshold": _DRAFT,
     }
 )
 """What may not be given, by what it would need."""

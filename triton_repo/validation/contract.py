@@ -40,6 +40,7 @@ _TABLE: Final = ("FP16", "BF16", "FP32")
 _ENGINES_CHOICE: Final = {
     "context_logits": _LOGITS,
     "generation_logits": _LOGITS,
+    "draft_logits": _LOGITS,
     "prompt_embedding_table": _TABLE,
 }
 _DEFAULT_RUNTIME: Final = "tensorrt_llm"
