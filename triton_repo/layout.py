@@ -164,7 +164,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
             max_batch_size=batch,
             instances=recipe.bls_instances or min(batch, MOST_BLS_INSTANCES[runtime.name]),
             # An instance answers one request at a time, so none may wait for one that is busy.
-            queue=Queue(batch=1, size=recipe.max_queue_size),
+            queue=Queue(batch=1, size=recipe.max_queue_size, timed=True),
             decoupled=recipe.decoupled,
         ),
     )

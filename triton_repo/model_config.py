@@ -23,12 +23,14 @@ _DAY_US: Final = 86_400_000_000
 class Queue:
     """How Triton gathers requests for a model: at once, waiting at most, and for how long.
 
-    0 is no limit, or no wait.
+    0 is no limit, or no wait. `timed` has a request's own timeout end its waiting; Triton 2.51 then
+    hands requests on up to half a second late, unless the model is busy with each for a while.
     """
 
     batch: int = 0
     size: int = 0
     delay_us: int = 0
+    timed: bool = False
 
 
 def python_model(
@@ -70,10 +72,10 @@ def _add_queue(config: ModelConfig, queue: Queue) -> None:
     batching.max_queue_delay_microseconds = queue.delay_us
     policy = batching.default_queue_policy
     policy.max_queue_size = queue.size
-    # So that a request's own timeout ends its waiting, too. Triton takes it where it is less than
-    # the default, and without a default never.
-    policy.allow_timeout_override = True
-    policy.default_timeout_microseconds = _DAY_US
+    if queue.timed:
+        # Triton heeds a request's timeout where it is less than the default.
+        policy.allow_timeout_override = True
+        policy.default_timeout_microseconds = _DAY_US
 
 
 def _with_instances(
