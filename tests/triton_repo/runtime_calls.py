@@ -44,6 +44,7 @@ class Runtime:
     metrics_url: str
     model: Path
     pid: int
+    http_url: str = ""
 
     def ask(self, ids: list[int], count: int, **inputs: Any) -> list[dict[str, NDArray[Any]]]:
         """Return the outputs of every response to one prompt; raises what the server says."""
@@ -125,4 +126,5 @@ def serve(folder: Path, recipe: ServingRecipe, sample: str = "solar-llama") -> I
             f"http://127.0.0.1:{server.endpoints.metrics_port}/metrics",
             model,
             server.pid,
+            server.endpoints.http_url,
         )

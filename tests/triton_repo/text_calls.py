@@ -23,6 +23,7 @@ _NUMPY: dict[str, Any] = {
     "UINT64": np.uint64,
     "BOOL": np.bool_,
     "FP32": np.float32,
+    "FP16": np.float16,
 }
 
 Response = dict[str, Any]
