@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
+import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,49 +112,106 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
-def test_a_response_without_ids_is_not_the_end_of_a_relayed_stream(requests: Any) -> None:
-    """TensorRT-LLM's own model may send one; its end is that no more responses come."""
+class Collecting:
+    """Stands in for a sender: keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str, bool]] = []
+        self.cancelled = False
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+    def send(self, outputs: Any, *, last: bool = False) -> None:
+        reason = outputs["finish_reason"].item().decode() if "finish_reason" in outputs else ""
+        self.sent.append((outputs["text_output"].item().decode(), reason, last))
+
+    def close(self) -> None:
+        self.sent.append(("", "", True))
+
+
+class Engine:
+    """Stands in for TensorRT-LLM's own model, which knows no timeout and does not say its end."""
+
+    def __init__(self, parts: Iterable[list[int]]) -> None:
+        self.ended = threading.Event()
+        self._parts = parts
+
+    def end(self, _: str) -> None:
+        self.ended.set()
+
+    def is_left(self, asker: Any) -> bool:
+        return bool(asker.is_cancelled())
+
+    def generate(self, *_: Any) -> Iterator[dict[str, Any]]:
+        for ids in self._parts:
+            if self.ended.is_set():
+                return
+            counts = np.array([[len(ids)]], np.int32)
+            tokens = np.array([[ids]], np.int32).reshape(1, 1, -1)
+            yield {"output_ids": tokens, "sequence_length": counts}
+
+
+@pytest.fixture
+def relayed(requests: Any) -> Iterator[Callable[..., list[tuple[str, str, bool]]]]:
+    """What tensorrt_llm_bls makes of an engine's responses: text, why it ended, whether last."""
+    del requests
     relay = importlib.import_module("minitron_relay")
-    texts: list[Any] = []
 
-    class Model:
-        """Stands in for tensorrt_llm."""
+    def run(engine: Engine, sender: Collecting, timeout_us: int = 0) -> list[tuple[str, str, bool]]:
+        asked = relay.Relayed(
+            stream=Stream(names=(), max_tokens=10**6, streaming=True),
+            inputs={},
+            sequences=1,
+            statistics=(),
+            timeout_us=timeout_us,
+            ours=False,
+            accumulate=False,
+        )
+        vocabulary = Vocabulary(TOKENIZER, skip_special=True)
+        relay.Relay(engine, relay.Watch(engine.end), vocabulary, asked, sender).run()
+        return sender.sent
 
-        def is_left(self, _: Any) -> bool:
-            return False
+    yield run
+    del sys.modules["minitron_relay"]
 
-        def generate(self, *_: Any) -> Iterator[dict[str, Any]]:
-            for ids in (WORDS[:3], [], WORDS[3:]):
-                counts = np.array([[len(ids)]], np.int32)
-                yield {
-                    "output_ids": np.array([[ids]], np.int32).reshape(1, 1, -1),
-                    "sequence_length": counts,
-                }
 
-    class Collecting:
-        """Stands in for a sender."""
+def test_a_response_without_ids_is_not_the_end_of_a_relayed_stream(relayed: Any) -> None:
+    """TensorRT-LLM's own model may send one; its end is that no more responses come."""
+    sent = relayed(Engine([WORDS[:3], [], WORDS[3:]]), Collecting())
 
-        def is_cancelled(self) -> bool:
-            return False
+    assert "".join(text for text, _, _ in sent) == "the family of worlds"
+    assert [(reason, last) for _, reason, last in sent] == [
+        ("", False),
+        ("", False),
+        ("stop", True),
+    ]
 
-        def send(self, outputs: Any, *, last: bool = False) -> None:
-            texts.append((outputs["text_output"].item().decode(), last))
 
-    relayed = relay.Relayed(
-        stream=Stream(names=(), max_tokens=99, streaming=True),
-        inputs={},
-        sequences=1,
-        statistics=(),
-        timeout_us=0,
-        ours=False,
-        accumulate=False,
-    )
-    vocabulary = Vocabulary(TOKENIZER, skip_special=True)
-    relay.Relay(Model(), relay.Watch(print), vocabulary, relayed, Collecting()).run()
-    del requests, sys.modules["minitron_relay"]
+def slowly(ids: list[int]) -> Iterator[list[int]]:
+    """Yield ids for a minute."""
+    for _ in range(6000):
+        time.sleep(0.01)
+        yield ids
 
-    assert "".join(text for text, _ in texts) == "the family of worlds"
-    assert [last for _, last in texts] == [False, False, True]
+
+def test_a_relayed_answer_ends_when_its_time_is_up(relayed: Any) -> None:
+    engine = Engine(slowly(WORDS))
+    sent = relayed(engine, Collecting(), timeout_us=100_000)
+
+    assert engine.ended.is_set()
+    assert [(reason, last) for _, reason, last in sent[-1:]] == [("timeout", True)]
+    assert all(text for text, _, _ in sent[:-1])
+
+
+def test_a_relayed_answer_ends_when_its_client_leaves(relayed: Any) -> None:
+    engine, sender = Engine(slowly(WORDS)), Collecting()
+    threading.Timer(0.1, lambda: setattr(sender, "cancelled", True)).start()
+    sent = relayed(engine, sender)
+
+    assert engine.ended.is_set()
+    assert sent[-1] == ("", "", True)
+    assert not any(reason for _, reason, _ in sent)
 
 
 @pytest.fixture

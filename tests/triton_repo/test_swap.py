@@ -8,13 +8,18 @@ as `triton-repo` wrote it for the engine.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import tritonclient.grpc as grpc
+from tests.triton_repo.conftest import Served
 from tests.triton_repo.engines import sample_engine
+from tests.triton_repo.test_server import assert_freed, slots_in_use
+from tests.triton_repo.text_calls import Answered, ask, tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.checkpoint import Checkpoint
@@ -51,17 +56,28 @@ def swap_runtime(repository: Path, checkpoint: Checkpoint, folder: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def client(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A client of a server on such a repository."""
+def swapped(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server on such a repository."""
     folder = tmp_path_factory.mktemp("swapped")
     engine = sample_engine(folder / "engine")
     emit_repository(engine, folder / "repository", ServingRecipe())
     swap_runtime(folder / "repository", checkpoint, folder)
     options = ServerOptions(free_endpoints())
-    with (
-        serving(folder / "repository", options, "embedded", timeout_s=300) as server,
-        Client.connect(server.endpoints.grpc_url, timeout_s=60) as client,
-    ):
+    with serving(folder / "repository", options, "embedded", timeout_s=300) as server:
+        yield Served(server.endpoints, sample_folder("solar-llama"), server.pid)
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    """Return each protocol."""
+    return str(request.param)
+
+
+@pytest.fixture
+def client(swapped: Served, protocol: str) -> Iterator[Client]:
+    """A client of each protocol."""
+    url = getattr(swapped.endpoints, f"{protocol}_url")
+    with Client.connect(url, timeout_s=60) as client:
         yield client
 
 
@@ -98,3 +114,74 @@ def test_text_ends_before_a_stop_word(client: Client, expected: str, model: str)
     text = client.generate(GenerateRequest(PROMPT, max_tokens=COUNT, model=model, stop_words=words))
 
     assert text == expected[:20]
+
+
+@pytest.mark.parametrize("model", FRONT_MODELS)
+def test_a_stop_word_frees_the_slot(
+    client: Client, swapped: Served, expected: str, model: str
+) -> None:
+    # Nothing else ends it but the limit, which is some seconds away.
+    options: dict[str, Any] = {"max_tokens": 900, "end_id": 0, "stop_words": (expected[4:13],)}
+    client.generate(GenerateRequest(PROMPT, model=model, **options))
+
+    assert_freed(swapped)
+
+
+@pytest.mark.parametrize("model", FRONT_MODELS)
+def test_leaving_a_stream_frees_its_slot(client: Client, swapped: Served, model: str) -> None:
+    options: dict[str, Any] = {"max_tokens": 900, "end_id": 0}
+    with client.stream(GenerateRequest(PROMPT, model=model, **options)) as stream:
+        next(iter(stream))
+        assert slots_in_use(swapped) == 1
+
+    assert_freed(swapped)
+
+
+def test_leaving_an_answer_that_comes_in_one_piece_frees_its_slot(swapped: Served) -> None:
+    given = tensors({"text_input": "The", "max_tokens": 900, "end_id": 0, "stream": False})
+    with grpc.InferenceServerClient(swapped.endpoints.grpc_url.removeprefix("grpc://")) as client:
+        client.start_stream(lambda result, error: None)
+        client.async_stream_infer("tensorrt_llm_bls", given)
+        deadline = time.monotonic() + 5
+        while not slots_in_use(swapped) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert slots_in_use(swapped) == 1
+        client.stop_stream(cancel_requests=True)
+
+    assert_freed(swapped, seconds=1)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_an_answer_ends_when_its_time_is_up(swapped: Served, stream: bool) -> None:
+    """TensorRT-LLM's backend knows no timeout, so tensorrt_llm_bls ends it; here both do."""
+    given = {"text_input": PROMPT, "max_tokens": 900, "end_id": 0, "stream": stream}
+    answer = ask(swapped.endpoints, "grpc", "tensorrt_llm_bls", timeout_us=300_000, **given)
+
+    assert answer.text
+    assert len(answer.responses) < 800
+    assert_freed(swapped)
+
+
+@pytest.mark.parametrize("model", FRONT_MODELS)
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_sequences_and_statistics_come_along(
+    swapped: Served, expected: str, protocol: str, model: str, stream: bool
+) -> None:
+    answer = ask(
+        swapped.endpoints,
+        protocol,
+        model,
+        text_input=PROMPT,
+        max_tokens=COUNT,
+        num_return_sequences=2,
+        return_log_probs=True,
+        return_num_input_tokens=True,
+        stream=stream,
+        request_id=f"{protocol} {model} {stream}",
+    )
+
+    for index in range(2):
+        own = Answered([r for r in answer.responses if r["sequence_index"] == index])
+        assert own.text == expected
+        assert all(r["cum_log_probs"] < 0 for r in own.responses)
+        assert all(r["num_input_tokens"] > 3 for r in own.responses)
