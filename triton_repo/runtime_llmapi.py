@@ -70,6 +70,7 @@ _OWN: Final = {
     "stream_interval": "use --stream-interval",
 }
 _MODEL: Final = "model"
+_BEAM_SAMPLER: Final = "TorchSampler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,31 @@ def _arguments(
         if path in _OWN:
             raise UsageError(f"llm.{path} cannot be set: {_OWN[path]}")
         _put(arguments, path, text)
+    _choose_sampler(arguments)
     return arguments
+
+
+def _choose_sampler(arguments: dict[str, Any]) -> None:
+    """Have the sampler that TensorRT-LLM 1.2 searches rightly with where there are beams.
+
+    What its `auto` chooses then differs between versions; the log probabilities and stop ids of
+    TRTLLMSampler are known to be wrong with beams.
+    """
+    beams = arguments.get("max_beam_width", 1)
+    if not isinstance(beams, int) or beams < 1:
+        raise UsageError(f"llm.max_beam_width is {beams!r}; expected a whole number of at least 1")
+    if beams == 1:
+        return
+    if arguments.setdefault("sampler_type", _BEAM_SAMPLER) != _BEAM_SAMPLER:
+        raise UsageError(
+            f"llm.sampler_type is {arguments['sampler_type']}, but llm.max_beam_width {beams} "
+            f"needs {_BEAM_SAMPLER}; leave the sampler out"
+        )
+    if "speculative_config" in arguments:
+        raise UsageError(
+            f"llm.max_beam_width is {beams}, but {_BEAM_SAMPLER} has no beams with a "
+            "speculative_config; leave one of them out"
+        )
 
 
 def _put(arguments: dict[str, Any], path: str, text: str) -> None:

@@ -34,8 +34,9 @@ class Answer:
 
     def take(self, output: Any) -> None:
         """Send what a RequestOutput has that was not sent; LLM changes it in place."""
-        for sequence, found in zip(self._sequences, output.outputs, strict=True):
-            if sequence.reason is None and sequence.take(found, output.finished):
+        found = output.outputs
+        for sequence, rows in zip(self._sequences, _split(found, self._asked.rows), strict=True):
+            if sequence.reason is None and sequence.take(rows, output.finished):
                 done = sequence.reason is not None
                 if done or (self._asked.streaming and sequence.unsent):
                     self._send(sequence, output)
@@ -51,82 +52,151 @@ class Answer:
         self._sender.send(sequence.tensors(output), last=self.ended)
 
 
+def _split(outputs: Sequence[Any], rows: int) -> list[Sequence[Any]]:
+    """Return the outputs of each sequence: all of them for beams, else one."""
+    return [outputs[start : start + rows] for start in range(0, len(outputs), rows)]
+
+
+class _Row:
+    """The ids of one continuation, or of one beam, and what was said of each."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self.ids: list[int] = []
+        self.log_probs: list[float] = []
+        self.logits: list[NDArray[np.float32]] = []
+        self.reason: str | None = None
+
+    def take(self, found: Any, finished: bool, sent: int) -> None:
+        """Read a CompletionOutput, of which the first ids were sent."""
+        before = len(self.ids)
+        self.ids = list(found.token_ids)
+        if found.logprobs:
+            self.log_probs = _chosen(self.ids, found.logprobs)
+        if "return_generation_logits" in self._asked.wishes:
+            self._keep_logits(found.generation_logits, len(self.ids) - before)
+        self.reason = found.finish_reason
+        if finished and self.reason is None:
+            full = len(self.ids) >= self._asked.sampling["max_tokens"]
+            self.reason = "length" if full else "stop"
+        cut = find_word(self.ids, self._asked.stop_words, before)
+        if cut is not None:
+            self._cut(max(cut, sent))
+        elif self.reason == "stop" and self.ids and self.ids[-1] == self._asked.end_id:
+            self._cut(max(len(self.ids) - 1, sent))
+
+    def _keep_logits(self, logits: Any, new: int) -> None:
+        """Keep the logits of the newest ids: of a stream LLM gives those of each step alone."""
+        if logits is not None and new > 0:
+            rows = _logits(logits)
+            self.logits.extend(rows[-new:] if self._asked.in_steps else rows[:new])
+
+    def _cut(self, end: int) -> None:
+        self.reason = "stop"
+        for what in (self.ids, self.log_probs, self.logits):
+            del what[end:]
+
+
 class _Sequence:
-    """One continuation of the prompt and how much of it was sent."""
+    """One answer to the prompt, of one row unless it has beams, and how much of it was sent."""
 
     def __init__(self, index: int, asked: Asked) -> None:
         self._index = index
         self._asked = asked
         self._sent = 0
-        self._ids: list[int] = []
-        self._log_probs: list[float] = []
-        self._found: Any = None
+        self._rows = [_Row(asked) for _ in range(asked.rows)]
+        self._metrics: Any = None
         self.reason: str | None = None
 
     @property
     def unsent(self) -> int:
         """Return how many ids were not sent yet."""
-        return len(self._ids) - self._sent
+        return len(self._rows[0].ids) - self._sent
 
-    def take(self, found: Any, finished: bool) -> bool:
-        """Read a CompletionOutput; return whether anything is new."""
-        before = len(self._ids)
-        self._found = found
-        self._ids = list(found.token_ids)
-        if found.logprobs:
-            self._log_probs = _chosen(self._ids, found.logprobs)
-        self.reason = found.finish_reason
-        if finished and self.reason is None:
-            full = len(self._ids) >= self._asked.sampling["max_tokens"]
-            self.reason = "length" if full else "stop"
-        cut = find_word(self._ids, self._asked.stop_words, before)
-        if cut is not None:
-            self._cut(cut)
-        elif self.reason == "stop" and self._ids and self._ids[-1] == self._asked.end_id:
-            self._cut(len(self._ids) - 1)
-        return self.reason is not None or len(self._ids) > before
-
-    def _cut(self, end: int) -> None:
-        self.reason = "stop"
-        del self._ids[max(end, self._sent) :]
-        del self._log_probs[len(self._ids) :]
+    def take(self, found: Sequence[Any], finished: bool) -> bool:
+        """Read its CompletionOutputs, the best first; return whether anything is new."""
+        before = len(self._rows[0].ids)
+        for row, output in zip(self._rows, found, strict=True):
+            row.take(output, finished, self._sent)
+        self._metrics = found[0].request_perf_metrics
+        self.reason = self._rows[0].reason
+        return self.reason is not None or len(self._rows[0].ids) > before
 
     def tensors(self, output: Any) -> dict[str, NDArray[Any]]:
-        """Return the tensors of the next response, which is the last one once there is a reason."""
+        """Return the tensors of the next response, which is the last one once there is a reason.
+
+        ValueError when `output`, which there is unless time was up, lacks what was asked for.
+        """
         asked, wishes, start = self._asked, self._asked.wishes, self._sent
-        self._sent = len(self._ids)
+        self._sent = len(self._rows[0].ids)
         whole = [] if asked.excludes_input or asked.streaming else asked.prompt
-        ids = [*whole, *self._ids[start:]]
-        found = {"output_ids": np.array([[ids]], np.int32), "sequence_length": _int(len(ids))}
+        rows = [np.array([*whole, *row.ids[start:]], np.int32) for row in self._rows]
+        lengths = np.array([[len(row) for row in rows]], np.int32)
+        found: dict[str, NDArray[Any]] = {"output_ids": _stacked(rows), "sequence_length": lengths}
         if asked.stream_id is not None:
             found["stream_id"] = np.array([[asked.stream_id]], np.uint64)
         if asked.sequences > 1:
             found |= {"sequence_index": _int(self._index), "batch_index": _int(0)}
         if "return_log_probs" in wishes:
-            found["output_log_probs"] = np.array([[self._log_probs[start:]]], np.float32)
-            found["cum_log_probs"] = np.array([[sum(self._log_probs)]], np.float32)
+            new = [np.array(row.log_probs[start:], np.float32) for row in self._rows]
+            found["output_log_probs"] = _stacked(new)
+            found["cum_log_probs"] = np.array([[sum(r.log_probs) for r in self._rows]], np.float32)
+        if "return_generation_logits" in wishes:
+            found |= self._generation_logits(start, output)
         if self.reason is not None:
             found["finish_reason"] = strings([self.reason])
             found |= self._last(output)
         return found
 
+    def _generation_logits(self, start: int, output: Any) -> dict[str, NDArray[Any]]:
+        lacking = [row for row in self._rows if len(row.logits) < len(row.ids)]
+        if lacking and output is not None:
+            raise ValueError(
+                f"return_generation_logits: TensorRT-LLM gave those of {len(lacking[0].logits)} of "
+                f"{len(lacking[0].ids)} tokens; serve with stream_interval 1 and without a "
+                "speculative_config"
+            )
+        if lacking or not any(row.logits[start:] for row in self._rows):
+            return {}
+        return {"generation_logits": _stacked([np.array(row.logits[start:]) for row in self._rows])}
+
     def _last(self, output: Any) -> dict[str, NDArray[Any]]:
         """Return what only the last response has."""
-        wishes, found = self._asked.wishes, self._found
+        wishes, count = self._asked.wishes, len(self._asked.prompt)
         tensors: dict[str, NDArray[Any]] = {}
         if "return_num_input_tokens" in wishes:
-            tensors["num_input_tokens"] = _int(len(self._asked.prompt))
+            tensors["num_input_tokens"] = _int(count)
         if "return_num_output_tokens" in wishes:
-            tensors["num_output_tokens"] = _int(len(self._ids))
+            tensors["num_output_tokens"] = _int(sum(len(row.ids) for row in self._rows))
         if "return_context_logits" in wishes and self._index == 0 and output is not None:
-            tensors["context_logits"] = _logits(output.context_logits)[None]
-        logits = getattr(found, "generation_logits", None)
-        if "return_generation_logits" in wishes and logits is not None:
-            tensors["generation_logits"] = _logits(logits)[None, None, : len(self._ids)]
-        metrics = getattr(found, "request_perf_metrics", None)
-        if "return_perf_metrics" in wishes and metrics is not None:
-            tensors |= _metrics(metrics)
+            tensors["context_logits"] = _context_logits(output.context_logits, count)
+        if "return_perf_metrics" in wishes:
+            if self._metrics is not None:
+                tensors |= _metrics(self._metrics)
+            elif output is not None and output.finished:
+                raise ValueError("return_perf_metrics: TensorRT-LLM gave none")
         return tensors
+
+
+def _context_logits(logits: Any, count: int) -> NDArray[np.float32]:
+    """Return the logits of a prompt's tokens; ValueError when there are not as many."""
+    rows = 0 if logits is None else len(logits)
+    if rows != count:
+        raise ValueError(
+            f"return_context_logits: TensorRT-LLM gave those of {rows} of {count} tokens; serve "
+            "with kv_cache_config.enable_block_reuse false and without a speculative_config"
+        )
+    return _logits(logits)[None]
+
+
+def _stacked(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return rows of one answer as one tensor; as in TensorRT-LLM's own model -1 fills the rest."""
+    longest = max(rows, key=len)
+    stacked = np.full((1, len(rows), *longest.shape), -1, longest.dtype)
+    for place, row in zip(stacked[0], rows, strict=True):
+        if len(row):
+            place[: len(row)] = row
+    return stacked
 
 
 def _int(value: int) -> NDArray[np.int32]:

@@ -42,6 +42,9 @@ SAMPLER_BOUND = {
 }
 """Same for those that the default sampler drops in silence, with the values that say nothing."""
 
+BEAM_BOUND = {"len_penalty": 0.0, "beam_search_diversity_rate": 0.0, "early_stopping": True}
+"""Inputs that beam search drops in silence, with the values that say nothing."""
+
 GUIDES = {
     "json": "json_object",
     "json_schema": "json",
@@ -59,6 +62,7 @@ class Abilities:
     every_penalty: bool  # the sampler knows penalties and bad words
     guided: bool
     streaming: bool
+    beams: int = 1  # of every request: TensorRT-LLM takes no other width
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,25 @@ class Asked:
     wishes: frozenset[str] = field(default=frozenset())
 
     @property
+    def has_beams(self) -> bool:
+        """Return whether it is a search, whose beams are the rows of one answer."""
+        return "use_beam_search" in self.sampling
+
+    @property
     def sequences(self) -> int:
         """Return how many answers there will be."""
-        return int(self.sampling.get("n", 1))
+        return 1 if self.has_beams else int(self.sampling.get("n", 1))
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows of ids an answer has."""
+        return int(self.sampling["n"]) if self.has_beams else 1
+
+    @property
+    def in_steps(self) -> bool:
+        """Return whether tokens are to be seen as they are made."""
+        # A stop word of several ids is found in what comes; beams change until they end.
+        return self.streaming or (bool(self.stop_words) and not self.has_beams)
 
 
 WISHES = (
@@ -95,8 +115,6 @@ def read_request(request: Any, abilities: Abilities, excludes_input: bool) -> As
     for name in REFUSED:
         if tensor(request, name) is not None:
             raise ValueError(f"{name}: TensorRT-LLM's PyTorch runtime does not take it here")
-    if (beams := scalar(request, "beam_width", 1)) != 1:
-        raise ValueError(f"beam_width is {beams}; this runtime has no beams, expected 1")
     streaming = bool(scalar(request, "streaming", False))
     if streaming and not abilities.streaming:
         raise ValueError("streaming is true, but the model is not decoupled")
@@ -105,6 +123,7 @@ def read_request(request: Any, abilities: Abilities, excludes_input: bool) -> As
     stops = read_words(request, "stop_words_list")
     sampling = {
         **_sampling(request, abilities),
+        **_beams(request, abilities, streaming),
         "end_id": end_id,
         "pad_id": scalar(request, "pad_id", end_id),
         "ignore_eos": end_id < 0,
@@ -115,11 +134,9 @@ def read_request(request: Any, abilities: Abilities, excludes_input: bool) -> As
         "detokenize": False,
         **({"logprobs": 1} if "return_log_probs" in wishes else {}),
     }
-    if sampling.get("n", 1) > 1 and not abilities.streaming:
-        raise ValueError("num_return_sequences is above 1, but the model is not decoupled")
     bias = tensor(request, "embedding_bias")
     timeout_us = request.timeout()
-    return Asked(
+    asked = Asked(
         prompt=_prompt(request),
         sampling=sampling,
         guide=_guide(request, abilities),
@@ -133,6 +150,9 @@ def read_request(request: Any, abilities: Abilities, excludes_input: bool) -> As
         timeout_s=timeout_us / 1e6 if timeout_us else None,
         wishes=wishes,
     )
+    if asked.sequences > 1 and not abilities.streaming:
+        raise ValueError("num_return_sequences is above 1, but the model is not decoupled")
+    return asked
 
 
 def _prompt(request: Any) -> list[int]:
@@ -162,6 +182,30 @@ def _sampling(request: Any, abilities: Abilities) -> dict[str, Any]:
             raise ValueError(_needs_sampler(f"{name} is {value}"))
         found[target] = value
     return found
+
+
+def _beams(request: Any, abilities: Abilities, streaming: bool) -> dict[str, Any]:
+    """Return the fields of SamplingParams for a search, none for a width of 1."""
+    width = scalar(request, "beam_width", 1)
+    if width != abilities.beams:
+        raise ValueError(
+            f"beam_width is {width}, but max_beam_width is {abilities.beams} in model.yaml, and "
+            f"TensorRT-LLM's PyTorch runtime takes no other; expected {abilities.beams}"
+        )
+    if width == 1:
+        return {}
+    if streaming:
+        raise ValueError(f"streaming is true, but beam_width is {width}; beams are sent whole")
+    sequences = scalar(request, "num_return_sequences", width)
+    if sequences not in (1, width):
+        raise ValueError(
+            f"num_return_sequences is {sequences}, but beam_width is {width}; expected 1 for the "
+            f"best beam, or {width} for all"
+        )
+    for name, neutral in BEAM_BOUND.items():
+        if (value := scalar(request, name, neutral)) != neutral:
+            raise ValueError(f"{name} is {value}, which TensorRT-LLM 1.2's beam search ignores")
+    return {"use_beam_search": True, "best_of": width, "n": sequences}
 
 
 def _bad_words(request: Any, abilities: Abilities) -> list[list[int]]:

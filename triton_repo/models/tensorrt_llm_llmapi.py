@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import uuid
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class TritonPythonModel:
             every_penalty=arguments.get("sampler_type") == "TRTLLMSampler",
             guided=arguments.get("guided_decoding_backend") is not None,
             streaming=self._decoupled,
+            beams=int(arguments.get("max_beam_width") or 1),
         )
         self._excludes_input = parameters["exclude_input_in_output"] == "true"
         batch = int(arguments["max_batch_size"])
@@ -122,16 +124,17 @@ class TritonPythonModel:
             self._flights.remove(flight)
 
     async def _generate(self, asked: Asked, answer: Answer) -> None:
-        # A stop word of several ids is found here, in what comes.
-        streaming = asked.streaming or bool(asked.stop_words)
         result = self._llm.generate_async(
-            asked.prompt, sampling_params=_sampling_params(asked), streaming=streaming
+            asked.prompt,
+            sampling_params=_sampling_params(asked),
+            streaming=asked.in_steps,
+            cache_salt=_cache_salt(asked),
         )
         finished = False
         try:
             async for output in result:
                 finished = output.finished
-                if streaming or finished:
+                if asked.in_steps or finished:
                     answer.take(output)
                 if answer.ended:
                     break
@@ -168,6 +171,8 @@ class Flights:
 
     def __init__(self, gauge: Any) -> None:
         self._gauge = gauge
+        # Triton's stub shares one message among the calls of a gauge, so the server would crash.
+        self._counting = threading.Lock()
         self._flights: dict[int, Flight] = {}
 
     def __len__(self) -> int:
@@ -177,13 +182,17 @@ class Flights:
         """Remember a request."""
         flight = Flight(request_id, asked.stream_id, sender)
         self._flights[id(flight)] = flight
-        self._gauge.increment(1)
+        self._count(1)
         return flight
 
     def remove(self, flight: Flight) -> None:
         """Forget a request that has ended."""
         del self._flights[id(flight)]
-        self._gauge.increment(-1)
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._counting:
+            self._gauge.increment(change)
 
     def stop(self, request_id: str, stream_id: int | None) -> None:
         """End the requests of a stream, else those that carry a client's id."""
@@ -219,6 +228,11 @@ def _load(arguments: Mapping[str, Any], folder: Path) -> Any:
     # The way of TensorRT-LLM's own Triton model: nested records become their classes.
     known = update_llm_args_with_extra_dict({}, dict(arguments))
     return LLM(**{**known, "model": str(folder / arguments["model"])})
+
+
+def _cache_salt(asked: Asked) -> str | None:
+    """Return what keeps a request from others' KV cache: reused tokens have no context logits."""
+    return uuid.uuid4().hex if "return_context_logits" in asked.wishes else None
 
 
 def _sampling_params(asked: Asked) -> Any:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from tensorrt_llm.choosing import chosen, search, shaped
+from tensorrt_llm.metrics import metrics
 from tensorrt_llm.sampling_params import SamplingParams
 
 KNOWN = {
     *("backend", "pipeline_parallel_size", "max_batch_size", "max_seq_len", "stream_interval"),
     *("kv_cache_config", "guided_decoding_backend", "sampler_type", "max_num_tokens"),
+    "max_beam_width",
 }
 FAULT_ID = 7
 """A prompt of this id alone makes the stand-in fail, as a broken GPU would."""
@@ -49,7 +51,14 @@ class CompletionOutput:
 class RequestOutput:
     """A request under way: iterate for its steps; each gives this same object."""
 
-    def __init__(self, prompt_token_ids: list[int], sequences: int, streaming: bool) -> None:
+    def __init__(
+        self,
+        prompt_token_ids: list[int],
+        sequences: int,
+        streaming: bool,
+        cache_salt: str | None = None,
+    ) -> None:
+        self.cache_salt = cache_salt
         self.prompt_token_ids = prompt_token_ids
         self.outputs = [CompletionOutput(index) for index in range(sequences)]
         self.context_logits: torch.Tensor | None = None
@@ -100,6 +109,10 @@ class LLM:
         torch.set_num_threads(1)
         loader: Any = AutoModelForCausalLM
         self._model = loader.from_pretrained(model, dtype=torch.bfloat16)
+        self._penalizes = kwargs.get("sampler_type") == "TRTLLMSampler"
+        self._beams = kwargs.get("max_beam_width", 1)
+        self._reuses = kwargs.get("kv_cache_config", {}).get("enable_block_reuse", True)
+        self._seen: set[tuple[str | int | None, ...]] = set()
         self._lock = threading.Lock()
 
     def generate_async(
@@ -107,12 +120,13 @@ class LLM:
         inputs: list[int],
         sampling_params: SamplingParams | None = None,
         streaming: bool = False,
+        cache_salt: str | None = None,
     ) -> RequestOutput:
         """Begin to continue a prompt."""
         asked = sampling_params or SamplingParams()
         if asked.guided_decoding is not None:
             raise ValueError(f"the stand-in does not guide: {asked.guided_decoding}")
-        output = RequestOutput(inputs, asked.n, streaming)
+        output = RequestOutput(inputs, asked.n, streaming, cache_salt)
         threading.Thread(target=self._run, args=(output, asked), daemon=True).start()
         return output
 
@@ -123,13 +137,15 @@ class LLM:
         try:
             if output.prompt_token_ids == [FAULT_ID]:
                 raise RuntimeError("the stand-in was asked to fail")
-            self._generate(output, asked)
+            if asked.beams != self._beams:
+                raise RuntimeError(f"width {asked.beams} is not the only one, {self._beams}")
+            (self._search if asked.use_beam_search else self._generate)(output, asked)
         except Exception as error:
             output.step(error)
 
     def _generate(self, output: RequestOutput, asked: SamplingParams) -> None:
         arrival = time.monotonic()
-        for index, found in enumerate(output.outputs):
+        for index in range(asked.n):
             draw = torch.Generator().manual_seed((asked.seed or 0) + index)
             cache, ids, answer = None, output.prompt_token_ids, list[int]()
             reason = None
@@ -137,31 +153,56 @@ class LLM:
                 with self._lock, torch.inference_mode():
                     step = self._model(torch.tensor([ids]), past_key_values=cache, use_cache=True)
                 cache, logits = step.past_key_values, step.logits[0, -1].float()
-                if not answer and asked.return_context_logits:
-                    output.context_logits = step.logits[0].float()
-                token = _choose(logits, asked, answer, draw)
+                if not answer and index == 0:
+                    self._keep_context(output, asked, step.logits[0])
+                history = Counter([*output.prompt_token_ids, *answer])
+                logits = shaped(logits, asked, answer, history if self._penalizes else {})
+                token = chosen(logits, asked, draw)
                 answer.append(token)
                 ids = [token]
                 reason = _reason(output, asked, answer)
                 last = reason is not None and index == asked.n - 1
                 entry = {token: Logprob(float(logits.log_softmax(-1)[token]))}
-                output.step(_change(found, asked, token, entry, logits, reason, last, arrival))
+                output.step(_change(output, index, asked, entry, logits, reason, last, arrival))
 
+    def _search(self, output: RequestOutput, asked: SamplingParams) -> None:
+        arrival, prompt = time.monotonic(), output.prompt_token_ids
 
-def _choose(
-    logits: torch.Tensor, asked: SamplingParams, answer: list[int], draw: torch.Generator
-) -> int:
-    if asked.embedding_bias is not None:
-        logits = logits + asked.embedding_bias
-    for word in asked._bad_word_ids or ():
-        if answer[len(answer) - len(word) + 1 :] == word[:-1]:
-            logits[word[-1]] = -torch.inf
-    if asked.greedy:
-        return int(logits.argmax())
-    logits = logits / (asked.temperature or 1.0)
-    if asked.top_k:
-        logits[logits < logits.topk(asked.top_k).values[-1]] = -torch.inf
-    return int(torch.multinomial(logits.softmax(-1), 1, generator=draw))
+        def look(ids: list[int]) -> torch.Tensor:
+            with self._lock, torch.inference_mode():
+                rows = self._model(torch.tensor([prompt + ids])).logits[0].float()
+            if not ids:
+                self._keep_context(output, asked, rows)
+            last: torch.Tensor = shaped(rows[-1], asked, ids, {})
+            return last
+
+        best = search(look, asked, lambda ids: _reason(output, asked, ids))
+
+        def change() -> bool:
+            for found, beam in zip(output.outputs, best, strict=False):
+                found.finish_reason = beam.reason
+                stop = beam.reason == "stop" and beam.ids[-1] in (asked.stop_token_ids or ())
+                found.token_ids = beam.ids[:-1] if stop else beam.ids
+                if asked.logprobs:
+                    pairs = zip(found.token_ids, beam.log_probs, strict=False)
+                    found.logprobs = [{token: Logprob(value)} for token, value in pairs]
+                if asked.return_generation_logits:
+                    found.generation_logits = torch.stack(beam.logits)
+                if asked.return_perf_metrics:
+                    found.request_perf_metrics = metrics(arrival)
+            return True
+
+        output.step(change)
+
+    def _keep_context(
+        self, output: RequestOutput, asked: SamplingParams, logits: torch.Tensor
+    ) -> None:
+        """Give the prompt's logits but for tokens that the KV cache has, as the real one does."""
+        prompt = (output.cache_salt, *output.prompt_token_ids)
+        if asked.return_context_logits:
+            rows = logits[-1:] if self._reuses and prompt in self._seen else logits
+            output.context_logits = rows.float()
+        self._seen.add(prompt)
 
 
 def _reason(output: RequestOutput, asked: SamplingParams, answer: list[int]) -> str | None:
@@ -175,9 +216,9 @@ def _reason(output: RequestOutput, asked: SamplingParams, answer: list[int]) -> 
 
 
 def _change(
-    found: CompletionOutput,
+    output: RequestOutput,
+    index: int,
     asked: SamplingParams,
-    token: int,
     entry: dict[int, Logprob],
     logits: torch.Tensor,
     reason: str | None,
@@ -185,6 +226,7 @@ def _change(
     arrival: float,
 ) -> Any:
     """Return what makes one token known, to be called where the request is read."""
+    found, (token,) = output.outputs[index], entry
 
     def change() -> bool:
         found.finish_reason = reason
@@ -193,29 +235,12 @@ def _change(
             if asked.logprobs:
                 found.logprobs.append(entry)
         if asked.return_generation_logits:
-            before = found.generation_logits
+            before = None if output.streaming else found.generation_logits
+            # Of a stream each step has its own alone.
             rows = logits[None]
             found.generation_logits = rows if before is None else torch.cat((before, rows))
         if reason and asked.return_perf_metrics:
-            found.request_perf_metrics = _metrics(arrival)
+            found.request_perf_metrics = metrics(arrival)
         return last
 
     return change
-
-
-def _metrics(arrival: float) -> Any:
-    begin, end = (datetime.timedelta(seconds=s) for s in (arrival, time.monotonic()))
-    return SimpleNamespace(
-        timing_metrics=SimpleNamespace(
-            arrival_time=begin,
-            first_scheduled_time=begin,
-            first_token_time=begin,
-            last_token_time=end,
-        ),
-        kv_cache_metrics=SimpleNamespace(
-            num_new_allocated_blocks=1, num_reused_blocks=2, num_total_allocated_blocks=3
-        ),
-        speculative_decoding=SimpleNamespace(
-            acceptance_rate=0.0, total_accepted_draft_tokens=0, total_draft_tokens=0
-        ),
-    )

@@ -31,6 +31,8 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     embedding_bias: torch.Tensor | None = None
     n: int = 1
+    best_of: int | None = None
+    use_beam_search: bool = False
     top_k: int | None = None
     top_p: float | None = None
     top_p_min: float | None = None
@@ -55,11 +57,21 @@ class SamplingParams:
             raise ValueError(f"require temperature >= 0, got temperature={self.temperature}")
         if self.top_p is not None and not 0 <= self.top_p <= 1:
             raise ValueError(f"require 0 <= top_p <= 1, got top_p={self.top_p}")
-        if self.n > 1 and self.greedy:
+        self.best_of = self.best_of or self.n
+        if self.best_of < self.n:
+            raise ValueError(f"best_of={self.best_of} is below n={self.n}")
+        if self.best_of > 1 and self.greedy:
             raise ValueError("Greedy decoding in the LLM API does not allow multiple returns")
+
+    @property
+    def beams(self) -> int:
+        """Return the width of a search, 1 for anything else."""
+        return (self.best_of or self.n) if self.use_beam_search else 1
 
     @property
     def greedy(self) -> bool:
         """Return whether the likeliest token is always taken."""
+        if self.use_beam_search:
+            return False
         nothing = self.temperature is None and self.top_k is None and self.top_p is None
         return nothing or self.top_k == 1 or self.top_p == 0 or self.temperature == 0
