@@ -116,6 +116,28 @@ def test_a_server_killed_in_mid_stream_gives_its_clients_an_error(
     assert wait_until_gone(int(record["pid"]), 10) == []
 
 
+@PROTOCOLS
+def test_a_model_whose_process_dies_ends_the_server(repository: Path, protocol: str) -> None:
+    with serve(repository, "--drain=600") as (process, record):
+        running = stream(record[protocol], 600)
+        assert running.next() == 0
+        (model,) = (pid for pid in group_of(int(record["pid"])) if "ticker/1" in command_of(pid))
+        os.kill(model, signal.SIGKILL)
+        rest = running.rest()
+        _, stderr = process.communicate(timeout=40)
+
+    assert isinstance(rest[-1], Exception)
+    assert process.returncode == 5
+    assert stderr.startswith("error: the process of model ticker died")
+    assert len(stderr.splitlines()) == 1
+    assert wait_until_gone(int(record["pid"]), 10) == []
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
 def test_a_killed_serve_takes_the_server_with_it(repository: Path) -> None:
     with serve(repository) as (process, record):
         with urllib.request.urlopen(f"{record['http']}/v2/health/ready", timeout=5) as answer:

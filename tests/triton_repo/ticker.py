@@ -154,7 +154,11 @@ def _run_http(url: str, count: int, put: Callable[[Any], None]) -> None:
         with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
             for line in answer:
                 if line.strip():
-                    put(int(json.loads(line.removeprefix(b"data: "))["tick"]))
+                    event = json.loads(line.removeprefix(b"data: "))
+                    if "error" in event:
+                        put(RuntimeError(event["error"]))
+                        return
+                    put(int(event["tick"]))
                     ticks += 1
     except OSError as error:
         put(error)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import shlex
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,6 +28,9 @@ _LOOK_S: Final = 1.0
 # Triton gives up by itself after the drain time, but may hang in an open gRPC stream.
 _MARGIN_S: Final = 3.0
 _REMOVE_S: Final = 60.0
+# Python models run in processes of this name, and their argument is the path of their model.py.
+_STUB: Final = "triton_python_backend_stub"
+_MODEL: Final = re.compile(r"/(?P<model>[^/]+)/\d+/model\.py$")
 Explain = Callable[[int, str], str | None]
 """Say what an exit status and the last lines of the log mean; None leaves it to the default."""
 
@@ -79,6 +84,7 @@ class TritonServer:
         self._log_file = log_file
         self._log = ServerLog(log_file, launch.ranks)
         self._process: OwnedProcess | None = None
+        self._stubs: dict[int, str] = {}  # models by the ids of their processes
         self._hurried = False
 
     def __enter__(self) -> TritonServer:
@@ -108,10 +114,23 @@ class TritonServer:
         return self._process.pid
 
     def wait(self) -> None:
-        """Return never: raise ProcessError when the server ends by itself."""
-        assert self._process is not None
-        code = self._process.wait()
-        assert code is not None
+        """Return never: raise ProcessError when the server, or a Python model of it, dies.
+
+        Triton (2.51) neither ends the streams of a Python model whose process has died nor starts
+        it again, and says all the while that it is ready. In a container it is not seen from here.
+        """
+        process = self._process
+        assert process is not None
+        while (code := process.wait(_LOOK_S)) is None:
+            alive = process.members()
+            if died := {model for pid, model in self._stubs.items() if pid not in alive}:
+                if process.wait(_LOOK_S) is not None:
+                    continue
+                self.hurry()
+                raise ProcessError(
+                    f"the process of model {', '.join(sorted(died))} died, which Triton leaves its "
+                    "clients to wait for; the server is stopped: start it again"
+                )
         self._close()
         raise ProcessError(self._words(code, "ended by itself"))
 
@@ -159,6 +178,7 @@ class TritonServer:
                 raise ProcessError(self._words(code, "ended while loading"))
             if self._answers("/v2/health/ready"):
                 self._check_models()
+                self._stubs = dict(_stubs(process.members()))
                 return
             time.sleep(_POLL_S)
         waiting = self._log.waiting_for(self._launch.models)
@@ -192,3 +212,13 @@ class TritonServer:
                 return bool(response.status == 200)
         except (OSError, urllib.error.URLError):
             return False
+
+
+def _stubs(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """Yield the processes of Python models among these, each with its model."""
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+            if Path(command[0]).name == _STUB:
+                models = (_MODEL.search(argument) for argument in command)
+                yield pid, next((found["model"] for found in models if found), "unknown")
