@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 from collections.abc import Callable, Iterator
@@ -146,16 +147,23 @@ def processes(group: int) -> set[str]:
     return found
 
 
-@pytest.fixture
-def unharmed(served: Served) -> Iterator[None]:
-    """Fail unless the server then answers as before, from the same processes."""
-    url, request = served.endpoints.grpc_url, GenerateRequest("Hello", max_tokens=8)
-    with Client.connect(url) as client:
-        text, group = client.generate(request), processes(served.pid)
+@contextlib.contextmanager
+def staying_up(url: str, pid: int) -> Iterator[None]:
+    """Fail unless the server afterwards answers as before, from the same processes."""
+    request = GenerateRequest("Hello", max_tokens=8, stream=False)
+    with Client.connect(url, timeout_s=ANSWER_S) as client:
+        text, group = client.generate(request), processes(pid)
         yield
         assert client.ready()
         assert client.generate(request) == text
-    assert processes(served.pid) == group
+    assert processes(pid) == group
+
+
+@pytest.fixture
+def unharmed(served: Served) -> Iterator[None]:
+    """Fail unless the server then answers as before, from the same processes."""
+    with staying_up(served.endpoints.grpc_url, served.pid):
+        yield
 
 
 @pytest.mark.usefixtures("unharmed")

@@ -40,6 +40,9 @@ class TritonPythonModel:
     def _answer(self, request: Any) -> Any:
         try:
             given = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            if "TOKENS_BATCH" not in given:
+                # Triton counts the inputs of a request, and optional ones make up for this.
+                raise ValueError("TOKENS_BATCH is missing")
             if "OPEN_MAX_TOKENS" in given:
                 return self._open(request.request_id(), given)
             if "STOP" in given:

@@ -53,6 +53,9 @@ class TritonPythonModel:
                 )
             )
             length = scalar(request, "REQUEST_OUTPUT_LEN")
+            if length is None:
+                # Triton counts the inputs of a request, and optional ones make up for this.
+                raise ValueError("REQUEST_OUTPUT_LEN / max_tokens is missing")
             stream_id = self._open(request, prompt, length)
         except ValueError as error:
             return error_response(str(error), pb_utils.TritonError.INVALID_ARG)

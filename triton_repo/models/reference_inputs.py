@@ -103,6 +103,8 @@ class Asked:
 
 def rows(arrays: Arrays) -> list[dict[str, NDArray[Any]]]:
     """Split a batch into requests of one row each; BadInputError names a tensor of other rows."""
+    if "input_lengths" not in arrays:
+        raise BadInputError("input_lengths is missing; expected the number of the prompt's ids")
     count = len(arrays["input_lengths"])
     for name, array in arrays.items():
         if len(array) != count:
