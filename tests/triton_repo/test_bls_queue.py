@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from tests.triton_repo.runtime_calls import inputs_of
-from tests.triton_repo.text_calls import RefusalError, ask
+from tests.triton_repo.text_calls import RefusalError, ask, tensors
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.clients.client import Client
@@ -55,7 +55,7 @@ def test_a_row_too_many_is_refused_and_the_next_request_answered(endpoints: Endp
     rows = {"text_input": [[PROMPT], [PROMPT]], "max_tokens": [[3], [3]], "stream": [[False]] * 2}
     types = {"text_input": np.object_, "max_tokens": np.int32, "stream": np.bool_}
     inputs = inputs_of({name: np.array(value, types[name]) for name, value in rows.items()})
-    with grpc.InferenceServerClient(endpoints.grpc_url.removeprefix("grpc://")) as client:
+    with grpc.InferenceServerClient(grpc_address(endpoints)) as client:
         client.start_stream(lambda result, error: answers.put(error or result))
         client.async_stream_infer(BLS, inputs)
         refused = answers.get(timeout=60)
@@ -77,6 +77,36 @@ def test_a_full_queue_is_said_to_be_so_and_leaving_makes_room(endpoints: Endpoin
 
         assert all(answer.result() for answer in waiting)
     assert short(endpoints)
+
+
+def test_overload_is_said_by_every_model(endpoints: Endpoints) -> None:
+    """With its code over the ensemble; a model that calls another is not told the other's."""
+    with ThreadPoolExecutor(6) as pool:
+        given = {"text_input": PROMPT, "end_id": 0, "stream": True}
+        running = []
+        for line in ((1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2)):
+            running.append(pool.submit(ask, endpoints, "grpc", "ensemble", max_tokens=600, **given))
+            while (in_line(endpoints, "active"), in_line(endpoints, "waiting")) != line:
+                time.sleep(0.02)
+        for protocol in ("grpc", "http"):
+            for model in ("ensemble", BLS):
+                with pytest.raises(RefusalError, match="2 requests are waiting"):
+                    ask(endpoints, protocol, model, max_tokens=3, text_input=PROMPT)
+        assert status_of(endpoints, "ensemble", **given, max_tokens=3) == "StatusCode.UNAVAILABLE"
+        assert not any(request.done() for request in running)
+        assert all(request.result().text for request in running)
+
+
+def status_of(endpoints: Endpoints, model: str, **inputs: Any) -> str:
+    """Return the gRPC status that a refused stream ends with, where the client asks for one."""
+    answers: queue.Queue[Any] = queue.Queue()
+    with grpc.InferenceServerClient(grpc_address(endpoints)) as client:
+        client.start_stream(
+            lambda result, error: answers.put(error or result),
+            headers={"triton_grpc_error": "true"},
+        )
+        client.async_stream_infer(model, tensors(inputs))
+        return str(answers.get(timeout=60).status())
 
 
 def test_a_request_whose_time_is_up_waits_no_longer(endpoints: Endpoints) -> None:
@@ -101,9 +131,24 @@ def short(endpoints: Endpoints, **options: Any) -> str:
 
 
 def waiting_requests(endpoints: Endpoints) -> int:
-    """Return how many requests wait for the model, as Triton's metrics say."""
+    """Return how many requests wait for a process of tensorrt_llm_bls."""
+    return metric(endpoints, "nv_inference_pending_request_count", BLS)
+
+
+def in_line(endpoints: Endpoints, kind: str) -> int:
+    """Return how many requests have a slot of tensorrt_llm (active), or wait for one (waiting)."""
+    return metric(endpoints, "nv_trt_llm_request_metrics", f'"{kind}"')
+
+
+def grpc_address(endpoints: Endpoints) -> str:
+    """Return where the server listens for gRPC."""
+    return endpoints.grpc_url.removeprefix("grpc://")
+
+
+def metric(endpoints: Endpoints, name: str, label: str) -> int:
+    """Return the sum of what Triton's metrics say."""
     url = f"http://127.0.0.1:{endpoints.metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=60) as answer:
         lines = answer.read().decode().splitlines()
-    found = [line for line in lines if line.startswith("nv_inference_pending_request_count")]
-    return sum(round(float(line.split()[-1])) for line in found if BLS in line)
+    found = [line for line in lines if line.startswith(name) and label in line]
+    return sum(round(float(line.split()[-1])) for line in found)
