@@ -51,6 +51,7 @@ def _id_lists(text: str) -> bool:
 BOOL: Final = Kind("true or false", lambda text: text in ("true", "false"))
 COUNT: Final = Kind("a whole number of at least 1", lambda text: text.isdecimal() and int(text) > 0)
 WHOLE: Final = Kind("a whole number of at least 0", str.isdecimal)
+SHARE: Final = Kind("a number from 0 to 1", lambda text: 0 <= _number(text) <= 1)
 FRACTION: Final = Kind("a number above 0, at most 1", lambda text: 0 < _number(text) <= 1)
 COUNTS: Final = Kind(
     "whole numbers with commas between",
@@ -134,7 +135,7 @@ PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
         _engine("medusa_choices", TEXT, "Medusa's tree, like {0},{0,0},{1}"),
         _engine("eagle_choices", TEXT, "EAGLE's tree, like {0},{0,0},{1}"),
         _engine("speculative_decoding_fast_logits", BOOL, "Pass draft logits between ranks"),
-        _engine("gpu_weights_percent", FRACTION, "Share of weights on the GPU"),
+        _engine("gpu_weights_percent", SHARE, "Share of weights on the GPU"),
         _engine("enable_context_fmha_fp32_acc", BOOL, "Sum attention of prompts in FP32"),
         _engine("multi_block_mode", BOOL, "Split long attention over blocks"),
         _engine("cuda_graph_mode", BOOL, "Record each generation step as a CUDA graph"),

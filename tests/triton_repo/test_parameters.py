@@ -58,6 +58,7 @@ def test_values_are_kept_by_model_and_key() -> None:
         ),
         ("trtllm", "tensorrt_llm.max_beam_width=two", "'two'; expected a whole number of at least"),
         ("trtllm", "tensorrt_llm.kv_cache_free_gpu_mem_fraction=90", "a number above 0, at most 1"),
+        ("trtllm", "tensorrt_llm.gpu_weights_percent=1.5", "a number from 0 to 1"),
         ("trtllm", "tensorrt_llm.kv_cache_free_gpu_mem_fraction=nan", "a number above 0"),
         ("trtllm", "tensorrt_llm.batch_scheduler_policy=fair", "one of guaranteed_no_evict, max_u"),
         ("trtllm", "tensorrt_llm.enable_chunked_context=yes", "expected true or false"),

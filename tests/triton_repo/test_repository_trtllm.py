@@ -105,6 +105,7 @@ def test_every_parameter_can_be_set_and_is_written_as_given(tmp_path: Path) -> N
         "a whole number of at least 0": "0",
         "true or false": "true",
         "a number above 0, at most 1": "0.25",
+        "a number from 0 to 1": "0",
         "whole numbers with commas between": "1024,2048",
         "numbers with commas between, semicolons between instances": "0",
         "some text": "/x",
