@@ -10,14 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_decode import Vocabulary
-from minitron_requests import (
-    Inputs,
-    ModelError,
-    Outputs,
-    Sender,
-    TokenModel,
-    strings,
-)
+from minitron_requests import Inputs, ModelError, Outputs, Sender, TokenModel, strings
 from minitron_stream import LENGTH, STOP, TIMEOUT, Answer, Stream, id_rows
 from minitron_watch import Watch
 
@@ -77,6 +70,7 @@ class Relay:
         """Send what tensorrt_llm answers; return the last response, None if there is no other."""
         relayed = self._relayed
         plain = self._plain_answer()
+        least = 1 if relayed.ours else 2  # tensors of a response that holds nothing but ids
         last = None
         # A runtime of ours ends by itself when time is up, TensorRT-LLM's own model does not.
         watched_us = 0 if relayed.ours else relayed.timeout_us
@@ -86,7 +80,7 @@ class Relay:
             ):
                 if watched.left:
                     continue
-                if plain and tensors and "finish_reason" not in tensors and not watched.late:
+                if plain and len(tensors) == least and not watched.late:
                     ids = tensors["output_ids"].reshape(-1).tolist()
                     if ids and plain.tokens + len(ids) < relayed.stream.max_tokens:
                         self._sender.send({"text_output": strings([plain.push(ids, last=False)])})
@@ -103,7 +97,7 @@ class Relay:
         return None if watched.left else last or self._rest(watched.late)
 
     def _plain_answer(self) -> Answer | None:
-        """Return the only answer of a stream that has nothing but text; None for any other.
+        """Return the only answer of a stream that is nothing but its text; None for any other.
 
         Nearly every response is a piece of one. A process that takes turns with many others finds
         the processor's caches cold, and each call of a function costs it microseconds: so these
@@ -111,9 +105,8 @@ class Relay:
         """
         relayed = self._relayed
         stream = relayed.stream
-        beams = "beam_width" in relayed.inputs
-        others = relayed.sequences > 1 or beams or relayed.statistics or relayed.accumulate
-        if others or not stream.streaming or stream.words is not None:
+        several = relayed.sequences > 1 or "beam_width" in relayed.inputs
+        if several or relayed.accumulate or not stream.streaming or stream.words is not None:
             return None
         return stream.begin(self._vocabulary)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import triton_python_backend_utils as pb_utils
 from minitron_requests import CANCEL_CHECK_S
 
 
@@ -64,4 +65,8 @@ class Watch:
                 if watched is None or self._watched is not watched or not watched.look():
                     continue
                 self._watched = None
-            self._end(watched.request_id)
+            try:
+                self._end(watched.request_id)
+            except Exception as error:
+                # It runs to its end; the next request is looked after all the same.
+                pb_utils.Logger.log_warn(f"a request that nobody wants goes on: {error}")
