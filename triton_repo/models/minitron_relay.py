@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 from minitron_decode import Vocabulary
 from minitron_requests import Inputs, ModelError, Outputs, Sender, TokenModel, strings
 from minitron_stream import LENGTH, STOP, TIMEOUT, Answer, Stream, id_rows
-from minitron_watch import Watch
+from minitron_watch import Watch, Watched
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Relay:
         """Answer the request, also when something fails."""
         try:
             # One whose client left while it waited is not begun.
-            last = None if self._model.is_left(self._sender) else self._follow()
+            last = None if self._model.is_left(self._sender) else self._answer()
         except ModelError as error:
             self._sender.fail(str(error), error.code)
         except Exception as error:
@@ -66,38 +66,47 @@ class Relay:
             else:
                 self._sender.send(last, last=True)
 
-    def _follow(self) -> Outputs | None:
+    def _answer(self) -> Outputs | None:
         """Send what tensorrt_llm answers; return the last response, None if there is no other."""
+        relayed = self._relayed
+        # A runtime of ours ends by itself when time is up, TensorRT-LLM's own model does not.
+        timeout_us = 0 if relayed.ours else relayed.timeout_us
+        with self._watch.over(self._sender, self._request_id, timeout_us) as watched:
+            last = self._follow(watched)
+        return None if watched.left else last or self._rest(watched.late)
+
+    def _follow(self, watched: Watched) -> Outputs | None:
+        """Send each response; return the one with which all sequences have ended, if it comes."""
         relayed = self._relayed
         plain = self._plain_answer()
         least = 1 if relayed.ours else 2  # tensors of a response that holds nothing but ids
         last = None
-        # A runtime of ours ends by itself when time is up, TensorRT-LLM's own model does not.
-        watched_us = 0 if relayed.ours else relayed.timeout_us
-        with self._watch.over(self._sender, self._request_id, watched_us) as watched:
-            for tensors in self._model.generate(
-                self._request_id, self._outputs(), relayed.timeout_us, relayed.inputs
-            ):
-                if watched.left:
+        for tensors in self._model.generate(
+            self._request_id, self._outputs(), relayed.timeout_us, relayed.inputs
+        ):
+            if watched.left:
+                continue
+            if plain and tensors and "finish_reason" not in tensors and not watched.late:
+                ids = tensors["output_ids"].reshape(-1).tolist()
+                if ids and plain.tokens + len(ids) < relayed.stream.max_tokens:
+                    piece = {"text_output": strings([plain.push(ids, last=False)])}
+                    if len(tensors) > least:
+                        self._add_statistics(piece, tensors)
+                    self._sender.send(piece)
                     continue
-                if plain and len(tensors) == least and not watched.late:
-                    ids = tensors["output_ids"].reshape(-1).tolist()
-                    if ids and plain.tokens + len(ids) < relayed.stream.max_tokens:
-                        self._sender.send({"text_output": strings([plain.push(ids, last=False)])})
-                        continue
-                index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
-                if tensors and index not in self._ended:
-                    outputs = self._text_of(index, tensors, watched.late)
-                    if outputs is None:
-                        continue
-                    if len(self._ended) == relayed.sequences and not self._told_to_stop:
-                        last = outputs
-                    else:
-                        self._sender.send(outputs)
-        return None if watched.left else last or self._rest(watched.late)
+            index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
+            if tensors and index not in self._ended:
+                outputs = self._text_of(index, tensors, watched.late)
+                if outputs is None:
+                    continue
+                if len(self._ended) == relayed.sequences and not self._told_to_stop:
+                    last = outputs
+                else:
+                    self._sender.send(outputs)
+        return last
 
     def _plain_answer(self) -> Answer | None:
-        """Return the only answer of a stream that is nothing but its text; None for any other.
+        """Return the answer of a stream that is one sequence without stop words, or None.
 
         Nearly every response is a piece of one. A process that takes turns with many others finds
         the processor's caches cold, and each call of a function costs it microseconds: so these
@@ -133,10 +142,14 @@ class Relay:
             if pushed.cut and len(self._ended) == self._relayed.sequences:
                 self._stop()
         outputs = self._text(index, pushed.texts, pushed.reasons)
+        self._add_statistics(outputs, tensors)
+        return outputs
+
+    def _add_statistics(self, outputs: dict[str, Any], tensors: Outputs) -> None:
+        """Pass on what the client wants as it is."""
         for name in self._relayed.statistics:
             if name in tensors:
                 outputs[name] = tensors[name]
-        return outputs
 
     def _rest(self, late: bool) -> Outputs | None:
         """Return what the sequences still held back, now that tensorrt_llm has ended them."""
