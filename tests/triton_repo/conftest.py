@@ -44,5 +44,7 @@ def served(
     convert(str(model), folder / "checkpoint", ConvertOptions(tp=2, pp=2))
     recipe = ServingRecipe(max_batch_size=4)
     emit_repository(folder / "checkpoint", folder / "repository", recipe)
-    with serving(folder / "repository", ServerOptions(free_endpoints()), timeout_s=300) as server:
+    with serving(
+        folder / "repository", ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
+    ) as server:
         yield Served(server.endpoints, model, server.pid)

@@ -120,7 +120,7 @@ def serve(folder: Path, recipe: ServingRecipe, sample: str = "solar-llama") -> I
             shutil.rmtree(repository / name)
     # Without its manifest it is any Triton repository, which may have one model.
     (repository / "minitron.json").unlink()
-    with serving(repository, ServerOptions(free_endpoints()), timeout_s=300) as server:
+    with serving(repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300) as server:
         yield Runtime(
             server.endpoints.grpc_url.removeprefix("grpc://"),
             f"http://127.0.0.1:{server.endpoints.metrics_port}/metrics",

@@ -37,7 +37,7 @@ def endpoints(
     folder = tmp_path_factory.mktemp("bls") / "repository"
     recipe = ServingRecipe(max_batch_size=4, max_queue_size=2, bls_instances=1)
     emit_repository(checkpoint.folder, folder, recipe)
-    with serving(folder, ServerOptions(free_endpoints()), timeout_s=600) as server:
+    with serving(folder, ServerOptions(free_endpoints(), drain_s=3), timeout_s=600) as server:
         yield server.endpoints
 
 

@@ -318,7 +318,7 @@ def single(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     repository = tmp_path_factory.mktemp("single") / "repository"
     emit_repository(checkpoint.folder, repository, ServingRecipe(max_batch_size=4, decoupled=False))
     with (
-        serving(repository, ServerOptions(free_endpoints()), timeout_s=300) as server,
+        serving(repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300) as server,
         staying_up(server.endpoints.grpc_url, server.pid),
     ):
         yield server.endpoints

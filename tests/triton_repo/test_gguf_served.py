@@ -53,7 +53,9 @@ def test_the_served_text_of_a_q8_0_file_is_its_source_models(
         tmp_path / "checkpoint", tmp_path / "repository", ServingRecipe(bls_instances=1)
     )
     with (
-        serving(tmp_path / "repository", ServerOptions(free_endpoints()), timeout_s=300) as server,
+        serving(
+            tmp_path / "repository", ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
+        ) as server,
         Client.connect(server.endpoints.grpc_url, timeout_s=120) as client,
     ):
         served = [client.generate(GenerateRequest(prompt, max_tokens=200)) for prompt in PROMPTS]

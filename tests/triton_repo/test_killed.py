@@ -39,7 +39,7 @@ def server(checkpoint: Checkpoint, tmp_path: Path) -> Iterator[TritonServer]:
     """A server of its own, which serves all clients at once."""
     recipe = ServingRecipe(max_batch_size=8, bls_instances=4)
     emit_repository(checkpoint.folder, tmp_path / "repository", recipe)
-    options = ServerOptions(free_endpoints())
+    options = ServerOptions(free_endpoints(), drain_s=3)
     with serving(tmp_path / "repository", options, timeout_s=120) as server:
         yield server
         if group_of(server.pid):

@@ -58,7 +58,9 @@ def talking(
     change(model / "generation_config.json", eos_token_id=[tokenizer.eos_token_id, ids[at]])
     convert(str(model), folder / "checkpoint", ConvertOptions())
     emit_repository(folder / "checkpoint", folder / "repository", ServingRecipe(max_batch_size=4))
-    with serving(folder / "repository", ServerOptions(free_endpoints()), timeout_s=600) as server:
+    with serving(
+        folder / "repository", ServerOptions(free_endpoints(), drain_s=3), timeout_s=600
+    ) as server:
         served = Served(server.endpoints, model, server.pid)
         yield Talking(served, tokenizer.decode(ids[:at]), tokenizer.decode(ids[at]), at)
 

@@ -29,7 +29,7 @@ def endpoints(
     """Serve the Llama sample with models that send one response."""
     folder = tmp_path_factory.mktemp("one") / "repository"
     emit_repository(checkpoint.folder, folder, ServingRecipe(max_batch_size=4, decoupled=False))
-    with serving(folder, ServerOptions(free_endpoints()), timeout_s=600) as server:
+    with serving(folder, ServerOptions(free_endpoints(), drain_s=3), timeout_s=600) as server:
         yield server.endpoints
 
 

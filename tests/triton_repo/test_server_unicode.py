@@ -70,7 +70,7 @@ def parrot(
     (repository / "tensorrt_llm/1/model.py").write_text(PARROT)
     (repository / "minitron.json").unlink()  # it is no longer what was emitted
     tokenizer: Any = AutoTokenizer.from_pretrained(sample_folder(request.param))
-    with serving(repository, ServerOptions(free_endpoints()), timeout_s=300) as server:
+    with serving(repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300) as server:
         yield Parrot(server.endpoints, tokenizer)
 
 

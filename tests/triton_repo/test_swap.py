@@ -62,7 +62,7 @@ def swapped(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     engine = sample_engine(folder / "engine")
     emit_repository(engine, folder / "repository", ServingRecipe())
     swap_runtime(folder / "repository", checkpoint, folder)
-    options = ServerOptions(free_endpoints())
+    options = ServerOptions(free_endpoints(), drain_s=3)
     with serving(folder / "repository", options, "embedded", timeout_s=300) as server:
         yield Served(server.endpoints, sample_folder("solar-llama"), server.pid)
 

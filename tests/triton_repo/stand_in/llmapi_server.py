@@ -48,7 +48,7 @@ def serve(
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(stand_in))
         with serving(
-            repository, ServerOptions(free_endpoints()), "embedded", timeout_s=300
+            repository, ServerOptions(free_endpoints(), drain_s=3), "embedded", timeout_s=300
         ) as server:
             yield server
 
