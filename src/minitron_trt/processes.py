@@ -107,10 +107,23 @@ class OwnedProcess:
                 self._on_line(line.rstrip("\n"))
 
 
+def is_running(pid: int) -> bool:
+    """Return whether there is a process of this id that is no zombie."""
+    return _session(pid) is not None
+
+
 def _running() -> Iterator[tuple[int, int]]:
     """Yield id and session of every process that is no zombie."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = path.read_text(errors="replace").rpartition(")")[2].split()
-            if fields[_STATE] not in "ZX":
-                yield int(path.parent.name), int(fields[_SESSION])
+    for path in Path("/proc").glob("[0-9]*"):
+        pid = int(path.name)
+        if (session := _session(pid)) is not None:
+            yield pid, session
+
+
+def _session(pid: int) -> int | None:
+    """Return the session of a process, None for a zombie and for what has gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        fields = text.rpartition(")")[2].split()
+        return None if fields[_STATE] in "ZX" else int(fields[_SESSION])
+    return None

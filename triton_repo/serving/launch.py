@@ -17,7 +17,7 @@ from typing import Final
 
 from minitron_trt.artifacts import output_errors
 from minitron_trt.errors import ProcessError
-from minitron_trt.processes import OwnedProcess
+from minitron_trt.processes import OwnedProcess, is_running
 from minitron_trt.triton_repo.serving.server_log import ServerLog
 from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
@@ -122,8 +122,7 @@ class TritonServer:
         process = self._process
         assert process is not None
         while (code := process.wait(_LOOK_S)) is None:
-            alive = process.members()
-            if died := {model for pid, model in self._stubs.items() if pid not in alive}:
+            if died := {model for pid, model in self._stubs.items() if not is_running(pid)}:
                 if process.wait(_LOOK_S) is not None:
                     continue
                 self.hurry()
