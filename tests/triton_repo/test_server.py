@@ -208,7 +208,14 @@ def test_leaving_a_stream_frees_its_slot(client: Client, served: Served, model: 
 
 
 def test_leaving_an_answer_that_comes_in_one_piece_frees_its_slot(served: Served) -> None:
-    """Over gRPC: Triton's HTTP service does not notice that a client has gone before it writes."""
+    leave_before_the_answer(served)
+
+
+def leave_before_the_answer(served: Served) -> None:
+    """Leave an answer in one piece of tensorrt_llm_bls; fail unless that frees its slot.
+
+    Over gRPC: Triton's HTTP service does not notice that a client has gone before it writes.
+    """
     given = tensors({"text_input": "The", "max_tokens": 900, "end_id": 0, "stream": False})
     with grpc.InferenceServerClient(served.endpoints.grpc_url.removeprefix("grpc://")) as client:
         client.start_stream(lambda result, error: None)
