@@ -11,6 +11,9 @@ from minitron_encode import Prompt, TextEncoder, TextTensors
 from minitron_requests import error_response, exchange, response, scalar, tensor
 from minitron_text import flag, leave_out_torch
 
+REQUIRED = {"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"}
+"""From required inputs to what clients of the text models call them."""
+
 OUTPUTS = {
     "input_ids": "INPUT_ID",
     "input_lengths": "REQUEST_INPUT_LEN",
@@ -39,6 +42,10 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
+            for name, clients in REQUIRED.items():
+                # Triton counts the inputs of a request, and optional ones make up for these.
+                if tensor(request, name) is None:
+                    raise ValueError(f"{name} / {clients} is missing")
             prompt = self._encoder.prompt(
                 TextTensors(
                     text=tensor(request, "QUERY"),
@@ -53,9 +60,6 @@ class TritonPythonModel:
                 )
             )
             length = scalar(request, "REQUEST_OUTPUT_LEN")
-            if length is None:
-                # Triton counts the inputs of a request, and optional ones make up for this.
-                raise ValueError("REQUEST_OUTPUT_LEN / max_tokens is missing")
             stream_id = self._open(request, prompt, length)
         except ValueError as error:
             return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
