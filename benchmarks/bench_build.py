@@ -26,7 +26,7 @@ from bench_quantize import write_ids
 
 from minitron_trt.artifacts import kind_of
 from minitron_trt.build.tensorrt.api import TARGETS
-from minitron_trt.build.tensorrt.compiler import (
+from minitron_trt.build.tensorrt.engine_compiler import (
     PLAN_NAME,
     CompiledEngine,
     compile_engine,

@@ -29,13 +29,13 @@ from bench_convert import machine, spread
 from load import Load, Outcome, put
 
 from minitron_trt.artifacts import MANIFEST_NAME
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_config import from_text, to_text
-from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import serving
 from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 SAMPLE: Final = "solar-llama"
 MODELS: Final = Path(__file__).with_name("serve_models")

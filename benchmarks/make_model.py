@@ -19,8 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from minitron_trt.artifacts import staged
-from minitron_trt.convert.hf_config import HfConfig, read_spec
-from minitron_trt.convert.weightfiles import INDEX_NAME
+from minitron_trt.convert.source.hf_config import HfConfig, read_spec
+from minitron_trt.convert.source.weight_files import INDEX_NAME
 from minitron_trt.families import Place, family_of
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import DTYPE_BYTES, lay_out

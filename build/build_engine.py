@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trt.build.cache import EngineCache, content_key
-from minitron_trt.build.compiler import build_tensorrt, choose_compiler, tensorrt_limits
+from minitron_trt.build.compiler_choice import build_tensorrt, choose_compiler, tensorrt_limits
 from minitron_trt.build.engine import Engine
-from minitron_trt.build.request import BuildRequest
+from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.build.tensorrt.api import choose_library
-from minitron_trt.build.tensorrt.process import Progress
+from minitron_trt.build.tensorrt.worker_process import Progress
 from minitron_trt.build.trtllm.run import BuildJob, build_docker, build_local
 from minitron_trt.console import size_text
 

@@ -10,20 +10,20 @@ from typing import Any
 import click
 
 from minitron_trt.artifacts import check_output, output_errors
-from minitron_trt.build.compiler import COMPILERS, RUNNERS, choose_compiler, job_file
+from minitron_trt.build.compiler_choice import COMPILERS, RUNNERS, choose_compiler, job_file
 from minitron_trt.build.containers import container_for
-from minitron_trt.build.flags import DEFAULT_VERSION
-from minitron_trt.build.machine import trtllm_version
-from minitron_trt.build.model import facts_of
-from minitron_trt.build.options import request_options
-from minitron_trt.build.recipe import choose_recipe
-from minitron_trt.build.request import BuildRequest
+from minitron_trt.build.engine_model import facts_of
+from minitron_trt.build.recipe.engine_recipe import choose_recipe
+from minitron_trt.build.recipe.flags import DEFAULT_VERSION
+from minitron_trt.build.recipe.options import request_options
+from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.build.trtllm.jobs import ClusterJob, kubernetes_job, slurm_script, yaml_text
 from minitron_trt.build.trtllm.run import BuildJob, docker_argv, finish, image_facts
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.errors import BadInputError, MinitronError
 from minitron_trt.gpus import find_target
+from minitron_trt.host.machine import trtllm_version
 
 _FOLDER = click.Path(path_type=Path)
 

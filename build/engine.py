@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import MANIFEST_NAME, Manifest
-from minitron_trt.build.limits import Limits
-from minitron_trt.build.memory import (
+from minitron_trt.build.engine_model import KV_AUTO, ModelFacts, quantization_of
+from minitron_trt.build.recipe.engine_memory import (
     Forecast,
     activation_bytes,
     kv_bytes_per_token,
     reserve_bytes,
 )
-from minitron_trt.build.model import KV_AUTO, ModelFacts, quantization_of
+from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.checkpoint import CONFIG_NAME
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.gpus import Gpu

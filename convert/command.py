@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minitron_trt.console import Advance, Console, console_options, size_text
-from minitron_trt.precisions import KV_CACHES, PRECISIONS
+from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 
 if TYPE_CHECKING:
-    from minitron_trt.convert.opened import ShowProgress
+    from minitron_trt.convert.source.opening import ShowProgress
 
 
 @click.command()
@@ -90,10 +90,10 @@ def convert(
     Example: minitron-trt convert nvidia/Minitron-8B-Base -o checkpoint --tp 2
     """
     # numpy and the hub's library are not needed to print help.
-    from minitron_trt.convert.calibration_text import CalibrationText
-    from minitron_trt.convert.memory import peak_memory_bytes
-    from minitron_trt.convert.run import ConvertOptions, open_and_plan
-    from minitron_trt.convert.run import convert as run
+    from minitron_trt.convert.calibration.text import CalibrationText
+    from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
+    from minitron_trt.convert.conversion import convert as run
+    from minitron_trt.convert.conversion_memory import peak_memory_bytes
 
     about_text = [key for key in options if key.startswith("calib_")]
     text = CalibrationText(**{key.removeprefix("calib_"): options.pop(key) for key in about_text})

@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt import __version__
-from minitron_trt.convert.hf_quantization import QUANTIZATION_FILE, QUANTIZATION_KEYS
-from minitron_trt.convert.plan import ConversionPlan, Part, TensorPlan, check_groups, fused
-from minitron_trt.convert.source import ModelSource
+from minitron_trt.convert.conversion_plan import (
+    ConversionPlan,
+    Part,
+    TensorPlan,
+    check_groups,
+    fused,
+)
+from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, QUANTIZATION_KEYS
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.families import HEAD, Norm, Place, TensorRule, family_of
-from minitron_trt.precisions import PRECISIONS, Inputs, Precision, Side
+from minitron_trt.quantization.precisions import PRECISIONS, Inputs, Precision, Side
 from minitron_trt.spec import ModelSpec, Parallelism
 
 HF_KIND: Final = "huggingface"

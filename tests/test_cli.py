@@ -16,7 +16,7 @@ from click.testing import Result
 
 from minitron_trt import __version__
 from minitron_trt.cli import COMMANDS
-from minitron_trt.precisions import PRECISIONS
+from minitron_trt.quantization.precisions import PRECISIONS
 
 Command = Callable[..., Result]
 HEAVY = (

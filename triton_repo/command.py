@@ -154,9 +154,9 @@ def triton_repo(
     tensorrt_llm.kv_cache_free_gpu_mem_fraction=0.8
     """
     from minitron_trt.triton_repo.parameters import parse_settings
-    from minitron_trt.triton_repo.recipe import ServingRecipe
     from minitron_trt.triton_repo.repository import emit_repository, runtime_for
-    from minitron_trt.triton_repo.runtime_llmapi import LLM_ARGUMENTS
+    from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
+    from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
     runtime = runtime_for(artifact, runtime)
     settings = parse_settings(pairs, runtime, LLM_ARGUMENTS)

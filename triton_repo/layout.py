@@ -13,13 +13,13 @@ from typing import Any, Final
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.errors import BadInputError
 from minitron_trt.spec import SpecialTokens
-from minitron_trt.triton_repo.contract import (
+from minitron_trt.triton_repo.contract.ensemble_steps import ensemble_steps
+from minitron_trt.triton_repo.contract.tensors import (
     POSTPROCESSING,
     PREPROCESSING,
     ElementTypes,
     text_model,
 )
-from minitron_trt.triton_repo.contract_steps import ensemble_steps
 from minitron_trt.triton_repo.model_config import (
     ModelConfig,
     Queue,
@@ -28,7 +28,7 @@ from minitron_trt.triton_repo.model_config import (
     to_text,
 )
 from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
-from minitron_trt.triton_repo.recipe import ServingRecipe
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 MODELS: Final = (
     "preprocessing",
@@ -97,9 +97,10 @@ def plan_repository(runtime: Runtime, recipe: ServingRecipe) -> RepositoryPlan:
     configs = (*_text_configs(runtime, recipe), runtime.config)
     texts = {f"{config.name}/{CONFIG_NAME}": to_text(config) for config in configs}
     for name in _TEXT_MODELS:
-        texts |= _sources(name, name)
+        texts |= _python_sources(name, source=name)
     if runtime.ours:
-        texts |= _sources("tensorrt_llm", f"tensorrt_llm_{runtime.name}", f"{runtime.name}_*.py")
+        source = f"tensorrt_llm_{runtime.name}"
+        texts |= _python_sources("tensorrt_llm", source=source, subpackage=runtime.name)
     texts |= {f"tensorrt_llm/1/{name}": text for name, text in runtime.texts.items()}
     for name in ("ensemble", "tensorrt_llm"):
         # Triton wants a version folder, also where nothing lies in it.
@@ -113,11 +114,21 @@ def plan_repository(runtime: Runtime, recipe: ServingRecipe) -> RepositoryPlan:
     return RepositoryPlan(texts, links)
 
 
-def _sources(model: str, source: str, *own: str) -> dict[str, str]:
-    """Return a model.py, the modules that all models share and those of its own, by place."""
-    paths = [path for pattern in ("minitron_*.py", *own) for path in _SOURCES.glob(pattern)]
-    named = {"model.py": _SOURCES / f"{source}.py", **{path.name: path for path in paths}}
-    return {f"{model}/1/{name}": path.read_text(encoding="utf-8") for name, path in named.items()}
+def _python_sources(model: str, *, source: str, subpackage: str | None = None) -> dict[str, str]:
+    """Return a model.py and the package of shared modules beside it, by their place.
+
+    Of the package's own subpackages, which belong to the runtimes, a model gets the one it names.
+    """
+    package = _SOURCES / "minitron_models"
+    paths = [*package.glob("*.py")]
+    if subpackage is not None:
+        paths += (package / subpackage).glob("*.py")
+    places = {path.relative_to(_SOURCES): path for path in paths}
+    places[Path("model.py")] = _SOURCES / source / "model.py"
+    return {
+        f"{model}/1/{place}": path.read_text(encoding="utf-8")
+        for place, path in sorted(places.items())
+    }
 
 
 def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig, ...]:

@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from minitron_trt.errors import BadInputError
-from minitron_trt.triton_repo.contract import Signature, Tensor
-from minitron_trt.triton_repo.contract_steps import Step
+from minitron_trt.triton_repo.contract.ensemble_steps import Step
+from minitron_trt.triton_repo.contract.tensors import Signature, Tensor
 
 ModelConfig: TypeAlias = Any
 """A `ModelConfig` message; tritonclient ships no types."""

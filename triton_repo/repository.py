@@ -14,14 +14,14 @@ from minitron_trt.checkpoint import KIND as CHECKPOINT
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.hf_output import HF_KIND
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.layout import CONFIG_NAME, MODELS, Runtime, plan_repository
 from minitron_trt.triton_repo.model_config import from_text
 from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
-from minitron_trt.triton_repo.recipe import ServingRecipe
-from minitron_trt.triton_repo.runtime_llmapi import HfFolder, plan_llmapi
-from minitron_trt.triton_repo.runtime_reference import plan_reference
-from minitron_trt.triton_repo.runtime_trtllm import plan_trtllm
-from minitron_trt.triton_repo.validation.check import check_repository
+from minitron_trt.triton_repo.runtimes.llmapi_runtime import HfFolder, plan_llmapi
+from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
+from minitron_trt.triton_repo.runtimes.trtllm_runtime import plan_trtllm
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 KIND: Final = "repository"
 _RUNTIME_OF: Final = {CHECKPOINT: REFERENCE, ENGINE: TRTLLM, HF_KIND: LLMAPI}

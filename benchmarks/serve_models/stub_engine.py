@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 import numpy as np
-from minitron_requests import Sender, scalar, strings, tensor
-from minitron_text import parameter
+from minitron_models.requests import Sender, scalar, strings, tensor
+from minitron_models.text_model import parameter
 
 
 class TritonPythonModel:

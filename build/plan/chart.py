@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 from xml.sax.saxutils import escape
 
-from minitron_trt.build.plan.plan import Plan, PlanRow
+from minitron_trt.build.plan.sizing import Plan, PlanRow
 
 _PARTS: Final = (
     ("weights", "#4c72b0"),

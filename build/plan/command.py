@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from minitron_trt.build.model import find_model
-from minitron_trt.build.plan.plan import Plan, PlanRequest, PlanRow, make_plan, parameters
-from minitron_trt.build.request import PROFILES, BuildRequest
+from minitron_trt.build.engine_model import find_model
+from minitron_trt.build.plan.sizing import Plan, PlanRequest, PlanRow, make_plan, parameters
+from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.gpus import PRECISION_NAMES, Sure, find_target
 

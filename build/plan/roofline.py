@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from minitron_trt.build.memory import (
+from minitron_trt.build.engine_model import ModelFacts
+from minitron_trt.build.recipe.engine_memory import (
     embedding_bytes,
     kv_bytes_per_layer,
     pipeline_weights_bytes,
     rank_shape,
 )
-from minitron_trt.build.model import ModelFacts
 from minitron_trt.families import Place, family_of
 from minitron_trt.gpus import Gpu
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-from minitron_trt.build.machine import LocalGpu, local_gpus, package_version
 from minitron_trt.errors import MissingExtraError, ProcessError, UnsupportedError
 from minitron_trt.gpus import ARCHITECTURES
+from minitron_trt.host.machine import LocalGpu, local_gpus, package_version
 
 Trt: TypeAlias = Any
 """The module."""

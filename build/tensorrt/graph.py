@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from minitron_trt.build.tensorrt.api import Layer, Network, Tensor, Trt, made
-from minitron_trt.build.tensorrt.weights import Array
+from minitron_trt.build.tensorrt.mapped_weights import Array
 
 _NAMES: Final[Mapping[np.dtype[Any], str]] = MappingProxyType(
     {

@@ -25,10 +25,10 @@ import numpy as np
 
 from minitron_trt.build.tensorrt.api import Network, Tensor, Trt, made
 from minitron_trt.build.tensorrt.graph import Graph
-from minitron_trt.build.tensorrt.weights import Array, Weights, joined, map_weights
+from minitron_trt.build.tensorrt.mapped_weights import Array, Weights, joined, map_weights
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import UsageError
-from minitron_trt.executor.rope import rope_table
+from minitron_trt.executor.rotary import rope_table
 from minitron_trt.families import Norm, family_of
 
 _WEIGHT_SCALE: Final = "weights_scaling_factor"

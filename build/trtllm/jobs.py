@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.build.containers import Container
-from minitron_trt.build.recipe import EngineRecipe
-from minitron_trt.build.trtllm.docker import CHECKPOINT_AT, OUTPUT_AT
+from minitron_trt.build.recipe.engine_recipe import EngineRecipe
+from minitron_trt.build.trtllm.docker_build import CHECKPOINT_AT, OUTPUT_AT
 from minitron_trt.errors import UsageError
 
 MODELS_AT: Final = "/models"

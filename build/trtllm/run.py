@@ -14,28 +14,28 @@ from typing import Any, Final
 from minitron_trt.artifacts import MANIFEST_NAME, Manifest, sha256, staged
 from minitron_trt.build.containers import Container, container_for, same_version
 from minitron_trt.build.engine import KIND, TRTLLM, Engine
-from minitron_trt.build.machine import (
-    cuda_version,
-    find_builder,
-    local_gpus,
-    memory_bytes,
-    package_version,
-)
-from minitron_trt.build.memory import checkpoint_bytes
-from minitron_trt.build.recipe import EngineRecipe
-from minitron_trt.build.trtllm.docker import (
+from minitron_trt.build.recipe.engine_memory import checkpoint_bytes
+from minitron_trt.build.recipe.engine_recipe import EngineRecipe
+from minitron_trt.build.trtllm.compiler_process import Outcome, run_compiler
+from minitron_trt.build.trtllm.docker_build import (
     CHECKPOINT_AT,
     OUTPUT_AT,
     TIMING_AT,
     DockerRun,
     explain_build,
 )
-from minitron_trt.build.trtllm.process import Outcome, run_compiler
 from minitron_trt.build.trtllm.timing_cache import TimingCache
 from minitron_trt.checkpoint import KIND as CHECKPOINT
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import size_text
 from minitron_trt.errors import ProcessError, UnsupportedError
+from minitron_trt.host.machine import (
+    cuda_version,
+    find_builder,
+    local_gpus,
+    memory_bytes,
+    package_version,
+)
 
 log = logging.getLogger(__name__)
 

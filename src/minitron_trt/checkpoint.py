@@ -11,7 +11,7 @@ from typing import Any, Final
 from minitron_trt.artifacts import Manifest
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import Norm, family_of
-from minitron_trt.precisions import KV_CACHES, Precision, precision_of
+from minitron_trt.quantization.precisions import KV_CACHES, Precision, precision_of
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry, read_header
 
@@ -156,7 +156,7 @@ class Checkpoint:
             raise BadInputError(f"{path} cannot be read ({error!r}); convert again") from error
         if checkpoint.precision.tensors or checkpoint.kv_cache:
             # numpy reads the scales; a plain checkpoint has none.
-            from minitron_trt.scales import check_scales
+            from minitron_trt.quantization.scales import check_scales
 
             for rank in range(checkpoint.parallelism.world_size):
                 check_scales(checkpoint.precision, checkpoint.tensors(rank))

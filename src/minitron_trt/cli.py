@@ -19,7 +19,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "convert": "minitron_trt.convert.command:convert",
         "build": "minitron_trt.build.command:build",
         "plan": "minitron_trt.build.plan.command:plan",
-        "check": "minitron_trt.triton_repo.validation.command:check",
+        "check": "minitron_trt.triton_repo.check.command:check",
         "triton-repo": "minitron_trt.triton_repo.command:triton_repo",
         "serve": "minitron_trt.triton_repo.serving.command:serve",
         "generate": "minitron_trt.clients.command:generate",

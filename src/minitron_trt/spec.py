@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.precisions import PRECISIONS as PRECISIONS
-from minitron_trt.precisions import Precision as Precision
+from minitron_trt.quantization.precisions import PRECISIONS as PRECISIONS
+from minitron_trt.quantization.precisions import Precision as Precision
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.build.doubles import Doubles, make_doubles
 
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 
 
 @pytest.fixture

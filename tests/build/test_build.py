@@ -16,7 +16,7 @@ from tests.build.doubles import Doubles, install_package, make_doubles
 
 from minitron_trt.artifacts import Manifest
 from minitron_trt.build.engine import Engine
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 
 Command = Callable[..., Result]
 

@@ -16,7 +16,7 @@ from click.testing import Result
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 
 Ranks = list[dict[str, Any]]
 

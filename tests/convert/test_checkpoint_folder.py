@@ -12,7 +12,7 @@ import pytest
 
 from minitron_trt import __version__
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.spec import PRECISIONS, ModelSpec, Parallelism, Rope, SpecialTokens
 

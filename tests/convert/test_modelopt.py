@@ -25,9 +25,9 @@ from transformers.models.auto.modeling_auto import (  # noqa: E402
     AutoModelForCausalLM as _AutoModelForCausalLM,
 )
 
-from minitron_trt.convert.calibration_text import CalibrationText  # noqa: E402
-from minitron_trt.convert.run import ConvertOptions, convert  # noqa: E402
-from minitron_trt.convert.source import ModelSource  # noqa: E402
+from minitron_trt.convert.calibration.text import CalibrationText  # noqa: E402
+from minitron_trt.convert.conversion import ConvertOptions, convert  # noqa: E402
+from minitron_trt.convert.source.model_folder import ModelSource  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 AutoModelForCausalLM: Any = _AutoModelForCausalLM  # its methods have no types

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
 
 Command = Callable[..., Result]
 

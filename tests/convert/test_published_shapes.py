@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from minitron_trt.convert.memory import worker_bytes
-from minitron_trt.convert.plan import ConversionPlan
-from minitron_trt.convert.run import ConvertOptions, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
+from minitron_trt.convert.conversion_memory import worker_bytes
+from minitron_trt.convert.conversion_plan import ConversionPlan
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.tensorfile import lay_out
 

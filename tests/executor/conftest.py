@@ -13,7 +13,7 @@ from transformers import LlamaConfig, MistralConfig, NemotronConfig, PreTrainedC
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM as _AutoModelForCausalLM
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 
 torch.set_num_threads(1)
 

@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.calibration_text import CalibrationText
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.calibration.text import CalibrationText
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.executor import StepBatch
-from minitron_trt.executor.reference import ReferenceModel
-from minitron_trt.executor.weights import read_weights
-from minitron_trt.precisions import PRECISIONS
+from minitron_trt.executor.merged_weights import read_weights
+from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import sample_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions, convert
-from minitron_trt.executor.weights import read_weights
+from minitron_trt.convert.conversion import ConvertOptions, convert
+from minitron_trt.executor.merged_weights import read_weights
 
 
 @st.composite

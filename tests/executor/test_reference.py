@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions
+from minitron_trt.convert.conversion import ConvertOptions
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.executor import Event, Executor, FinishReason, Request, StepBatch
-from minitron_trt.executor.reference import ReferenceModel
+from minitron_trt.executor.reference_model import ReferenceModel
 from minitron_trt.spec import ModelSpec, Rope
 
 CheckpointOf = Callable[[str, ConvertOptions], Checkpoint]

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions
+from minitron_trt.convert.conversion import ConvertOptions
 from minitron_trt.errors import BadInputError
-from minitron_trt.executor.weights import read_weights
+from minitron_trt.executor.merged_weights import read_weights
 
 CheckpointOf = Callable[[str, ConvertOptions], Checkpoint]
 QKV = "transformer.layers.0.attention.qkv.weight"

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
-from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import serving
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,11 @@ from typing import Any
 
 from tests.build.engines import add_manifest, write_engine
 
-from minitron_trt.build.model import PRESETS, ModelFacts
-from minitron_trt.build.recipe import choose_recipe
-from minitron_trt.build.request import BuildRequest
+from minitron_trt.build.engine_model import PRESETS, ModelFacts
+from minitron_trt.build.recipe.engine_recipe import choose_recipe
+from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.gpus import find_target
-from minitron_trt.precisions import PRECISIONS
+from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import sample_folder
 
 SERVED_AS = {

@@ -17,14 +17,14 @@ from tests.triton_repo.conftest import Served
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.grpc_api import GRPCInferenceServiceStub, grpc, service_pb2
 from minitron_trt.clients.messages import GenerateRequest
-from minitron_trt.triton_repo.contract import (
+from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
+from minitron_trt.triton_repo.contract.tensors import (
     POSTPROCESSING,
     PREPROCESSING,
     ElementTypes,
     Tensor,
     text_model,
 )
-from minitron_trt.triton_repo.contract_runtime import tensorrt_llm
 
 # One sample: what is looked at here does not depend on the model.
 pytestmark = [

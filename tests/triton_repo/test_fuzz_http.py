@@ -19,10 +19,10 @@ from tests.triton_repo.conftest import Served
 from tests.triton_repo.test_fuzz import ANSWER_S, MODELS, datatype, plain, staying_up
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import serving
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 pytestmark = pytest.mark.server
 # One sample: what is looked at here does not depend on the model.

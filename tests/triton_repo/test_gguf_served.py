@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.messages import GenerateRequest
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
-from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import serving
 from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 pytestmark = pytest.mark.server
 WriteGguf = Callable[..., Path]

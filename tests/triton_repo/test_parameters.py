@@ -16,7 +16,7 @@ from minitron_trt.errors import UsageError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_config import from_text
 from minitron_trt.triton_repo.parameters import PARAMETERS, RUNTIMES, parse_settings, table
-from minitron_trt.triton_repo.runtime_llmapi import LLM_ARGUMENTS
+from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
 
 Command = Callable[..., Result]
 

@@ -12,18 +12,18 @@ from click.testing import CliRunner
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.cli import main
 from minitron_trt.errors import BadInputError, UsageError
-from minitron_trt.triton_repo.contract import (
+from minitron_trt.triton_repo.contract.ensemble_steps import ensemble_steps
+from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
+from minitron_trt.triton_repo.contract.tensors import (
     POSTPROCESSING,
     PREPROCESSING,
     ElementTypes,
     text_model,
 )
-from minitron_trt.triton_repo.contract_runtime import tensorrt_llm
-from minitron_trt.triton_repo.contract_steps import ensemble_steps
 from minitron_trt.triton_repo.layout import MODELS
 from minitron_trt.triton_repo.model_config import ensemble, from_text, to_text
-from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import ModelRepository, emit_repository
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "triton_repo"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tests.triton_repo.conftest import Served
-from tests.triton_repo.test_runtime import TOLERANCE, greedy, hf_ids, logits_of
+from tests.triton_repo.runtimes.test_runtime import TOLERANCE, greedy, hf_ids, logits_of
 from tests.triton_repo.text_calls import TYPES, Answered, RefusalError, ask
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

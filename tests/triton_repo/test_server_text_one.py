@@ -11,10 +11,10 @@ import tritonclient.http as http
 from tests.triton_repo.text_calls import RefusalError, ask
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import serving
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 pytestmark = pytest.mark.server
 

@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from tests.triton_repo.text_calls import ask
 from transformers import AutoTokenizer
 
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
-from minitron_trt.triton_repo.recipe import ServingRecipe
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import serving
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 pytestmark = pytest.mark.server
 
 PARROT = """
 import numpy as np
-from minitron_requests import Sender, strings, tensor
+from minitron_models.requests import Sender, strings, tensor
 
 class TritonPythonModel:
     def execute(self, requests):
@@ -66,7 +66,9 @@ def parrot(
     convert(str(sample_folder(request.param)), folder / "checkpoint", ConvertOptions())
     repository = folder / "repository"
     emit_repository(folder / "checkpoint", repository, ServingRecipe(max_batch_size=4))
-    shutil.copy(repository / "postprocessing/1/minitron_requests.py", repository / "tensorrt_llm/1")
+    shared = "tensorrt_llm/1/minitron_models"
+    shutil.rmtree(repository / shared)
+    shutil.copytree(repository / "postprocessing/1/minitron_models", repository / shared)
     (repository / "tensorrt_llm/1/model.py").write_text(PARROT)
     (repository / "minitron.json").unlink()  # it is no longer what was emitted
     tokenizer: Any = AutoTokenizer.from_pretrained(sample_folder(request.param))

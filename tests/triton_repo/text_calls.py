@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 
-from minitron_trt.triton_repo.contract import ElementTypes, text_model
+from minitron_trt.triton_repo.contract.tensors import ElementTypes, text_model
 from minitron_trt.triton_repo.serving.server_options import Endpoints
 
 WAIT_S = 60.0

@@ -15,7 +15,7 @@ import click
 from minitron_trt.console import Console, console_options
 
 if TYPE_CHECKING:
-    from minitron_trt.triton_repo.serving.launch import Launch, TritonServer
+    from minitron_trt.triton_repo.serving.server import Launch, TritonServer
     from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
 log = logging.getLogger(__name__)
@@ -94,9 +94,9 @@ def serve(
 
     Example: minitron-trt serve repository --http-port 9000
     """
-    from minitron_trt.triton_repo.serving.launch import TritonServer
     from minitron_trt.triton_repo.serving.runners import plan
-    from minitron_trt.triton_repo.serving.served import ServedRepository
+    from minitron_trt.triton_repo.serving.served_repository import ServedRepository
+    from minitron_trt.triton_repo.serving.server import TritonServer
 
     options = _options(**asked)
     served = ServedRepository.open(repository)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
-from minitron_trt.triton_repo.serving.served import ServedRepository
+from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
-RANKS: Final = Path(__file__).with_name("ranks.py")
+MPIRUN_WRAPPER: Final = Path(__file__).with_name("mpirun_wrapper.py")
 # Two ranks would get a core each, models and tokenizers included.
 _MPIRUN: Final = ("mpirun", "--allow-run-as-root", "--bind-to", "none")
 _NO_SERVICE: Final = ("--allow-http=false", "--allow-grpc=false", "--allow-metrics=false")
@@ -26,7 +26,7 @@ class Program:
     repository: Path
     backends: Path | None = None
     python: str = "python3"
-    ranks: Path = RANKS
+    mpirun_wrapper: Path = MPIRUN_WRAPPER
     gpus: int = 0
 
 
@@ -63,7 +63,7 @@ def command_line(
     if ranks == 1 and not multi_model:
         return tuple(first)
     launch = [_LLMAPI_LAUNCH] if served.runtime == LLMAPI else []
-    command = [program.python, str(program.ranks), *_MPIRUN]
+    command = [program.python, str(program.mpirun_wrapper), *_MPIRUN]
     if ranks > 1:
         command.append("--tag-output")
     for rank in range(ranks):

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.build.containers import find_container
-from minitron_trt.build.machine import local_gpus
-from minitron_trt.docker import check_docker, explain_docker, mount_option
 from minitron_trt.errors import UnsupportedError
+from minitron_trt.host.docker import check_docker, explain_docker, mount_option
+from minitron_trt.host.machine import local_gpus
 from minitron_trt.triton_repo.parameters import REFERENCE
 from minitron_trt.triton_repo.serving.command_line import (
-    RANKS,
+    MPIRUN_WRAPPER,
     Program,
     command_line,
     environment_of,
     is_multi_model,
     rank_count,
 )
-from minitron_trt.triton_repo.serving.launch import Launch
-from minitron_trt.triton_repo.serving.served import ServedRepository, runs_anywhere
+from minitron_trt.triton_repo.serving.served_repository import ServedRepository, runs_anywhere
+from minitron_trt.triton_repo.serving.server import Launch
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE, Endpoints, ServerOptions, Tls
 
 _OURS: Final = Path("/minitron-trt")
@@ -44,7 +44,7 @@ def plan_docker(
     program = Program(
         server="tritonserver",
         repository=served.mount,
-        ranks=_OURS / RANKS.name,
+        mpirun_wrapper=_OURS / MPIRUN_WRAPPER.name,
         gpus=(len(options.gpus) or len(local_gpus())) if multi_model else 0,
     )
     argv = (
@@ -134,7 +134,7 @@ def _variables(served: ServedRepository, options: ServerOptions) -> tuple[str, .
 def _mounts(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]:
     mounts = {served.mount: served.folder, **{path: path for path in served.outside}}
     if rank_count(served, options) > 1 or is_multi_model(served, options):
-        mounts[_OURS / RANKS.name] = RANKS
+        mounts[_OURS / MPIRUN_WRAPPER.name] = MPIRUN_WRAPPER
     if options.tls:
         names = ("cert.pem", "key.pem", "ca.pem")
         mounts |= {_TLS / name: path for name, path in zip(names, options.tls.files, strict=False)}

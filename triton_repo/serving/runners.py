@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.build.machine import local_gpus
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
+from minitron_trt.host.machine import local_gpus
 from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
 from minitron_trt.triton_repo.serving.command_line import (
     Program,
@@ -32,10 +32,10 @@ from minitron_trt.triton_repo.serving.installation import (
     find_embedded,
     find_local,
 )
-from minitron_trt.triton_repo.serving.launch import Launch, TritonServer
-from minitron_trt.triton_repo.serving.served import ServedRepository, runs_anywhere
+from minitron_trt.triton_repo.serving.relocation import view_of
+from minitron_trt.triton_repo.serving.served_repository import ServedRepository, runs_anywhere
+from minitron_trt.triton_repo.serving.server import Launch, TritonServer
 from minitron_trt.triton_repo.serving.server_options import ServerOptions
-from minitron_trt.triton_repo.serving.view import view_of
 
 EMBEDDED: Final = "embedded"
 LOCAL: Final = "local"

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import Result
 
-from minitron_trt.build.model import PRESETS, ModelFacts
+from minitron_trt.build.engine_model import PRESETS, ModelFacts
 from minitron_trt.build.plan.roofline import bounds
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.gpus import find_gpu
 from minitron_trt.spec import Parallelism
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.convert import test_hub_source
+from tests.convert.source import test_hub_source
 
-from minitron_trt.build.model import HUB_PRESETS, PRESETS, find_model
+from minitron_trt.build.engine_model import HUB_PRESETS, PRESETS, find_model
 
 Hub = test_hub_source.Hub
 hub = test_hub_source.hub

@@ -20,12 +20,12 @@ from tests.build.tensorrt.interpreter_model import new_network
 from tests.build.tensorrt.test_network import LIMITS
 from tests.build.tensorrt.test_network_fp8 import narrow
 
-from minitron_trt.build.machine import LocalGpu
 from minitron_trt.build.tensorrt.api import LIBRARIES, RTX, TENSORRT, Library, choose_library
 from minitron_trt.build.tensorrt.network import define_network
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import MissingExtraError, UnsupportedError
+from minitron_trt.host.machine import LocalGpu
 from minitron_trt.samples import NAMES, sample_folder
 
 NETWORK: Final = {

@@ -13,12 +13,12 @@ from click.testing import Result
 from tests.build.doubles import Doubles, install_package, make_doubles
 
 from minitron_trt.artifacts import MANIFEST_NAME
-from minitron_trt.build.compiler import tensorrt_limits
+from minitron_trt.build.compiler_choice import tensorrt_limits
 from minitron_trt.build.engine import Engine
-from minitron_trt.build.model import find_model
-from minitron_trt.build.recipe import choose_recipe
-from minitron_trt.build.request import BuildRequest
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.build.engine_model import find_model
+from minitron_trt.build.recipe.engine_recipe import choose_recipe
+from minitron_trt.build.recipe.request import BuildRequest
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.gpus import find_target
 from minitron_trt.samples import sample_folder
 from minitron_trt.spec import Parallelism

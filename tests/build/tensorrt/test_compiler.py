@@ -19,13 +19,13 @@ import pytest
 
 from minitron_trt.artifacts import Manifest
 from minitron_trt.build.tensorrt import worker
-from minitron_trt.build.tensorrt.compiler import compile_engine, default_limits
+from minitron_trt.build.tensorrt.engine_compiler import compile_engine, default_limits
+from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.build.tensorrt.network import NetworkLimits
-from minitron_trt.build.tensorrt.weights import map_weights
 from minitron_trt.build.tensorrt.worker import Request
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Advance
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import ProcessError, UnsupportedError, UsageError
 from minitron_trt.samples import NAMES, sample_folder
 
@@ -170,7 +170,7 @@ def test_the_worker_ends_with_the_process_that_asked(
 ) -> None:
     script = (
         "from pathlib import Path; from minitron_trt.checkpoint import Checkpoint;"
-        "from minitron_trt.build.tensorrt.compiler import compile_engine, default_limits;"
+        "from minitron_trt.build.tensorrt.engine_compiler import compile_engine, default_limits;"
         f"checkpoint = Checkpoint.open(Path({str(sample().folder)!r}));"
         "limits = default_limits(checkpoint, max_batch_size=1, max_seq_len=64);"
         f"compile_engine(checkpoint, Path({str(tmp_path / 'engine')!r}), sm=89, limits=limits)"

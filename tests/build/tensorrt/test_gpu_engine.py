@@ -16,12 +16,12 @@ from tests.build.tensorrt.test_network import logits_of
 from tests.build.tensorrt.test_network_fp8 import narrow
 
 from minitron_trt.build.tensorrt.api import LIBRARIES, RTX, TARGETS, Library
-from minitron_trt.build.tensorrt.compiler import compile_engine
+from minitron_trt.build.tensorrt.engine_compiler import compile_engine
 from minitron_trt.build.tensorrt.network import NetworkLimits
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.executor.reference import ReferenceModel
+from minitron_trt.executor.reference_model import ReferenceModel
 from minitron_trt.executor.step import StepBatch
 from minitron_trt.samples import NAMES, sample_folder
 
@@ -47,7 +47,8 @@ def library(request: pytest.FixtureRequest, sm: int, monkeypatch: pytest.MonkeyP
         pytest.skip(f"{chosen.package} is not installed: its engines were not run")
     if chosen is RTX and sm not in TARGETS:
         pytest.skip(f"{chosen.package} does not compile for SM{sm}: its engines were not run")
-    monkeypatch.setattr("minitron_trt.build.tensorrt.compiler.choose_library", lambda sm: chosen)
+    module = "minitron_trt.build.tensorrt.engine_compiler"
+    monkeypatch.setattr(f"{module}.choose_library", lambda sm: chosen)
     return chosen
 
 

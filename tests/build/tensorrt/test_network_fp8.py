@@ -24,14 +24,14 @@ from tests.build.tensorrt.test_network import LIMITS, SAME, logits_of
 
 from minitron_trt.artifacts import Manifest
 from minitron_trt.build.tensorrt.api import RTX, make_logger
-from minitron_trt.build.tensorrt.compiler import compile_engine
-from minitron_trt.build.tensorrt.weights import map_weights
+from minitron_trt.build.tensorrt.engine_compiler import compile_engine
+from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.checkpoint import CONFIG_NAME, KIND, Checkpoint
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.executor.reference import ReferenceModel
+from minitron_trt.executor.reference_model import ReferenceModel
 from minitron_trt.families import family_of
-from minitron_trt.precisions import PRECISIONS
+from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import NAMES, sample_folder
 
 LARGEST = 448.0

@@ -13,7 +13,7 @@ from click.testing import Result
 from tests.build.engines import write_engine
 
 from minitron_trt.build.trtllm.jobs import yaml_text
-from minitron_trt.convert.run import ConvertOptions, convert
+from minitron_trt.convert.conversion import ConvertOptions, convert
 
 yaml = pytest.importorskip("yaml", reason="the job files are read back with PyYAML")
 

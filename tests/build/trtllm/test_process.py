@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_trt.build.trtllm.process import STAGES, run_compiler
+from minitron_trt.build.trtllm.compiler_process import STAGES, run_compiler
 from minitron_trt.errors import ProcessError
 
 # Lines in the form that TensorRT-LLM's builder and TensorRT print them, of a build that went well.

@@ -1,0 +1,167 @@
+"""What a model would take on GPUs, before one is rented: a table as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+from minitron_trt.build.engine_model import ModelFacts
+from minitron_trt.build.plan.roofline import Bounds, bounds
+from minitron_trt.build.recipe.engine_memory import kv_bytes_per_token, rank_shape
+from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
+from minitron_trt.build.recipe.request import BuildRequest
+from minitron_trt.errors import UnsupportedError, UsageError
+from minitron_trt.families import Place, family_of
+from minitron_trt.gpus import PRECISION_NAMES, Target, support
+from minitron_trt.quantization.precisions import PRECISIONS
+from minitron_trt.spec import ModelSpec
+
+TP_TRIED: Final = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One GPU, precision and cut; without a recipe, `problem` says why there is none."""
+
+    target: Target
+    precision: str
+    tp: int
+    recipe: EngineRecipe | None = None
+    sequences: int = 0
+    bounds: Bounds | None = None
+    problem: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that --json prints."""
+        record: dict[str, Any] = {
+            "gpu": self.target.gpu.name,
+            "gpu_figures": self.target.gpu.sure.value,
+            "sm": self.target.sm,
+            "precision": self.precision,
+            "tp": self.tp,
+            "fits": self.recipe is not None,
+        }
+        if self.recipe is None or self.bounds is None:
+            return {**record, "problem": self.problem}
+        return {
+            **record,
+            "memory": self.recipe.forecast.to_json(),
+            "sequences": self.sequences,
+            "bounds": self.bounds.to_json(),
+            "recipe": self.recipe.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A model on several GPUs at one input and output length."""
+
+    model: ModelFacts
+    input_len: int
+    output_len: int
+    rows: tuple[PlanRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that --json prints."""
+        return {
+            "model": self.model.name,
+            "architecture": self.model.spec.architecture,
+            "parameters": parameters(self.model.spec),
+            "kv_bytes_per_token": kv_bytes_per_token(self.model),
+            "input_len": self.input_len,
+            "output_len": self.output_len,
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What to plan for; empty precisions and tps mean those that make sense."""
+
+    targets: tuple[Target, ...]
+    input_len: int = 1024
+    output_len: int = 1024
+    precisions: tuple[str, ...] = ()
+    tps: tuple[int, ...] = ()
+    build: BuildRequest = BuildRequest()  # noqa: RUF009 - frozen
+
+    def __post_init__(self) -> None:
+        if self.input_len < 1 or self.output_len < 1:
+            raise UsageError(
+                f"--input-len {self.input_len} and --output-len {self.output_len}; expected at "
+                "least 1 each"
+            )
+
+
+def make_plan(model: ModelFacts, request: PlanRequest) -> Plan:
+    """Work out every row; UsageError when the lengths are beyond the model."""
+    total, positions = request.input_len + request.output_len, model.spec.max_positions
+    if total > positions:
+        raise UsageError(
+            f"--input-len {request.input_len} and --output-len {request.output_len} are {total} "
+            f"tokens; {model.name} has {positions} positions"
+        )
+    rows = tuple(row for target in request.targets for row in _target_rows(model, target, request))
+    return Plan(model, request.input_len, request.output_len, rows)
+
+
+def parameters(spec: ModelSpec) -> int:
+    """Return the number of weights, norms included."""
+    return sum(
+        (spec.layers if rule.place is Place.LAYER else 1) * prod(rank_shape(rule, spec, 1))
+        for rule in family_of(spec.architecture).rules
+    )
+
+
+def _target_rows(model: ModelFacts, target: Target, request: PlanRequest) -> Iterator[PlanRow]:
+    for precision in _precisions(model, target, request):
+        stored = model if precision == model.precision else model.stored_as(precision)
+        if request.tps or model.cut:
+            for tp in request.tps or (model.parallelism.tp,):
+                yield _row(stored, target, tp, request)
+        else:
+            yield _first_that_fits(_row(stored, target, tp, request) for tp in TP_TRIED)
+
+
+def _precisions(model: ModelFacts, target: Target, request: PlanRequest) -> tuple[str, ...]:
+    if model.cut:
+        return (model.precision,)
+    if request.precisions:
+        return request.precisions
+    # fp16 takes what bf16 takes.
+    offered = (name for name in PRECISION_NAMES if name != "fp16")
+    return tuple(
+        name
+        for name in offered
+        if support(name, target).supported
+        and model.spec.architecture not in PRECISIONS[name].refused
+    )
+
+
+def _first_that_fits(rows: Iterable[PlanRow]) -> PlanRow:
+    last = None
+    for row in rows:
+        if row.recipe is not None:
+            return row
+        last = last or row
+    assert last is not None
+    return last
+
+
+def _row(model: ModelFacts, target: Target, tp: int, request: PlanRequest) -> PlanRow:
+    total = request.input_len + request.output_len
+    try:
+        cut = model if model.cut else model.cut_for(tp)
+        recipe = choose_recipe(cut, target, request.build)
+        if recipe.limits.max_seq_len < total:
+            raise UnsupportedError(
+                f"a sequence of {total} tokens does not fit: the KV cache holds "
+                f"{recipe.forecast.kv_tokens}"
+            )
+    except UnsupportedError as error:
+        return PlanRow(target, model.precision, tp, problem=str(error))
+    sequences = recipe.forecast.sequences(total)
+    limit = bounds(cut, target.gpu, request.input_len, request.output_len, sequences)
+    return PlanRow(target, model.precision, tp, recipe, sequences, limit)

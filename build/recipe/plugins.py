@@ -1,0 +1,129 @@
+"""GEMM plugins, fusions and profiles: what TensorRT-LLM offers for a precision and architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from minitron_trt.build.engine_model import ModelFacts
+from minitron_trt.build.recipe.limits import SAFE_NUM_TOKENS, Limits
+from minitron_trt.build.recipe.request import BuildRequest, Setting, switch
+from minitron_trt.errors import UnsupportedError, UsageError
+from minitron_trt.families import family_of
+from minitron_trt.gpus import Target, check_support
+
+_AS_ASKED: Final = "as asked"
+_GEMM_CHOICES: Final = ("auto", "disable", "float16", "bfloat16", "float32", "fp8", "nvfp4")
+
+
+def plugin_settings(
+    model: ModelFacts, target: Target, request: BuildRequest, limits: Limits
+) -> tuple[Setting, ...]:
+    """Return the plugin arguments; UnsupportedError when an explicit one is not for this build."""
+    gemm = _gemm(model, target, request)
+    return (
+        Setting("gpt_attention_plugin", "auto", "in the model's dtype"),
+        Setting("remove_input_padding", "enable", "packed input; in-flight batching needs it"),
+        Setting("context_fmha", "enable", "fused attention; paged and FP8 attention need it"),
+        gemm,
+        *_fp8_kernels(model, target, request),
+        *_fusions(model, request),
+        *_profiles(model, request, limits, gemm),
+    )
+
+
+def _gemm(model: ModelFacts, target: Target, request: BuildRequest) -> Setting:
+    name, asked = "gemm_plugin", request.gemm_plugin
+    if asked is not None:
+        if asked not in _GEMM_CHOICES:
+            raise UsageError(f"gemm_plugin {asked!r} is not one of {', '.join(_GEMM_CHOICES)}")
+        if asked in ("fp8", "nvfp4") and model.precision != asked:
+            raise UnsupportedError(
+                f"gemm_plugin {asked} needs {asked} weights; the checkpoint has {model.precision}"
+            )
+        return Setting(name, asked, _AS_ASKED)
+    if request.weight_streaming:
+        return Setting(name, "disable", "weight streaming works on TensorRT's own GEMMs")
+    if model.precision == "nvfp4":
+        return Setting(name, "nvfp4", "what TensorRT-LLM sets for NVFP4 weights")
+    if model.precision == "fp8":
+        if request.profile == "latency":
+            check_support("fp8-gemm-plugin", target)
+            return Setting(name, "fp8", "FP8 kernels for small batches")
+        return Setting(name, "disable", "for large FP8 batches TensorRT's own GEMMs are better")
+    return Setting(name, "auto", "in the model's dtype; builds fast and runs as well")
+
+
+def _fp8_kernels(model: ModelFacts, target: Target, request: BuildRequest) -> Iterator[Setting]:
+    if request.low_latency_gemm:
+        _need_fp8(model, "--low-latency-gemm")
+        check_support("low-latency-gemm-plugin", target)
+        yield Setting("low_latency_gemm_plugin", "fp8", _AS_ASKED)
+    if request.gemm_swiglu:
+        _need_fp8(model, "--gemm-swiglu")
+        check_support("gemm-swiglu-plugin", target)
+        if not family_of(model.spec.architecture).gated:
+            raise UnsupportedError(
+                f"--gemm-swiglu fuses a gate, which {model.spec.architecture} does not have"
+            )
+        yield Setting("gemm_swiglu_plugin", "fp8", _AS_ASKED)
+    if model.precision == "fp8-rowwise":
+        yield Setting("fp8_rowwise_gemm_plugin", "auto", "what rowwise FP8 weights need")
+
+
+def _need_fp8(model: ModelFacts, option: str) -> None:
+    if model.precision != "fp8":
+        raise UnsupportedError(f"{option} needs fp8 weights; the checkpoint has {model.precision}")
+
+
+def _fusions(model: ModelFacts, request: BuildRequest) -> Iterator[Setting]:
+    tp, gated = model.parallelism.tp, family_of(model.spec.architecture).gated
+    fused = gated and model.precision == "fp8"
+    why = "gate and up projection in one GEMM" if fused else "only for gated FP8 MLPs"
+    yield Setting("use_fused_mlp", switch(fused), why)
+    possible = model.spec.architecture == "LlamaForCausalLM" and tp > 1
+    if request.reduce_fusion and not possible:
+        raise UnsupportedError(
+            "--reduce-fusion is for LlamaForCausalLM on several GPUs; this is "
+            f"{model.spec.architecture} with --tp {tp}"
+        )
+    wanted = (
+        request.profile == "latency" if request.reduce_fusion is None else request.reduce_fusion
+    )
+    if possible and wanted:
+        why = _AS_ASKED if request.reduce_fusion else "all-reduce and norm in one kernel"
+        yield Setting("reduce_fusion", "enable", why)
+        if model.precision in ("fp8", "nvfp4"):
+            yield Setting("user_buffer", "enable", "saves a copy per all-reduce")
+    if model.spec.architecture == "LlamaForCausalLM" and model.precision == "nvfp4":
+        yield Setting("norm_quant_fusion", "enable", "norm and FP4 quantization in one kernel")
+
+
+def _profiles(
+    model: ModelFacts, request: BuildRequest, limits: Limits, gemm: Setting
+) -> Iterator[Setting]:
+    asked = request.multiple_profiles
+    useful = (
+        model.precision == "fp8"
+        and request.profile == "throughput"
+        and gemm.value == "disable"
+        and not request.opt_num_tokens
+        and limits.max_num_tokens <= SAFE_NUM_TOKENS
+    )
+    on = useful if asked is None else asked
+    if on and limits.max_num_tokens > SAFE_NUM_TOKENS:
+        raise UsageError(
+            f"multiple profiles with max_num_tokens {limits.max_num_tokens} were seen to fail; "
+            f"lower it to {SAFE_NUM_TOKENS} or drop one of them"
+        )
+    if asked is not None:
+        why = _AS_ASKED
+    elif on:
+        why = "TensorRT's GEMMs get tuned for several step sizes"
+    elif request.opt_num_tokens:
+        why = "opt_num_tokens is what the kernels are tuned for"
+    else:
+        why = "one is enough"
+    yield Setting("multiple_profiles", switch(on), why)
+    if request.opt_num_tokens:
+        yield Setting("opt_num_tokens", request.opt_num_tokens, _AS_ASKED)

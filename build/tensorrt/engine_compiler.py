@@ -1,0 +1,155 @@
+"""`--compiler tensorrt`: a checkpoint becomes an engine folder, by our own network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.artifacts import MANIFEST_NAME, Manifest, check_output, sha256, staged
+from minitron_trt.build.tensorrt.api import choose_library
+from minitron_trt.build.tensorrt.mapped_weights import map_weights
+from minitron_trt.build.tensorrt.network import NetworkLimits
+from minitron_trt.build.tensorrt.worker import Request
+from minitron_trt.build.tensorrt.worker_process import Progress, run_worker
+from minitron_trt.checkpoint import CONFIG_NAME, KIND, Checkpoint
+from minitron_trt.console import Advance, no_progress
+from minitron_trt.errors import OutputError
+from minitron_trt.gpus import check_support, find_target
+from minitron_trt.host.machine import cuda_version
+
+PLAN_NAME: Final = "engine.plan"
+DEFAULT_INPUT_TOKENS: Final = 1024
+# An engine is its weights and some kernels; this much is free room for the kernels.
+_KERNEL_BYTES: Final = 64 << 20
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _unseen(_: str, __: int) -> Iterator[Advance]:
+    yield no_progress
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledEngine:
+    """A finished engine folder and what it took; private memory leaves out the page cache."""
+
+    folder: Path
+    plan_bytes: int
+    build_seconds: float
+    peak_private_bytes: int
+    compiler_version: str
+
+
+def compile_engine(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    sm: int,
+    limits: NetworkLimits,
+    facts: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    timeout_s: float | None = None,
+    progress: Progress = _unseen,
+) -> CompiledEngine:
+    """Compile a checkpoint for one GPU of an architecture, on that GPU or on none.
+
+    `facts` go into the manifest beside ours. UnsupportedError when TensorRT cannot compile this
+    checkpoint or for this architecture here, ProcessError when it tried and failed.
+    """
+    check_output(output, overwrite=overwrite)
+    library = choose_library(sm)
+    check_support(checkpoint.precision.name, find_target(f"sm{sm}"))
+    weights_bytes = sum(tensor.nbytes for tensor in map_weights(checkpoint).values())
+    with staged(output, overwrite=overwrite) as scratch:
+        _check_space(scratch, weights_bytes)
+        plan = scratch / PLAN_NAME
+        request = Request(
+            *(checkpoint.folder.resolve(), sm, limits, plan, weights_bytes, library.package)
+        )
+        start = time.monotonic()
+        version, peak = run_worker(request, timeout_s, progress)
+        engine = CompiledEngine(
+            folder=output,
+            plan_bytes=request.plan.stat().st_size,
+            build_seconds=round(time.monotonic() - start, 2),
+            peak_private_bytes=peak,
+            compiler_version=version,
+        )
+        _describe(scratch, checkpoint, request, engine, facts or {})
+    return engine
+
+
+def default_limits(
+    checkpoint: Checkpoint,
+    *,
+    max_batch_size: int,
+    max_seq_len: int,
+    max_input_len: int | None = None,
+) -> NetworkLimits:
+    """Return a checkpoint's limits; a step takes at most 1024 tokens of a sequence if not told.
+
+    A longer prompt is computed in several steps: that bounds memory, not prompts.
+    """
+    if max_seq_len > checkpoint.spec.max_positions:
+        log.warning(
+            "max_seq_len %d is beyond the %d positions the model was trained on",
+            *(max_seq_len, checkpoint.spec.max_positions),
+        )
+    return NetworkLimits(
+        max_batch_size, max_seq_len, max_input_len or min(max_seq_len, DEFAULT_INPUT_TOKENS)
+    )
+
+
+def _check_space(folder: Path, weights_bytes: int) -> None:
+    needed, free = weights_bytes + _KERNEL_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"the engine needs about {needed / 1e9:.2f} GB but its disk has {free / 1e9:.2f} GB "
+            "free; choose another disk"
+        )
+
+
+def _describe(
+    folder: Path,
+    checkpoint: Checkpoint,
+    request: Request,
+    engine: CompiledEngine,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write config.json, the tokenizer and the manifest of a finished engine."""
+    compiler = {"name": request.library, "version": engine.compiler_version}
+    config = {
+        "compiler": compiler,
+        "sm": request.sm,
+        "pretrained_config": json.loads((checkpoint.folder / CONFIG_NAME).read_text()),
+        "build_config": asdict(request.limits),
+    }
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+    for path in checkpoint.tokenizer_files:
+        shutil.copyfile(path, folder / path.name)
+    origin = Manifest.read(checkpoint.folder, KIND)
+    source = {
+        "checkpoint": str(checkpoint.folder.resolve()),
+        "manifest_sha256": sha256(checkpoint.folder / MANIFEST_NAME),
+        "source": origin.source,
+    }
+    own = {
+        "sm": request.sm,
+        "compiler": compiler,
+        "cuda": cuda_version(request.library),
+        "limits": asdict(request.limits),
+        "spec": checkpoint.spec.to_json(),
+        "precision": checkpoint.precision.name,
+        "tokens": asdict(checkpoint.tokens),
+        "build_seconds": engine.build_seconds,
+        "peak_memory_bytes": engine.peak_private_bytes,
+    }
+    Manifest("engine", source, {**facts, **own}).write(folder)

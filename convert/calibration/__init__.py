@@ -1,0 +1,1 @@
+"""Run text through a model, to measure what its activations need."""

@@ -1,0 +1,188 @@
+"""Run text through a model with ModelOpt's quantizers in it, and read off what they saw."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import gc
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import ml_dtypes
+import numpy as np
+
+from minitron_trt.console import Advance
+from minitron_trt.convert.calibration.text import CalibrationText, Ids
+from minitron_trt.convert.conversion_plan import ConversionPlan
+from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.convert.writing.quantize import Calibration
+from minitron_trt.errors import BadInputError, MissingExtraError
+from minitron_trt.families import TensorRule, family_of
+from minitron_trt.quantization.precisions import KV_SCALE, Need
+from minitron_trt.quantization.schemes import Ranges
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+_NAMED_AT_MOST: Final = 4
+_MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD of malloc.h
+_RETURNED_BYTES: Final = 1 << 20
+_KEPT_BYTES: Final = 32 << 20  # what the threshold grows to by itself
+_KV_BITS: Final[Mapping[str, Any]] = {"fp8": (4, 3), "int8": 8}
+
+
+def calibrate(
+    model: ModelSource, plan: ConversionPlan, text: CalibrationText, advance: Advance
+) -> Calibration:
+    """Return what the plan's precision and KV cache need to know; `advance` hears of tokens.
+
+    MissingExtraError without torch, transformers and ModelOpt; BadInputError when the text is
+    unusable or leaves a layer without a finite range.
+    """
+    batches = text.batches(model)
+    try:
+        with _quiet():
+            import modelopt.torch.quantization as mtq
+        import torch
+
+        from minitron_trt.convert.calibration.torch_model import load_model
+    except ImportError as error:
+        purpose = f"calibrating {plan.precision.name}"
+        raise MissingExtraError(error.name or "nvidia-modelopt", "quantize", purpose) from None
+    torch.manual_seed(text.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.inference_mode(), _quiet(), _memory_returned():
+        found = _measure(mtq, load_model(model, device), plan, batches, advance)
+    # The network's modules refer to each other, and AWQ's hold a second copy of their weights.
+    gc.collect()
+    _check(found, batches)
+    return found
+
+
+def _measure(
+    mtq: Any, network: Any, plan: ConversionPlan, batches: list[Ids], advance: Advance
+) -> Calibration:
+    """Run the batches through a network that ModelOpt's quantizers are put into."""
+    import torch
+
+    def run(network: Any) -> None:
+        """Show the quantizers the text."""
+        for ids in batches:
+            # The head is not quantized, so its work is saved.
+            network.model(torch.from_numpy(ids).to(network.device), use_cache=False)
+            advance(ids.size)
+
+    mtq.quantize(network, _settings(mtq, plan), run)
+    return _read(network, plan)
+
+
+@contextlib.contextmanager
+def _memory_returned() -> Iterator[None]:
+    """Have large blocks go back to the system as soon as they are freed.
+
+    The C library would keep activations of many sizes for a next time that does not fit them.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:  # a C library other than GNU's
+        yield
+        return
+    set_option(_MMAP_THRESHOLD, _RETURNED_BYTES)
+    try:
+        yield
+    finally:
+        set_option(_MMAP_THRESHOLD, _KEPT_BYTES)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ModelOpt's remarks off stdout, where results go, and out of the user's warnings."""
+    said = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(said):
+        warnings.simplefilter("ignore")
+        yield
+    log.debug("%s", said.getvalue().strip())
+
+
+def _settings(mtq: Any, plan: ConversionPlan) -> dict[str, Any]:
+    """Return ModelOpt's configuration: the precision's preset, less what only costs time."""
+    settings: dict[str, Any] = {"quant_cfg": [_switch("*", False)], "algorithm": "max"}
+    preset = plan.precision.preset
+    if preset:
+        settings = copy.deepcopy(getattr(mtq, preset))
+        if Need.PREQUANT not in plan.precision.needs:
+            # The converter finds the range of the weights itself.
+            settings["quant_cfg"].append(_switch("*weight_quantizer", False))
+    if plan.kv_cache:
+        bits = {"num_bits": _KV_BITS[plan.kv_cache], "axis": None}
+        settings["quant_cfg"].append({"quantizer_name": "*[kv]_bmm_quantizer", "cfg": bits})
+    return settings
+
+
+def _switch(name: str, on: bool) -> dict[str, Any]:
+    return {"quantizer_name": name, "enable": on}
+
+
+def _read(network: Any, plan: ConversionPlan) -> Calibration:
+    linears: dict[str, Ranges] = {}
+    kv_caches: dict[str, float] = {}
+    for layer in range(plan.spec.layers):
+        for rule in family_of(plan.spec.architecture).rules:
+            if rule.linear and plan.precision.calibrated:
+                linears[rule.linear.format(layer)] = _ranges(network, rule, layer, plan)
+        if plan.kv_cache:
+            attention = network.get_submodule(f"model.layers.{layer}.self_attn")
+            seen = [_reach(attention.k_bmm_quantizer), _reach(attention.v_bmm_quantizer)]
+            kv_caches[f"transformer.layers.{layer}.{KV_SCALE.suffix}"] = _largest(seen)
+    return Calibration(linears, kv_caches)
+
+
+def _ranges(network: Any, rule: TensorRule, layer: int, plan: ConversionPlan) -> Ranges:
+    names = [source.name.format(layer).removesuffix(".weight") for source in rule.sources]
+    quantizers = [network.get_submodule(name).input_quantizer for name in names]
+    reach, prequant = 0.0, None
+    if Need.PREQUANT in plan.precision.needs:
+        # q, k and v have one input, so they share its factors.
+        factors = [quantizer.pre_quant_scale.float() for quantizer in quantizers]
+        mean = sum(factors[1:], factors[0]) / len(factors)
+        prequant = mean.cpu().numpy().reshape(-1).astype(ml_dtypes.bfloat16)
+    if Need.INPUT in plan.precision.needs:
+        reach = _largest([_reach(quantizer) for quantizer in quantizers])
+    return Ranges(input=reach, prequant=prequant)
+
+
+def _reach(quantizer: Any) -> float:
+    amax: torch.Tensor | None = quantizer.amax
+    return math.nan if amax is None else float(amax.max())
+
+
+def _largest(values: list[float]) -> float:
+    return math.nan if any(math.isnan(value) for value in values) else max(values)
+
+
+def _check(found: Calibration, batches: list[Ids]) -> None:
+    """Raise BadInputError that names the layers which the text left without a usable range."""
+    wrong = [name for name, reach in found.kv_caches.items() if not _usable(reach)]
+    for name, ranges in found.linears.items():
+        factors = np.ones(1) if ranges.prequant is None else ranges.prequant.astype(np.float32)
+        # 0 is also what a precision without input ranges has.
+        fine = ranges.prequant is not None and not ranges.input
+        if not ((fine or _usable(ranges.input)) and np.all((factors > 0) & np.isfinite(factors))):
+            wrong.append(name)
+    if wrong:
+        more = len(wrong) - _NAMED_AT_MOST
+        names = ", ".join(wrong[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+        raise BadInputError(
+            f"calibration on {sum(ids.size for ids in batches)} tokens found no finite range above "
+            f"0 for {names}; calibrate with more text, or check the model"
+        )
+
+
+def _usable(reach: float) -> bool:
+    return math.isfinite(reach) and reach > 0

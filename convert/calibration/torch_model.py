@@ -1,0 +1,93 @@
+"""A transformers model of a source's own tensors, whatever files they lie in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+import transformers
+
+from minitron_trt.convert.conversion_plan import BLOCK_BYTES
+from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.convert.writing.blocks import Files, read_blocks
+from minitron_trt.families import HEAD, Norm, family_of
+from minitron_trt.spec import ModelSpec
+from minitron_trt.tensorfile import TensorEntry
+
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def load_model(source: ModelSource, device: str) -> Any:
+    """Return the model in bfloat16, ready to run; weights on a CPU stay in their mapped files."""
+    config = config_of(source.spec)
+    kind = getattr(transformers, source.spec.architecture)
+    with torch.device("meta"):
+        model = kind(config).to(torch.bfloat16)
+    with Files() as files:
+        weights = {name: _tensor(entry, files) for name, entry in source.tensors.items()}
+    if source.spec.tied:
+        weights.pop(HEAD)
+    model.load_state_dict(weights, strict=not source.spec.tied, assign=True)
+    model.tie_weights()
+    # Its frequencies are computed, not loaded, and were so on the meta device.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+    return model.to(device).eval()
+
+
+def config_of(spec: ModelSpec) -> Any:
+    """Return transformers' config of a model."""
+    family = family_of(spec.architecture)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope.theta}
+    if spec.rope.scaling:
+        scaling = spec.rope.scaling
+        rope |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_positions,
+        }
+    norm = {"rms_norm_eps": spec.norm_epsilon}
+    if family.norm is Norm.LAYER_1P:
+        rope["partial_rotary_factor"] = spec.rope.fraction
+        norm = {"norm_eps": spec.norm_epsilon}
+    kind = getattr(transformers, spec.architecture).config_class
+    return kind(
+        hidden_size=spec.hidden,
+        intermediate_size=spec.intermediate,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_size,
+        vocab_size=spec.vocab,
+        max_position_embeddings=spec.max_positions,
+        hidden_act=family.activations[0],
+        tie_word_embeddings=spec.tied,
+        rope_parameters=rope,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        **norm,
+    )
+
+
+def _tensor(entry: TensorEntry, files: Files) -> torch.Tensor:
+    if entry.dtype in _DTYPES and entry.offset % 4 == 0:
+        return _mapped(entry.path, entry).to(torch.bfloat16)
+    reader = files.descriptor(entry.path, os.O_RDONLY)
+    whole = np.empty(entry.shape, ml_dtypes.bfloat16)
+    flat = whole.reshape(len(whole), -1)
+    for start, rows in read_blocks(entry, reader, (0, len(whole)), BLOCK_BYTES):
+        flat[start : start + len(rows)] = rows
+    return torch.from_numpy(whole.view(np.uint16)).view(torch.bfloat16)
+
+
+def _mapped(path: Path, entry: TensorEntry) -> torch.Tensor:
+    # A private mapping: nothing that writes to a tensor reaches the file.
+    data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    part = data[entry.offset : entry.offset + entry.size_bytes]
+    return part.view(_DTYPES[entry.dtype]).view(entry.shape)

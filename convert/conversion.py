@@ -1,0 +1,151 @@
+"""The conversion as one call: open, plan, write, publish."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from minitron_trt.artifacts import Manifest, check_output, output_errors, staged
+from minitron_trt.checkpoint import CONFIG_NAME, KIND, manifest_facts, trtllm_config
+from minitron_trt.console import no_progress
+from minitron_trt.convert.calibration.text import CalibrationText
+from minitron_trt.convert.conversion_plan import ConversionPlan, plan_conversion
+from minitron_trt.convert.fp8_source import choose, keep_scales
+from minitron_trt.convert.hf_output import HF_KIND, plan_hf, write_hf_configs
+from minitron_trt.convert.source.locate import locate
+from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.convert.source.opening import ShowProgress, opened, unpacked
+from minitron_trt.convert.writing.quantize import Calibration
+from minitron_trt.convert.writing.ranks import write_ranks
+from minitron_trt.errors import OutputError
+from minitron_trt.quantization.precisions import PRECISIONS
+from minitron_trt.spec import Parallelism
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """How to convert.
+
+    `precision` is a name in PRECISIONS; None is the source's own if that is FP8, else bf16.
+    `kv_cache` is one in KV_CACHES, `none`, or `auto`, which is the source's own.
+    """
+
+    precision: str | None = None
+    kv_cache: str | None = "auto"
+    calibration: CalibrationText = field(default_factory=CalibrationText)
+    form: str = "trtllm"
+    tp: int = 1
+    pp: int = 1
+    overwrite: bool = False
+    digest: bool = False
+    revision: str | None = None
+    token: str | None = None
+
+
+def open_and_plan(source: str, options: ConvertOptions) -> tuple[ModelSource, ConversionPlan]:
+    """Open a folder, GGUF file or hub id and lay out its conversion; nothing is written."""
+    path = locate(source, revision=options.revision, token=options.token)
+    with opened(path, _storage(options)) as model:
+        plan = _plan(model, options)
+        _warn(model, plan)
+        return model, plan
+
+
+def _plan(model: ModelSource, options: ConvertOptions) -> ConversionPlan:
+    parallelism = Parallelism(options.tp, options.pp)
+    precision, kv_cache = choose(options.precision, options.kv_cache, model.scales)
+    if options.form == "hf" and options.kv_cache == "auto":
+        kv_cache = None  # which the form does not have, and `_warn` says so
+    lay_out = plan_hf if options.form == "hf" else plan_conversion
+    plan = lay_out(model, precision, parallelism, kv_cache)
+    if model.scales:
+        plan = keep_scales(plan, model.scales)
+    text = options.calibration
+    return replace(plan, calibration_tokens=text.batch * text.length)
+
+
+def _storage(options: ConvertOptions) -> str:
+    """Return the format that a GGUF file's quantized tensors are dequantized to."""
+    return "F16" if PRECISIONS[options.precision or "bf16"].dtype == "float16" else "BF16"
+
+
+def convert(
+    source: str,
+    output: Path,
+    options: ConvertOptions,
+    progress: ShowProgress = lambda label, total: nullcontext(no_progress),
+) -> ConversionPlan:
+    """Convert a Hugging Face folder, GGUF file or hub id to a TensorRT-LLM checkpoint folder.
+
+    Nothing is left at `output` unless everything is; MinitronError says why not.
+    """
+    check_output(output, overwrite=options.overwrite)
+    model, plan = open_and_plan(source, options)
+    with staged(output, overwrite=options.overwrite) as scratch:
+        if not model.has_tokenizer:
+            log.warning("%s has no tokenizer; serving text will need one", source)
+        with unpacked(model, scratch, _storage(options), progress) as source_model:
+            if source_model is not model:
+                plan = _plan(source_model, options)
+            _check_space(scratch, plan)
+            calibration = _calibration(source_model, plan, options.calibration, progress)
+            with progress("convert", plan.output_bytes) as advance:
+                write_ranks(plan, scratch, advance, calibration)
+            for path in source_model.extras:
+                shutil.copyfile(path, scratch / path.name)
+        facts = (plan.spec, plan.precision, plan.parallelism)
+        if plan.form == "hf":
+            write_hf_configs(scratch, model, plan)
+        else:
+            config = trtllm_config(*facts, plan.kv_cache)
+            (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        record = manifest_facts(*facts, model.tokens, plan.kv_cache)
+        kind = KIND if plan.form == "trtllm" else HF_KIND
+        Manifest(kind, model.identity(), record).write(scratch, digest=options.digest)
+    return plan
+
+
+def _calibration(
+    model: ModelSource, plan: ConversionPlan, text: CalibrationText, progress: ShowProgress
+) -> Calibration:
+    if not plan.calibrated:
+        return Calibration()
+    # Its libraries are heavy, and only this needs them.
+    from minitron_trt.convert.calibration.calibrate import calibrate
+
+    with progress("calibrate", text.samples * text.length) as advance:
+        return calibrate(model, plan, text, advance)
+
+
+def _warn(model: ModelSource, plan: ConversionPlan) -> None:
+    architecture = plan.spec.architecture
+    if architecture in plan.precision.untried:
+        log.warning(
+            "%s on %s: TensorRT-LLM's code has it, its support table does not list it",
+            *(plan.precision.name, architecture),
+        )
+    if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
+        log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
+    if model.scales and plan.precision.name != model.scales.precision:
+        log.warning(
+            "the source is %s; %s holds what that left of the model, not the model it was made of",
+            *(model.scales.precision, plan.precision.name),
+        )
+    if model.scales and model.scales.kv_caches and plan.form == "hf":
+        log.warning("the scales of the source's KV cache are left out: --format hf has none")
+
+
+def _check_space(folder: Path, plan: ConversionPlan) -> None:
+    with output_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < plan.output_bytes:
+        raise OutputError(
+            f"the checkpoint needs {plan.output_bytes / 1e9:.2f} GB but its disk has "
+            f"{free / 1e9:.2f} GB free; choose another disk"
+        )

@@ -1,0 +1,109 @@
+"""How much memory a conversion takes: a forecast, and as many workers as there is memory for.
+
+Private memory is counted, `RssAnon` of /proc/PID/status: not mapped files, not the page cache. The
+constants are measured with the versions of constraints.txt, on a CPU; tests compare forecasts with
+processes.
+"""
+
+from __future__ import annotations
+
+import os
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, TensorPlan
+from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.quantization.precisions import Need
+
+_INTERPRETER_BYTES: Final = 23_000_000  # with numpy and the modules of a conversion
+_PLANNED_TENSOR_BYTES: Final = 3_000
+_LIBRARIES_BYTES: Final = 363_000_000  # torch, transformers and ModelOpt
+_GGUF_BYTES: Final = 2_000_000  # the package
+_UNPACKING_BYTES: Final = 50_000_000  # the blocks of its workers
+_PASSING_BYTES: Final = 8_000_000  # those of tensors that are not quantized
+_WIDE_KINDS: Final = frozenset({"BF16", "F16", "F32"})
+
+# Blocks that a worker holds at once, of the source and of what is made of them.
+_COPIED_BLOCKS: Final = 0.0  # inside the kernel
+_SLICED_BLOCKS: Final = 1.5
+_CHANGED_BLOCKS: Final = 6.0
+_QUANTIZED_BLOCKS: Final = 7.5
+
+# Bytes of a token's values in a layer: several forms are alive at its largest moment.
+_TOKEN_BYTES_OF_HIDDEN: Final = 8
+_TOKEN_BYTES_OF_INTERMEDIATE: Final = 6
+_TOKENIZER_COPIES: Final = 7  # of its file
+_SCALED_WEIGHT_BYTES: Final = 2  # of each value that AWQ scales
+_SEARCH_BYTES: Final = 9  # of each value of the largest matrix, while AWQ searches
+
+_MOST_COPYING: Final = 2  # copying is bound by memory bandwidth, which two saturate
+_MOST_COMPUTING: Final = 8  # then the disk is what is waited for
+
+
+def peak_memory_bytes(source: ModelSource, plan: ConversionPlan) -> int:
+    """Return a forecast of the most private memory that a conversion holds at one time."""
+    planned = sum(len(rank) for rank in plan.ranks) * _PLANNED_TENSOR_BYTES
+    base = _INTERPRETER_BYTES + planned
+    writing = workers(plan) * worker_bytes(plan)
+    unpacking = 0
+    if source.gguf:
+        base += _GGUF_BYTES
+        kinds = {tensor.source.kind for tensor in source.gguf.tensors}
+        unpacking = _UNPACKING_BYTES if kinds - _WIDE_KINDS else _PASSING_BYTES
+    if not plan.calibrated:
+        return base + max(unpacking, writing)
+    return base + _LIBRARIES_BYTES + max(unpacking, writing, _calibrating_bytes(source, plan))
+
+
+def workers(plan: ConversionPlan) -> int:
+    """Return how many tensors are made at once: what the cores and the free memory allow."""
+    most = _MOST_COMPUTING if plan.precision.tensors else _MOST_COPYING
+    cores = len(os.sched_getaffinity(0))
+    fitting = available_bytes() // max(1, worker_bytes(plan))
+    return max(1, min(most, cores, fitting))
+
+
+def worker_bytes(plan: ConversionPlan) -> int:
+    """Return how much a worker holds for the most demanding tensor of a plan."""
+    blocks = max((_blocks(plan, tensor) for rank in plan.ranks for tensor in rank), default=0.0)
+    return int(blocks * BLOCK_BYTES)
+
+
+def available_bytes() -> int:
+    """Return how much memory the machine has to give, or the container if that is less."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        free.append(int(text))
+    return min(free)
+
+
+def _blocks(plan: ConversionPlan, tensor: TensorPlan) -> float:
+    """Return how many blocks a worker holds for a tensor; vectors are no blocks."""
+    if len(tensor.shape) < 2 or not tensor.parts:
+        return _COPIED_BLOCKS
+    if tensor.linear and plan.precision.scheme:
+        return _QUANTIZED_BLOCKS
+    if any(part.source.dtype != tensor.dtype or part.scale != 1.0 for part in tensor.parts):
+        return _CHANGED_BLOCKS
+    whole = all(part.columns == (0, part.source.shape[1]) for part in tensor.parts)
+    return _COPIED_BLOCKS if whole else _SLICED_BLOCKS
+
+
+def _calibrating_bytes(source: ModelSource, plan: ConversionPlan) -> int:
+    """Return what the model, its text and its search take beside the libraries."""
+    spec = plan.spec
+    token = _TOKEN_BYTES_OF_HIDDEN * spec.hidden + _TOKEN_BYTES_OF_INTERMEDIATE * spec.intermediate
+    running = plan.calibration_tokens * token
+    # What is not bfloat16 becomes so, and leaves its file for that.
+    widths = {entry: prod(entry.shape) for entry in source.tensors.values()}
+    copied = 2 * sum(values for entry, values in widths.items() if entry.dtype != "BF16")
+    tokenizer = sum(path.stat().st_size for path in source.extras if path.name == "tokenizer.json")
+    searching = 0
+    if Need.PREQUANT in plan.precision.needs:
+        linear = {part.source for rank in plan.ranks for t in rank if t.linear for part in t.parts}
+        sizes = [widths[entry] for entry in linear]
+        searching = _SCALED_WEIGHT_BYTES * sum(sizes) + _SEARCH_BYTES * max(sizes)
+    return copied + _TOKENIZER_COPIES * tokenizer + max(running, searching)

@@ -1,0 +1,228 @@
+"""What a conversion will do, as a value: every tensor of every rank and the bytes it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Final
+
+from minitron_trt.checkpoint import rank_file
+from minitron_trt.convert.sharding import share
+from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.convert.source.stored_scales import Scale
+from minitron_trt.errors import UnsupportedError
+from minitron_trt.families import Place, Split, TensorRule, family_of
+from minitron_trt.quantization.precisions import KV_SCALE, Precision, Side, Stored
+from minitron_trt.spec import ModelSpec, Parallelism
+from minitron_trt.tensorfile import DTYPE_BYTES, TensorEntry
+
+BLOCK_BYTES: Final = 2 << 20
+"""How much of a tensor is held at once: what lies between two steps stays near the processor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A rectangle of a source tensor; it fills whole rows of the target from row `at` on."""
+
+    source: TensorEntry
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    at: int
+    scale: Scale = 1.0  # what the numbers of the source are times
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor of one rank; target rows that no part covers are zero."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+    plus_one: bool = False
+    linear: str | None = None  # the layer that a quantized tensor or its scale belongs to
+    stored: Stored | None = None
+    calibrated_as: str = ""  # the checkpoint's name of that layer
+    ranged_with: str = ""  # layers of one such name share the range of their weights
+    value: float | None = None  # of a scale that is known already
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how many bytes the tensor takes."""
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionPlan:
+    """Everything a conversion will write, known before a byte is."""
+
+    spec: ModelSpec
+    precision: Precision
+    parallelism: Parallelism
+    ranks: tuple[tuple[TensorPlan, ...], ...]
+    kv_cache: str | None = None
+    form: str = "trtllm"  # or "hf"
+    calibration_tokens: int = 0  # that run together
+    scales_known: bool = False  # the source has brought them
+
+    def file(self, rank: int) -> str:
+        """Return the name of a rank's file."""
+        return rank_file(rank) if self.form == "trtllm" else "model.safetensors"
+
+    @property
+    def calibrated(self) -> bool:
+        """Return whether text has to run through the model first."""
+        wanted = self.precision.calibrated or self.kv_cache is not None
+        return wanted and not self.scales_known
+
+    @property
+    def output_bytes(self) -> int:
+        """Return the size of all tensors of all ranks."""
+        return sum(tensor.size_bytes for rank in self.ranks for tensor in rank)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary that is printed."""
+        return {
+            "architecture": self.spec.architecture,
+            "precision": self.precision.name,
+            **({"kv_cache": self.kv_cache} if self.kv_cache else {}),
+            "tp": self.parallelism.tp,
+            "pp": self.parallelism.pp,
+            "output_bytes": self.output_bytes,
+            "ranks": [
+                {
+                    "file": self.file(rank),
+                    "tensors": len(tensors),
+                    "bytes": sum(tensor.size_bytes for tensor in tensors),
+                }
+                for rank, tensors in enumerate(self.ranks)
+            ],
+        }
+
+
+def plan_conversion(
+    source: ModelSource,
+    precision: Precision,
+    parallelism: Parallelism,
+    kv_cache: str | None = None,
+) -> ConversionPlan:
+    """Lay out every rank's tensors; UnsupportedError when the model cannot be cut this way."""
+    precision.check(source.spec.architecture, kv_cache)
+    parallelism.check(source.spec)
+    ranks = tuple(
+        tuple(
+            sorted(
+                _rank_tensors(_Rank(source, precision, parallelism, pp_rank, tp_rank), kv_cache),
+                key=_is_weight,
+            )
+        )
+        for pp_rank in range(parallelism.pp)
+        for tp_rank in range(parallelism.tp)
+    )
+    return ConversionPlan(source.spec, precision, parallelism, ranks, kv_cache)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """Whose tensors are being laid out."""
+
+    source: ModelSource
+    precision: Precision
+    parallelism: Parallelism
+    pp_rank: int
+    tp_rank: int
+
+    @property
+    def layers(self) -> dict[Place, range]:
+        """The layers held in each place; the model's ends count as one."""
+        last = self.pp_rank == self.parallelism.pp - 1
+        return {
+            Place.FIRST: range(self.pp_rank == 0),
+            Place.LAYER: self.parallelism.layers_of(self.pp_rank, self.source.spec.layers),
+            Place.LAST: range(last),
+        }
+
+
+def _is_weight(tensor: TensorPlan) -> bool:
+    """Scales go first: an engine builder maps fc and gate as one matrix when they lie together."""
+    return tensor.stored is None or not tensor.stored.is_scale
+
+
+def _rank_tensors(rank: _Rank, kv_cache: str | None) -> Iterator[TensorPlan]:
+    rules = family_of(rank.source.spec.architecture).rules
+    for place, layers in rank.layers.items():
+        for layer in layers:
+            for rule in rules:
+                if rule.place is place:
+                    yield from _tensors(rule, layer, layer - layers.start, rank)
+            if kv_cache and place is Place.LAYER:
+                name = f"transformer.layers.{{}}.{KV_SCALE.suffix}"
+                yield TensorPlan(
+                    *(name.format(layer - layers.start), KV_SCALE.storage, (1,), ()),
+                    linear=name.format(layer),
+                    stored=KV_SCALE,
+                )
+
+
+def _tensors(rule: TensorRule, layer: int, local: int, rank: _Rank) -> Iterator[TensorPlan]:
+    """Yield the tensors of a rule: one, or a quantized layer's several."""
+    # TensorRT-LLM counts a rank's layers from 0.
+    name, linear = rule.target.format(local), rule.linear
+    shape, parts = _cut(rule, layer, rank)
+    if linear is None or not rank.precision.tensors:
+        yield TensorPlan(name, rank.precision.storage, shape, parts, rule.plus_one)
+        return
+    rows, columns = shape
+    for stored in rank.precision.tensors:
+        check_groups(stored, name, parts, rank.precision, rank.parallelism.tp)
+        yield TensorPlan(
+            f"{linear.format(local)}.{stored.suffix}",
+            stored.storage,
+            stored.shape(rows, columns),
+            parts,
+            linear=linear.format(layer),
+            stored=stored,
+            calibrated_as=linear.format(layer),
+            ranged_with=fused(linear.format(layer)),
+        )
+
+
+def fused(linear: str) -> str:
+    """Return the name of the matrix that a layer becomes part of: fc and gate are fused.
+
+    Their scales are merged by the larger then, so they are made equal from the start.
+    """
+    return linear.removesuffix("gate") + "fc" if linear.endswith("mlp.gate") else linear
+
+
+def check_groups(
+    stored: Stored, name: str, parts: tuple[Part, ...], precision: Precision, tp: int
+) -> None:
+    """Raise UnsupportedError where a rank's share cuts through values stored together."""
+    for axis in stored.axes:
+        for part in parts:
+            start, stop = part.columns if axis.side is Side.IN else part.rows
+            if axis.side is not Side.ONE and (start % axis.per or stop % axis.per):
+                what = "columns" if axis.side is Side.IN else "rows"
+                raise UnsupportedError(
+                    f"--precision {precision.name} groups {axis.per} {what}, which do not "
+                    f"divide the {stop - start} of {name} with --tp {tp}"
+                )
+
+
+def _cut(rule: TensorRule, layer: int, rank: _Rank) -> tuple[tuple[int, ...], tuple[Part, ...]]:
+    """Return the shape of a rank's tensor and the source rectangles that fill it."""
+    spec, tp = rank.source.spec, rank.parallelism.tp
+    parts, at = [], 0
+    for origin in rule.sources:
+        name = origin.name.format(layer)
+        entry = rank.source.tensors[name]
+        rows, columns = share(rule.split, origin, entry, spec, rank.tp_rank, tp)
+        parts.append(Part(entry, rows, columns, at, rank.source.scale_of(name)))
+        at += rows[1] - rows[0]
+    if rule.split is Split.VOCAB:
+        at = -(-spec.vocab // tp)
+    width = parts[0].columns[1] - parts[0].columns[0]
+    matrix = len(parts[0].source.shape) == 2
+    return ((at, width) if matrix else (at,)), tuple(parts)

@@ -1,0 +1,170 @@
+"""The config.json that a GGUF file's model had, from the facts that llama.cpp's converter wrote."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from minitron_trt.convert.gguf.file import GgufFile
+from minitron_trt.convert.gguf.rope_factors import read_scaling
+from minitron_trt.errors import BadInputError, UnsupportedError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """An architecture of llama.cpp and what transformers calls it."""
+
+    name: str
+    model_type: str
+    epsilon_key: str
+    hf_epsilon_key: str
+    activation: str
+    interleaved: bool  # rows of query and key weights are in llama.cpp's order
+    plus_one: bool  # LayerNorm1P: the factor itself is stored
+
+
+ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
+    {
+        "llama": Architecture(
+            *("LlamaForCausalLM", "llama", "attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+            *("silu", True, False),
+        ),
+        "nemotron": Architecture(
+            *("NemotronForCausalLM", "nemotron", "attention.layer_norm_epsilon", "norm_eps"),
+            *("relu2", False, True),
+        ),
+    }
+)
+_ROTARY_SHARE_OF_NEMOTRON = 0.5  # of every published Nemotron and Minitron
+# Facts that change what the model computes, with the values that change nothing.
+_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
+    {
+        "expert_count": (0,),
+        "rope.scaling.type": ("none",),
+        "rope.scale_linear": (1.0,),
+        "attention.causal": (True,),
+        "attention.clamp_kqv": (0.0,),
+        "attention.max_alibi_bias": (0.0,),
+        "use_parallel_residual": (False,),
+        **dict.fromkeys(("attention.scale", "logit_scale"), (0.0, 1.0)),
+        **dict.fromkeys(("embedding_scale", "residual_scale"), (0.0, 1.0)),
+        **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0.0,)),
+    }
+)
+_QUERY: Final = "blk.0.attn_q.weight"
+
+
+class ModelFacts:
+    """The facts of one architecture in a file, by the converter's keys."""
+
+    def __init__(self, file: GgufFile, prefix: str) -> None:
+        self.file, self.prefix = file, prefix
+        self.architecture = ARCHITECTURES[prefix]
+        self.heads = self.integer("attention.head_count")
+        self.kv_heads = self.integer("attention.head_count_kv", self.heads)
+        self.hidden = self.integer("embedding_length")
+        self.head_size = self._head_size()
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """Return a whole number of this architecture's facts."""
+        return self.file.integer(f"{self.prefix}.{key}", default)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return a number of this architecture's facts."""
+        return self.file.number(f"{self.prefix}.{key}", default)
+
+    def _head_size(self) -> int:
+        """Return the head size that the weights have; old files state none."""
+        if _QUERY not in self.file.tensors:
+            raise BadInputError(f"{self.file.path} has no tensor {_QUERY}; it is no complete model")
+        rows = self.file.tensors[_QUERY].shape[0]
+        size, rest = divmod(rows, max(self.heads, 1))
+        for key in ("attention.key_length", "attention.value_length"):
+            stated = self.integer(key, size)
+            if rest or stated != size:
+                raise BadInputError(
+                    f"{self.file.path}: {_QUERY} has {rows} rows for {self.heads} heads but "
+                    f"{self.prefix}.{key} is {stated}; download it again"
+                )
+        return size
+
+    def config(self) -> dict[str, Any]:
+        """Return the config.json that the model had."""
+        one = self.architecture
+        theta = _shortest(self.number("rope.freq_base", 10000.0))
+        record = {
+            "architectures": [one.name],
+            "model_type": one.model_type,
+            "hidden_act": one.activation,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.integer("feed_forward_length"),
+            "num_hidden_layers": self.integer("block_count"),
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_size,
+            "vocab_size": self._vocabulary(),
+            "max_position_embeddings": self.integer("context_length"),
+            one.hf_epsilon_key: _shortest(self.number(one.epsilon_key)),
+            "rope_theta": theta,
+            "tie_word_embeddings": "output.weight" not in self.file.tensors,
+            "attention_bias": False,
+            "mlp_bias": False,
+        }
+        window = self.integer("attention.sliding_window", 0)
+        return record | self._rotary(theta) | ({"sliding_window": window} if window else {})
+
+    def _vocabulary(self) -> int:
+        name = "token_embd.weight"
+        if name not in self.file.tensors:
+            raise BadInputError(f"{self.file.path} has no tensor {name}; it is no complete model")
+        return self.file.tensors[name].shape[0]
+
+    def _rotary(self, theta: float) -> dict[str, Any]:
+        size = self.integer("rope.dimension_count", self.head_size)
+        if self.prefix == "nemotron":
+            return {"partial_rotary_factor": self._rotary_share(size)}
+        if size != self.head_size:
+            raise UnsupportedError(
+                f"{self.file.path}: {self.prefix}.rope.dimension_count is {size} but a head has "
+                f"{self.head_size} values; partial rotary embedding is not in llama's graph"
+            )
+        scaling = read_scaling(self.file, theta, self.head_size)
+        return {"rope_scaling": scaling} if scaling else {}
+
+    def _rotary_share(self, size: int) -> float:
+        usual = _ROTARY_SHARE_OF_NEMOTRON
+        # The converter computes the share of hidden // heads, which is not the head size.
+        if size == int(usual * self.hidden) // self.heads and size != usual * self.head_size:
+            log.warning(
+                "%s: %d of %d values of a head turn, which llama.cpp's converter writes for this "
+                "shape by mistake; using %g, half of the head",
+                *(self.file.path.name, size, self.head_size, usual * self.head_size),
+            )
+            return usual
+        share = size / self.head_size
+        # The share times the head size is cut to a whole number, which must be this one.
+        return share if int(share * self.head_size) == size else math.nextafter(share, 1)
+
+
+def refuse_what_the_graph_lacks(file: GgufFile, prefix: str) -> None:
+    """Raise UnsupportedError where a fact says that the model computes something else."""
+    for key, neutral in _NEUTRAL.items():
+        value = file.facts.get(f"{prefix}.{key}", neutral[0])
+        if value not in neutral:
+            raise UnsupportedError(
+                f"{file.path}: {prefix}.{key} is {value!r}, which the "
+                f"{ARCHITECTURES[prefix].name} graph written here does not have"
+            )
+
+
+def _shortest(value: float) -> float:
+    """Return the shortest decimal that rounds to the same float32, in which GGUF stores numbers."""
+    return float(str(np.float32(value)))

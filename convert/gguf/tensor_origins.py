@@ -1,0 +1,110 @@
+"""What llama.cpp's converter did to a model, undone: its config and the origin of every tensor.
+
+The converter renames the tensors and facts, writes rows of llama's query and key weights in another
+order (its rotary embedding turns neighbours, transformers' turns halves of a head), adds one to the
+weights of LayerNorm1P, and replaces the four numbers of llama3's rope scaling by one factor for
+each frequency. Mistral models are written as `llama`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from minitron_trt.convert.gguf.config_json import (
+    ARCHITECTURES,
+    ModelFacts,
+    refuse_what_the_graph_lacks,
+)
+from minitron_trt.convert.gguf.file import GgufFile, GgufTensor
+from minitron_trt.convert.gguf.rope_factors import ROPE_FACTORS
+from minitron_trt.errors import BadInputError, UnsupportedError
+
+_WHOLE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+)
+_LAYER_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+)
+_TENSOR_NAME: Final = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+
+
+@dataclass(frozen=True, slots=True)
+class HfTensor:
+    """A tensor of a Hugging Face folder and how it comes from a GGUF file."""
+
+    name: str
+    source: GgufTensor
+    interleaved_rows: int = 0  # rows of a head that are in llama.cpp's order; 0 for none
+    minus_one: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """A GGUF file read as a model."""
+
+    file: GgufFile
+    config: Mapping[str, Any]
+    tensors: tuple[HfTensor, ...]
+
+    @classmethod
+    def read(cls, file: GgufFile) -> GgufModel:
+        """Read the facts; UnsupportedError where no graph written here computes the model."""
+        if file.facts.get("split.count", 1) != 1:
+            raise UnsupportedError(
+                f"{file.path} is one of {file.facts['split.count']} parts; join them first: "
+                "llama-gguf-split --merge"
+            )
+        known = file.string("general.architecture")
+        if known not in ARCHITECTURES:
+            raise UnsupportedError(
+                f"{file.path} has architecture {known!r}; GGUF files are read of "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        refuse_what_the_graph_lacks(file, known)
+        facts = ModelFacts(file, known)
+        return cls(file, facts.config(), tuple(_tensors(file, facts)))
+
+
+def _tensors(file: GgufFile, facts: ModelFacts) -> Iterator[HfTensor]:
+    for tensor in file.tensors.values():
+        match = _TENSOR_NAME.fullmatch(tensor.name)
+        layer, stem, part = match.groups() if match else (None, "", "")
+        if tensor.name == ROPE_FACTORS or stem == "attn_rot_embd":
+            continue
+        name = (_WHOLE_NAMES if layer is None else _LAYER_NAMES).get(stem)
+        if name is None:
+            raise UnsupportedError(
+                f"{file.path} has tensor {tensor.name!r}, which the {facts.architecture.name} "
+                "graph written here does not have"
+            )
+        place = f"model.layers.{int(layer)}." if layer else ""
+        turned = facts.architecture.interleaved and stem in ("attn_q", "attn_k")
+        yield HfTensor(
+            f"{place}{name}.{part}",
+            tensor,
+            interleaved_rows=_rows_of_a_head(file, tensor, facts.head_size) if turned else 0,
+            minus_one=facts.architecture.plus_one and stem.endswith("norm") and part == "weight",
+        )
+
+
+def _rows_of_a_head(file: GgufFile, tensor: GgufTensor, head_size: int) -> int:
+    if tensor.shape[0] % head_size or head_size % 2:
+        raise BadInputError(
+            f"{file.path}: tensor {tensor.name!r} has {tensor.shape[0]} rows; expected whole "
+            f"heads of {head_size}, an even number"
+        )
+    return head_size

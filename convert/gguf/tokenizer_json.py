@@ -1,0 +1,213 @@
+"""Rebuild a tokenizer.json from the vocabulary in a GGUF file.
+
+Two kinds are written for the architectures read here. `gpt2` is byte-level BPE: merges are listed,
+and the way text is split before them is only named. `llama` is SentencePiece's BPE: it has no list
+of merges but a score for each piece, and joins the neighbours whose piece has the highest score, so
+every way to make a piece of two others is a merge, in the order of the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from minitron_trt.convert.gguf.vocabulary import KEY, TokenType, Vocabulary
+from minitron_trt.errors import BadInputError, UnsupportedError
+
+_SPACE = "\u2581"  # what SentencePiece writes for a space
+_WORDS_OF_LLAMA: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORDS_OF_TEKKEN: Final = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Splitting:
+    """How text is split before the merges, and what llama.cpp assumes where the file is silent."""
+
+    words: str | None  # None: as GPT-2 does
+    whole_words: bool  # a word that is a token needs no merges
+    begin: bool  # a text begins with the begin-of-text token
+
+
+_SPLITTINGS: Final[Mapping[str, _Splitting]] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            ("llama-bpe", "llama3", "llama-v3"), _Splitting(_WORDS_OF_LLAMA, True, True)
+        ),
+        "smaug-bpe": _Splitting(_WORDS_OF_LLAMA, False, False),
+        "tekken": _Splitting(_WORDS_OF_TEKKEN, True, True),
+        "gpt-2": _Splitting(None, False, False),
+    }
+)
+
+
+def build_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the tokenizer.json; UnsupportedError names a kind of tokenizer that is not read."""
+    kind = vocabulary.file.string(f"{KEY}.model")
+    if kind == "gpt2":
+        parts, begin = _byte_level(vocabulary)
+    elif kind == "llama":
+        parts, begin = _sentencepiece(vocabulary), True
+    else:
+        raise UnsupportedError(
+            f"{vocabulary.file.path} has a tokenizer of type {kind!r}; read are 'gpt2' and "
+            "'llama': put the model's tokenizer.json beside the file"
+        )
+    added = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": index,
+                "content": token,
+                **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+                "special": vocabulary.types[index] != TokenType.USER_DEFINED,
+            }
+            for token, index in vocabulary.of(*added)
+        ],
+        **parts,
+        "post_processor": _template(vocabulary, begin),
+    }
+
+
+def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
+    file = vocabulary.file
+    name = file.string(f"{KEY}.pre")
+    if name not in _SPLITTINGS:
+        raise UnsupportedError(
+            f"{file.path} splits text as {name!r} does; known are {', '.join(_SPLITTINGS)}: put "
+            "the model's tokenizer.json beside the file"
+        )
+    splitting = _SPLITTINGS[name]
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": splitting.words},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    usual = splitting.words is None
+    pre = {**level, "use_regex": usual}
+    model = _bpe(vocabulary.known(), list(_listed_merges(vocabulary)))
+    parts = {
+        "normalizer": None,
+        "pre_tokenizer": pre if usual else {"type": "Sequence", "pretokenizers": [split, pre]},
+        "decoder": {**level, "use_regex": True},
+        "model": {**model, "ignore_merges": splitting.whole_words},
+    }
+    return parts, splitting.begin
+
+
+def _listed_merges(vocabulary: Vocabulary) -> Iterator[tuple[str, str]]:
+    known = vocabulary.known()
+    for merge in vocabulary.file.array(f"{KEY}.merges"):
+        left, _, right = str(merge).partition(" ")
+        if not {left, right, left + right} <= known.keys():
+            raise BadInputError(
+                f"{vocabulary.file.path} merges {merge!r}, which are not tokens; download it again"
+            )
+        yield left, right
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
+    file, known = vocabulary.file, vocabulary.known()
+    if file.flag(f"{KEY}.remove_extra_whitespaces", False):
+        raise UnsupportedError(
+            f"{file.path} has a tokenizer that drops spaces, which is not supported; put the "
+            "model's tokenizer.json beside the file"
+        )
+    prefixed = file.flag(f"{KEY}.add_space_prefix", True)
+    unknown = [token for token, _ in vocabulary.of(TokenType.UNKNOWN)]
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *([strip] if prefixed else [])]
+    prepend = [{"type": "Prepend", "prepend": _SPACE}] if prefixed else []
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            **_bpe(known, _scored_merges(vocabulary)),
+            "unk_token": unknown[0] if unknown else None,
+            "fuse_unk": True,
+            "byte_fallback": all(f"<0x{byte:02X}>" in known for byte in range(256)),
+        },
+    }
+
+
+def _scored_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    scores = vocabulary.file.array(f"{KEY}.scores")
+    if len(scores) != len(vocabulary.tokens):
+        raise BadInputError(
+            f"{vocabulary.file.path} has {len(vocabulary.tokens)} tokens but {len(scores)} scores"
+        )
+    pieces = dict(vocabulary.of(TokenType.NORMAL))
+    merges = [
+        (-scores[index], index, pieces[left], pieces[right], left, right)
+        for piece, index in pieces.items()
+        for left, right in ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+        if left in pieces and right in pieces
+    ]
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix")),
+        "end_of_word_suffix": None,
+        **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
+        "vocab": vocabulary,
+        "merges": merges,
+    }
+
+
+def _template(vocabulary: Vocabulary, begin: bool) -> dict[str, Any] | None:
+    """Return what puts the begin-of-text and end-of-text tokens around a text, if any does."""
+    flags = {
+        "bos": vocabulary.file.flag(f"{KEY}.add_bos_token", begin),
+        "eos": vocabulary.file.flag(f"{KEY}.add_eos_token", False),
+    }
+    used = {
+        name: index
+        for name, wanted in flags.items()
+        if wanted and (index := vocabulary.special(name)) is not None
+    }
+    if not used:
+        return None
+
+    def around(name: str, kind: int) -> list[dict[str, Any]]:
+        """Return the tokens around one of two texts."""
+        text = {"Sequence": {"id": name, "type_id": kind}}
+        first, last = (
+            [{"SpecialToken": {"id": vocabulary.tokens[used[end]], "type_id": kind}}]
+            if end in used
+            else []
+            for end in ("bos", "eos")
+        )
+        return [*first, text, *last]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": [*around("A", 0), *around("B", 1)],
+        "special_tokens": {
+            vocabulary.tokens[index]: {
+                "id": vocabulary.tokens[index],
+                "ids": [index],
+                "tokens": [vocabulary.tokens[index]],
+            }
+            for index in used.values()
+        },
+    }

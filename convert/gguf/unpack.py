@@ -1,0 +1,207 @@
+"""Unpack a GGUF file into an ordinary Hugging Face folder, a block of rows at a time.
+
+Everything after it, conversion and calibration alike, then reads one kind of folder. 16- and 32-bit
+tensors keep their format; quantized ones are dequantized by the `gguf` package itself and rounded
+once, to the format that the checkpoint will have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.console import Advance, no_progress
+from minitron_trt.convert.gguf.file import GgufFile, gguf_package
+from minitron_trt.convert.gguf.tensor_origins import GgufModel, HfTensor
+from minitron_trt.convert.gguf.tokenizer_json import build_tokenizer
+from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, Vocabulary
+from minitron_trt.convert.source.weight_files import SINGLE_NAME
+from minitron_trt.errors import BadInputError, OutputError, UnsupportedError
+from minitron_trt.tensorfile import TensorEntry, lay_out
+
+_STORAGE: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
+    {
+        "BF16": np.dtype(ml_dtypes.bfloat16),
+        "F16": np.dtype(np.float16),
+        "F32": np.dtype(np.float32),
+    }
+)
+_TORCH_NAMES: Final[Mapping[str, str]] = MappingProxyType(
+    {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+)
+_BLOCK_VALUES: Final = 1 << 21
+_WORKERS: Final = min(2, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFolder:
+    """A folder whose files are all there, with room for the weights that `fill` writes."""
+
+    folder: Path
+    model: GgufModel
+    entries: tuple[TensorEntry, ...]
+
+    @classmethod
+    def lay_out(cls, model: GgufModel, folder: Path, storage: str) -> GgufFolder:
+        """Write config, tokenizer and the header of the weights; the weights themselves are a hole.
+
+        `storage` is the format of tensors that were quantized: BF16, F16 or F32.
+        BadInputError and UnsupportedError say why the tokenizer cannot be rebuilt.
+        """
+        dtypes = {tensor.name: _dtype(tensor, storage) for tensor in model.tensors}
+        named = ((t.name, dtypes[t.name], t.source.shape) for t in model.tensors)
+        header, entries = lay_out(folder / SINGLE_NAME, named)
+        with (folder / SINGLE_NAME).open("wb") as weights:
+            weights.write(header)
+            weights.truncate(max(entry.offset + entry.size_bytes for entry in entries))
+        tokens = _write_tokenizer(model.file, folder, model.config["max_position_embeddings"])
+        _write_json(folder, "generation_config.json", tokens)
+        dtype = _TORCH_NAMES[dtypes["model.embed_tokens.weight"]]
+        _write_json(folder, "config.json", {**model.config, **tokens, "torch_dtype": dtype})
+        return cls(folder, model, entries)
+
+    @property
+    def size_bytes(self) -> int:
+        """Return how many bytes the weights take."""
+        return sum(entry.size_bytes for entry in self.entries)
+
+    def fill(self, advance: Advance = no_progress) -> None:
+        """Write the weights; `advance` hears of the bytes written."""
+        free = shutil.disk_usage(self.folder).free
+        if free < self.size_bytes:
+            raise OutputError(
+                f"{self.model.file.path.name} unpacks to {self.size_bytes / 1e9:.2f} GB but the "
+                f"disk of the output has {free / 1e9:.2f} GB free; choose another disk"
+            )
+        with (
+            self.model.file.path.open("rb") as source,
+            (self.folder / SINGLE_NAME).open("r+b") as target,
+            ThreadPoolExecutor(_WORKERS) as pool,
+        ):
+            jobs = zip(self.model.tensors, self.entries, strict=True)
+            tasks = [
+                pool.submit(self._move, tensor, entry, source.fileno(), target.fileno(), advance)
+                for tensor, entry in jobs
+            ]
+            try:
+                for task in tasks:
+                    task.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _move(
+        self, tensor: HfTensor, entry: TensorEntry, reader: int, writer: int, advance: Advance
+    ) -> None:
+        at = entry.offset
+        for raw in self._blocks(tensor, reader):
+            values = self._values(tensor, raw, _STORAGE[entry.dtype])
+            data = np.ascontiguousarray(values).view(np.uint8).reshape(-1).data
+            advance(len(data))
+            while data:
+                done = os.pwrite(writer, data, at)
+                data, at = data[done:], at + done
+
+    def _blocks(self, tensor: HfTensor, reader: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield whole rows of a tensor as the file has them, whole heads where they are turned."""
+        source = tensor.source
+        unit = tensor.interleaved_rows or 1
+        height = max(1, _BLOCK_VALUES // (source.shape[-1] * unit)) * unit
+        for start in range(0, source.rows, height):
+            rows = min(height, source.rows - start)
+            blob = bytearray(rows * source.row_bytes)
+            if os.preadv(reader, [blob], source.offset + start * source.row_bytes) < len(blob):
+                raise BadInputError(f"{self.model.file.path} became shorter; convert again")
+            yield np.frombuffer(blob, np.uint8).reshape(rows, source.row_bytes)
+
+    def _values(
+        self, tensor: HfTensor, raw: NDArray[np.uint8], dtype: np.dtype[Any]
+    ) -> NDArray[Any]:
+        if tensor.interleaved_rows:
+            raw = restore_rows(raw, tensor.interleaved_rows)
+        # A damaged file may hold scales beyond any number; what they give is kept as it is.
+        with np.errstate(all="ignore"):
+            if tensor.source.kind in _STORAGE:
+                wide = raw.view(_STORAGE[tensor.source.kind])
+            else:
+                gguf = gguf_package(self.model.file.path)
+                wide = gguf.dequantize(raw, gguf.GGMLQuantizationType[tensor.source.kind])
+            if tensor.minus_one:
+                wide = wide.astype(np.float32) - np.float32(1)
+            narrow = wide.astype(dtype, copy=False)
+        if dtype == np.float16 and (np.isinf(narrow) & np.isfinite(wide)).any():
+            raise BadInputError(
+                f"tensor {tensor.source.name} has values beyond fp16; convert with --precision bf16"
+            )
+        return narrow
+
+
+def restore_rows(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
+    """Return the rows of whole heads in transformers' order: first halves, then second halves.
+
+    llama.cpp turns neighbouring values of a head together, transformers a value of the first half
+    with one of the second, so its converter wrote row i of the one beside row i of the other.
+    """
+    heads = rows.reshape(-1, head_size // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _dtype(tensor: HfTensor, storage: str) -> str:
+    if tensor.minus_one:
+        return "F32"
+    return tensor.source.kind if tensor.source.kind in _STORAGE else storage
+
+
+def _write_json(folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    (folder / name).write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(file: GgufFile, folder: Path, positions: int) -> dict[str, Any]:
+    """Write the tokenizer's files and return the ids that begin and end a text."""
+    if f"{KEY}.model" not in file.facts or file.facts[f"{KEY}.model"] in ("none", "no_vocab"):
+        return {}
+    vocabulary = Vocabulary.read(file)
+    ids = {name: vocabulary.special(key) for name, key in _SPECIAL.items()}
+    record = {
+        **{name: vocabulary.tokens[index] for name, index in ids.items() if index is not None},
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": positions,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    if CHAT_TEMPLATE in file.facts:
+        record["chat_template"] = file.string(CHAT_TEMPLATE)
+    try:
+        tokenizer = build_tokenizer(vocabulary)
+    except UnsupportedError:
+        if not (file.path.parent / "tokenizer.json").is_file():
+            raise
+        for name in TOKENIZER_FILES:
+            if (file.path.parent / name).is_file():
+                shutil.copyfile(file.path.parent / name, folder / name)
+    else:
+        _write_json(folder, "tokenizer.json", tokenizer)
+        _write_json(folder, "tokenizer_config.json", record)
+    turn = vocabulary.special("eot")
+    ends = [index for index in dict.fromkeys((ids["eos_token"], turn)) if index is not None]
+    found = {"bos_token_id": ids["bos_token"], "pad_token_id": ids["pad_token"]}
+    if ends:
+        found["eos_token_id"] = ends[0] if len(ends) == 1 else ends  # type: ignore[assignment]
+    return {name: index for name, index in found.items() if index is not None}
+
+
+_SPECIAL: Final[Mapping[str, str]] = MappingProxyType(
+    {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+)

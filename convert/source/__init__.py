@@ -1,0 +1,1 @@
+"""Model folders as they are found: located, opened, and read into checked facts and tensors."""

@@ -1,0 +1,183 @@
+"""A Hugging Face model folder: config, tensors by name and tokenizer, checked before use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert.gguf.tensor_origins import GgufModel
+from minitron_trt.convert.source.hf_config import HfConfig, read_spec
+from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
+from minitron_trt.convert.source.stored_scales import (
+    FLOATS,
+    NARROW,
+    Scale,
+    StoredScales,
+    take_scales,
+)
+from minitron_trt.convert.source.weight_files import inside, read_json, read_tensors, tensor_names
+from minitron_trt.errors import BadInputError
+from minitron_trt.families import EMBEDDING, HEAD
+from minitron_trt.spec import ModelSpec, SpecialTokens
+from minitron_trt.tensorfile import TensorEntry
+
+log = logging.getLogger(__name__)
+
+GENERATION_CONFIG: Final = "generation_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """An opened model folder."""
+
+    folder: Path
+    spec: ModelSpec
+    tokens: SpecialTokens
+    tensors: Mapping[str, TensorEntry]
+    extras: tuple[Path, ...]  # tokenizer and generation_config, which travel along
+    gguf: GgufModel | None = None  # where the folder was unpacked from
+    scales: StoredScales | None = None  # of an FP8 folder
+
+    @classmethod
+    def open(cls, folder: Path) -> ModelSource:
+        """Read a folder's config and tensor headers; nothing is loaded.
+
+        BadInputError or UnsupportedError say what is wrong with it.
+        """
+        if not folder.is_dir():
+            raise BadInputError(f"{folder} is not a folder; expected a Hugging Face model folder")
+        if not any(folder.iterdir()):
+            raise BadInputError(f"{folder} is empty; expected a Hugging Face model folder")
+        config = HfConfig(read_json(folder, "config.json"))
+        family = config.family
+        quantization = read_quantization(folder, config.record)
+        tensors = read_tensors(folder)
+        spec = read_spec(config, _head_size(config, tensors))
+        if spec.layers > len(tensors):
+            raise BadInputError(
+                f"config.json: num_hidden_layers is {spec.layers}; the weights have only "
+                f"{len(tensors)} tensors"
+            )
+        expected = {
+            source.name.format(layer): source.shape(spec)
+            for rule in family.rules
+            for source in rule.sources
+            for layer in (range(spec.layers) if "{}" in source.name else (0,))
+        }
+        if spec.tied:
+            # The head repeats the embedding; some folders store the copy as well.
+            del expected[HEAD]
+            tensors = {name: entry for name, entry in tensors.items() if name != HEAD}
+        if quantization is None:
+            _check_explained(tensors)
+        scales = take_scales(quantization, spec, tensors) if quantization else None
+        _check_tensors(expected, tensors, scales.weights if scales else {})
+        extras = (*TOKENIZER_FILES, GENERATION_CONFIG)
+        return cls(
+            folder=folder,
+            spec=spec,
+            tokens=_special_tokens(folder, config),
+            tensors={**tensors, HEAD: tensors[EMBEDDING]} if spec.tied else tensors,
+            extras=tuple(inside(folder, name) for name in extras if (folder / name).is_file()),
+            scales=scales,
+        )
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Return whether any file of a tokenizer was found."""
+        return any(path.name != GENERATION_CONFIG for path in self.extras)
+
+    def scale_of(self, name: str) -> Scale:
+        """Return what the numbers of a tensor are times."""
+        return self.scales.weights.get(name, 1.0) if self.scales else 1.0
+
+    def identity(self) -> dict[str, Any]:
+        """Return where the model came from, as a manifest records it."""
+        path = self.gguf.file.path if self.gguf else self.folder
+        record: dict[str, Any] = {"path": str(path)}
+        # A file in the hub's cache is a link, and what it leads to says nothing.
+        folder = path.parent.resolve() if self.gguf else path.resolve()
+        if folder.parent.name == "snapshots":
+            owner_and_name = folder.parent.parent.name.removeprefix("models--").split("--", 1)
+            record |= {"repo": "/".join(owner_and_name), "revision": folder.name}
+        return record
+
+
+def _head_size(config: HfConfig, tensors: Mapping[str, TensorEntry]) -> int:
+    """Return the head size that the weights have; configs omit it or state hidden // heads."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    heads = config.integer("num_attention_heads")
+    if heads < 1:
+        raise BadInputError(f"config.json: num_attention_heads is {heads}; expected at least 1")
+    if name not in tensors:
+        raise BadInputError(f"tensor {name} is missing; expected a {config.family.architecture}")
+    rows = (tensors[name].shape or (0,))[0]
+    size, rest = divmod(rows, heads)
+    if rest or not size:
+        raise BadInputError(
+            f"{name} has {rows} rows, which {heads} attention heads do not divide evenly"
+        )
+    stated = config.head_size
+    # What transformers would fall back to.
+    implied = config.integer("hidden_size") // heads
+    if stated is None and size != implied:
+        log.warning(
+            "config.json states no head size and hidden_size // num_attention_heads is %d; "
+            "using %d, which the weights have",
+            implied,
+            size,
+        )
+    elif stated is not None and stated != size:
+        log.warning(
+            "config.json states a head size of %d; using %d, which the weights have", stated, size
+        )
+    return size
+
+
+def _check_explained(tensors: Mapping[str, TensorEntry]) -> None:
+    narrow = next((name for name, entry in tensors.items() if entry.dtype == NARROW), None)
+    if narrow:
+        raise BadInputError(
+            f"tensor {narrow} is {NARROW} but the folder does not say how it was quantized; "
+            f"expected {QUANTIZATION_FILE}, or quantization_config in config.json"
+        )
+
+
+def _check_tensors(
+    expected: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, TensorEntry],
+    narrow: Collection[str],
+) -> None:
+    missing = sorted(expected.keys() - tensors.keys())
+    # Buffers that old transformers versions saved; they follow from the config.
+    extra = sorted(n for n in tensors.keys() - expected.keys() if not n.endswith("inv_freq"))
+    if missing:
+        raise BadInputError(
+            f"the source lacks {tensor_names(missing)}; expected by its config.json"
+        )
+    if extra:
+        raise BadInputError(
+            f"the source has {tensor_names(extra)}, which its architecture does not know"
+        )
+    for name, shape in expected.items():
+        entry = tensors[name]
+        if entry.shape != shape:
+            raise BadInputError(
+                f"tensor {name} is {list(entry.shape)}; config.json implies {list(shape)}"
+            )
+        if entry.dtype not in FLOATS and name not in narrow:
+            raise BadInputError(
+                f"tensor {name} is {entry.dtype}; expected one of {', '.join(sorted(FLOATS))}"
+            )
+
+
+def _special_tokens(folder: Path, config: HfConfig) -> SpecialTokens:
+    record = dict(config.record)
+    if (folder / GENERATION_CONFIG).is_file():
+        generation = read_json(folder, GENERATION_CONFIG)
+        record |= {key: value for key, value in generation.items() if value is not None}
+    return SpecialTokens.from_json(record)

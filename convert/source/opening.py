@@ -1,0 +1,51 @@
+"""Open whatever `locate` found as a model folder; a GGUF file becomes one for as long as needed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from minitron_trt.console import Advance
+from minitron_trt.convert.gguf.file import GgufFile
+from minitron_trt.convert.gguf.tensor_origins import GgufModel
+from minitron_trt.convert.gguf.unpack import GgufFolder
+from minitron_trt.convert.source.model_folder import ModelSource
+
+ShowProgress = Callable[[str, int], AbstractContextManager[Advance]]
+"""Open a progress display for a label and a number of bytes."""
+
+
+@contextmanager
+def opened(path: Path, storage: str) -> Iterator[ModelSource]:
+    """Open a model folder, or a GGUF file without its weights: enough to check and plan.
+
+    `storage` is the format that quantized tensors of a GGUF file are dequantized to.
+    """
+    if path.is_dir():
+        yield ModelSource.open(path)
+        return
+    model = GgufModel.read(GgufFile.open(path))
+    with tempfile.TemporaryDirectory(prefix="minitron-trt-") as name:
+        GgufFolder.lay_out(model, Path(name), storage)
+        yield replace(ModelSource.open(Path(name)), gguf=model)
+
+
+@contextmanager
+def unpacked(
+    source: ModelSource, scratch: Path, storage: str, progress: ShowProgress
+) -> Iterator[ModelSource]:
+    """Yield a source whose weights are there: itself, or the GGUF file's unpacked in `scratch`.
+
+    What was unpacked is removed at the end of the block.
+    """
+    if source.gguf is None:
+        yield source
+        return
+    with tempfile.TemporaryDirectory(prefix=".source-", dir=scratch) as name:
+        folder = GgufFolder.lay_out(source.gguf, Path(name), storage)
+        with progress("unpack", folder.size_bytes) as advance:
+            folder.fill(advance)
+        yield replace(ModelSource.open(Path(name)), gguf=source.gguf)

@@ -1,0 +1,157 @@
+"""Carry out the quantized part of a plan: weights to the tensors of their precision, by rows."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import ml_dtypes
+import numpy as np
+
+from minitron_trt.console import Advance
+from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, Part, TensorPlan
+from minitron_trt.convert.writing.blocks import Destination, Files, read_blocks, width
+from minitron_trt.errors import BadInputError
+from minitron_trt.quantization.number_formats import Array
+from minitron_trt.quantization.precisions import KV_CACHES, KV_SCALE, Need, Side, Stored
+from minitron_trt.quantization.schemes import Ranges, Scheme, largest
+from minitron_trt.tensorfile import TensorEntry
+
+_BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
+_ROWS_AT_ONCE: Final = 2  # rows that share bytes in some format
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What running text through the model found: by linear layer, and by KV cache."""
+
+    linears: Mapping[str, Ranges] = field(default_factory=dict)
+    kv_caches: Mapping[str, float] = field(default_factory=dict)
+
+
+def with_weights(plan: ConversionPlan, calibration: Calibration) -> Calibration:
+    """Add what the weights of each layer reach, where the precision must know beforehand."""
+    sources: dict[str, dict[TensorEntry, None]] = {}
+    known: dict[str, Ranges] = {}
+    group: dict[str, str] = {}
+    for tensor in (tensor for rank in plan.ranks for tensor in rank):
+        if tensor.linear and tensor.stored is not KV_SCALE:
+            entries = sources.setdefault(tensor.linear, {})
+            entries.update((part.source, None) for part in tensor.parts)
+            known[tensor.linear] = calibration.linears.get(tensor.calibrated_as, Ranges())
+            group[tensor.linear] = tensor.ranged_with
+    if Need.WEIGHT in plan.precision.needs:
+        reaches: dict[str, float] = {}
+        with Files() as files:
+            for linear, entries in sources.items():
+                found = _reach(entries, known[linear].prequant, files)
+                reaches[group[linear]] = max(reaches.get(group[linear], 0.0), found)
+        known = {
+            linear: replace(ranges, weight=reaches[group[linear]])
+            for linear, ranges in known.items()
+        }
+    return replace(calibration, linears=known)
+
+
+def _reach(entries: Iterable[TensorEntry], prequant: Array | None, files: Files) -> float:
+    reach = 0.0
+    for entry in entries:
+        reader = files.descriptor(entry.path, os.O_RDONLY)
+        for _, rows in read_blocks(entry, reader, (0, entry.shape[0]), BLOCK_BYTES):
+            with np.errstate(all="ignore"):
+                found = largest(rows.astype(_BFLOAT16, copy=False), prequant)
+            if not math.isfinite(found):
+                raise _not_finite(entry)
+            reach = max(reach, found)
+        if not reach:
+            raise BadInputError(
+                f"tensor {entry.name} is 0 throughout, so no scale fits it; convert with "
+                "--precision bf16"
+            )
+    return reach
+
+
+def _not_finite(entry: TensorEntry) -> BadInputError:
+    return BadInputError(
+        f"tensor {entry.name} has a value that is not a finite bfloat16 number; it cannot be "
+        "quantized"
+    )
+
+
+def write_constants(
+    plan: ConversionPlan,
+    tensors: Iterable[tuple[TensorPlan, TensorEntry]],
+    calibration: Calibration,
+    files: Files,
+    advance: Advance,
+) -> None:
+    """Write the tensors of quantized layers that do not grow with a weight's rows."""
+    for tensor, target in tensors:
+        if tensor.value is not None:
+            value: Array = np.array([tensor.value], np.float32)
+        elif tensor.stored is KV_SCALE and plan.kv_cache and tensor.linear:
+            kind = KV_CACHES[plan.kv_cache]
+            scale = calibration.kv_caches[tensor.linear] / np.float32(kind.largest)
+            value = np.array([max(scale, kind.smallest_scale)], np.float32)
+        elif tensor.stored and tensor.linear and not tensor.stored.per_row:
+            scheme = _scheme(plan)
+            value = scheme.constants(calibration.linears[tensor.linear])[tensor.stored.suffix]
+            if tensor.stored.dimension(Side.IN) is not None:
+                value = value[slice(*tensor.parts[0].columns)]
+        else:
+            continue
+        files.write(target, 0, value)
+        advance(value.nbytes)
+
+
+def _scheme(plan: ConversionPlan) -> Scheme:
+    scheme = plan.precision.scheme
+    if scheme is None:
+        raise ValueError(f"{plan.precision.name} quantizes nothing")
+    return scheme
+
+
+def quantize(
+    source: TensorEntry,
+    destinations: list[Destination],
+    scheme: Scheme,
+    ranges: Ranges,
+    files: Files,
+    advance: Advance,
+) -> None:
+    """Read a weight once and write each rank's share of every tensor made of it."""
+    reader = files.descriptor(source.path, os.O_RDONLY)
+    wanted = [d for d in destinations if d.tensor.stored and d.tensor.stored.per_row]
+    first = min(d.part.rows[0] for d in wanted)
+    last = max(d.part.rows[1] for d in wanted)
+    blocks = read_blocks(source, reader, (first, last), BLOCK_BYTES, _ROWS_AT_ONCE)
+    for start, rows in blocks:
+        if files.stop.is_set():
+            return
+        # What is not finite is said below, in other words than numpy's.
+        with np.errstate(all="ignore"):
+            made = scheme.rows(rows.astype(_BFLOAT16, copy=False), ranges)
+        if not all(np.isfinite(v).all() for v in made.values() if v.dtype == np.float32):
+            raise _not_finite(source)
+        for destination in wanted:
+            part, stored = destination.part, destination.tensor.stored
+            low, high = max(start, part.rows[0]), min(start + len(rows), part.rows[1])
+            if stored and low < high:
+                share = _share(made[stored.suffix], stored, (low - start, high - start), part)
+                at = (part.at + low - part.rows[0]) // stored.axes[0].per
+                row = share.nbytes // len(share)
+                files.write(destination.target, at * row, share)
+                advance(share.nbytes)
+
+
+def _share(values: Array, stored: Stored, rows: tuple[int, int], part: Part) -> Array:
+    """Return the part of a stored tensor that stands for a rectangle of the weight."""
+    per = stored.axes[0].per
+    share = values[rows[0] // per : rows[1] // per]
+    if len(stored.axes) == 2 and part.columns != (0, width(part.source)):
+        per = stored.axes[1].per
+        share = share[:, part.columns[0] // per : part.columns[1] // per]
+    return share

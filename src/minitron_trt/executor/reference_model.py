@@ -1,0 +1,128 @@
+"""The reference model: a TensorRT-LLM checkpoint computed in torch, as its engine computes it.
+
+It is written against the checkpoint's own tensors (fused qkv, norm factors, ranks) and shares no
+code with the converter or transformers, so that agreement between the three means something.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor
+
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import BadInputError
+from minitron_trt.executor.attention import KVCache, Layout
+from minitron_trt.executor.merged_weights import DTYPES, read_weights
+from minitron_trt.executor.quantized_layers import kv_roundings, linear_layers
+from minitron_trt.executor.rotary import rope_table
+from minitron_trt.executor.step import Floats, StepBatch
+from minitron_trt.families import Norm, family_of
+
+log = logging.getLogger(__name__)
+
+
+class ReferenceModel:
+    """A StepModel on a CPU or GPU; `dtype` computes in another precision than the checkpoint's."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        slots: int,
+        max_seq_len: int,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value in (("slots", slots), ("max_seq_len", max_seq_len)):
+            if value < 1:
+                raise BadInputError(f"{name} is {value}; expected at least 1")
+        spec = checkpoint.spec
+        if max_seq_len > spec.max_positions:
+            log.warning(
+                "max_seq_len %d is beyond the %d positions the model was trained on",
+                max_seq_len,
+                spec.max_positions,
+            )
+        self.slots = slots
+        self.max_seq_len = max_seq_len
+        self.vocab = spec.vocab
+        self._spec = spec
+        self._family = family_of(spec.architecture)
+        self._device = torch.device(device)
+        dtype = dtype or DTYPES[checkpoint.precision.storage]
+        weights, like = read_weights(checkpoint), torch.empty(0, dtype=dtype, device=device)
+        self._linears = linear_layers(checkpoint, weights, like)
+        self._kv_roundings = kv_roundings(checkpoint, weights, like)
+        self._weights = {name: tensor.to(like) for name, tensor in weights.items()}
+        self._rope = torch.from_numpy(rope_table(spec, max_seq_len)).to(self._device)
+        self._cache = KVCache(spec, slots, max_seq_len, self._device, dtype)
+        log.info(
+            "KV cache: %d slots × %d tokens, %.2f GB in %s",
+            *(slots, max_seq_len, self._cache.size_bytes / 1e9, dtype),
+        )
+
+    def step(self, batch: StepBatch) -> Floats:
+        """Return the logits that follow each chunk's last token, or the tokens that are named."""
+        logits: Floats = self.forward(batch).cpu().numpy()
+        return logits
+
+    @torch.inference_mode()
+    def forward(self, batch: StepBatch, *, all_logits: bool = False) -> Tensor:
+        """Return float32 logits of the tokens that the batch names, or of every one [T, vocab]."""
+        layout = Layout.of(batch, self._device)
+        self._cache.begin(batch)
+        ids = torch.from_numpy(batch.input_ids).to(self._device)
+        hidden = F.embedding(ids, self._weights["transformer.vocab_embedding.weight"])
+        cosine, sine = self._rope[:, layout.positions, None]
+        for layer in range(self._spec.layers):
+            name = f"transformer.layers.{layer}"
+            query, key, value = self._qkv(name, self._norm(f"{name}.input_layernorm", hidden))
+            query, key = _turned(query, cosine, sine), _turned(key, cosine, sine)
+            if self._kv_roundings:
+                key, value = map(self._kv_roundings[layer], (key, value))
+            found = self._cache.attend(layer, query, key, value, layout)
+            hidden = hidden + self._linears[f"{name}.attention.dense"](found.flatten(1))
+            hidden = hidden + self._mlp(name, self._norm(f"{name}.post_layernorm", hidden))
+        if not all_logits:
+            hidden = hidden[layout.logit_rows]
+        hidden = self._norm("transformer.ln_f", hidden)
+        return F.linear(hidden, self._weights["lm_head.weight"]).float()
+
+    def _norm(self, name: str, values: Tensor) -> Tensor:
+        weight, epsilon = self._weights[f"{name}.weight"], self._spec.norm_epsilon
+        wide = values.float()
+        if self._family.norm is Norm.LAYER_1P:
+            # The checkpoint's weight is the factor itself: the 1 was added at conversion.
+            bias = self._weights[f"{name}.bias"]
+            return F.layer_norm(wide, weight.shape, weight.float(), bias.float(), epsilon).to(
+                values.dtype
+            )
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+        # TensorRT-LLM rounds before it multiplies by the weight.
+        return (wide * scale).to(values.dtype) * weight
+
+    def _qkv(self, name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        spec = self._spec
+        heads = self._linears[f"{name}.attention.qkv"](values).view(len(values), -1, spec.head_size)
+        query, key, value = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
+        return query, key, value
+
+    def _mlp(self, name: str, values: Tensor) -> Tensor:
+        inner = self._linears[f"{name}.mlp.fc"](values)
+        if self._family.gated:
+            inner = F.silu(inner) * self._linears[f"{name}.mlp.gate"](values)
+        else:
+            inner = F.relu(inner).square()
+        return self._linears[f"{name}.mlp.proj"](inner)
+
+
+def _turned(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Turn the first values of each head by its position: pairs are half the turned width apart."""
+    half = cosine.shape[-1]
+    wide = heads.float()
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    turned = [first * cosine - second * sine, second * cosine + first * sine, rest]
+    return torch.cat(turned, dim=-1).to(heads.dtype)

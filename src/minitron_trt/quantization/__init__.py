@@ -1,0 +1,1 @@
+"""Precisions: what each one stores, its arithmetic, and the number formats beneath."""

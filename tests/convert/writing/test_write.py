@@ -1,0 +1,133 @@
+"""How bytes reach the rank files: in the kernel, through a buffer, and when a file changes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from minitron_trt.console import no_progress
+from minitron_trt.convert.conversion import ConvertOptions, convert, open_and_plan
+from minitron_trt.convert.conversion_plan import ConversionPlan
+from minitron_trt.convert.writing.ranks import write_ranks
+from minitron_trt.errors import BadInputError
+
+MakeModel = Callable[..., Path]
+EMBEDDING, DOWN = "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def refuse_with(code: int) -> Callable[..., NoReturn]:
+    def refuse(*_: int) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("function", "code"),
+    [
+        ("copy_file_range", errno.EXDEV),
+        ("copy_file_range", errno.ENOSYS),
+        ("copy_file_range", errno.EOPNOTSUPP),
+        ("copy_file_range", None),
+        ("posix_fallocate", errno.EOPNOTSUPP),
+    ],
+    ids=lambda value: errno.errorcode.get(value, value) if value else "absent",
+)
+def test_a_system_that_lacks_a_call_gets_the_same_files(
+    function: str,
+    code: int | None,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    convert(str(tiny_llama), tmp_path / "usual", ConvertOptions(tp=2))
+    if code is None:
+        monkeypatch.delattr(os, function)
+    else:
+        monkeypatch.setattr(os, function, refuse_with(code))
+    convert(str(tiny_llama), tmp_path / "other", ConvertOptions(tp=2))
+
+    assert files_of(tmp_path / "other") == files_of(tmp_path / "usual")
+
+
+@pytest.mark.parametrize("function", ["copy_file_range", "pwrite"])
+def test_other_errors_of_the_system_are_not_taken_for_a_missing_call(
+    function: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, function, refuse_with(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        convert(str(tiny_llama), tmp_path / "checkpoint", ConvertOptions(tp=2))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_short_reads_and_writes_are_continued(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(str(tiny_llama), tmp_path / "usual", ConvertOptions(tp=2))
+    copy, read, write = os.copy_file_range, os.preadv, os.pwrite
+    monkeypatch.setattr(os, "copy_file_range", lambda r, w, n, *at: copy(r, w, min(n, 70), *at))
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: read(fd, [views[0][:70]], at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:70], at))
+    convert(str(tiny_llama), tmp_path / "other", ConvertOptions(tp=2))
+
+    assert files_of(tmp_path / "other") == files_of(tmp_path / "usual")
+
+
+@pytest.mark.parametrize("name", [DOWN, EMBEDDING], ids=["changed", "copied"])
+def test_tensors_larger_than_a_block_arrive_whole(
+    name: str, make_model: MakeModel, ranks_of: Callable[..., list[dict[str, Any]]]
+) -> None:
+    # 6,000 x 1,500 values of two bytes are more than two blocks.
+    size = "intermediate_size" if name == DOWN else "vocab_size"
+    sizes = {"hidden_size": 1500, "num_hidden_layers": 1, "num_attention_heads": 2, size: 6000}
+    folder = make_model("nemotron", **sizes)
+    ranks = ranks_of(folder, tp=2)
+    found = {
+        EMBEDDING: ranks[1]["transformer.vocab_embedding.weight"],
+        DOWN: np.concatenate([r["transformer.layers.0.mlp.proj.weight"] for r in ranks], axis=1),
+    }
+
+    assert found[name].tobytes() == load_file(folder / "model.safetensors")[name].tobytes()
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_source_that_shrinks_while_it_is_read_is_an_error(
+    tp: int, precision: str, make_model: MakeModel, tmp_path: Path
+) -> None:
+    source = make_model("llama")
+    _, plan = open_and_plan(str(source), ConvertOptions(precision=precision, tp=tp))
+    os.truncate(source / "model.safetensors", 20_000)
+    with pytest.raises(BadInputError) as caught:
+        write_ranks(plan, tmp_path, no_progress)
+
+    assert str(caught.value) == ("a source file became shorter while it was read; convert again")
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_progress_ends_at_the_bytes_that_have_a_source(
+    tp: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    _, plan = open_and_plan(str(tiny_llama), ConvertOptions(tp=tp))
+    steps: list[int] = []
+    write_ranks(plan, tmp_path, steps.append)
+
+    assert sum(steps) == plan.output_bytes - padding_bytes(plan)
+
+
+def padding_bytes(plan: ConversionPlan) -> int:
+    """Return the bytes of the zero rows that make 131 tokens divide by tp."""
+    tp, spec = plan.parallelism.tp, plan.spec
+    return (-spec.vocab % tp) * spec.hidden * 2

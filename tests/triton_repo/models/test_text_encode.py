@@ -1,0 +1,178 @@
+"""Prompts and words become ids as the Hugging Face tokenizer has them; what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from minitron_models.encode import TextEncoder, TextTensors, pack_words
+from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS
+
+from minitron_trt.samples import sample_folder
+
+TOKENIZER = TOKENIZERS["sample"]
+BOS, EOS = 1022, 1023
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+
+
+def encoder(folder: Path, **parameters: str) -> TextEncoder:
+    """Return the encoder of a model whose tokenizer lies in a folder."""
+    given = {
+        "tokenizer_dir": str(folder),
+        "end_ids": f"[{EOS}, 7, 8]",
+        "vocab_size": "1030",
+        **parameters,
+    }
+    config = {"parameters": {key: {"string_value": value} for key, value in given.items()}}
+    args = {"model_repository": "/", "model_version": "1", "model_name": "preprocessing"}
+    return TextEncoder({**args, "model_config": json.dumps(config)})
+
+
+@pytest.fixture(scope="module")
+def plain() -> TextEncoder:
+    """The encoder of a repository as it is written."""
+    return encoder(sample_folder("solar-llama"))
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    """An encoder whose tokenizer has a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "tokenizer"
+    shutil.copytree(sample_folder("solar-llama"), folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": TEMPLATE}))
+    return encoder(folder)
+
+
+def strings(*texts: str | bytes) -> np.ndarray[Any, Any]:
+    """Return a request's tensor of strings."""
+    return np.array([[t.encode() if isinstance(t, str) else t for t in texts]], np.object_)
+
+
+def ids_of(text: str, *, special: bool = False) -> list[int]:
+    return list(TOKENIZER(text, add_special_tokens=special)["input_ids"])
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("text", ["Mars", " Mars", "<|end_of_text|> x", "火星 e\u0301 \u200d"])
+def test_a_prompt_has_the_ids_of_the_tokenizer(special: bool, text: str) -> None:
+    made = encoder(sample_folder("solar-llama"), add_special_tokens=json.dumps(special))
+
+    prompt = made.prompt(TextTensors(strings(text)))
+
+    assert prompt.ids == TOKENIZER(text, add_special_tokens=special)["input_ids"]
+    assert prompt.inputs["input_lengths"].tolist() == [[len(prompt.ids)]]
+
+
+def test_every_end_id_ends_a_text_and_nothing_else_is_sent(plain: TextEncoder) -> None:
+    inputs = plain.prompt(TextTensors(strings("x"))).inputs
+
+    assert sorted(inputs) == ["end_id", "input_ids", "input_lengths", "pad_id", "stop_words_list"]
+    assert inputs["end_id"].tolist() == inputs["pad_id"].tolist() == [[EOS]]
+    assert inputs["stop_words_list"].tolist() == [[[7, 8], [1, 2]]]
+
+
+def test_a_clients_end_id_replaces_them(plain: TextEncoder) -> None:
+    inputs = plain.prompt(TextTensors(strings("x"), end_id=5, pad_id=6)).inputs
+
+    assert (inputs["end_id"].item(), inputs["pad_id"].item()) == (5, 6)
+    assert "stop_words_list" not in inputs
+
+
+def test_words_are_spelt_as_at_a_start_and_after_a_space(plain: TextEncoder) -> None:
+    given = TextTensors(strings("x"), strings("Mars", ""), strings("star"), end_id=5)
+    prompt = plain.prompt(given)
+
+    stop, bad = ([ids_of(word), ids_of(f" {word}")] for word in ("Mars", "star"))
+    assert prompt.words == ("Mars",)
+    assert (prompt.inputs["stop_words_list"] == pack_words(stop)).all()
+    assert (prompt.inputs["bad_words_list"] == pack_words(bad)).all()
+
+
+def test_a_bias_covers_the_models_vocabulary_and_adds_up(plain: TextEncoder) -> None:
+    weights = np.array([[1.5, -2.0]], np.float32)
+    given = TextTensors(strings("x"), bias_words=strings("ab", "ab"), bias_weights=weights)
+
+    bias = plain.prompt(given).inputs["embedding_bias"]
+
+    assert bias.shape == (1, 1030)
+    assert {int(i) for i in np.flatnonzero(bias)} == set(ids_of("ab"))
+    assert bias.dtype == np.float32
+    assert bias[0, ids_of("ab")[0]] == -0.5
+
+
+def test_virtual_tokens_get_the_tables_id(plain: TextEncoder) -> None:
+    prompt = plain.prompt(TextTensors(strings("Mars"), table_id=2**63))
+
+    extra = prompt.inputs["prompt_table_extra_ids"]
+    assert extra.dtype == np.uint64
+    assert extra.tolist() == [[0] * len(prompt.ids)]
+
+
+@pytest.mark.parametrize(
+    ("text", "rendered"),
+    [
+        ("Why?", "<user>Why?<assistant>"),
+        ("[1, 2]", "<user>[1, 2]<assistant>"),
+        (
+            '[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]',
+            "<system>Be brief.<user>Why?<assistant>",
+        ),
+    ],
+    ids=["message", "message that is JSON", "messages"],
+)
+def test_a_chat_goes_through_the_tokenizers_template(
+    chatting: TextEncoder, text: str, rendered: str
+) -> None:
+    assert chatting.prompt(TextTensors(strings(text), chat=True)).ids == ids_of(rendered)
+    assert chatting.prompt(TextTensors(strings(text))).ids == ids_of(text, special=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (TextTensors(None), "text_input holds 0 texts"),
+        (TextTensors(strings("a", "b")), "text_input holds 2 texts"),
+        (TextTensors(strings("")), "text_input is empty"),
+        (TextTensors(strings(b"\xff")), "text_input is not UTF-8: invalid start byte at byte 0"),
+        (TextTensors(strings("x"), strings(b"a\xe6")), "stop_words is not UTF-8"),
+        (TextTensors(strings("x"), None, strings(b"\xe6")), "bad_words is not UTF-8"),
+        (TextTensors(strings("x"), strings("a" * 99999)), "stop_words"),
+        (TextTensors(strings("x"), bias_words=strings("a")), "1 words but .*weights 0 weights"),
+        (TextTensors(strings("x"), chat=True), "no chat template"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_refused_by_the_tensors_name(
+    plain: TextEncoder, given: TextTensors, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        plain.prompt(given)
+
+
+def test_a_message_without_a_role_is_refused(chatting: TextEncoder) -> None:
+    with pytest.raises(ValueError, match="role or content"):
+        chatting.prompt(TextTensors(strings('[{"content": "x"}]'), chat=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "packed"),
+    [
+        ([[7]], [[[7], [1]]]),
+        ([[7, 8], [9]], [[[7, 8, 9], [2, 3, -1]]]),
+    ],
+    ids=["one", "two"],
+)
+def test_words_are_packed_as_tensorrt_llm_packs_them(
+    words: list[list[int]], packed: list[list[list[int]]]
+) -> None:
+    made = pack_words(words)
+
+    assert made is not None
+    assert made.dtype == np.int32
+    assert made.tolist() == packed
+    assert pack_words([]) is None

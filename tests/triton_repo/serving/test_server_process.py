@@ -1,0 +1,207 @@
+"""A server is started with one deadline, fails in words, and is never left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.triton_repo.ticker import children, write_ticker
+
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import BadInputError, ProcessError, UsageError
+from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.serving.runners import plan, serving
+from minitron_trt.triton_repo.serving.served_repository import ServedRepository
+from minitron_trt.triton_repo.serving.server import TritonServer
+from minitron_trt.triton_repo.serving.server_log import ServerLog
+from minitron_trt.triton_repo.serving.server_options import (
+    Endpoints,
+    ServerOptions,
+    Tls,
+    free_endpoints,
+)
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
+
+
+def test_every_service_is_bound_to_its_host_and_models_are_fixed() -> None:
+    options = ServerOptions(Endpoints("127.0.0.1", 1, 2, 3, "10.0.0.1"), drain_s=7)
+
+    assert options.arguments() == [
+        *("--http-address=127.0.0.1", "--http-port=1"),
+        *("--grpc-address=127.0.0.1", "--grpc-port=2"),
+        *("--metrics-address=10.0.0.1", "--metrics-port=3"),
+        *("--model-control-mode=none", "--exit-timeout-secs=7"),
+    ]
+
+
+def test_tls_and_restrictions_become_tritons_options() -> None:
+    tls = Tls(Path("/c"), Path("/k"), Path("/a"))
+    options = ServerOptions(tls=tls, admin="key=value")
+    protocols = "model-repository,model-config,shared-memory,statistics,trace,logging"
+
+    assert options.arguments()[8:] == [
+        *("--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true"),
+        *("--grpc-server-cert=/c", "--grpc-server-key=/k", "--grpc-root-cert=/a"),
+        f"--http-restricted-api={protocols}:key=value",
+        f"--grpc-restricted-protocol={protocols}:key=value",
+    ]
+    assert options.grpc_url == "grpcs://127.0.0.1:8001"
+
+
+@pytest.mark.parametrize("admin", ["", "key", "key=", "=value", "key=a,b", "Key=value"])
+def test_a_restriction_without_a_header_and_a_value_is_refused(admin: str) -> None:
+    with pytest.raises(UsageError, match="expected header=value"):
+        ServerOptions(admin=admin)
+
+
+def test_a_certificate_that_is_none_is_said_before_the_start(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("not a key")
+
+    with pytest.raises(BadInputError, match="key is not a PEM file"):
+        Tls(tmp_path / "key", tmp_path / "key").check()
+    with pytest.raises(BadInputError, match="absent cannot be read"):
+        Tls(tmp_path / "absent", tmp_path / "key").check()
+
+
+def test_an_ipv6_host_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--metrics-host is '::1'; expected an IPv4 address"):
+        Endpoints(metrics_host="::1")
+
+
+def test_a_port_in_use_is_named() -> None:
+    free = free_endpoints()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        with pytest.raises(UsageError, match=f"grpc port {port} .* with --grpc-port"):
+            replace(free, grpc_port=port).check_free()
+
+
+def test_equal_ports_are_refused() -> None:
+    with pytest.raises(UsageError, match="must differ"):
+        Endpoints(http_port=9000, grpc_port=9000).check_free()
+
+
+def test_the_log_says_what_loads_and_what_failed(tmp_path: Path) -> None:
+    log = ServerLog(tmp_path / "log", ranks=2)
+    log.open()
+    for line in (
+        'I1 [1,0]<stdout>:I1 model.cc:1] "loading: early:1"',
+        '[1,0]<stdout>:I1 model_lifecycle.cc:472] "loading: tensorrt_llm:1"',
+        "[1,1]<stdout>:I1 model_lifecycle.cc:838] \"successfully loaded 'front'\"",
+        "[1,1]<stderr>:E1 model.cc:1] \"failed to load 'tensorrt_llm' version 1: no memory\"",
+    ):
+        log.add(line)
+    log.close()
+
+    assert log.loaded == ["front"]
+    assert log.waiting_for(("front", "late", "tensorrt_llm")) == "tensorrt_llm"
+    assert log.failure() == ": model 'tensorrt_llm': no memory\""
+    assert (tmp_path / "log.rank1").read_text().startswith("I1 model_lifecycle.cc:838]")
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository of a model that counts."""
+    return write_ticker(tmp_path / "repository")
+
+
+@pytest.mark.server
+def test_a_model_that_fails_is_named_with_its_reason(repository: Path) -> None:
+    (repository / "ticker/1/model.py").write_text("raise RuntimeError('no such tokenizer')\n")
+
+    with (
+        pytest.raises(ProcessError, match=r"'ticker'.*no such tokenizer"),
+        serving(repository, ServerOptions(free_endpoints())),
+    ):
+        pass
+
+
+@pytest.mark.server
+def test_a_server_that_is_too_slow_is_stopped_at_the_deadline(repository: Path) -> None:
+    (repository / "ticker/1/model.py").write_text("import time; time.sleep(100)\n")
+    before = children()
+
+    with (
+        pytest.raises(ProcessError, match=r"not ready after 2 s; it was loading ticker"),
+        serving(repository, ServerOptions(free_endpoints()), timeout_s=2),
+    ):
+        pass
+
+    assert children() == before
+
+
+@pytest.mark.server
+def test_configs_written_for_a_mount_are_served_from_anywhere(tmp_path: Path) -> None:
+    repository = write_ticker(tmp_path / "repository", tokenizer_dir="/models/ticker/1/tokenizer")
+    write_ticker(repository, "other")
+    served = replace(ServedRepository.open(repository), mount=Path("/models"))
+    options = ServerOptions(free_endpoints())
+    launch = plan(served, options, tmp_path / "scratch", "embedded")
+
+    with TritonServer(launch, options) as server:
+        url = f"{server.endpoints.http_url}/v2/models/ticker/config"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            config = json.loads(answer.read())
+
+    assert config["parameters"]["tokenizer_dir"]["string_value"] == str(
+        repository / "ticker/1/tokenizer"
+    )
+    assert "/models/ticker" in (repository / "ticker/config.pbtxt").read_text()
+
+
+def serve_in_words(repository: Path, *prefix: str) -> tuple[int, str]:
+    """Return the exit code and the message of a serve that must not start."""
+    result = subprocess.run(
+        [sys.executable, *(prefix or ("-m", "minitron_trt")), "serve", str(repository)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.returncode, result.stderr
+
+
+def test_serve_without_any_triton_says_what_to_install(repository: Path) -> None:
+    """A finder that hides the wheel stands for a machine where it is not installed."""
+    code = (
+        "import importlib.util as u, sys; real = u.find_spec;"
+        "u.find_spec = lambda name, *a: None if name == 'pytriton' else real(name, *a);"
+        "from minitron_trt.cli import main; main(sys.argv[1:])"
+    )
+
+    assert serve_in_words(repository, "-c", code) == (
+        4,
+        "error: the embedded Triton server needs nvidia-pytriton, which is not installed; "
+        "run: pip install 'minitron-trt[server]'\n",
+    )
+
+
+def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
+    code, message = serve_in_words(tmp_path)
+
+    assert code == 3
+    assert message == (
+        f"error: {tmp_path} has no MODEL/config.pbtxt; expected a Triton repository\n"
+    )
+
+
+def test_serve_of_a_damaged_repository_starts_nothing(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    emit_repository(checkpoint.folder, repository, ServingRecipe(max_batch_size=2))
+    shutil.rmtree(repository / "ensemble")
+
+    code, message = serve_in_words(repository)
+
+    assert code == 3
+    assert "ensemble/1/.keep is missing" in message

@@ -1,0 +1,154 @@
+"""`minitron-trt check`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Final
+
+import click
+
+from minitron_trt.build.compatibility import Report as EngineReport
+from minitron_trt.build.compatibility import check_engine
+from minitron_trt.build.containers import Container, find_container
+from minitron_trt.build.engine import Engine
+from minitron_trt.console import Console, console_options
+from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
+from minitron_trt.gpus import SMS, Target, find_target
+from minitron_trt.triton_repo.check.report import Report, Severity
+
+_MARKS: Final = {True: "ok", False: "no", None: "??"}
+_COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where an engine should load; None leaves a question out."""
+
+    target: Target | None
+    gpus: int | None
+    container: Container | None
+    sm: int | None
+
+    @property
+    def asked(self) -> bool:
+        """Say whether there is anything to compare with."""
+        return (self.target, self.gpus, self.container) != (None, None, None)
+
+    def compare(self, engine: Engine) -> EngineReport:
+        """Return how an engine fits."""
+        if self.sm is not None:
+            engine = _with_sm(engine, self.sm)
+        return check_engine(engine, self.target, self.gpus, self.container)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--gpu", "--arch", "gpu", help="GPU or architecture that the engine should load on")
+@click.option("--gpus", type=click.IntRange(1), help="How many of them there are")
+@click.option("--image", help="Tag or name of the Triton image that should load it, like 26.07")
+@click.option("--sm", type=click.IntRange(1), help="What the engine was built for, if unknown")
+@console_options
+def check(
+    console: Console,
+    folder: Path,
+    gpu: str | None,
+    gpus: int | None,
+    image: str | None,
+    sm: int | None,
+) -> None:
+    """Check a model repository, or whether an engine will load.
+
+    FOLDER is a Triton model repository, of ours or anybody's: every config.pbtxt, the ensemble's
+    wires, the engine, its limits and the tokenizers are checked without a server or a GPU. Exits
+    with 3 when something will not work.
+
+    Or FOLDER is an engine, of ours or of trtllm-build: it is compared with --gpu, --gpus and
+    --image, which a repository with an engine takes too. Exits with 4 when it will not load there,
+    and names what would.
+
+    Example: minitron-trt check repository
+
+    Example: minitron-trt check engine --gpu H100 --image 26.07
+    """
+    from minitron_trt.triton_repo.check.repository_check import is_repository
+
+    place = Place(
+        find_target(gpu) if gpu else None, gpus, find_container(image) if image else None, sm
+    )
+    if not folder.is_dir():
+        raise BadInputError(f"{folder} is not a folder; expected a model repository or an engine")
+    if is_repository(folder):
+        _check_repository(console, folder, place)
+    else:
+        _check_engine(console, folder, place)
+
+
+def _check_engine(console: Console, folder: Path, place: Place) -> None:
+    engine = Engine.open(folder)
+    if not place.asked:
+        raise UsageError("nothing to check against; give --gpu, --gpus or --image")
+    report = place.compare(engine)
+    console.result(report.to_json(), describe(report))
+    _refuse(report)
+
+
+def _check_repository(console: Console, folder: Path, place: Place) -> None:
+    from minitron_trt.triton_repo.check.repository_check import check_repository, engine_of
+
+    report = check_repository(folder)
+    # An engine is of no use in a repository that does not load.
+    engine = place.compare(engine_of(folder)) if place.asked and not report.errors else None
+    record = report.to_json() | {"engine": engine.to_json() if engine else None}
+    text = describe_repository(report)
+    console.result(record, f"{text}\n{describe(engine)}" if engine else text)
+    if report.errors:
+        first = report.errors[0]
+        raise BadInputError(f"{folder} has {report.summary}; {first.place} {first.message}")
+    if engine:
+        _refuse(engine)
+
+
+def _refuse(report: EngineReport) -> None:
+    for finding in report.findings:
+        if finding.fits is False:
+            raise UnsupportedError(
+                f"{report.engine.folder} will not load: {finding.found}; {finding.remedy}"
+            )
+
+
+def _with_sm(engine: Engine, sm: int) -> Engine:
+    if sm not in SMS:
+        raise UsageError(f"--sm {sm} is not known; expected one of {', '.join(map(str, SMS))}")
+    if engine.sm not in (None, sm):
+        raise UsageError(f"--sm {sm} contradicts the engine, which is for SM{engine.sm}")
+    return dataclasses.replace(engine, sm=sm)
+
+
+def describe_repository(report: Report) -> str:
+    """Return the findings as a table, worst colours on a terminal, and their numbers."""
+    width = max((len(finding.place) for finding in report.findings), default=0)
+    lines = [
+        f"{click.style(f'{finding.severity:7}', _COLOURS[finding.severity])}  "
+        f"{finding.place:{width}}  {finding.message}"
+        for finding in report.findings
+    ]
+    return "\n".join([*lines, f"{report.folder}: {report.summary}"])
+
+
+def describe(report: EngineReport) -> str:
+    """Return a report on an engine as text."""
+    engine, limits = report.engine, report.engine.limits
+    sm = "unknown SM" if engine.sm is None else f"SM{engine.sm}"
+    lines = [
+        f"{engine.folder}: {engine.model.spec.architecture}, {engine.model.precision}, {sm}, "
+        f"{engine.compiler} {engine.compiler_version or 'of unknown version'}, "
+        f"{limits.max_batch_size} x {limits.max_seq_len} tokens",
+    ]
+    for finding in report.findings:
+        lines.append(f"  {_MARKS[finding.fits]}  {finding.name}: {finding.found}")
+        if finding.remedy:
+            lines.append(f"      {finding.remedy}")
+    if report.images:
+        lines.append(f"images that fit: {', '.join(report.images)}")
+    return "\n".join(lines)

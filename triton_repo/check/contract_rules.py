@@ -1,0 +1,176 @@
+"""The models' tensors against TensorRT-LLM's, and the BLS model against what it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final
+
+from minitron_trt.triton_repo.check.model_on_disk import (
+    BLS,
+    ENSEMBLE,
+    POSTPROCESSING,
+    PREPROCESSING,
+    RUNTIME,
+    ModelFolder,
+    RepositoryFolder,
+    type_name,
+)
+from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.contract import tensors as contract
+from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
+from minitron_trt.triton_repo.contract.tensors import ElementTypes, Signature, Tensor
+from minitron_trt.triton_repo.parameters import TRTLLM
+
+# What TensorRT-LLM's own models do not have.
+_ONLY_OURS: Final = {
+    PREPROCESSING: (
+        *("STREAM", "EXCLUDE_INPUT_IN_OUTPUT", "APPLY_CHAT_TEMPLATE"),
+        *("OUT_EXCLUDE_INPUT_IN_OUTPUT", "STREAM_ID"),
+    ),
+    POSTPROCESSING: (
+        *("SEQUENCE_INDEX", "STREAM_ID", "FINISH_REASON"),
+        *("OPEN_MAX_TOKENS", "OPEN_STREAM", "OPEN_STOP_WORDS"),
+        *("STOP", "WATCHED_STREAM_IDS", "WATCHED_RESPONSES"),
+    ),
+    ENSEMBLE: ("apply_chat_template", "finish_reason"),
+    BLS: ("apply_chat_template", "finish_reason"),
+}
+_LOGITS: Final = ("FP32", "FP16")
+_TABLE: Final = ("FP16", "BF16", "FP32")
+_ENGINES_CHOICE: Final = {
+    "context_logits": _LOGITS,
+    "generation_logits": _LOGITS,
+    "draft_logits": _LOGITS,
+    "prompt_embedding_table": _TABLE,
+}
+_DEFAULT_RUNTIME: Final = "tensorrt_llm"
+_LISTED: Final = 6
+
+
+def check_contract(
+    model: ModelFolder, repository: RepositoryFolder, explained: Collection[tuple[str, str]]
+) -> Iterator[Finding]:
+    """Name tensors that are missing or of another type, but for those `explained` already."""
+    signature = _signature(model.role, repository)
+    if signature is None:
+        return
+    # Another's repository may be older, or cut down on purpose.
+    severity = Severity.ERROR if repository.ours else Severity.WARNING
+    foreign = () if repository.ours else _ONLY_OURS.get(model.role, ())
+    config = model.config
+    sides = (
+        ("input", signature.inputs, config.input),
+        ("output", signature.outputs, config.output),
+    )
+    for side, wanted, found in sides:
+        tensors = [t for t in wanted if t.name not in foreign]
+        asked = [t for t in tensors if (model.name, t.name) not in explained]
+        yield from _check_side(model, side, asked, found, severity)
+
+
+def _signature(role: str, repository: RepositoryFolder) -> Signature | None:
+    types = ElementTypes()
+    if role == RUNTIME:
+        runtime = (repository.facts or {}).get("runtime")
+        return tensorrt_llm(types, ours=repository.ours and runtime != TRTLLM)
+    if role in (ENSEMBLE, BLS):
+        return contract.text_model(types)
+    known = {PREPROCESSING: contract.PREPROCESSING, POSTPROCESSING: contract.POSTPROCESSING}
+    return known.get(role)
+
+
+def _check_side(
+    model: ModelFolder,
+    side: str,
+    wanted: Sequence[Tensor],
+    found: Sequence[Any],
+    severity: Severity,
+) -> Iterator[Finding]:
+    places = {tensor.name: (index, tensor) for index, tensor in enumerate(found)}
+    missing = [tensor.name for tensor in wanted if tensor.name not in places]
+    if missing:
+        yield model.finding(
+            *(severity, side, f"lacks {_listed(missing)}"),
+            *("the tensors of TensorRT-LLM 1.2", "add them, unless no client needs them"),
+        )
+    for tensor in wanted:
+        if tensor.name in places:
+            index, actual = places[tensor.name]
+            yield from _check_tensor(model, f"{side}[{index}]", tensor, actual, severity)
+
+
+def _listed(missing: Sequence[str]) -> str:
+    more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+    return ", ".join(missing[:_LISTED]) + more
+
+
+def _check_tensor(
+    model: ModelFolder, path: str, wanted: Tensor, found: Any, severity: Severity
+) -> Iterator[Finding]:
+    types = [f"TYPE_{name}" for name in _ENGINES_CHOICE.get(wanted.name, (wanted.type,))]
+    actual = type_name(found.data_type)
+    if actual not in types:
+        yield model.finding(
+            *(severity, f"{path}.data_type", f"{wanted.name!r} is {actual}"),
+            f"{' or '.join(types)}, as in TensorRT-LLM",
+        )
+    if tuple(found.dims) != wanted.dims:
+        yield model.finding(
+            *(severity, f"{path}.dims", f"{wanted.name!r} has dims {list(found.dims)}"),
+            f"{list(wanted.dims)}, as in TensorRT-LLM",
+        )
+
+
+def check_instances(model: ModelFolder) -> Iterator[Finding]:
+    """Check that a model of ours that keeps state between requests has one instance."""
+    for index, group in enumerate(model.config.instance_group):
+        if model.role in (POSTPROCESSING, RUNTIME) and group.count > 1:
+            yield model.error(
+                f"instance_group[{index}].count",
+                f"is {group.count}",
+                *("1, since its requests share state", "set it to 1"),
+            )
+
+
+def check_relay(model: ModelFolder, repository: RepositoryFolder) -> Iterator[Finding]:
+    """Check what a BLS model calls: the names, and that both stream or neither does."""
+    key = "tensorrt_llm_model_name"
+    path = f'parameters["{key}"]'
+    target = model.parameters.get(key) or _DEFAULT_RUNTIME
+    runtime = repository.models.get(target)
+    if runtime is None:
+        yield model.error(
+            *(path, f"the repository has no model {target!r}", ""),
+            "name the model that generates tokens",
+        )
+    draft = model.parameters.get("tensorrt_llm_draft_model_name")
+    if draft and draft not in repository.models:
+        yield model.error(
+            *('parameters["tensorrt_llm_draft_model_name"]',),
+            *(f"the repository has no model {draft!r}", "", "name the draft model, or nothing"),
+        )
+    if not repository.ours:
+        for name in (PREPROCESSING, POSTPROCESSING):
+            if name not in repository.models:
+                yield model.error("", f"calls {name!r}, which the repository lacks", "", "add it")
+    if runtime is not None and runtime.config is not None:
+        yield from _check_pair(model, runtime)
+
+
+def _check_pair(model: ModelFolder, runtime: ModelFolder) -> Iterator[Finding]:
+    streams = model.config.model_transaction_policy.decoupled
+    if streams != runtime.config.model_transaction_policy.decoupled:
+        yield model.warning(
+            "model_transaction_policy.decoupled",
+            f"is {str(streams).lower()} here and {str(not streams).lower()} in {runtime.file}",
+            *("the same in both", "streamed requests are refused until both are true"),
+        )
+    types = {tensor.name: tensor.data_type for tensor in runtime.config.output}
+    for index, tensor in enumerate(model.config.output):
+        if types.get(tensor.name, tensor.data_type) != tensor.data_type:
+            yield model.error(
+                f"output[{index}].data_type",
+                f"{tensor.name!r} is {type_name(tensor.data_type)}",
+                f"{type_name(types[tensor.name])}, as in {runtime.file}",
+                tensors=[(model.name, tensor.name)],
+            )

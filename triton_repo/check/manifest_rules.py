@@ -1,0 +1,61 @@
+"""Our manifest of a repository against its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.artifacts import MANIFEST_NAME
+from minitron_trt.triton_repo.check.config_rules import TENSORRT_LLM
+from minitron_trt.triton_repo.check.model_on_disk import RUNTIME, RepositoryFolder
+from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.parameters import RUNTIMES, TRTLLM
+
+KIND: Final = "repository"
+_AGAIN: Final = "make the repository again"
+
+
+def read_facts(folder: Path) -> tuple[Mapping[str, Any] | None, list[Finding]]:
+    """Return the manifest's record; None where there is none or it is damaged."""
+    try:
+        record = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        if record["kind"] != KIND:
+            return None, []
+        if not isinstance(record["files"], dict):
+            raise TypeError("files is no table")
+    except FileNotFoundError:
+        return None, []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, [_error("", f"is damaged ({error!r})")]
+    return record, []
+
+
+def check_manifest(repository: RepositoryFolder) -> Iterator[Finding]:
+    """Check that files, models and runtime are those that the manifest records."""
+    facts = repository.facts or {}
+    for name, size in facts.get("files", {}).items():
+        path = repository.folder / name
+        actual = path.stat().st_size if path.is_file() else None
+        if actual != size:
+            found = "is missing" if actual is None else f"is {actual} bytes"
+            yield Finding(
+                *(Severity.ERROR, name, "", found),
+                *(f"{size} bytes, as {MANIFEST_NAME} says", _AGAIN),
+            )
+    for name in facts.get("models", ()):
+        if name not in repository.models and f"{name}/config.pbtxt" not in facts.get("files", {}):
+            yield _error("models", f"lists {name!r}, which has no folder")
+    runtime = facts.get("runtime")
+    if runtime is not None and runtime not in RUNTIMES:
+        yield _error("runtime", f"is {runtime!r}; expected one of {', '.join(RUNTIMES)}")
+    for model in repository.of_role(RUNTIME):
+        if (model.config.backend == TENSORRT_LLM) != (runtime == TRTLLM):
+            yield _error(
+                "runtime", f"is {runtime!r}, but {model.file} has backend {model.config.backend!r}"
+            )
+
+
+def _error(field: str, found: str) -> Finding:
+    return Finding(Severity.ERROR, MANIFEST_NAME, field, found, remedy=_AGAIN)

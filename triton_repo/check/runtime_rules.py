@@ -1,0 +1,196 @@
+"""The model that generates tokens: its parameters, and the engine or folder that it loads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from minitron_trt.build.engine import TRTLLM as TRTLLM_COMPILER
+from minitron_trt.build.engine import Engine
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import MinitronError, UsageError
+from minitron_trt.triton_repo.check.config_rules import TENSORRT_LLM
+from minitron_trt.triton_repo.check.model_on_disk import (
+    BLS,
+    ENSEMBLE,
+    RUNTIME,
+    TEXT_RUNTIME,
+    ModelFolder,
+    RepositoryFolder,
+    type_name,
+)
+from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.parameters import BOOL, LLMAPI, PARAMETERS, REFERENCE, Parameter
+
+_PATH_KEY: Final = "gpt_model_path"
+_PATH: Final = f'parameters["{_PATH_KEY}"]'
+_MODEL_YAML: Final = "model.yaml"
+_MODEL_LINE: Final = re.compile(r"^model:\s*[\"']?([^\"'#\n]+?)[\"']?\s*$", re.MULTILINE)
+_TRUTHS: Final = ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")
+_LOGITS: Final = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+_OUTPUTS_OF_LOGITS: Final = ("context_logits", "generation_logits")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a runtime loads, as far as it lies on this machine."""
+
+    vocab: int | None = None
+    engine: Engine | None = None
+
+
+def check_parameters(model: ModelFolder, *, ours: bool) -> Iterator[Finding]:
+    """Check that each value is of its parameter's kind; empty ones count as not set."""
+    for parameter in PARAMETERS.get(model.role, ()):
+        value = model.parameters.get(parameter.name)
+        if value and not _accepts(parameter, value, ours=ours):
+            yield model.error(
+                *(f'parameters["{parameter.name}"]', f"is {value!r}", parameter.kind.expected),
+                "correct it: an unreadable value is ignored or keeps the model from loading",
+            )
+
+
+def _accepts(parameter: Parameter, value: str, *, ours: bool) -> bool:
+    if parameter.kind is BOOL:
+        # TensorRT-LLM's models are more generous than ours.
+        return value.lower() in (_TRUTHS[:2] if ours else _TRUTHS)
+    return parameter.kind.accepts(value)
+
+
+def open_served(model: ModelFolder, repository: RepositoryFolder) -> tuple[Served, list[Finding]]:
+    """Open what a runtime loads and check the model against it."""
+    runtime = (repository.facts or {}).get("runtime")
+    if runtime == LLMAPI or model.role == TEXT_RUNTIME:
+        return _open_folder(model)
+    path = model.parameters.get(_PATH_KEY)
+    if not path:
+        return Served(), _unset(model)
+    place = repository.locate(model, path)
+    if place is None:
+        return Served(), [model.unlocated(_PATH, path)]
+    try:
+        if runtime == REFERENCE:
+            return Served(Checkpoint.open(place).spec.vocab), []
+        engine = Engine.open(place)
+    except MinitronError as error:
+        return Served(), [model.error(_PATH, str(error))]
+    findings = [*_check_limits(model, engine), *_check_logits(engine, repository)]
+    return Served(engine.model.spec.vocab, engine), findings
+
+
+def _unset(model: ModelFolder) -> list[Finding]:
+    """Name a path that is given but empty; placeholders and absent keys are named elsewhere."""
+    if model.parameters.get(_PATH_KEY) == "":
+        return [model.error(_PATH, "is empty", "the folder of the engine")]
+    return []
+
+
+def _open_folder(model: ModelFolder) -> tuple[Served, list[Finding]]:
+    """Open the Hugging Face folder that model.yaml names, relative to itself."""
+    file = f"{model.name}/{model.version_folder.name}/{_MODEL_YAML}"
+    try:
+        found = _MODEL_LINE.search((model.version_folder / _MODEL_YAML).read_text())
+    except OSError as error:
+        return Served(), [_fault(file, "", f"cannot be read ({error.strerror})")]
+    if found is None:
+        return Served(), [_fault(file, "model", "is missing; expected the model's folder")]
+    folder = model.version_folder / found[1]
+    if not folder.is_dir():
+        if found[1].count("/") == 1 or Path(found[1]).is_absolute():
+            note = f"not checked: {found[1]} is a hub id or a path of another machine"
+            return Served(), [model.note("", note)]
+        return Served(), [_fault(file, "model", f"there is no folder {found[1]!r} beside it")]
+    try:
+        vocab = int(json.loads((folder / "config.json").read_text())["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Served(), [
+            _fault(file, "model", f"{found[1]}/config.json is no model's ({error!r})")
+        ]
+    if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
+        return Served(vocab), [_fault(file, "model", f"{found[1]} has no weights")]
+    return Served(vocab), []
+
+
+def _fault(file: str, field: str, found: str) -> Finding:
+    return Finding(Severity.ERROR, file, field, found, remedy="make the repository again")
+
+
+def _check_limits(model: ModelFolder, engine: Engine) -> Iterator[Finding]:
+    limits, config = engine.limits, model.config
+    if config.backend == TENSORRT_LLM and engine.compiler != TRTLLM_COMPILER:
+        yield model.error(
+            *(_PATH, f"an engine of {engine.compiler}, which {TENSORRT_LLM} cannot load"),
+            *("one that TensorRT-LLM built", "build with --compiler trtllm"),
+        )
+    if config.max_batch_size > limits.max_batch_size:
+        yield model.warning(
+            *("max_batch_size", f"is {config.max_batch_size}"),
+            f"at most the engine's {limits.max_batch_size}",
+            "more requests than that wait; lower it or build again with a larger --max-batch-size",
+        )
+    beams = model.parameters.get("max_beam_width") or ""
+    if beams.isdecimal() and int(beams) > limits.max_beam_width:
+        yield model.error(
+            *('parameters["max_beam_width"]', f"is {beams}"),
+            f"at most the engine's {limits.max_beam_width}",
+            "lower it or build again with a larger --max-beam-width",
+        )
+    for key in ("enable_chunked_context", "enable_kv_cache_reuse"):
+        value = (model.parameters.get(key) or "").lower()
+        if value in ("true", "1") and not engine.paged_context:
+            yield model.error(
+                *(f'parameters["{key}"]', "is true, but the engine lacks use_paged_context_fmha"),
+                *("false", "or build again with use_paged_context_fmha"),
+            )
+    yield from _check_devices(model, engine.model.parallelism.world_size)
+
+
+def _check_devices(model: ModelFolder, ranks: int) -> Iterator[Finding]:
+    devices = model.parameters.get("gpu_device_ids")
+    if not devices:
+        return
+    uneven = [group for group in devices.split(";") if len(group.split(",")) != ranks]
+    if uneven:
+        yield model.error(
+            *('parameters["gpu_device_ids"]', f"names the GPUs {uneven[0]}"),
+            f"{ranks}, one for each rank of the engine",
+        )
+
+
+def _check_logits(engine: Engine, repository: RepositoryFolder) -> Iterator[Finding]:
+    wanted = _LOGITS.get(engine.logits_dtype)
+    if wanted is None:
+        return
+    for model in repository.of_role(RUNTIME, ENSEMBLE, BLS):
+        wrong = [
+            (index, tensor)
+            for index, tensor in enumerate(model.config.output)
+            if tensor.name in _OUTPUTS_OF_LOGITS and type_name(tensor.data_type) != wanted
+        ]
+        for index, tensor in wrong[:1]:
+            yield model.error(
+                f"output[{index}].data_type",
+                f"{', '.join(t.name for _, t in wrong)}: {type_name(tensor.data_type)}",
+                f"{wanted}, the engine's logits_dtype",
+                tensors=[(model.name, tensor.name) for _, tensor in wrong],
+            )
+
+
+def find_engine(repository: RepositoryFolder) -> Engine:
+    """Return the engine that a repository serves.
+
+    UsageError when it has none on this machine; BadInputError when the engine is damaged.
+    """
+    for model in repository.of_role(RUNTIME):
+        path = model.parameters.get(_PATH_KEY)
+        place = repository.locate(model, path) if path else None
+        if (repository.facts or {}).get("runtime") != REFERENCE and place is not None:
+            return Engine.open(place)
+    raise UsageError(
+        f"{repository.folder} has no engine on this machine to check against a GPU or an image; "
+        "leave out --gpu, --gpus and --image, or give the engine's folder"
+    )

@@ -1,0 +1,1 @@
+"""The tensors of the Triton models, and how the ensemble passes them on."""

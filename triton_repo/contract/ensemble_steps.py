@@ -1,0 +1,92 @@
+"""How the ensemble's steps pass tensors on: preprocessing, tensorrt_llm, postprocessing.
+
+A step after tensorrt_llm, which answers many times, may take inputs from it alone: Triton refuses
+others. So preprocessing tells postprocessing about a stream by a request of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from minitron_trt.triton_repo.contract.tensors import ElementTypes, statistics
+from minitron_trt.triton_repo.models.minitron_models.names import PASSED_ON
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the ensemble; the maps go from the model's tensor to the ensemble's."""
+
+    model: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+_ENCODED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "INPUT_ID": "input_ids",
+        "REQUEST_INPUT_LEN": "input_lengths",
+        "REQUEST_OUTPUT_LEN": "request_output_len",
+        "BAD_WORDS_IDS": "bad_words_list",
+        "STOP_WORDS_IDS": "stop_words_list",
+        "EMBEDDING_BIAS": "embedding_bias",
+        "OUT_END_ID": "end_id",
+        "OUT_PAD_ID": "pad_id",
+        "OUT_PROMPT_TABLE_EXTRA_IDS": "prompt_table_extra_ids",
+        "OUT_EXCLUDE_INPUT_IN_OUTPUT": "exclude_input_in_output",
+    }
+)
+"""From preprocessing's outputs to tensorrt_llm's inputs."""
+
+_PREPROCESSED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "QUERY": "text_input",
+        "REQUEST_OUTPUT_LEN": "max_tokens",
+        "BAD_WORDS_DICT": "bad_words",
+        "STOP_WORDS_DICT": "stop_words",
+        "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
+        "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
+        "END_ID": "end_id",
+        "PAD_ID": "pad_id",
+        "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
+        "STREAM": "stream",
+        "EXCLUDE_INPUT_IN_OUTPUT": "exclude_input_in_output",
+        "APPLY_CHAT_TEMPLATE": "apply_chat_template",
+    }
+)
+
+
+def ensemble_steps(types: ElementTypes, *, ours: bool) -> tuple[Step, ...]:
+    """Return the steps.
+
+    `ours` where tensorrt_llm knows a stream's id and why it ended, and pads no row of ids; each
+    tensor between two models costs time per token.
+    """
+    encoded = dict(_ENCODED)
+    results, decoded = {"output_ids": "_output_ids"}, {"TOKENS_BATCH": "_output_ids"}
+    if not ours:
+        results["sequence_length"] = decoded["SEQUENCE_LENGTH"] = "_sequence_length"
+    else:
+        encoded["STREAM_ID"] = "stream_id"
+        results |= {"stream_id": "_answered_stream_id", "finish_reason": "_finish_reason"}
+        decoded |= {"STREAM_ID": "_answered_stream_id", "FINISH_REASON": "_finish_reason"}
+    return (
+        Step(
+            "preprocessing",
+            _PREPROCESSED,
+            {name: f"_{target}" for name, target in encoded.items()},
+        ),
+        Step(
+            "tensorrt_llm",
+            {target: f"_{target}" for target in encoded.values()}
+            | {target: name for name, target in PASSED_ON.items()},
+            results | {tensor.name: tensor.name for tensor in statistics(types)},
+        ),
+        Step(
+            "postprocessing",
+            {**decoded, "SEQUENCE_INDEX": "sequence_index"},
+            {"OUTPUT": "text_output", "FINISH_REASON": "finish_reason"},
+        ),
+    )

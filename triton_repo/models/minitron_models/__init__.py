@@ -1,0 +1,1 @@
+"""What the Python models of a repository share; a copy lies beside each model.py."""

@@ -1,0 +1,184 @@
+"""From a client's text and words to the ids and weights that tensorrt_llm takes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from minitron_models.stop import StopWords
+from minitron_models.text_model import flag, load_tokenizer, parameter
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TextTensors:
+    """The tensors of a text request that become ids; None where the client sent none."""
+
+    text: NDArray[Any] | None
+    stop_words: NDArray[Any] | None = None
+    bad_words: NDArray[Any] | None = None
+    bias_words: NDArray[Any] | None = None
+    bias_weights: NDArray[Any] | None = None
+    end_id: int | None = None
+    pad_id: int | None = None
+    table_id: int | None = None  # prompt_table_extra_id
+    chat: bool | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a text request is to tensorrt_llm: inputs of its, without those that say nothing."""
+
+    inputs: dict[str, NDArray[Any]]
+    words: tuple[str, ...]  # the stop words, as text
+    stops: StopWords | None
+
+    @property
+    def ids(self) -> list[int]:
+        """Return the ids of the prompt."""
+        ids: list[int] = self.inputs["input_ids"][0].tolist()
+        return ids
+
+
+class TextEncoder:
+    """Turns prompts and words into ids as the model's Hugging Face tokenizer does."""
+
+    def __init__(self, args: Mapping[str, str]) -> None:
+        self.tokenizer = load_tokenizer(args)
+        self._special = flag(args, "add_special_tokens", True)
+        self._chat = flag(args, "apply_chat_template", False)
+        self._end_ids: list[int] = json.loads(parameter(args, "end_ids"))
+        # The engine's, which is what an embedding bias must cover; a tokenizer may have fewer.
+        self._vocab_size = int(parameter(args, "vocab_size", "0"))
+
+    def prompt(self, given: TextTensors) -> Prompt:
+        """Encode one request; ValueError names the tensor that is wrong."""
+        text = _texts("text_input", given.text)
+        if len(text) != 1:
+            raise ValueError(f"text_input holds {len(text)} texts; send one per request")
+        if not text[0]:
+            raise ValueError("text_input is empty; expected some text")
+        chat = self._chat if given.chat is None else given.chat
+        ids = self._chat_ids(text[0]) if chat else self._encode(text[0], self._special)
+        if not ids:
+            raise ValueError("text_input has no tokens; expected some text")
+        # Any id of generation_config ends a text; the contract has one end_id and many stop words.
+        ends = self._end_ids if given.end_id is None else [given.end_id]
+        words = tuple(word for word in _texts("stop_words", given.stop_words) if word)
+        bad_words = [word for word in _texts("bad_words", given.bad_words) if word]
+        stop_ids = [*self._spellings(words), *([end] for end in ends[1:])]
+        inputs: dict[str, NDArray[Any] | None] = {
+            "input_ids": np.array([ids], np.int32),
+            "input_lengths": np.array([[len(ids)]], np.int32),
+            "stop_words_list": pack_words(stop_ids),
+            "bad_words_list": pack_words(self._spellings(bad_words)),
+            "embedding_bias": self._bias(given.bias_words, given.bias_weights),
+            "end_id": _id(ends[0] if ends else None),
+            "pad_id": _id(self._pad_id(given.pad_id, ends)),
+            "prompt_table_extra_ids": self._table_ids(ids, given.table_id),
+        }
+        present = {name: value for name, value in inputs.items() if value is not None}
+        return Prompt(present, words, StopWords(words) if words else None)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def _chat_ids(self, text: str) -> list[int]:
+        """Return the ids of a message, or of a JSON list of messages, in the chat template."""
+        if not self.tokenizer.chat_template:
+            raise ValueError("apply_chat_template is true, but the tokenizer has no chat template")
+        messages = _messages(text)
+        try:
+            # The template writes the special tokens itself.
+            prompt = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # whatever the model's own template raises
+            raise ValueError(f"text_input does not fit the chat template: {error}") from error
+        return self._encode(prompt, special=False)
+
+    def _spellings(self, words: Sequence[str]) -> list[list[int]]:
+        """Return the ids under which each word can appear: at a start, and after a space."""
+        spellings = (spelling for word in words for spelling in (word, f" {word}"))
+        ids = dict.fromkeys(tuple(self._encode(spelling, False)) for spelling in spellings)
+        return [list(word) for word in ids if word]
+
+    def _bias(
+        self, words: NDArray[Any] | None, weights: NDArray[Any] | None
+    ) -> NDArray[np.float32] | None:
+        """Return [1, vocabulary] with the weights of words added to their tokens."""
+        texts = _texts("embedding_bias_words", words)
+        values = [] if weights is None else weights.reshape(-1).tolist()
+        if len(texts) != len(values):
+            raise ValueError(
+                f"embedding_bias_words holds {len(texts)} words but embedding_bias_weights "
+                f"{len(values)} weights; expected one weight per word"
+            )
+        if not texts:
+            return None
+        if not self._vocab_size:
+            raise ValueError("embedding_bias_words needs the parameter vocab_size in config.pbtxt")
+        bias = np.zeros((1, self._vocab_size), np.float32)
+        for text, weight in zip(texts, values, strict=True):
+            ids = self._encode(text, False)
+            if any(token_id >= self._vocab_size for token_id in ids):
+                raise ValueError(
+                    f"embedding_bias_words has {text!r}, which the model has no id for"
+                )
+            np.add.at(bias[0], ids, weight)
+        return bias
+
+    def _pad_id(self, given: int | None, ends: Sequence[int]) -> int | None:
+        if given is not None:
+            return given
+        own: int | None = self.tokenizer.pad_token_id
+        return own if own is not None else next(iter(ends), None)
+
+    def _table_ids(self, ids: Sequence[int], table_id: int | None) -> NDArray[np.uint64] | None:
+        """Return the table's id for each virtual token and 0 for the others."""
+        if table_id is None:
+            return None
+        if not self._vocab_size:
+            raise ValueError("prompt_table_extra_id needs the parameter vocab_size in config.pbtxt")
+        virtual = np.array([ids]) >= self._vocab_size
+        return np.where(virtual, np.uint64(table_id), np.uint64(0))
+
+
+def pack_words(words: Sequence[Sequence[int]]) -> NDArray[np.int32] | None:
+    """Return [1, 2, n]: ids one after another, and the end offset of each word, padded with -1."""
+    if not words:
+        return None
+    ids = [token_id for word in words for token_id in word]
+    ends = list(itertools.accumulate(len(word) for word in words))
+    return np.array([[ids, ends + [-1] * (len(ids) - len(ends))]], np.int32)
+
+
+def _id(value: int | None) -> NDArray[np.int32] | None:
+    return None if value is None else np.array([[value]], np.int32)
+
+
+def _texts(name: str, values: NDArray[Any] | None) -> list[str]:
+    """Return the texts of a tensor of strings; ValueError when one is not UTF-8."""
+    try:
+        return [] if values is None else [value.decode("utf-8") for value in values.reshape(-1)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _messages(text: str) -> list[dict[str, str]]:
+    """Return a chat: the messages of a JSON list of objects, else the text as a user's message."""
+    try:
+        messages = json.loads(text)
+    except ValueError:
+        messages = None
+    is_chat = isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
+    if not is_chat:
+        return [{"role": "user", "content": text}]
+    for message in messages:
+        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError("text_input is a chat with a message that lacks its role or content")
+    return list(messages)

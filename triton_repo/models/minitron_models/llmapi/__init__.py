@@ -1,0 +1,1 @@
+"""What the model `tensorrt_llm` of the runtime llmapi has besides."""

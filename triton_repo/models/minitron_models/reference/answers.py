@@ -1,0 +1,184 @@
+"""From the executor's events to the responses of `tensorrt_llm`.
+
+Without streaming a sequence answers once, at its end. A request that was stopped or that ran out
+of time ends as in TensorRT-LLM's executor: with the tokens so far, and the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from minitron_models.reference.inputs import Asked
+from minitron_models.requests import Sender
+from numpy.typing import NDArray
+
+from minitron_trt.executor import Event, FinishReason, Timing
+
+FINISH_REASONS: Final = {
+    FinishReason.END_ID: b"stop",
+    FinishReason.STOP_WORDS: b"stop",
+    FinishReason.LENGTH: b"length",
+    FinishReason.TIMED_OUT: b"timeout",
+    FinishReason.CANCELLED: b"cancelled",
+}
+
+Outputs = dict[str, NDArray[Any]]
+
+
+class Answer:
+    """One client's request on its way back: all sequences of all its rows."""
+
+    def __init__(
+        self,
+        sender: Sender,
+        asked: Sequence[Asked],
+        stream_id: int | None,
+        stream_interval: int,
+        check_period_s: float,
+        done: Callable[[int], None],
+    ) -> None:
+        """Answer by `sender`; `done` is told the number of tokens before the last response."""
+        self._sender = sender
+        self._done = done
+        self._interval = stream_interval
+        self._tokens = 0
+        self._check_period_s = check_period_s
+        self._checked = time.monotonic()
+        self._pending = {
+            (row, sequence): _Pending(one, row if len(asked) > 1 else None, sequence, stream_id)
+            for row, one in enumerate(asked)
+            for sequence in range(one.request.sequences)
+        }
+
+    def is_over(self) -> bool:
+        """Return whether what still runs may stop: all is said, or the client left.
+
+        Asks seldom: it is a message to the server process and back.
+        """
+        if not self._pending:
+            return True
+        now = time.monotonic()
+        if now - self._checked < self._check_period_s:
+            return False
+        self._checked = now
+        return bool(self._sender.is_cancelled())
+
+    def close(self) -> None:
+        """Say no more; what still runs stops."""
+        self._pending.clear()
+
+    def on_event(self, row: int, event: Event) -> None:
+        """Send what is due of one row's news."""
+        pending = self._pending.get((row, event.sequence))
+        if pending is None:
+            return
+        reason = event.finish_reason
+        self._tokens += len(event.tokens)
+        pending.add(event)
+        if reason is None:
+            if pending.is_due(self._interval):
+                self._sender.send(pending.take())
+        elif reason is FinishReason.ERROR:
+            self.close()
+            self._done(self._tokens)
+            self._sender.fail(event.error or "", pb_utils.TritonError.INTERNAL)
+        else:
+            self._end((row, event.sequence), pending, event)
+
+    def _end(self, key: tuple[int, int], pending: _Pending, event: Event) -> None:
+        outputs = {**pending.take(), **pending.ending(event)}
+        del self._pending[key]
+        if not self._pending:
+            self._done(self._tokens)
+        self._sender.send(outputs, last=not self._pending)
+
+
+class _Pending:
+    """What one sequence has to say in its next response."""
+
+    def __init__(self, asked: Asked, row: int | None, sequence: int, stream_id: int | None) -> None:
+        self._asked = asked
+        self._log_probs_wanted = asked.request.sampling.log_probs
+        several = asked.request.sequences > 1
+        self._ids: list[int] = []
+        self._sent = False
+        self._cumulated = 0.0
+        self._log_probs: list[float] = []
+        self._logits: list[NDArray[np.float32]] = []
+        self._context: NDArray[np.float32] | None = None
+        self._always: Outputs = {}
+        if stream_id is not None:
+            self._always["stream_id"] = np.array([[stream_id]], np.uint64)
+        if several or row is not None:
+            self._always["batch_index"] = _number(row or 0)
+        if several:
+            self._always["sequence_index"] = _number(sequence)
+        if asked.count_input:
+            self._always["num_input_tokens"] = _number(len(asked.request.prompt))
+
+    def add(self, event: Event) -> None:
+        """Keep an event's news."""
+        self._ids += event.tokens
+        self._log_probs += event.log_probs
+        if event.generation_logits is not None:
+            self._logits.append(event.generation_logits)
+        if event.context_logits is not None:
+            self._context = event.context_logits
+
+    def is_due(self, interval: int) -> bool:
+        """Return whether a streamed response is due: the first token, then every so many."""
+        return self._asked.streaming and (not self._sent or len(self._ids) >= interval)
+
+    def take(self) -> Outputs:
+        """Return the outputs of the next response."""
+        ids, self._ids, self._sent = self._ids, [], True
+        outputs = dict(self._always)
+        if self._asked.count_output:
+            outputs["num_output_tokens"] = _number(len(ids))
+        if self._log_probs_wanted:
+            outputs |= self._probabilities()
+        if self._logits:
+            outputs["generation_logits"] = np.concatenate(self._logits)[None, None]
+            self._logits = []
+        if self._context is not None:
+            outputs["context_logits"], self._context = self._context[None], None
+        if self._asked.prepend_prompt and not self._asked.streaming:
+            ids = [*self._asked.request.prompt, *ids]
+        outputs["output_ids"] = np.array([[ids]], np.int32)
+        outputs["sequence_length"] = _number(len(ids))
+        return outputs
+
+    def _probabilities(self) -> Outputs:
+        self._cumulated += sum(self._log_probs)
+        outputs = {
+            "output_log_probs": np.array([[self._log_probs]], np.float32),
+            "cum_log_probs": np.array([[self._cumulated]], np.float32),
+        }
+        self._log_probs = []
+        return outputs
+
+    def ending(self, event: Event) -> Outputs:
+        """Return what only a sequence's last response has."""
+        assert event.finish_reason is not None
+        reason = np.array([[FINISH_REASONS[event.finish_reason]]], np.object_)
+        return {"finish_reason": reason, **_times(event.timing)}
+
+
+def _number(value: int) -> NDArray[np.int32]:
+    return np.array([[value]], np.int32)
+
+
+def _times(timing: Timing | None) -> Outputs:
+    """Return the times that there are, in nanoseconds of the machine's monotonic clock."""
+    if timing is None:
+        return {}
+    times = timing._asdict().items()
+    return {
+        f"{name.removesuffix('_s')}_time_ns": np.array([[round(time * 1e9)]], np.int64)
+        for name, time in times
+        if time is not None
+    }

@@ -1,0 +1,184 @@
+"""Triton model `tensorrt_llm`, reference runtime: the executor over a checkpoint beside it.
+
+Same tensors as TensorRT-LLM's own model; needs minitron-trt[reference] in Triton's Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import triton_python_backend_utils as pb_utils
+from minitron_models.readers import Readers
+from minitron_models.reference.answers import Answer
+from minitron_models.reference.inputs import Asked, Serving, read, rows, scalar
+from minitron_models.reference.metrics import Metrics
+from minitron_models.reference.running import Entry, Running
+from minitron_models.requests import CANCEL_CHECK_S, Sender
+from minitron_models.text_model import flag, parameter
+
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import BadInputError, RefusedError, UnsupportedError
+from minitron_trt.executor import Executor
+from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.scheduler import MAX_TOKENS_PER_STEP
+
+# A request has its slot by then, so the first figures after a rest are right.
+_ADMISSION_S: Final = 0.002
+
+
+class TritonPythonModel:
+    """Called by Triton's Python backend."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the checkpoint and start the executor."""
+        model = _load(args)
+        self._serving = Serving(
+            vocab=model.vocab,
+            max_seq_len=model.max_seq_len,
+            decoupled=pb_utils.using_decoupled_model_transaction_policy(
+                json.loads(args["model_config"])
+            ),
+            exclude_input=flag(args, "exclude_input_in_output", False),
+        )
+        self._stream_interval = int(parameter(args, "stream_interval", "1"))
+        self._executor = Executor(
+            model,
+            max_tokens_per_step=max(model.slots, _tokens_per_step(args)),
+            max_queue_size=int(parameter(args, "max_queue_size")),
+        )
+        self._numbers = itertools.count()
+        self._running = Running()
+        self._readers = Readers()
+        self._metrics = Metrics(args, model.max_seq_len)
+        self._metrics.publish(self._executor.stats())
+        self._cancel_period_s = int(parameter(args, "cancellation_check_period_ms", "20")) / 1e3
+        self._stats_period_s = int(parameter(args, "stats_check_period_ms", "100")) / 1e3
+        self._closing = threading.Event()
+        self._watchers = [
+            threading.Thread(target=watch, name=f"minitron{watch.__name__}", daemon=True)
+            for watch in (self._watch_metrics, self._watch_readers)
+        ]
+        self._executor.start()
+        for watcher in self._watchers:
+            watcher.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """Hand each request to the executor, which answers from its own thread."""
+        for request in requests:
+            sender = self._readers.sender(request)
+            try:
+                self._take(request, sender)
+            except Exception as error:
+                sender.fail(*_refusal(error))
+
+    def finalize(self) -> None:
+        """Stop the executor."""
+        self._closing.set()
+        self._running.wake()
+        self._executor.close()
+        for watcher in self._watchers:
+            watcher.join()
+        # Deleting them takes the server, which is gone by the time the interpreter ends.
+        del self._metrics
+
+    def _take(self, request: Any, sender: Sender) -> None:
+        arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        given = (request.request_id(), scalar(arrays, "stream_id"))
+        names = frozenset(name for name in given if name not in ("", None))
+        if scalar(arrays, "stop", False):
+            self._stop(names, sender)
+            return
+        batch = rows(arrays)
+        if len(batch) > 1 and not self._serving.decoupled:
+            raise BadInputError(
+                f"input_lengths has {len(batch)} rows; more than one needs a model with "
+                "decoupled responses"
+            )
+        timeout_us = request.timeout()
+        asked = [read(row, str(next(self._numbers)), timeout_us, self._serving) for row in batch]
+        for one in asked:
+            self._executor.check(one.request)
+        self._submit(asked, names, given[1], sender)
+
+    def _stop(self, names: frozenset[str | int], sender: Sender) -> None:
+        if not names:
+            raise BadInputError("stop needs the request id, or stream_id, of the request to stop")
+        self._cancel(names)
+        # A model that is not decoupled owes exactly one response.
+        if self._serving.decoupled:
+            sender.close()
+        else:
+            sender.send({}, last=True)
+
+    def _cancel(self, names: frozenset[str | int]) -> None:
+        for request_id in self._running.named(names):
+            self._executor.cancel(request_id)
+
+    def _submit(
+        self, asked: Sequence[Asked], names: frozenset[str | int], stream_id: Any, sender: Sender
+    ) -> None:
+        request_ids = tuple(one.request.request_id for one in asked)
+
+        def done(tokens: int) -> None:
+            self._running.remove(request_ids[0])
+            self._metrics.finished(sum(len(one.request.prompt) for one in asked), tokens)
+
+        answer = Answer(
+            sender, asked, stream_id, self._stream_interval, self._cancel_period_s, done
+        )
+        self._running.add(Entry(names, request_ids))
+        try:
+            for row, one in enumerate(asked):
+                on_event = functools.partial(answer.on_event, row)
+                self._executor.submit(one.request, on_event, answer.is_over)
+        except BaseException:
+            answer.close()
+            self._running.remove(request_ids[0])
+            raise
+
+    def _watch_readers(self) -> None:
+        """Cancel the streams of the ensemble that nobody reads any more."""
+        while not self._closing.wait(CANCEL_CHECK_S):
+            if gone := self._readers.gone():
+                self._cancel(frozenset(gone))
+
+    def _watch_metrics(self) -> None:
+        """Publish metrics, as long as there is something to see."""
+        while self._running.wait(self._closing):
+            self._closing.wait(_ADMISSION_S)
+            while self._running and not self._closing.is_set():
+                self._metrics.publish(self._executor.stats())
+                self._closing.wait(self._stats_period_s)
+            self._metrics.publish(self._executor.stats())
+
+
+def _refusal(error: Exception) -> tuple[str, int]:
+    """Return what is wrong with a request, and Triton's code for it."""
+    codes = pb_utils.TritonError
+    for kind, code in (
+        (BadInputError, codes.INVALID_ARG),
+        (UnsupportedError, codes.UNSUPPORTED),
+        (RefusedError, codes.UNAVAILABLE),
+    ):
+        if isinstance(error, kind):
+            return str(error), code
+    return f"{type(error).__name__}: {error}", codes.INTERNAL
+
+
+def _load(args: Mapping[str, str]) -> ReferenceModel:
+    folder = Path(args["model_repository"], args["model_version"])
+    return ReferenceModel(
+        Checkpoint.open(folder / parameter(args, "gpt_model_path")),
+        slots=int(parameter(args, "max_batch_size")),
+        max_seq_len=int(parameter(args, "max_seq_len")),
+    )
+
+
+def _tokens_per_step(args: Mapping[str, str]) -> int:
+    return int(parameter(args, "max_num_tokens", str(MAX_TOKENS_PER_STEP)))

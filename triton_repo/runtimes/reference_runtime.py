@@ -1,0 +1,69 @@
+"""Runtime `reference`: our executor over a checkpoint, on a CPU or a GPU, for correctness."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import UsageError
+from minitron_trt.spec import ModelSpec
+from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
+from minitron_trt.triton_repo.contract.tensors import ElementTypes
+from minitron_trt.triton_repo.layout import Runtime, find_tokenizer
+from minitron_trt.triton_repo.model_config import python_model
+from minitron_trt.triton_repo.parameters import REFERENCE, defaults
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
+
+DEFAULT_MAX_BATCH_SIZE: Final = 8
+DEFAULT_MAX_SEQ_LEN: Final = 4096
+_CHECKPOINT: Final = "checkpoint"
+
+
+def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
+    """Serve a checkpoint as it is.
+
+    BadInputError when it has no tokenizer, UsageError when the recipe does not fit it.
+    """
+    recipe.refuse(REFERENCE, "tp", "pp", "mount", "max_queue_delay_us")
+    batch = recipe.max_batch_size or DEFAULT_MAX_BATCH_SIZE
+    parameters = {
+        "gpt_model_path": _CHECKPOINT,
+        "gpt_model_type": "inflight_fused_batching",
+        "max_batch_size": str(batch),
+        "max_seq_len": str(seq_len(checkpoint.spec, recipe)),
+        "max_queue_size": str(recipe.max_queue_size),
+        "stream_interval": str(recipe.stream_interval),
+        "cancellation_check_period_ms": "20",
+        **defaults("tensorrt_llm", REFERENCE),
+        **recipe.of("tensorrt_llm"),
+    }
+    types = ElementTypes()
+    return Runtime(
+        name=REFERENCE,
+        config=python_model(
+            "tensorrt_llm",
+            tensorrt_llm(types, ours=True),
+            parameters,
+            max_batch_size=batch,
+            decoupled=recipe.decoupled,
+        ),
+        texts={},
+        links={f"{_CHECKPOINT}/{path.name}": path for path in checkpoint.folder.iterdir()},
+        tokenizer=find_tokenizer(checkpoint.folder, recipe),
+        end_ids=checkpoint.tokens.eos_ids,
+        vocab_size=checkpoint.spec.vocab,
+        types=types,
+        facts={"world_size": 1},
+    )
+
+
+def seq_len(spec: ModelSpec, recipe: ServingRecipe) -> int:
+    """Return how many tokens a sequence may have; UsageError beyond the model's positions."""
+    if recipe.max_seq_len is None:
+        return min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)
+    if recipe.max_seq_len > spec.max_positions:
+        raise UsageError(
+            f"max_seq_len {recipe.max_seq_len} exceeds the {spec.max_positions} positions of "
+            "the model; lower --max-seq-len"
+        )
+    return recipe.max_seq_len

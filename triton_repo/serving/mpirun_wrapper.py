@@ -1,0 +1,73 @@
+"""Run mpirun so that SIGTERM lets the requests finish.
+
+    python3 mpirun_wrapper.py MPIRUN ARGUMENT ...
+
+mpirun answers SIGTERM by ending every rank within a second. Here rank 0, the only one that clients
+talk to, gets it first; mpirun follows when rank 0 is gone. This file also runs inside NVIDIA's
+container, where minitron-trt is not installed: it imports nothing but the standard library.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_POLL_S = 0.1
+# Fields of /proc/PID/stat after the name.
+_STATE, _PARENT, _START = 0, 1, 19
+
+
+def main(server: str, command: list[str]) -> int:
+    """Run the command to its end and return its exit status."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    mpirun = subprocess.Popen(command)
+    while mpirun.poll() is None and not asked:
+        time.sleep(_POLL_S)
+    # Rank 0 was forked first.
+    for rank_0 in _below(mpirun.pid, server)[:1]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank_0, signal.SIGTERM)
+        while rank_0 in _below(mpirun.pid, server):
+            time.sleep(_POLL_S)
+    if asked:
+        mpirun.terminate()
+    return mpirun.wait()
+
+
+def _below(root: int, name: str) -> list[int]:
+    """Return the programs of a name that a process started, however deep, oldest first."""
+    parents, named = {}, []
+    for pid, (its_name, parent, start) in _running().items():
+        parents[pid] = parent
+        if its_name == name:
+            named.append((start, pid))
+    return [pid for _, pid in sorted(named) if root in _line(pid, parents)]
+
+
+def _running() -> dict[int, tuple[str, int, int]]:
+    """Return name, parent and start time of every process that is no zombie."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            head, _, tail = path.read_text(errors="replace").rpartition(")")
+            fields = tail.split()
+            if fields[_STATE] not in "ZX":
+                name = head.partition("(")[2]
+                found[int(path.parent.name)] = name, int(fields[_PARENT]), int(fields[_START])
+    return found
+
+
+def _line(pid: int, parents: dict[int, int]) -> list[int]:
+    line = []
+    while pid in parents:
+        pid = parents[pid]
+        line.append(pid)
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(main("tritonserver", sys.argv[1:]))
