@@ -22,7 +22,7 @@ import torch
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.executor import Event, Executor, Request, Sampling, StepBatch, StepModel
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.executor.step import Floats
 from minitron_trt.samples import sample_folder
 

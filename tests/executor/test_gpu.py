@@ -11,7 +11,7 @@ import torch
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.executor import StepBatch
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.samples import NAMES, sample_folder
 
 pytestmark = [

@@ -27,7 +27,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.executor import StepBatch
 from minitron_trt.executor.merged_weights import read_weights
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import sample_folder
 

@@ -25,7 +25,7 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.executor import Event, Executor, FinishReason, Request, StepBatch
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.spec import ModelSpec, Rope
 
 CheckpointOf = Callable[[str, ConvertOptions], Checkpoint]

@@ -21,7 +21,7 @@ from minitron_trt.build.tensorrt.network import NetworkLimits
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.executor.step import StepBatch
 from minitron_trt.samples import NAMES, sample_folder
 

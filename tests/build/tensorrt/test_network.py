@@ -24,7 +24,7 @@ from minitron_trt.build.tensorrt.network import NetworkLimits, define_network
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.executor.step import StepBatch, StepModel
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.spec import ModelSpec

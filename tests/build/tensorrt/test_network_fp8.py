@@ -29,7 +29,7 @@ from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.checkpoint import CONFIG_NAME, KIND, Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.families import family_of
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import NAMES, sample_folder

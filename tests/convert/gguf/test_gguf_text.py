@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.executor import Event, Executor, Request
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.samples import NAMES, sample_folder
 
 MakeModel = Callable[..., Path]

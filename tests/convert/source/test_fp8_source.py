@@ -30,7 +30,7 @@ from minitron_trt.checkpoint import Checkpoint  # noqa: E402
 from minitron_trt.convert.conversion import ConvertOptions, convert  # noqa: E402
 from minitron_trt.executor import StepBatch  # noqa: E402
 from minitron_trt.executor.merged_weights import read_weights  # noqa: E402
-from minitron_trt.executor.reference_model import ReferenceModel  # noqa: E402
+from minitron_trt.executor.reference import ReferenceModel  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FP8, ROWWISE = "FP8_DEFAULT_CFG", "FP8_PER_CHANNEL_PER_TOKEN_CFG"

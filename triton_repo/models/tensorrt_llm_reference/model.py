@@ -25,7 +25,7 @@ from minitron_models.text_model import flag, parameter
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, RefusedError, UnsupportedError
 from minitron_trt.executor import Executor
-from minitron_trt.executor.reference_model import ReferenceModel
+from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.executor.scheduler import MAX_TOKENS_PER_STEP
 
 # A request has its slot by then, so the first figures after a rest are right.
