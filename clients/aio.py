@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
 
-from minitron_trt.clients.answers import Answer, check_single, collect
+from minitron_trt.clients.completions import Completion, check_single, collect
 from minitron_trt.clients.endpoint import Access, Endpoint, Timeouts
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.transport import AsyncTransport
@@ -83,7 +83,7 @@ class AsyncClient:
         """Yield an answer's chunks, of several sequences too; closing the generator cancels."""
         return self._transport.stream(request)
 
-    async def answers(self, request: GenerateRequest) -> Sequence[Answer]:
+    async def completions(self, request: GenerateRequest) -> Sequence[Completion]:
         """Return every sequence of an answer, with the other outputs that were asked for."""
         async with contextlib.aclosing(self.chunks(request)) as chunks:
             return collect([chunk async for chunk in chunks])

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 
-from minitron_trt.clients.answers import Answer, check_single, collect
+from minitron_trt.clients.completions import Completion, check_single, collect
 from minitron_trt.clients.endpoint import Access, Endpoint, Timeouts
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.transport import Transport
@@ -83,7 +83,7 @@ class Client:
         """Yield an answer's chunks, of several sequences too; closing the generator cancels."""
         return self._transport.stream(request)
 
-    def answers(self, request: GenerateRequest) -> Sequence[Answer]:
+    def completions(self, request: GenerateRequest) -> Sequence[Completion]:
         """Return every sequence of an answer, with the other outputs that were asked for."""
         with contextlib.closing(self.chunks(request)) as chunks:
             return collect(chunks)

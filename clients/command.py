@@ -125,8 +125,8 @@ def run(
     access: Access | None = None,
 ) -> dict[str, Any]:
     """Ask the server, hand each piece of text to `show` and return the record of the answer."""
-    from minitron_trt.clients.answers import collect
     from minitron_trt.clients.client import Client
+    from minitron_trt.clients.completions import collect
 
     chunks: list[Chunk] = []
     first_chunk_s = None
@@ -146,11 +146,11 @@ def run(
         # An error or the shell's prompt then starts on a line of its own.
         if any(chunk.text for chunk in chunks):
             show("\n")
-    answers = collect(chunks)
+    completions = collect(chunks)
     return {
-        "text": answers[0].text,
-        **({"texts": [answer.text for answer in answers]} if request.sequences > 1 else {}),
-        **({"outputs": [a.outputs for a in answers]} if request.return_log_probs else {}),
+        "text": completions[0].text,
+        **({"texts": [each.text for each in completions]} if request.sequences > 1 else {}),
+        **({"outputs": [each.outputs for each in completions]} if request.return_log_probs else {}),
         "model": request.model,
         "url": url,
         "chunks": sum(bool(chunk.text) for chunk in chunks),

@@ -1,4 +1,4 @@
-"""What a client asks and what it gets, as values."""
+"""A request and the chunks of its answer, as values that know nothing of gRPC or HTTP."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ RETURNED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "return_context_logits": ("context_logits",),
         "return_generation_logits": ("generation_logits",),
         "return_perf_metrics": (
-            *("arrival_time_ns", "first_scheduled_time_ns"),
-            *("first_token_time_ns", "last_token_time_ns"),
+            "arrival_time_ns",
+            "first_scheduled_time_ns",
+            "first_token_time_ns",
+            "last_token_time_ns",
         ),
         "return_num_input_tokens": ("num_input_tokens",),
         "return_num_output_tokens": ("num_output_tokens",),
@@ -79,8 +81,8 @@ _LARGEST_FP32: Final = (2 - 2**-23) * 2.0**127
 class GenerateRequest:
     """One prompt and how to continue it; what is None is left to the server.
 
-    Fields are called what TensorRT-LLM's tensors are. Only what a tensor cannot hold is refused
-    here: which values make sense, the server knows.
+    Fields have the names of TensorRT-LLM's tensors. UsageError refuses what a tensor cannot hold;
+    whether a value makes sense depends on the model, so the server judges that.
     """
 
     text_input: str
@@ -113,7 +115,8 @@ class GenerateRequest:
     return_perf_metrics: bool | None = None
     return_num_input_tokens: bool | None = None
     return_num_output_tokens: bool | None = None
-    return_finish_reason: bool = False  # no tensor asks for it; upstream's models have none
+    # No tensor turns this output on, and NVIDIA's own text models do not have it.
+    return_finish_reason: bool = False
     stream: bool = True
     model: str = "ensemble"
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -144,12 +147,12 @@ class GenerateRequest:
 
     def outputs(self) -> tuple[str, ...]:
         """Return the output tensors that the request asks for."""
-        asked = (names for wish, names in RETURNED.items() if getattr(self, wish))
+        requested = (names for option, names in RETURNED.items() if getattr(self, option))
         return (
             TEXT,
             *((FINISH_REASON,) if self.return_finish_reason else ()),
             *((SEQUENCE_INDEX,) if self.sequences > 1 else ()),
-            *(name for names in asked for name in names),
+            *(name for names in requested for name in names),
         )
 
     @property
@@ -160,9 +163,9 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer; only the last piece is final, and its text may be empty.
+    """A piece of one sequence's text; the last of an answer is `final` and may be empty.
 
-    `outputs` holds what else came with it: the values of each tensor, flat.
+    `outputs` holds the values of every other tensor of the same response, flat.
     """
 
     text: str

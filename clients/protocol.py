@@ -1,4 +1,4 @@
-"""The exchange with Triton without its input and output: bodies, events and the state of an answer.
+"""The exchange with Triton apart from the connection: bodies, events, the state of an answer.
 
 The protobuf half is in `protocol_grpc`, so that HTTP clients do without grpc.
 """
@@ -26,11 +26,14 @@ _HEADER: Final = ("model_name", "model_version", "id")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one message from the server carries; bytes may end inside a character."""
+    """What one message from the server carries; bytes may end inside a character.
 
-    texts: tuple[str | bytes, ...] = ()  # of one sequence after another
+    `texts` are of as many sequences, the first of which is number `sequence`.
+    """
+
+    texts: tuple[str | bytes, ...] = ()
     final: bool = False
-    sequence: int = 0  # of the first text
+    sequence: int = 0
     finish_reason: str | None = None
     outputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
@@ -38,8 +41,8 @@ class Piece:
 class AnswerStream:
     """Follow one answer: turn pieces into chunks and know when it is complete.
 
-    Over gRPC the server marks its last response. Over HTTP the end of the body says the same, and
-    a body that ends early is the HTTP library's to notice.
+    `marks_final` is true over gRPC, where the server marks its last response. Over HTTP the end of
+    the body says the same, and the HTTP library raises when a body ends early.
     """
 
     def __init__(self, *, marks_final: bool) -> None:
@@ -55,8 +58,17 @@ class AnswerStream:
         chunks = []
         for sequence, data in enumerate(piece.texts, piece.sequence):
             text = data if isinstance(data, str) else self._decoder(sequence).decode(data)
+            # A tensor's values are flat: whose they are cannot be told, so the first has them all.
             outputs = piece.outputs if sequence == piece.sequence else {}
-            chunks.append(Chunk(text, False, sequence, piece.finish_reason, outputs))
+            chunks.append(
+                Chunk(
+                    text,
+                    final=False,
+                    sequence=sequence,
+                    finish_reason=piece.finish_reason,
+                    outputs=outputs,
+                )
+            )
         return [*chunks, *self._close()] if piece.final else chunks
 
     def end(self) -> list[Chunk]:
@@ -68,7 +80,7 @@ class AnswerStream:
         return self.feed(Piece(final=True))
 
     def _close(self) -> list[Chunk]:
-        """Return what half characters leave behind, and the final chunk."""
+        """Return the replacement of any character that was cut off, and the final chunk."""
         rests = ((index, utf8.decode(b"", final=True)) for index, utf8 in self._utf8.items())
         return [
             *(Chunk(text, final=False, sequence=index) for index, text in rests if text),
@@ -111,7 +123,12 @@ def decode_event(data: str) -> Piece:
     outputs = {name: _values(value) for name, value in record.items() if name not in _HEADER}
     reasons = outputs.pop(FINISH_REASON, ())
     sequence = next(iter(outputs.pop(SEQUENCE_INDEX, ())), 0)
-    return Piece(tuple(texts), False, sequence, next(filter(None, reasons), None), outputs)
+    return Piece(
+        tuple(texts),
+        sequence=sequence,
+        finish_reason=next(filter(None, reasons), None),
+        outputs=outputs,
+    )
 
 
 def _values(value: Any) -> Sequence[Any]:

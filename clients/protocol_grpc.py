@@ -1,4 +1,4 @@
-"""The exchange with Triton in protocol buffers, without its input and output."""
+"""The exchange with Triton in protocol buffers, apart from the connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from minitron_trt.clients.messages import (
 )
 from minitron_trt.clients.protocol import Piece
 
-# Without it, a model that closes its stream apart from its last text ends without a sign.
+# A model may send its last text first and close the stream later. Triton forwards that closing
+# response, which has no tensors, only to requests with this parameter.
 WANT_FINAL: Final = "triton_enable_empty_final_response"
 IS_FINAL: Final = "triton_final_response"
 _FORMATS: Final[Mapping[str, str]] = MappingProxyType(
@@ -74,7 +75,13 @@ def decode(message: Any) -> Piece:
     texts = tuple(tensors.pop(TEXT))
     reasons = [reason.decode() for reason in tensors.pop(FINISH_REASON, ())]
     sequence = next(iter(tensors.pop(SEQUENCE_INDEX, ())), 0)
-    return Piece(texts, final, sequence, next(filter(None, reasons), None), tensors)
+    return Piece(
+        texts,
+        final=final,
+        sequence=sequence,
+        finish_reason=next(filter(None, reasons), None),
+        outputs=tensors,
+    )
 
 
 def _unpack(output: Any, buffers: Sequence[bytes], index: int) -> Sequence[Any]:

@@ -51,15 +51,15 @@ class _GrpcParts:
         self._access = access
         self._metadata = [(name.lower(), value) for name, value in access.headers.items()]
         self._options = channel_options(endpoint)
-        self._found = False
+        self._has_answered = False
 
     @contextlib.contextmanager
-    def _faults(self, *, looking: bool = False) -> Iterator[None]:
+    def _faults(self, *, probing: bool = False) -> Iterator[None]:
         """Turn the library's errors into ours."""
         try:
             yield
         except grpc.RpcError as error:
-            fault = GRPC_FAULTS[error.code().name][0 if looking else 1]
+            fault = GRPC_FAULTS[error.code().name][0 if probing else 1]
             raise self._error(fault, error.details() or error.code().name) from error
         except BrokenProtocolError as error:
             raise self._error(error.fault, str(error)) from error
@@ -69,7 +69,7 @@ class _GrpcParts:
             detail = _ROUTE.sub("", detail)
         error = server_error(fault, detail, self._endpoint, self._timeouts)
         if isinstance(error, UnreachableError):
-            self._found = False
+            self._has_answered = False
         return error
 
 
@@ -84,7 +84,7 @@ class GrpcTransport(_GrpcParts):
     def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come; closing the generator cancels the request."""
         deadline = Deadline(self._timeouts.request_s)
-        self._find()
+        self._probe()
         answer = AnswerStream(marks_final=True)
         with self._faults():
             messages = iter((encode(request),))
@@ -100,7 +100,7 @@ class GrpcTransport(_GrpcParts):
 
     def ready(self) -> bool:
         """Say whether the server and its models can take requests."""
-        with self._faults(looking=True):
+        with self._faults(probing=True):
             message = service_pb2.ServerReadyRequest()
             return bool(
                 self._stub.ServerReady(
@@ -112,14 +112,14 @@ class GrpcTransport(_GrpcParts):
         """Close the channel; requests under way are cancelled."""
         self._channel.close()
 
-    def _find(self) -> None:
+    def _probe(self) -> None:
         """Look for a server once, so that a wrong address fails early instead of at the end."""
-        if self._found:
+        if self._has_answered:
             return
-        with self._faults(looking=True):
+        with self._faults(probing=True):
             message = service_pb2.ServerLiveRequest()
             self._stub.ServerLive(message, timeout=self._timeouts.probe_s, metadata=self._metadata)
-        self._found = True
+        self._has_answered = True
 
 
 class AsyncGrpcTransport(_GrpcParts):
@@ -131,7 +131,7 @@ class AsyncGrpcTransport(_GrpcParts):
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come; closing the generator cancels the request."""
         deadline = Deadline(self._timeouts.request_s)
-        await self._find()
+        await self._probe()
         answer = AnswerStream(marks_final=True)
         with self._faults():
             messages = iter((encode(request),))
@@ -150,7 +150,7 @@ class AsyncGrpcTransport(_GrpcParts):
     async def ready(self) -> bool:
         """Say whether the server and its models can take requests."""
         self._open_channel()
-        with self._faults(looking=True):
+        with self._faults(probing=True):
             message = service_pb2.ServerReadyRequest()
             answer = await self._stub.ServerReady(
                 message, timeout=self._timeouts.probe_s, metadata=self._metadata
@@ -162,17 +162,17 @@ class AsyncGrpcTransport(_GrpcParts):
         if self._channel is not None:
             await self._channel.close()
 
-    async def _find(self) -> None:
+    async def _probe(self) -> None:
         """Look for a server once, so that a wrong address fails early instead of at the end."""
         self._open_channel()
-        if self._found:
+        if self._has_answered:
             return
-        with self._faults(looking=True):
+        with self._faults(probing=True):
             message = service_pb2.ServerLiveRequest()
             await self._stub.ServerLive(
                 message, timeout=self._timeouts.probe_s, metadata=self._metadata
             )
-        self._found = True
+        self._has_answered = True
 
     def _open_channel(self) -> None:
         # A channel belongs to the event loop that runs when it is made: not before the first use.

@@ -31,7 +31,7 @@ class _HttpParts:
         self._endpoint = endpoint
         self._access = access
         self._timeouts = timeouts
-        self._found = False
+        self._has_answered = False
 
     def _client_settings(self) -> dict[str, Any]:
         return {
@@ -67,16 +67,16 @@ class _HttpParts:
         return _HEALTH[response.status_code]
 
     @contextlib.contextmanager
-    def _faults(self, deadline: Deadline, *, looking: bool = False) -> Iterator[None]:
+    def _faults(self, deadline: Deadline, *, probing: bool = False) -> Iterator[None]:
         """Turn the library's errors into ours."""
         try:
             yield
         except httpx2.RequestError as error:
             known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in HTTP_FAULTS)
-            fault = HTTP_FAULTS[next(known, "ReadError")][0 if looking else 1]
+            fault = HTTP_FAULTS[next(known, "ReadError")][0 if probing else 1]
             # Cutting the connection is how a request in mid-answer is made to end on time.
             if deadline.passed:
-                fault = Fault.SILENT if looking else Fault.SLOW
+                fault = Fault.SILENT if probing else Fault.SLOW
             raise self._error(fault, _reason(error)) from error
         except BrokenProtocolError as error:
             raise self._error(error.fault, str(error)) from error
@@ -84,7 +84,7 @@ class _HttpParts:
     def _error(self, fault: Fault, detail: str) -> ServerError:
         error = server_error(fault, detail, self._endpoint, self._timeouts)
         if isinstance(error, UnreachableError):
-            self._found = False
+            self._has_answered = False
         return error
 
 
@@ -98,7 +98,7 @@ class HttpTransport(_HttpParts):
     def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come; closing the generator hangs up."""
         deadline = Deadline(self._timeouts.request_s)
-        self._find()
+        self._probe()
         answer = AnswerStream(marks_final=False)
         path, body, limits = http_path(request), http_body(request), self._limits(deadline)
         with (
@@ -119,15 +119,15 @@ class HttpTransport(_HttpParts):
         """Close the connections."""
         self._client.close()
 
-    def _find(self) -> None:
+    def _probe(self) -> None:
         """Look for a server once, so that a wrong address fails early instead of at the end."""
-        if not self._found:
+        if not self._has_answered:
             self._ask("live")
-            self._found = True
+            self._has_answered = True
 
     def _ask(self, state: str) -> bool:
         deadline = Deadline(self._timeouts.probe_s)
-        with self._faults(deadline, looking=True):
+        with self._faults(deadline, probing=True):
             limits = self._limits(deadline)
             return self._health(self._client.get(f"/v2/health/{state}", timeout=limits))
 
@@ -142,7 +142,7 @@ class AsyncHttpTransport(_HttpParts):
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come; closing the generator hangs up."""
         deadline = Deadline(self._timeouts.request_s)
-        await self._find()
+        await self._probe()
         answer = AnswerStream(marks_final=False)
         path, body, limits = http_path(request), http_body(request), self._limits(deadline)
         with self._faults(deadline):
@@ -163,15 +163,15 @@ class AsyncHttpTransport(_HttpParts):
         """Close the connections."""
         await self._client.aclose()
 
-    async def _find(self) -> None:
+    async def _probe(self) -> None:
         """Look for a server once, so that a wrong address fails early instead of at the end."""
-        if not self._found:
+        if not self._has_answered:
             await self._ask("live")
-            self._found = True
+            self._has_answered = True
 
     async def _ask(self, state: str) -> bool:
         deadline = Deadline(self._timeouts.probe_s)
-        with self._faults(deadline, looking=True):
+        with self._faults(deadline, probing=True):
             limits = self._limits(deadline)
             return self._health(await self._client.get(f"/v2/health/{state}", timeout=limits))
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Generator
 import pytest
 
 from minitron_trt.clients.aio import AsyncClient
-from minitron_trt.clients.answers import Answer
 from minitron_trt.clients.client import Client
+from minitron_trt.clients.completions import Completion
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.transport import AsyncEchoTransport, EchoTransport
 from minitron_trt.errors import UsageError
@@ -21,9 +21,9 @@ CHUNKS = (
     Chunk("", False, 0, "length"),
     Chunk("", True),
 )
-ANSWERS = [
-    Answer("x", "length", {"output_log_probs": [-3.0], "cum_log_probs": [-3.0]}),
-    Answer("ab", "stop", {"output_log_probs": [-1.0, -0.5], "cum_log_probs": [-1.5]}),
+COMPLETIONS = [
+    Completion("x", "length", {"output_log_probs": [-3.0], "cum_log_probs": [-3.0]}),
+    Completion("ab", "stop", {"output_log_probs": [-1.0, -0.5], "cum_log_probs": [-1.5]}),
 ]
 TWO = GenerateRequest("hi", num_return_sequences=2)
 
@@ -44,11 +44,11 @@ class AsyncCanned(AsyncEchoTransport):
 
 
 def test_the_sequences_of_an_answer_are_told_apart() -> None:
-    async def ask() -> list[Answer]:
-        return list(await AsyncClient(AsyncCanned()).answers(TWO))
+    async def ask() -> list[Completion]:
+        return list(await AsyncClient(AsyncCanned()).completions(TWO))
 
-    assert list(Client(Canned()).answers(TWO)) == ANSWERS
-    assert asyncio.run(ask()) == ANSWERS
+    assert list(Client(Canned()).completions(TWO)) == COMPLETIONS
+    assert asyncio.run(ask()) == COMPLETIONS
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,16 @@ from typing import Any, Final
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.errors import UsageError
 
+# A response has these for its own tokens only; what else comes repeatedly is a total so far.
 _PER_TOKEN: Final = frozenset({"output_log_probs", "generation_logits"})
 
 
 @dataclass(slots=True)
-class Answer:
-    """One sequence of an answer.
+class Completion:
+    """One sequence of an answer: its text, why it ended, and the other tensors that came with it.
 
-    `outputs` holds the values of each other tensor, flat: those of every token one after another,
-    and the last of what is said once, or anew with every response.
+    `outputs` holds each tensor's values, flat. Of a tensor with a value per token they are those of
+    all tokens, in order; of any other they are those of the last response that had it.
     """
 
     text: str = ""
@@ -29,16 +30,16 @@ class Answer:
         self.text += chunk.text
         self.finish_reason = chunk.finish_reason or self.finish_reason
         for name, values in chunk.outputs.items():
-            before = self.outputs.get(name, []) if name in _PER_TOKEN else []
-            self.outputs[name] = [*before, *values]
+            earlier = self.outputs.get(name, []) if name in _PER_TOKEN else []
+            self.outputs[name] = [*earlier, *values]
 
 
-def collect(chunks: Iterable[Chunk]) -> Sequence[Answer]:
+def collect(chunks: Iterable[Chunk]) -> Sequence[Completion]:
     """Return the sequences of an answer in their order."""
-    answers: dict[int, Answer] = {}
+    completions: dict[int, Completion] = {}
     for chunk in chunks:
-        answers.setdefault(chunk.sequence, Answer()).add(chunk)
-    return [answers[index] for index in sorted(answers)]
+        completions.setdefault(chunk.sequence, Completion()).add(chunk)
+    return [completions[index] for index in sorted(completions)]
 
 
 def check_single(request: GenerateRequest) -> None:
@@ -46,5 +47,5 @@ def check_single(request: GenerateRequest) -> None:
     if request.sequences > 1:
         raise UsageError(
             f"the request asks for {request.sequences} sequences and a text holds one; "
-            "use answers() or chunks()"
+            "use completions() or chunks()"
         )
