@@ -73,7 +73,7 @@ _BATCHING: Final = one_of("inflight_fused_batching", "inflight_batching", "V1")
 
 
 def _engine(name: str, kind: Kind, meaning: str, default: str | None = None) -> Parameter:
-    return Parameter(name, kind, meaning, default, (TRTLLM,))
+    return Parameter(name, kind, meaning, default=default, runtimes=(TRTLLM,))
 
 
 _ENCODING: Final = (
@@ -93,14 +93,20 @@ PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
         Parameter("accumulate_tokens", BOOL, "Send the whole text so far in every response"),
     ),
     "tensorrt_llm": (
-        Parameter("exclude_input_in_output", BOOL, "Send the answer's ids alone", "false"),
+        Parameter("exclude_input_in_output", BOOL, "Send the answer's ids alone", default="false"),
         Parameter("cancellation_check_period_ms", COUNT, "Time between looks for who left"),
         Parameter(
-            *("stats_check_period_ms", COUNT, "Time between looks at statistics", "100"),
-            (REFERENCE, TRTLLM),
+            "stats_check_period_ms",
+            COUNT,
+            "Time between looks at statistics",
+            default="100",
+            runtimes=(REFERENCE, TRTLLM),
         ),
         Parameter(
-            *("max_num_tokens", COUNT, "Prompt tokens processed at once", None), (REFERENCE,)
+            "max_num_tokens",
+            COUNT,
+            "Prompt tokens processed at once",
+            runtimes=(REFERENCE,),
         ),
         _engine("max_beam_width", COUNT, "Beams per request, at most the engine's"),
         _engine("gpt_model_type", _BATCHING, "How requests are batched", "inflight_fused_batching"),

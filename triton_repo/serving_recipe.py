@@ -40,8 +40,14 @@ class ServingRecipe:
 
     def __post_init__(self) -> None:
         for name in (
-            *("max_batch_size", "max_seq_len", "max_queue_size", "stream_interval"),
-            *("preprocessing_instances", "bls_instances", "tp", "pp"),
+            "max_batch_size",
+            "max_seq_len",
+            "max_queue_size",
+            "stream_interval",
+            "preprocessing_instances",
+            "bls_instances",
+            "tp",
+            "pp",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:

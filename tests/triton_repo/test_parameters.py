@@ -167,10 +167,18 @@ def test_the_command_refuses_with_one_line(
 def test_settings_reach_the_configs(tmp_path: Path, command: Command) -> None:
     engine = sample_engine(tmp_path / "engine", max_beam_width=4)
     command(
-        *("triton-repo", engine, "-o", tmp_path / "r", "--no-skip-special-tokens"),
-        *("--set", "tensorrt_llm.max_beam_width=2", "--set", "tensorrt_llm.gpu_device_ids=1"),
-        *("--set", "postprocessing.skip_special_tokens=true", "--preprocessing-instances", "3"),
-        *("--no-decoupled", "--max-queue-delay-us", "500", "--apply-chat-template"),
+        "triton-repo",
+        engine,
+        "--output",
+        tmp_path / "r",
+        "--no-skip-special-tokens",
+        "--set=tensorrt_llm.max_beam_width=2",
+        "--set=tensorrt_llm.gpu_device_ids=1",
+        "--set=postprocessing.skip_special_tokens=true",
+        "--preprocessing-instances=3",
+        "--no-decoupled",
+        "--max-queue-delay-us=500",
+        "--apply-chat-template",
     )
 
     configs = {

@@ -23,8 +23,19 @@ from minitron_trt.triton_repo.check.report import Finding, Severity
 PYTHON: Final = "python"
 TENSORRT_LLM: Final = "tensorrtllm"
 _BACKENDS: Final = (
-    *(PYTHON, TENSORRT_LLM, "tensorrt", "onnxruntime", "pytorch", "openvino", "tensorflow"),
-    *("dali", "fil", "vllm", "identity", "repeat", "square"),
+    PYTHON,
+    TENSORRT_LLM,
+    "tensorrt",
+    "onnxruntime",
+    "pytorch",
+    "openvino",
+    "tensorflow",
+    "dali",
+    "fil",
+    "vllm",
+    "identity",
+    "repeat",
+    "square",
 )
 _FILES: Final = {
     "model.py": PYTHON,
@@ -48,25 +59,34 @@ def check_config(model: ModelFolder) -> Iterator[Finding]:
     config = model.config
     if config.name not in ("", model.name):
         yield model.error(
-            *("name", f"names the model {config.name!r}"),
-            f"{model.name!r}, the name of its folder",
+            "name",
+            found=f"names the model {config.name!r}",
+            expected=f"{model.name!r}, the name of its folder",
         )
     yield from _check_versions(model)
     yield from _check_backend(model)
     if config.max_batch_size < 0:
-        yield model.error("max_batch_size", f"is {config.max_batch_size}", "0 or more")
+        yield model.error(
+            "max_batch_size",
+            found=f"is {config.max_batch_size}",
+            expected="0 or more",
+        )
     for index, size in enumerate(config.dynamic_batching.preferred_batch_size):
         if not 0 < size <= max(config.max_batch_size, 0):
             yield model.error(
                 f"dynamic_batching.preferred_batch_size[{index}]",
-                f"is {size}",
-                f"1 to max_batch_size, which is {config.max_batch_size}",
+                found=f"is {size}",
+                expected=f"1 to max_batch_size, which is {config.max_batch_size}",
             )
     for side in ("input", "output"):
         yield from _check_tensors(model, side, getattr(config, side))
     if config.platform == ENSEMBLE:
         if config.instance_group:
-            yield model.error("instance_group[0]", "an ensemble has no instances", "", "remove it")
+            yield model.error(
+                "instance_group[0]",
+                found="an ensemble has no instances",
+                remedy="remove it",
+            )
     else:
         yield from _check_instances(model)
 
@@ -75,8 +95,12 @@ def _check_versions(model: ModelFolder) -> Iterator[Finding]:
     policy = model.config.version_policy
     if not model.versions:
         yield Finding(
-            *(Severity.ERROR, f"{model.name}/", "version folder", "there is none"),
-            *("a folder named by a number, like 1", f"make {model.name}/1"),
+            Severity.ERROR,
+            file=f"{model.name}/",
+            field="version folder",
+            found="there is none",
+            expected="a folder named by a number, like 1",
+            remedy=f"make {model.name}/1",
         )
         return
     if not policy.HasField("specific"):
@@ -85,8 +109,8 @@ def _check_versions(model: ModelFolder) -> Iterator[Finding]:
     if absent:
         yield model.error(
             "version_policy.specific.versions[0]",
-            f"asks for version {', '.join(absent)}, which has no folder",
-            f"one of {', '.join(map(str, model.versions))}",
+            found=f"asks for version {', '.join(absent)}, which has no folder",
+            expected=f"one of {', '.join(map(str, model.versions))}",
         )
 
 
@@ -95,17 +119,26 @@ def _check_backend(model: ModelFolder) -> Iterator[Finding]:
     if config.platform == ENSEMBLE or config.HasField("ensemble_scheduling"):
         if config.platform != ENSEMBLE or config.backend:
             yield model.error(
-                *("platform", f"{config.platform!r} with backend {config.backend!r}"),
-                "platform 'ensemble' and no backend, since it has ensemble_scheduling",
+                "platform",
+                found=f"{config.platform!r} with backend {config.backend!r}",
+                expected="platform 'ensemble' and no backend, since it has ensemble_scheduling",
             )
         elif not config.ensemble_scheduling.step:
-            yield model.error("ensemble_scheduling", "has no steps", "at least one")
+            yield model.error(
+                "ensemble_scheduling",
+                found="has no steps",
+                expected="at least one",
+            )
         return
     backend = config.backend or _guessed_backend(model)
     if "${" in backend:
         return
     if not backend and not config.platform:
-        yield model.error("backend", "is missing", f"{PYTHON}, {TENSORRT_LLM} or another backend")
+        yield model.error(
+            "backend",
+            found="is missing",
+            expected=f"{PYTHON}, {TENSORRT_LLM} or another backend",
+        )
     elif backend and backend not in _BACKENDS:
         yield from _unknown_backend(model, backend)
     elif backend == PYTHON and not config.runtime:
@@ -128,11 +161,16 @@ def _unknown_backend(model: ModelFolder, backend: str) -> Iterator[Finding]:
         return
     close = difflib.get_close_matches(backend.replace("_", ""), _BACKENDS, 1, 0.8)
     if close:
-        yield model.error("backend", f"{backend!r} is no backend of Triton", f"{close[0]!r}")
+        yield model.error(
+            "backend",
+            found=f"{backend!r} is no backend of Triton",
+            expected=f"{close[0]!r}",
+        )
     else:
         yield model.warning(
-            *("backend", f"{backend!r} is not a backend of Triton's images", ""),
-            f"make sure that the server has {library}",
+            "backend",
+            found=f"{backend!r} is not a backend of Triton's images",
+            remedy=f"make sure that the server has {library}",
         )
 
 
@@ -141,8 +179,12 @@ def _check_model_file(model: ModelFolder) -> Iterator[Finding]:
     for version in model.versions:
         if not (model.folder / str(version) / name).is_file():
             yield Finding(
-                *(Severity.ERROR, f"{model.name}/{version}/{name}", "", "is missing"),
-                *("the code of a model of the python backend", f"put {name} there"),
+                Severity.ERROR,
+                file=f"{model.name}/{version}/{name}",
+                field="",
+                found="is missing",
+                expected="the code of a model of the python backend",
+                remedy=f"put {name} there",
             )
 
 
@@ -150,9 +192,10 @@ def _check_keys(model: ModelFolder, keys: Sequence[str]) -> Iterator[Finding]:
     for key in keys:
         if key not in model.parameters:
             yield model.error(
-                *(f'parameters["{key}"]', "is missing"),
-                f"the key, which the {TENSORRT_LLM} backend reads",
-                "add it" if key in REQUIRED[RUNTIME] else "add it; its value may be empty",
+                f'parameters["{key}"]',
+                found="is missing",
+                expected=f"the key, which the {TENSORRT_LLM} backend reads",
+                remedy=("add it" if key in REQUIRED[RUNTIME] else "add it; its value may be empty"),
             )
 
 
@@ -163,7 +206,9 @@ def _check_tensors(model: ModelFolder, side: str, tensors: Sequence[Any]) -> Ite
         path = f"{side}[{index}]"
         if tensor.name in seen and counts[tensor.name] > 1:
             yield model.warning(
-                *(f"{path}.name", f"{tensor.name!r} is there twice", "", "remove one"),
+                f"{path}.name",
+                found=f"{tensor.name!r} is there twice",
+                remedy="remove one",
                 tensors=[(model.name, tensor.name)],
             )
         seen.add(tensor.name)
@@ -173,15 +218,23 @@ def _check_tensors(model: ModelFolder, side: str, tensors: Sequence[Any]) -> Ite
 def _check_tensor(model: ModelFolder, path: str, tensor: Any) -> Iterator[Finding]:
     about = [(model.name, tensor.name)]
     if not tensor.name:
-        yield model.error(f"{path}.name", "is missing", "the name of a tensor")
+        yield model.error(
+            f"{path}.name",
+            found="is missing",
+            expected="the name of a tensor",
+        )
     if tensor.data_type == model_config_pb2.TYPE_INVALID:
         yield model.error(
-            f"{path}.data_type", f"{tensor.name!r} has no type", "like TYPE_INT32", tensors=about
+            f"{path}.data_type",
+            found=f"{tensor.name!r} has no type",
+            expected="like TYPE_INT32",
+            tensors=about,
         )
     if not tensor.dims or any(dim < 1 and dim != -1 for dim in tensor.dims):
         yield model.error(
-            *(f"{path}.dims", f"{tensor.name!r} has dims {list(tensor.dims)}"),
-            "one or more, each at least 1 or -1",
+            f"{path}.dims",
+            found=f"{tensor.name!r} has dims {list(tensor.dims)}",
+            expected="one or more, each at least 1 or -1",
             tensors=about,
         )
     elif tensor.HasField("reshape"):
@@ -192,14 +245,16 @@ def _check_reshape(model: ModelFolder, path: str, tensor: Any) -> Iterator[Findi
     shape, dims = tensor.reshape.shape, tensor.dims
     if not shape and model.config.max_batch_size == 0:
         yield model.error(
-            *(path, f"makes {tensor.name!r} a scalar, which Triton lacks without a batch axis"),
-            *("max_batch_size of 1 or more, or no reshape", ""),
+            path,
+            found=f"makes {tensor.name!r} a scalar, which Triton lacks without a batch axis",
+            expected="max_batch_size of 1 or more, or no reshape",
             tensors=[(model.name, tensor.name)],
         )
     elif _pieces(shape) != _pieces(dims):
         yield model.error(
-            *(path, f"{list(shape)} holds other numbers of elements than dims {list(dims)}"),
-            "equal products between the axes of -1",
+            path,
+            found=f"{list(shape)} holds other numbers of elements than dims {list(dims)}",
+            expected="equal products between the axes of -1",
             tensors=[(model.name, tensor.name)],
         )
 
@@ -221,16 +276,23 @@ def _check_instances(model: ModelFolder) -> Iterator[Finding]:
         kind = _GROUP.Kind.Name(group.kind)
         if group.gpus and group.kind in (_GROUP.KIND_CPU, _GROUP.KIND_MODEL):
             yield model.error(
-                *(f"{path}.gpus", f"{kind} with GPUs {list(group.gpus)}"),
-                *("no GPUs", "remove gpus, or use KIND_GPU"),
+                f"{path}.gpus",
+                found=f"{kind} with GPUs {list(group.gpus)}",
+                expected="no GPUs",
+                remedy="remove gpus, or use KIND_GPU",
             )
         if group.count < 0:
-            yield model.error(f"{path}.count", f"is {group.count}", "1 or more")
+            yield model.error(
+                f"{path}.count",
+                found=f"is {group.count}",
+                expected="1 or more",
+            )
         if model.config.backend == TENSORRT_LLM and (
             group.kind != _GROUP.KIND_CPU or group.count > 1
         ):
             yield model.warning(
-                *(path, f"{max(group.count, 1)} of {kind}"),
-                "one of KIND_CPU: TensorRT-LLM places its ranks on the GPUs itself",
-                "name GPUs in the parameter gpu_device_ids",
+                path,
+                found=f"{max(group.count, 1)} of {kind}",
+                expected="one of KIND_CPU: TensorRT-LLM places its ranks on the GPUs itself",
+                remedy="name GPUs in the parameter gpu_device_ids",
             )

@@ -24,13 +24,22 @@ from minitron_trt.triton_repo.parameters import TRTLLM
 # What TensorRT-LLM's own models do not have.
 _ONLY_OURS: Final = {
     PREPROCESSING: (
-        *("STREAM", "EXCLUDE_INPUT_IN_OUTPUT", "APPLY_CHAT_TEMPLATE"),
-        *("OUT_EXCLUDE_INPUT_IN_OUTPUT", "STREAM_ID"),
+        "STREAM",
+        "EXCLUDE_INPUT_IN_OUTPUT",
+        "APPLY_CHAT_TEMPLATE",
+        "OUT_EXCLUDE_INPUT_IN_OUTPUT",
+        "STREAM_ID",
     ),
     POSTPROCESSING: (
-        *("SEQUENCE_INDEX", "STREAM_ID", "FINISH_REASON"),
-        *("OPEN_MAX_TOKENS", "OPEN_STREAM", "OPEN_STOP_WORDS"),
-        *("STOP", "WATCHED_STREAM_IDS", "WATCHED_RESPONSES"),
+        "SEQUENCE_INDEX",
+        "STREAM_ID",
+        "FINISH_REASON",
+        "OPEN_MAX_TOKENS",
+        "OPEN_STREAM",
+        "OPEN_STOP_WORDS",
+        "STOP",
+        "WATCHED_STREAM_IDS",
+        "WATCHED_RESPONSES",
     ),
     ENSEMBLE: ("apply_chat_template", "finish_reason"),
     BLS: ("apply_chat_template", "finish_reason"),
@@ -90,8 +99,11 @@ def _check_side(
     missing = [tensor.name for tensor in wanted if tensor.name not in places]
     if missing:
         yield model.finding(
-            *(severity, side, f"lacks {_listed(missing)}"),
-            *("the tensors of TensorRT-LLM 1.2", "add them, unless no client needs them"),
+            severity,
+            side,
+            found=f"lacks {_listed(missing)}",
+            expected="the tensors of TensorRT-LLM 1.2",
+            remedy="add them, unless no client needs them",
         )
     for tensor in wanted:
         if tensor.name in places:
@@ -111,13 +123,17 @@ def _check_tensor(
     actual = type_name(found.data_type)
     if actual not in types:
         yield model.finding(
-            *(severity, f"{path}.data_type", f"{wanted.name!r} is {actual}"),
-            f"{' or '.join(types)}, as in TensorRT-LLM",
+            severity,
+            f"{path}.data_type",
+            found=f"{wanted.name!r} is {actual}",
+            expected=f"{' or '.join(types)}, as in TensorRT-LLM",
         )
     if tuple(found.dims) != wanted.dims:
         yield model.finding(
-            *(severity, f"{path}.dims", f"{wanted.name!r} has dims {list(found.dims)}"),
-            f"{list(wanted.dims)}, as in TensorRT-LLM",
+            severity,
+            f"{path}.dims",
+            found=f"{wanted.name!r} has dims {list(found.dims)}",
+            expected=f"{list(wanted.dims)}, as in TensorRT-LLM",
         )
 
 
@@ -127,8 +143,9 @@ def check_instances(model: ModelFolder) -> Iterator[Finding]:
         if model.role in (POSTPROCESSING, RUNTIME) and group.count > 1:
             yield model.error(
                 f"instance_group[{index}].count",
-                f"is {group.count}",
-                *("1, since its requests share state", "set it to 1"),
+                found=f"is {group.count}",
+                expected="1, since its requests share state",
+                remedy="set it to 1",
             )
 
 
@@ -140,19 +157,25 @@ def check_relay(model: ModelFolder, repository: RepositoryFolder) -> Iterator[Fi
     runtime = repository.models.get(target)
     if runtime is None:
         yield model.error(
-            *(path, f"the repository has no model {target!r}", ""),
-            "name the model that generates tokens",
+            path,
+            found=f"the repository has no model {target!r}",
+            remedy="name the model that generates tokens",
         )
     draft = model.parameters.get("tensorrt_llm_draft_model_name")
     if draft and draft not in repository.models:
         yield model.error(
-            *('parameters["tensorrt_llm_draft_model_name"]',),
-            *(f"the repository has no model {draft!r}", "", "name the draft model, or nothing"),
+            'parameters["tensorrt_llm_draft_model_name"]',
+            found=f"the repository has no model {draft!r}",
+            remedy="name the draft model, or nothing",
         )
     if not repository.ours:
         for name in (PREPROCESSING, POSTPROCESSING):
             if name not in repository.models:
-                yield model.error("", f"calls {name!r}, which the repository lacks", "", "add it")
+                yield model.error(
+                    "",
+                    found=f"calls {name!r}, which the repository lacks",
+                    remedy="add it",
+                )
     if runtime is not None and runtime.config is not None:
         yield from _check_pair(model, runtime)
 
@@ -162,15 +185,18 @@ def _check_pair(model: ModelFolder, runtime: ModelFolder) -> Iterator[Finding]:
     if streams != runtime.config.model_transaction_policy.decoupled:
         yield model.warning(
             "model_transaction_policy.decoupled",
-            f"is {str(streams).lower()} here and {str(not streams).lower()} in {runtime.file}",
-            *("the same in both", "streamed requests are refused until both are true"),
+            found=(
+                f"is {str(streams).lower()} here and {str(not streams).lower()} in {runtime.file}"
+            ),
+            expected="the same in both",
+            remedy="streamed requests are refused until both are true",
         )
     types = {tensor.name: tensor.data_type for tensor in runtime.config.output}
     for index, tensor in enumerate(model.config.output):
         if types.get(tensor.name, tensor.data_type) != tensor.data_type:
             yield model.error(
                 f"output[{index}].data_type",
-                f"{tensor.name!r} is {type_name(tensor.data_type)}",
-                f"{type_name(types[tensor.name])}, as in {runtime.file}",
+                found=f"{tensor.name!r} is {type_name(tensor.data_type)}",
+                expected=f"{type_name(types[tensor.name])}, as in {runtime.file}",
                 tensors=[(model.name, tensor.name)],
             )

@@ -50,7 +50,9 @@ def check_ensemble(ensemble: ModelFolder, models: Mapping[str, ModelFolder]) -> 
             yield finding
     for path, end in _unmapped(ensemble, models):
         yield ensemble.error(
-            *(path, f"nothing goes to {end.tensor!r}, which {end.model} requires", "", "map it"),
+            path,
+            found=f"nothing goes to {end.tensor!r}, which {end.model} requires",
+            remedy="map it",
             tensors=[(end.model, end.tensor)],
         )
     wires = _wires(ensemble, models)
@@ -74,30 +76,37 @@ def _check_step(
     if model is None:
         yield ensemble.error(
             _path(index, "model_name"),
-            f"the repository has no model {step.model_name!r}",
-            *("", "correct the name or add the model"),
+            found=f"the repository has no model {step.model_name!r}",
+            remedy="correct the name or add the model",
         )
         return
     for side in ("input_map", "output_map"):
         if not getattr(step, side):
-            yield ensemble.error(_path(index, side), "is empty", "at least one tensor")
+            yield ensemble.error(
+                _path(index, side),
+                found="is empty",
+                expected="at least one tensor",
+            )
     if model.config is None:
         yield ensemble.note(
-            *(_path(index), f"not checked against {model.file}, which does not parse"),
+            _path(index),
+            found=f"not checked against {model.file}, which does not parse",
         )
         return
     config, version = model.config, step.model_version
     if version not in (-1, *model.versions):
         yield ensemble.error(
-            *(_path(index, "model_version"), f"asks for version {version} of {model.name}"),
-            f"-1 for the latest, or one of {list(model.versions)}",
+            _path(index, "model_version"),
+            found=f"asks for version {version} of {model.name}",
+            expected=f"-1 for the latest, or one of {list(model.versions)}",
         )
     limit = ensemble.config.max_batch_size
     if 0 < config.max_batch_size < limit:
         yield ensemble.error(
-            *("max_batch_size", f"is {limit}, but {model.file} allows {config.max_batch_size}"),
-            f"at most {config.max_batch_size}",
-            "make them equal",
+            "max_batch_size",
+            found=f"is {limit}, but {model.file} allows {config.max_batch_size}",
+            expected=f"at most {config.max_batch_size}",
+            remedy="make them equal",
         )
     yield from _check_maps(ensemble, index, step, model)
 
@@ -113,16 +122,22 @@ def _check_maps(
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
                 yield ensemble.error(
-                    *(_path(index, side, name), f"{model.file} has no {kind} {name!r}", ""),
-                    f"did you mean {close[0]!r}" if close else "remove the entry or add it there",
+                    _path(index, side, name),
+                    found=f"{model.file} has no {kind} {name!r}",
+                    remedy=(
+                        f"did you mean {close[0]!r}"
+                        if close
+                        else "remove the entry or add it there"
+                    ),
                     tensors=[(model.name, name), *((model.name, other) for other in close)],
                 )
     repeated = [t.name for t in config.output if [*map(_name, config.output)].count(t.name) > 1]
     for name in sorted({*repeated} & {*step.output_map}):
         yield ensemble.error(
             _path(index, "output_map", name),
-            f"{model.file} has the output {name!r} twice, which Triton refuses in a step",
-            *("once", "remove one there"),
+            found=f"{model.file} has the output {name!r} twice, which Triton refuses in a step",
+            expected="once",
+            remedy="remove one there",
         )
 
 
@@ -150,8 +165,13 @@ def _wires(ensemble: ModelFolder, models: Mapping[str, ModelFolder]) -> dict[str
         for index, tensor in enumerate(getattr(config, side)):
             dims = tensor.reshape.shape if tensor.HasField("reshape") else tensor.dims
             end = _End(
-                *(ensemble.name, tensor.name, f"{side}[{index}]", None),
-                *(type_name(tensor.data_type), tuple(dims), batched),
+                model=ensemble.name,
+                tensor=tensor.name,
+                path=f"{side}[{index}]",
+                step=None,
+                type=type_name(tensor.data_type),
+                dims=tuple(dims),
+                batched=batched,
             )
             if tensor.name not in seen:
                 wire = wires[tensor.name]
@@ -169,14 +189,19 @@ def _wires(ensemble: ModelFolder, models: Mapping[str, ModelFolder]) -> dict[str
 def _end(index: int, step: Any, side: str, name: str, model: ModelFolder | None) -> _End:
     path = _path(index, f"{side}_map", name)
     if model is None or model.config is None:
-        return _End(step.model_name, name, path, index)
+        return _End(model=step.model_name, tensor=name, path=path, step=index)
     tensor = next((t for t in getattr(model.config, side) if t.name == name), None)
     if tensor is None:
-        return _End(step.model_name, name, path, index)
+        return _End(model=step.model_name, tensor=name, path=path, step=index)
     # A step's shape is what its callers send: Triton leaves its reshape out of the comparison.
     return _End(
-        *(step.model_name, name, path, index, type_name(tensor.data_type), tuple(tensor.dims)),
-        model.config.max_batch_size > 0,
+        model=step.model_name,
+        tensor=name,
+        path=path,
+        step=index,
+        type=type_name(tensor.data_type),
+        dims=tuple(tensor.dims),
+        batched=model.config.max_batch_size > 0,
     )
 
 
@@ -189,16 +214,22 @@ def _check_types(ensemble: ModelFolder, name: str, wire: _Wire) -> Iterator[Find
         if end.type != first.type:
             yield ensemble.error(
                 at.path,
-                f"tensor {name!r} is {first.type} as {first.label}, {end.type} as {end.label}",
-                *("one type", "correct the config that is wrong"),
+                found=(
+                    f"tensor {name!r} is {first.type} as {first.label}, {end.type} as {end.label}"
+                ),
+                expected="one type",
+                remedy="correct the config that is wrong",
                 tensors=about,
             )
         elif not (_agree(first.dims, end.dims) or _agree(first.shape, end.shape)):
             yield ensemble.error(
                 at.path,
-                f"tensor {name!r} has dims {list(first.dims)} as {first.label}, "
-                f"{list(end.dims)} as {end.label}",
-                *("one shape, where -1 fits any size", "correct the config that is wrong"),
+                found=(
+                    f"tensor {name!r} has dims {list(first.dims)} as {first.label}, "
+                    f"{list(end.dims)} as {end.label}"
+                ),
+                expected="one shape, where -1 fits any size",
+                remedy="correct the config that is wrong",
                 tensors=about,
             )
 
@@ -213,8 +244,9 @@ def _check_writers(ensemble: ModelFolder, name: str, wire: _Wire) -> Iterator[Fi
     for second in wire.writers[1:]:
         yield ensemble.error(
             second.path,
-            f"{name!r} is written by {wire.writers[0].label} already",
-            *("one writer of a tensor", "give one of them another name"),
+            found=f"{name!r} is written by {wire.writers[0].label} already",
+            expected="one writer of a tensor",
+            remedy="give one of them another name",
         )
 
 
@@ -238,9 +270,9 @@ def _check_ends(
         reader = wires[name].readers[0]
         yield ensemble.error(
             reader.path,
-            f"nothing writes the {'output' if reader.step is None else 'tensor'} {name!r}",
-            "an ensemble's input or an output of a step",
-            f"{close[0]!r}, which nothing reads, may be meant" if close else "map it",
+            found=f"nothing writes the {'output' if reader.step is None else 'tensor'} {name!r}",
+            expected="an ensemble's input or an output of a step",
+            remedy=(f"{close[0]!r}, which nothing reads, may be meant" if close else "map it"),
             tensors=[(reader.model, reader.tensor)],
         )
     for name in unread:
@@ -249,8 +281,9 @@ def _check_ends(
         if not wanted and (writer.model, writer.tensor) not in explained:
             yield ensemble.error(
                 writer.path,
-                f"nothing reads the {'input' if writer.step is None else 'tensor'} {name!r}",
-                *("a step's input or an ensemble's output", "map it or remove it"),
+                found=f"nothing reads the {'input' if writer.step is None else 'tensor'} {name!r}",
+                expected="a step's input or an ensemble's output",
+                remedy="map it or remove it",
                 tensors=[(writer.model, writer.tensor)],
             )
 
@@ -268,7 +301,13 @@ def _check_order(
             step = waiting.pop(index)
             sources = {target: origins[target] for target in step.input_map.values()}
             if len({*sources.values()}) > 1:
-                yield _mixed(ensemble, _path(index, "input_map"), step.model_name, sources, steps)
+                yield _mixed(
+                    ensemble,
+                    _path(index, "input_map"),
+                    reader=step.model_name,
+                    sources=sources,
+                    steps=steps,
+                )
             origin = max(sources.values(), default=0)
             model = models.get(step.model_name)
             if model and model.config and model.config.model_transaction_policy.decoupled:
@@ -278,12 +317,13 @@ def _check_order(
         cycle = ", ".join(sorted(step.model_name for step in waiting.values()))
         yield ensemble.error(
             _path(index, "input_map"),
-            f"the steps {cycle} wait for each other",
-            *("data that flows one way", "break the cycle"),
+            found=f"the steps {cycle} wait for each other",
+            expected="data that flows one way",
+            remedy="break the cycle",
         )
     results = {o.name: origins[o.name] for o in ensemble.config.output if o.name in origins}
     if not waiting and len({*results.values()}) > 1:
-        yield _mixed(ensemble, "output", "the ensemble", results, steps)
+        yield _mixed(ensemble, "output", reader="the ensemble", sources=results, steps=steps)
 
 
 def _mixed(
@@ -293,7 +333,10 @@ def _mixed(
     others = sorted(name for name, origin in sources.items() if origin != last)
     return ensemble.error(
         path,
-        f"{reader} takes {', '.join(others)} from before the decoupled "
-        f"{steps[last - 1].model_name}, and its answers too",
-        *("tensors of one origin after a decoupled model", "take them from it, or not at all"),
+        found=(
+            f"{reader} takes {', '.join(others)} from before the decoupled "
+            f"{steps[last - 1].model_name}, and its answers too"
+        ),
+        expected="tensors of one origin after a decoupled model",
+        remedy="take them from it, or not at all",
     )

@@ -41,8 +41,12 @@ def check_manifest(repository: RepositoryFolder) -> Iterator[Finding]:
         if actual != size:
             found = "is missing" if actual is None else f"is {actual} bytes"
             yield Finding(
-                *(Severity.ERROR, name, "", found),
-                *(f"{size} bytes, as {MANIFEST_NAME} says", _AGAIN),
+                Severity.ERROR,
+                file=name,
+                field="",
+                found=found,
+                expected=f"{size} bytes, as {MANIFEST_NAME} says",
+                remedy=_AGAIN,
             )
     for name in facts.get("models", ()):
         if name not in repository.models and f"{name}/config.pbtxt" not in facts.get("files", {}):
@@ -58,4 +62,10 @@ def check_manifest(repository: RepositoryFolder) -> Iterator[Finding]:
 
 
 def _error(field: str, found: str) -> Finding:
-    return Finding(Severity.ERROR, MANIFEST_NAME, field, found, remedy=_AGAIN)
+    return Finding(
+        Severity.ERROR,
+        file=MANIFEST_NAME,
+        field=field,
+        found=found,
+        remedy=_AGAIN,
+    )

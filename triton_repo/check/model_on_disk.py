@@ -93,45 +93,76 @@ class ModelFolder:
     def finding(
         self,
         severity: Severity,
-        path: str,
+        field: str,
+        *,
         found: str,
         expected: str = "",
         remedy: str = "",
-        *,
         tensors: Iterable[tuple[str, str]] = (),
     ) -> Finding:
         """Return a finding about a field of this model's config, with its line."""
         return Finding(
             severity,
-            self.file,
-            path,
-            found,
-            expected,
-            remedy,
-            line=self.outline.line(path),
+            file=self.file,
+            field=field,
+            found=found,
+            expected=expected,
+            remedy=remedy,
+            line=self.outline.line(field),
             tensors=frozenset(tensors),
         )
 
-    def unlocated(self, path: str, value: str) -> Finding:
-        """Return what to say of a parameter's path that `RepositoryFolder.locate` does not know."""
-        if Path(value).is_absolute():
-            return self.note(path, f"not checked: {value} is a path of another machine")
-        return self.warning(
-            *(path, f"{value!r} counts from the server's working directory", ""),
-            "give an absolute path",
+    def error(
+        self,
+        field: str,
+        *,
+        found: str,
+        expected: str = "",
+        remedy: str = "",
+        tensors: Iterable[tuple[str, str]] = (),
+    ) -> Finding:
+        """Return what keeps the model from working."""
+        return self.finding(
+            Severity.ERROR,
+            field,
+            found=found,
+            expected=expected,
+            remedy=remedy,
+            tensors=tensors,
         )
 
-    def error(self, path: str, *words: str, tensors: Iterable[tuple[str, str]] = ()) -> Finding:
-        """Return what keeps the model from working: found, expected, what to do."""
-        return self.finding(Severity.ERROR, path, *words, tensors=tensors)
+    def warning(
+        self,
+        field: str,
+        *,
+        found: str,
+        expected: str = "",
+        remedy: str = "",
+        tensors: Iterable[tuple[str, str]] = (),
+    ) -> Finding:
+        """Return what is probably not as meant."""
+        return self.finding(
+            Severity.WARNING,
+            field,
+            found=found,
+            expected=expected,
+            remedy=remedy,
+            tensors=tensors,
+        )
 
-    def warning(self, path: str, *words: str, tensors: Iterable[tuple[str, str]] = ()) -> Finding:
-        """Return what is probably not as meant: found, expected, what to do."""
-        return self.finding(Severity.WARNING, path, *words, tensors=tensors)
-
-    def note(self, path: str, *words: str) -> Finding:
+    def note(self, field: str, *, found: str) -> Finding:
         """Return what could not be checked here, and why."""
-        return self.finding(Severity.NOTE, path, *words)
+        return self.finding(Severity.NOTE, field, found=found)
+
+    def unlocated(self, field: str, value: str) -> Finding:
+        """Return what to say of a parameter's path that `RepositoryFolder.locate` does not know."""
+        if Path(value).is_absolute():
+            return self.note(field, found=f"not checked: {value} is a path of another machine")
+        return self.warning(
+            field,
+            found=f"{value!r} counts from the server's working directory",
+            remedy="give an absolute path",
+        )
 
 
 @dataclass(frozen=True, slots=True)

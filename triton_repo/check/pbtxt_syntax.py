@@ -23,9 +23,17 @@ def check_text(model: ModelFolder) -> Iterator[Finding]:
     # After a fault of the syntax, what follows may only seem unknown.
     unknown = model.outline.unknown if _NO_FIELD in model.fault else ()
     for path in unknown:
-        yield model.error(path, "no such field in a model's configuration", "", _similar(path))
+        yield model.error(
+            path,
+            found="no such field in a model's configuration",
+            remedy=_similar(path),
+        )
     for path in model.outline.repeated:
-        yield model.warning(path, "given twice; the last one counts", "", "remove one")
+        yield model.warning(
+            path,
+            found="given twice; the last one counts",
+            remedy="remove one",
+        )
     if model.fault and not unknown:
         yield _fault(model)
 
@@ -37,11 +45,14 @@ def _placeholder(model: ModelFolder, placeholder: Placeholder) -> Finding:
     optional = parameter and placeholder.whole and key not in REQUIRED.get(model.role, ())
     return Finding(
         Severity.WARNING if optional else Severity.ERROR,
-        *(model.file, f'parameters["{key}"]' if parameter else path),
-        f"placeholder ${{{name}}} is left" + (", so it is not set" if optional else ""),
-        "",
-        "fill it, or remove the parameter" if optional else f"fill in {_wanted(placeholder)}",
-        *(placeholder.line, placeholder.column),
+        file=model.file,
+        field=f'parameters["{key}"]' if parameter else path,
+        found=f"placeholder ${{{name}}} is left" + (", so it is not set" if optional else ""),
+        remedy=(
+            "fill it, or remove the parameter" if optional else f"fill in {_wanted(placeholder)}"
+        ),
+        line=placeholder.line,
+        column=placeholder.column,
     )
 
 
@@ -78,9 +89,17 @@ def _fault(model: ModelFolder) -> Finding:
     # Protobuf repeats the line before what is wrong with it.
     words = words.rpartition("': ")[2]
     if not (line.strip().isdecimal() and column.strip().isdecimal()):
-        return Finding(Severity.ERROR, model.file, "", f"does not parse ({model.fault})")
+        return Finding(
+            Severity.ERROR,
+            file=model.file,
+            field="",
+            found=f"does not parse ({model.fault})",
+        )
     return Finding(
-        *(Severity.ERROR, model.file, "", f"does not parse: {words.strip().rstrip('.')}"),
+        Severity.ERROR,
+        file=model.file,
+        field="",
+        found=f"does not parse: {words.strip().rstrip('.')}",
         remedy="correct the text there",
         line=int(line),
         column=int(column),

@@ -26,6 +26,7 @@ class Finding:
     """One thing that is not as it should be."""
 
     severity: Severity
+    _: dataclasses.KW_ONLY
     file: str  # within the repository
     field: str
     found: str

@@ -79,11 +79,20 @@ def _unreadable(path: Path, error: Exception) -> Finding:
     file = f"{path.name}/{CONFIG_NAME}"
     if not isinstance(error, FileNotFoundError):
         found = f"cannot be read ({error})"
-        return Finding(Severity.ERROR, file, "", found, remedy="write it again as text")
+        return Finding(
+            Severity.ERROR,
+            file=file,
+            field="",
+            found=found,
+            remedy="write it again as text",
+        )
     return Finding(
-        *(Severity.ERROR, file, "", "is missing"),
-        "a config in every folder of a repository, each of which Triton takes for a model",
-        f"add it, or move {path.name} elsewhere",
+        Severity.ERROR,
+        file=file,
+        field="",
+        found="is missing",
+        expected="a config in every folder of a repository, each of which Triton takes for a model",
+        remedy=f"add it, or move {path.name} elsewhere",
     )
 
 

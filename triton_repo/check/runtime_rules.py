@@ -49,8 +49,10 @@ def check_parameters(model: ModelFolder, *, ours: bool) -> Iterator[Finding]:
         value = model.parameters.get(parameter.name)
         if value and not _accepts(parameter, value, ours=ours):
             yield model.error(
-                *(f'parameters["{parameter.name}"]', f"is {value!r}", parameter.kind.expected),
-                "correct it: an unreadable value is ignored or keeps the model from loading",
+                f'parameters["{parameter.name}"]',
+                found=f"is {value!r}",
+                expected=parameter.kind.expected,
+                remedy="correct it: an unreadable value is ignored or keeps the model from loading",
             )
 
 
@@ -77,7 +79,7 @@ def open_served(model: ModelFolder, repository: RepositoryFolder) -> tuple[Serve
             return Served(Checkpoint.open(place).spec.vocab), []
         engine = Engine.open(place)
     except MinitronError as error:
-        return Served(), [model.error(_PATH, str(error))]
+        return Served(), [model.error(_PATH, found=str(error))]
     findings = [*_check_limits(model, engine), *_check_logits(engine, repository)]
     return Served(engine.model.spec.vocab, engine), findings
 
@@ -85,7 +87,7 @@ def open_served(model: ModelFolder, repository: RepositoryFolder) -> tuple[Serve
 def _unset(model: ModelFolder) -> list[Finding]:
     """Name a path that is given but empty; placeholders and absent keys are named elsewhere."""
     if model.parameters.get(_PATH_KEY) == "":
-        return [model.error(_PATH, "is empty", "the folder of the engine")]
+        return [model.error(_PATH, found="is empty", expected="the folder of the engine")]
     return []
 
 
@@ -102,7 +104,7 @@ def _open_folder(model: ModelFolder) -> tuple[Served, list[Finding]]:
     if not folder.is_dir():
         if found[1].count("/") == 1 or Path(found[1]).is_absolute():
             note = f"not checked: {found[1]} is a hub id or a path of another machine"
-            return Served(), [model.note("", note)]
+            return Served(), [model.note("", found=note)]
         return Served(), [_fault(file, "model", f"there is no folder {found[1]!r} beside it")]
     try:
         vocab = int(json.loads((folder / "config.json").read_text())["vocab_size"])
@@ -116,35 +118,50 @@ def _open_folder(model: ModelFolder) -> tuple[Served, list[Finding]]:
 
 
 def _fault(file: str, field: str, found: str) -> Finding:
-    return Finding(Severity.ERROR, file, field, found, remedy="make the repository again")
+    return Finding(
+        Severity.ERROR,
+        file=file,
+        field=field,
+        found=found,
+        remedy="make the repository again",
+    )
 
 
 def _check_limits(model: ModelFolder, engine: Engine) -> Iterator[Finding]:
     limits, config = engine.limits, model.config
     if config.backend == TENSORRT_LLM and engine.compiler != TRTLLM_COMPILER:
         yield model.error(
-            *(_PATH, f"an engine of {engine.compiler}, which {TENSORRT_LLM} cannot load"),
-            *("one that TensorRT-LLM built", "build with --compiler trtllm"),
+            _PATH,
+            found=f"an engine of {engine.compiler}, which {TENSORRT_LLM} cannot load",
+            expected="one that TensorRT-LLM built",
+            remedy="build with --compiler trtllm",
         )
     if config.max_batch_size > limits.max_batch_size:
         yield model.warning(
-            *("max_batch_size", f"is {config.max_batch_size}"),
-            f"at most the engine's {limits.max_batch_size}",
-            "more requests than that wait; lower it or build again with a larger --max-batch-size",
+            "max_batch_size",
+            found=f"is {config.max_batch_size}",
+            expected=f"at most the engine's {limits.max_batch_size}",
+            remedy=(
+                "more requests than that wait; lower it or build again with a larger "
+                "--max-batch-size"
+            ),
         )
     beams = model.parameters.get("max_beam_width") or ""
     if beams.isdecimal() and int(beams) > limits.max_beam_width:
         yield model.error(
-            *('parameters["max_beam_width"]', f"is {beams}"),
-            f"at most the engine's {limits.max_beam_width}",
-            "lower it or build again with a larger --max-beam-width",
+            'parameters["max_beam_width"]',
+            found=f"is {beams}",
+            expected=f"at most the engine's {limits.max_beam_width}",
+            remedy="lower it or build again with a larger --max-beam-width",
         )
     for key in ("enable_chunked_context", "enable_kv_cache_reuse"):
         value = (model.parameters.get(key) or "").lower()
         if value in ("true", "1") and not engine.paged_context:
             yield model.error(
-                *(f'parameters["{key}"]', "is true, but the engine lacks use_paged_context_fmha"),
-                *("false", "or build again with use_paged_context_fmha"),
+                f'parameters["{key}"]',
+                found="is true, but the engine lacks use_paged_context_fmha",
+                expected="false",
+                remedy="or build again with use_paged_context_fmha",
             )
     yield from _check_devices(model, engine.model.parallelism.world_size)
 
@@ -156,8 +173,9 @@ def _check_devices(model: ModelFolder, ranks: int) -> Iterator[Finding]:
     uneven = [group for group in devices.split(";") if len(group.split(",")) != ranks]
     if uneven:
         yield model.error(
-            *('parameters["gpu_device_ids"]', f"names the GPUs {uneven[0]}"),
-            f"{ranks}, one for each rank of the engine",
+            'parameters["gpu_device_ids"]',
+            found=f"names the GPUs {uneven[0]}",
+            expected=f"{ranks}, one for each rank of the engine",
         )
 
 
@@ -174,8 +192,8 @@ def _check_logits(engine: Engine, repository: RepositoryFolder) -> Iterator[Find
         for index, tensor in wrong[:1]:
             yield model.error(
                 f"output[{index}].data_type",
-                f"{', '.join(t.name for _, t in wrong)}: {type_name(tensor.data_type)}",
-                f"{wanted}, the engine's logits_dtype",
+                found=f"{', '.join(t.name for _, t in wrong)}: {type_name(tensor.data_type)}",
+                expected=f"{wanted}, the engine's logits_dtype",
                 tensors=[(model.name, tensor.name) for _, tensor in wrong],
             )
 

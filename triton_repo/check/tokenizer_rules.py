@@ -52,7 +52,11 @@ def check_tokenizers(repository: RepositoryFolder, vocab: int | None) -> Iterato
             else:
                 places.append(_Place(model, found))
         elif value == "":
-            yield model.error(_PATH, "is empty", "the folder of the tokenizer")
+            yield model.error(
+                _PATH,
+                found="is empty",
+                expected="the folder of the tokenizer",
+            )
         yield from _check_end_ids(model, vocab)
     # preprocessing's, or whichever there is.
     places.sort(key=lambda place: place.model.role != PREPROCESSING)
@@ -66,17 +70,21 @@ def _locate(model: ModelFolder, repository: RepositoryFolder, value: str) -> Pat
     place = repository.locate(model, value)
     if place is None:
         if _HUB_ID.fullmatch(value):
-            return model.note(_PATH, f"not checked: {value} is a model of the hub")
+            return model.note(_PATH, found=f"not checked: {value} is a model of the hub")
         return model.unlocated(_PATH, value)
     if not place.is_dir():
         return model.error(
-            *(_PATH, f"there is no folder {place}", "the folder of the tokenizer"),
-            "correct the path",
+            _PATH,
+            found=f"there is no folder {place}",
+            expected="the folder of the tokenizer",
+            remedy="correct the path",
         )
     if not any((place / name).is_file() for name in _VOCABULARIES):
         return model.error(
-            *(_PATH, f"{place} holds no tokenizer", f"one of {', '.join(_VOCABULARIES)}"),
-            "copy the tokenizer of the model there",
+            _PATH,
+            found=f"{place} holds no tokenizer",
+            expected=f"one of {', '.join(_VOCABULARIES)}",
+            remedy="copy the tokenizer of the model there",
         )
     return place
 
@@ -89,8 +97,10 @@ def _compare(one: _Place, other: _Place) -> Iterator[Finding]:
         present = [path.is_file() for path in pair]
         if any(present) and not (all(present) and filecmp.cmp(*pair, shallow=False)):
             yield other.model.error(
-                *(_PATH, f"its {name} is not the one of {one.model.name}"),
-                *("the same tokenizer in both", f"copy {one.folder} over it"),
+                _PATH,
+                found=f"its {name} is not the one of {one.model.name}",
+                expected="the same tokenizer in both",
+                remedy=f"copy {one.folder} over it",
             )
             return
 
@@ -104,45 +114,52 @@ def _check_end_ids(model: ModelFolder, vocab: int | None) -> Iterator[Finding]:
         ids = json.loads(text)
         wrong = [i for i in ids if i != int(i) or not 0 <= i < (vocab or i + 1)]
     except (ValueError, TypeError):
-        yield model.error(path, f"is {text!r}", "a list of ids like [2, 3]")
+        yield model.error(path, found=f"is {text!r}", expected="a list of ids like [2, 3]")
         return
     if wrong:
         yield model.error(
-            *(path, f"{wrong[0]} is no id of the model"),
-            *(
-                f"0 to {vocab - 1}" if vocab else "0 or more",
-                "take those of generation_config.json",
-            ),
+            path,
+            found=f"{wrong[0]} is no id of the model",
+            expected=f"0 to {vocab - 1}" if vocab else "0 or more",
+            remedy="take those of generation_config.json",
         )
 
 
 def _check_one(place: _Place, repository: RepositoryFolder, vocab: int | None) -> Iterator[Finding]:
     model, file = place.model, place.folder / _FAST
     if not file.is_file():
-        yield model.note(_PATH, f"not checked: {place.folder} has no {_FAST}")
+        yield model.note(_PATH, found=f"not checked: {place.folder} has no {_FAST}")
         return
     if importlib.util.find_spec("tokenizers") is None:
-        yield model.note(_PATH, "not checked: the package tokenizers is not installed")
+        yield model.note(_PATH, found="not checked: the package tokenizers is not installed")
         return
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more precise
-        yield model.error(_PATH, f"{file} is no tokenizer ({error})", "", "copy it again")
+        yield model.error(
+            _PATH,
+            found=f"{file} is no tokenizer ({error})",
+            remedy="copy it again",
+        )
         return
     largest = max(tokenizer.get_vocab().values(), default=0)
     if vocab is not None and largest >= vocab:
         yield model.error(
-            *(_PATH, f"the tokenizer has ids up to {largest}, the model {vocab} tokens"),
-            *(f"ids up to {vocab - 1}", "use the tokenizer of this model"),
+            _PATH,
+            found=f"the tokenizer has ids up to {largest}, the model {vocab} tokens",
+            expected=f"ids up to {vocab - 1}",
+            remedy="use the tokenizer of this model",
         )
     returned = {text: _round_trip(tokenizer, text) for text in _TEXTS}
     changed = [text for text in _TEXTS if returned[text] != text]
     if changed:
         yield model.warning(
-            *(_PATH, f"{changed[0]!r} comes back from it as {returned[changed[0]]!r}"),
-            *("the same text", "make sure that it is the model's tokenizer"),
+            _PATH,
+            found=f"{changed[0]!r} comes back from it as {returned[changed[0]]!r}",
+            expected="the same text",
+            remedy="make sure that it is the model's tokenizer",
         )
     yield from _check_special(place, tokenizer, repository)
 
@@ -164,12 +181,16 @@ def _check_special(
         token = token.get("content") if isinstance(token, Mapping) else token
         if token and tokenizer.token_to_id(token) is None:
             yield place.model.error(
-                *(_PATH, f"{name} {token!r} is not in the vocabulary"),
-                *("a token of the tokenizer", f"correct {_CONFIG}"),
+                _PATH,
+                found=f"{name} {token!r} is not in the vocabulary",
+                expected="a token of the tokenizer",
+                remedy=f"correct {_CONFIG}",
             )
         if not token and name == "eos_token" and not repository.ours:
             yield place.model.warning(
-                *(_PATH, f"{_CONFIG} names no eos_token", "one: requests without end_id need it"),
+                _PATH,
+                found=f"{_CONFIG} names no eos_token",
+                expected="one: requests without end_id need it",
             )
 
 

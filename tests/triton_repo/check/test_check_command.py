@@ -38,7 +38,8 @@ def test_findings_are_a_table_and_the_error_says_the_first(
     assert re.search(
         r"^error    ensemble/config\.pbtxt:\d+ +ensemble_scheduling\.step\[1\]\.input_map"
         r"\[\"top_k\"\]: tensorrt_llm/config\.pbtxt has no input 'top_k'; did you mean '",
-        *(result.stdout, re.MULTILINE),
+        result.stdout,
+        re.MULTILINE,
     )
     assert result.stdout.splitlines()[-1] == f"{repository}: 1 error, 49 warnings"
     assert result.stderr.startswith(f"error: {repository} has 1 error, 49 warnings; ensemble/")

@@ -99,11 +99,20 @@ def test_placeholders_are_errors_where_upstream_needs_a_value(tmp_path: Path) ->
     errors = check_repository(write_templates(tmp_path / "repository")).errors
 
     assert {re.findall(r"\$\{(\w+)\}", error.found)[0] for error in errors} == {
-        *("triton_backend", "triton_max_batch_size", "decoupled_mode", "batching_strategy"),
-        *("max_queue_delay_microseconds", "max_queue_size", "engine_dir", "tokenizer_dir"),
-        *("encoder_input_features_data_type", "logits_datatype"),
-        *("prompt_embedding_table_data_type", "preprocessing_instance_count"),
-        *("postprocessing_instance_count", "bls_instance_count"),
+        "triton_backend",
+        "triton_max_batch_size",
+        "decoupled_mode",
+        "batching_strategy",
+        "max_queue_delay_microseconds",
+        "max_queue_size",
+        "engine_dir",
+        "tokenizer_dir",
+        "encoder_input_features_data_type",
+        "logits_datatype",
+        "prompt_embedding_table_data_type",
+        "preprocessing_instance_count",
+        "postprocessing_instance_count",
+        "bls_instance_count",
     }
 
 
@@ -151,7 +160,8 @@ def at(model: str, key: str) -> str:
 
 OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "engine's batch": (
-        *("trtllm", replaced(ENGINE, '"max_batch_size": 64', '"max_batch_size": 32')),
+        "trtllm",
+        replaced(ENGINE, '"max_batch_size": 64', '"max_batch_size": 32'),
         "warning tensorrt_llm/config.pbtxt:N max_batch_size: is 64; expected at most the engine's ",
     ),
     "engine's attention": (
@@ -163,15 +173,18 @@ OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         at("tensorrt_llm", "enable_chunked_context") + "is true, but the engine lacks use_paged",
     ),
     "engine's rank": (
-        *("trtllm", gone("tensorrt_llm/1/engine/rank0.engine")),
+        "trtllm",
+        gone("tensorrt_llm/1/engine/rank0.engine"),
         at("tensorrt_llm", "gpt_model_path") + "REPO/tensorrt_llm/1/engine lacks rank0.engine",
     ),
     "checkpoint's rank": (
-        *("reference", gone("tensorrt_llm/1/checkpoint/rank0.safetensors")),
+        "reference",
+        gone("tensorrt_llm/1/checkpoint/rank0.safetensors"),
         at("tensorrt_llm", "gpt_model_path"),
     ),
     "model's weights": (
-        *("llmapi", gone("tensorrt_llm/1/model/model.safetensors")),
+        "llmapi",
+        gone("tensorrt_llm/1/model/model.safetensors"),
         "error tensorrt_llm/1/model.yaml model: model has no weights",
     ),
     "vocabulary": (
@@ -183,15 +196,18 @@ OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         at("preprocessing", "tokenizer_dir") + "the tokenizer has ids up to 1023, the model 900",
     ),
     "end id": (
-        *("reference", give("preprocessing", "end_ids", "[5000]")),
+        "reference",
+        give("preprocessing", "end_ids", "[5000]"),
         at("preprocessing", "end_ids") + "5000 is no id of the model; expected 0 to 1023",
     ),
     "end ids as text": (
-        *("reference", give("tensorrt_llm_bls", "end_ids", "</s>")),
+        "reference",
+        give("tensorrt_llm_bls", "end_ids", "</s>"),
         at("tensorrt_llm_bls", "end_ids") + "is '</s>'; expected a list of ids like [2, 3]",
     ),
     "another tokenizer": (
-        *("reference", replaced("postprocessing/1/tokenizer/tokenizer.json", "{", "{ ")),
+        "reference",
+        replaced("postprocessing/1/tokenizer/tokenizer.json", "{", "{ "),
         at("postprocessing", "tokenizer_dir") + "its tokenizer.json is not the one of preproc",
     ),
     "no tokenizer": (
@@ -205,7 +221,8 @@ OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
             *(
                 replaced(
                     f"{model}/1/tokenizer/tokenizer_config.json",
-                    *('"eos_token": "[^"]*"', '"eos_token": "<gone>"'),
+                    pattern='"eos_token": "[^"]*"',
+                    new='"eos_token": "<gone>"',
                 )
                 for model in TEXT_MODELS
             )
@@ -223,16 +240,19 @@ OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "reference",
         replaced(
             "tensorrt_llm/config.pbtxt",
-            *(r'input \{\s+name: "early_stopping"[^}]*\}\s+optional: true\s+\}\n', ""),
+            pattern=r'input \{\s+name: "early_stopping"[^}]*\}\s+optional: true\s+\}\n',
+            new="",
         ),
         "error tensorrt_llm/config.pbtxt input: lacks early_stopping",
     ),
     "instances that share state": (
-        *("reference", replaced("postprocessing/config.pbtxt", "count: 1", "count: 2")),
+        "reference",
+        replaced("postprocessing/config.pbtxt", "count: 1", "count: 2"),
         "error postprocessing/config.pbtxt:N instance_group[0].count: is 2; expected 1",
     ),
     "value": (
-        *("reference", give("postprocessing", "skip_special_tokens", "1")),
+        "reference",
+        give("postprocessing", "skip_special_tokens", "1"),
         at("postprocessing", "skip_special_tokens") + "is '1'; expected true or false",
     ),
 }

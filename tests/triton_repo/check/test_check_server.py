@@ -170,10 +170,15 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        *(str(installation.binary), f"--model-repository={folder}"),
-        *(f"--backend-directory={scratch}", "--disable-auto-complete-config"),
-        *("--model-control-mode=explicit", "--allow-grpc=false", "--allow-metrics=false"),
-        *("--http-address=127.0.0.1", f"--http-port={port}"),
+        str(installation.binary),
+        f"--model-repository={folder}",
+        f"--backend-directory={scratch}",
+        "--disable-auto-complete-config",
+        "--model-control-mode=explicit",
+        "--allow-grpc=false",
+        "--allow-metrics=false",
+        "--http-address=127.0.0.1",
+        f"--http-port={port}",
     ]
     with (scratch / "log").open("w") as log:
         process = subprocess.Popen(
