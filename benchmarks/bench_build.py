@@ -24,16 +24,16 @@ import click
 from bench_convert import machine, measure, warm
 from bench_quantize import write_ids
 
-from minitron_trt.artifacts import kind_of
+from minitron_trt.artifacts import CHECKPOINT, kind_of
+from minitron_trt.build.engine import PLAN_NAME
 from minitron_trt.build.tensorrt.api import TARGETS
 from minitron_trt.build.tensorrt.engine_compiler import (
-    PLAN_NAME,
     CompiledEngine,
     compile_engine,
     default_limits,
 )
 from minitron_trt.build.tensorrt.network import NetworkLimits
-from minitron_trt.checkpoint import KIND, Checkpoint
+from minitron_trt.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Round:
 
 def checkpoint_of(model: Path, precision: str, folder: Path) -> Checkpoint:
     """Return a model folder's checkpoint, or the folder itself if it is one."""
-    if kind_of(model) == KIND:
+    if kind_of(model) == CHECKPOINT:
         return Checkpoint.open(model)
     output, ids = folder / "checkpoint", folder / "ids.jsonl"
     # Ranges matter to the engine's numbers, not to the time its build takes: random tokens will do.

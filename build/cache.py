@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trt.artifacts import MANIFEST_NAME, Manifest, sha256, staged
-from minitron_trt.build.engine import KIND
-from minitron_trt.checkpoint import CONFIG_NAME, Checkpoint, rank_file
+from minitron_trt.artifacts import (
+    CONFIG_NAME,
+    ENGINE,
+    MANIFEST_NAME,
+    Manifest,
+    sha256,
+    staged,
+)
+from minitron_trt.checkpoint import Checkpoint, rank_file
 from minitron_trt.errors import BadInputError
 
 log = logging.getLogger(__name__)
@@ -54,13 +60,13 @@ class EngineCache:
         """Copy a finished engine in, with digests."""
         with staged(self.folder / key, overwrite=True) as scratch:
             shutil.copytree(engine, scratch, dirs_exist_ok=True)
-            manifest = Manifest.read(scratch, KIND)
+            manifest = Manifest.read(scratch, ENGINE)
             (scratch / MANIFEST_NAME).unlink()
             manifest.write(scratch, digest=True)
 
 
 def _check(entry: Path) -> None:
-    manifest = Manifest.read(entry, KIND)
+    manifest = Manifest.read(entry, ENGINE)
     for name, digest in manifest.digests.items():
         if sha256(entry / name) != digest:
             raise BadInputError(f"{entry / name} is not what was stored")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from minitron_trt.artifacts import check_output, output_errors
+from minitron_trt.artifacts import CONFIG_NAME, check_output, output_errors
 from minitron_trt.build.compiler_choice import COMPILERS, RUNNERS, choose_compiler, job_file
 from minitron_trt.build.containers import container_for
 from minitron_trt.build.engine_model import facts_of
@@ -174,7 +174,7 @@ def _write_job(console: Console, job: BuildJob, options: dict[str, Any]) -> None
 
 
 def _finish(console: Console, job: BuildJob) -> None:
-    if not (job.output / "config.json").is_file():
+    if not (job.output / CONFIG_NAME).is_file():
         raise BadInputError(f"{job.output} holds no engine yet; let the job finish first")
     finish(job, job.output, facts=image_facts(container_for(job.recipe.version)))
     console.result(

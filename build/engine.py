@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, Manifest
+from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest
 from minitron_trt.build.engine_model import KV_AUTO, ModelFacts, quantization_of
 from minitron_trt.build.recipe.engine_memory import (
     Forecast,
@@ -17,12 +17,10 @@ from minitron_trt.build.recipe.engine_memory import (
     reserve_bytes,
 )
 from minitron_trt.build.recipe.limits import Limits
-from minitron_trt.checkpoint import CONFIG_NAME
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.gpus import Gpu
 from minitron_trt.spec import ModelSpec, Parallelism, Rope
 
-KIND: Final = "engine"
 PLAN_NAME: Final = "engine.plan"
 TRTLLM: Final = "tensorrt-llm"
 _DAMAGE: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -54,7 +52,7 @@ class Engine:
         """Read an engine folder; BadInputError says what is wrong with it."""
         if not folder.is_dir():
             raise BadInputError(f"{folder} is not a folder; expected an engine")
-        manifest = Manifest.read(folder, KIND) if (folder / MANIFEST_NAME).is_file() else None
+        manifest = Manifest.read(folder, ENGINE) if (folder / MANIFEST_NAME).is_file() else None
         path = folder / CONFIG_NAME
         if not path.is_file():
             raise BadInputError(f"{folder} has no {CONFIG_NAME}; expected an engine folder")

@@ -10,9 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from minitron_trt.artifacts import Manifest, kind_of
-from minitron_trt.checkpoint import CONFIG_NAME, Checkpoint, spec_of
-from minitron_trt.checkpoint import KIND as CHECKPOINT
+from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, Manifest, kind_of
+from minitron_trt.checkpoint import Checkpoint, spec_of
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
 from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope
@@ -162,7 +161,7 @@ def find_model(name: str, *, revision: str | None = None, token: str | None = No
     kind = kind_of(folder)
     if kind == CHECKPOINT:
         return facts_of(folder)
-    if kind != "huggingface":
+    if kind != HUGGING_FACE:
         raise BadInputError(f"{folder} is a {kind}; expected a model folder or a checkpoint")
     # Reading a model folder is the converter's business.
     from minitron_trt.convert.source.model_folder import ModelSource

@@ -9,13 +9,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minitron_trt.artifacts import Manifest, check_output, output_errors, staged
-from minitron_trt.checkpoint import CONFIG_NAME, KIND, manifest_facts, trtllm_config
+from minitron_trt.artifacts import (
+    CHECKPOINT,
+    CONFIG_NAME,
+    HUGGING_FACE,
+    Manifest,
+    check_output,
+    output_errors,
+    staged,
+)
+from minitron_trt.checkpoint import manifest_facts, trtllm_config
 from minitron_trt.console import no_progress
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion_plan import ConversionPlan, plan_conversion
 from minitron_trt.convert.fp8_source import choose, keep_scales
-from minitron_trt.convert.hf_output import HF_KIND, plan_hf, write_hf_configs
+from minitron_trt.convert.hf_output import plan_hf, write_hf_configs
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.opening import ShowProgress, opened, unpacked
@@ -106,7 +114,7 @@ def convert(
             config = trtllm_config(*facts, plan.kv_cache)
             (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         record = manifest_facts(*facts, model.tokens, plan.kv_cache)
-        kind = KIND if plan.form == "trtllm" else HF_KIND
+        kind = CHECKPOINT if plan.form == "trtllm" else HUGGING_FACE
         Manifest(kind, model.identity(), record).write(scratch, digest=options.digest)
     return plan
 

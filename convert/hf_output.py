@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt import __version__
+from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.convert.conversion_plan import (
     ConversionPlan,
     Part,
@@ -27,7 +28,6 @@ from minitron_trt.families import HEAD, Norm, Place, TensorRule, family_of
 from minitron_trt.quantization.precisions import PRECISIONS, Inputs, Precision, Side
 from minitron_trt.spec import ModelSpec, Parallelism
 
-HF_KIND: Final = "huggingface"
 _PRODUCER: Final = {"name": "minitron-trt", "version": __version__}
 _WIDE_MODULES: Final = ["lm_head", "model.embed_tokens"]
 
@@ -86,7 +86,7 @@ def _tensors(
 
 def write_hf_configs(folder: Path, source: ModelSource, plan: ConversionPlan) -> None:
     """Write config.json and, for a quantized model, hf_quant_config.json."""
-    path = source.folder / "config.json"
+    path = source.folder / CONFIG_NAME
     config = json.loads(path.read_text()) if path.is_file() else _config(plan.spec)
     for key in ("torch_dtype", "dtype", *QUANTIZATION_KEYS):
         config.pop(key, None)
@@ -104,7 +104,7 @@ def write_hf_configs(folder: Path, source: ModelSource, plan: ConversionPlan) ->
             },
         }
         (folder / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _group(precision: Precision) -> dict[str, int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from minitron_trt.artifacts import GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.errors import BadInputError
 from minitron_trt.spec import SpecialTokens
@@ -40,7 +41,6 @@ MODELS: Final = (
 CONFIG_NAME: Final = "config.pbtxt"
 MOST_BLS_INSTANCES: Final = {REFERENCE: 2, TRTLLM: 16, LLMAPI: 16}
 """How many tensorrt_llm_bls has unless told: each is a process with a tokenizer of its own."""
-GENERATION_CONFIG: Final = "generation_config.json"
 _SOURCES: Final = Path(__file__).with_name("models")
 _TEXT_MODELS: Final = ("preprocessing", "postprocessing", "tensorrt_llm_bls")
 _TOKENIZER: Final = "tokenizer"

@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, Manifest, check_output, kind_of, staged
-from minitron_trt.build.engine import KIND as ENGINE
+from minitron_trt.artifacts import (
+    CHECKPOINT,
+    ENGINE,
+    HUGGING_FACE,
+    MANIFEST_NAME,
+    REPOSITORY,
+    Manifest,
+    check_output,
+    kind_of,
+    staged,
+)
 from minitron_trt.build.engine import Engine
-from minitron_trt.checkpoint import KIND as CHECKPOINT
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.hf_output import HF_KIND
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.layout import CONFIG_NAME, MODELS, Runtime, plan_repository
@@ -23,8 +30,7 @@ from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
 from minitron_trt.triton_repo.runtimes.trtllm_runtime import plan_trtllm
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
-KIND: Final = "repository"
-_RUNTIME_OF: Final = {CHECKPOINT: REFERENCE, ENGINE: TRTLLM, HF_KIND: LLMAPI}
+_RUNTIME_OF: Final = {CHECKPOINT: REFERENCE, ENGINE: TRTLLM, HUGGING_FACE: LLMAPI}
 _WAYS: Final = {
     REFERENCE: "a checkpoint: run minitron-trt convert",
     TRTLLM: "an engine: run minitron-trt build",
@@ -50,7 +56,7 @@ def runtime_for(artifact: Path, asked: str | None = None) -> str:
 def _kind(artifact: Path) -> str:
     """Return the kind of an artifact, also of an engine that others built."""
     kind = kind_of(artifact)
-    if kind != HF_KIND or (artifact / MANIFEST_NAME).is_file():
+    if kind != HUGGING_FACE or (artifact / MANIFEST_NAME).is_file():
         return kind
     try:
         config = json.loads((artifact / "config.json").read_text())
@@ -88,7 +94,7 @@ def emit_repository(
             "recipe": recipe.to_json(),
             "models": list(MODELS),
         }
-        Manifest(KIND, {"path": str(artifact)}, facts).write(scratch)
+        Manifest(REPOSITORY, {"path": str(artifact)}, facts).write(scratch)
         _check(scratch, output)
     return ModelRepository.open(output)
 
@@ -112,7 +118,7 @@ class ModelRepository:
     @classmethod
     def open(cls, folder: Path) -> ModelRepository:
         """Read a repository and parse every config back; BadInputError names the file."""
-        manifest = Manifest.read(folder, KIND)
+        manifest = Manifest.read(folder, REPOSITORY)
         configs = {}
         for name in manifest.facts["models"]:
             path = folder / name / CONFIG_NAME

@@ -12,19 +12,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, Manifest, check_output, sha256, staged
+from minitron_trt.artifacts import (
+    CHECKPOINT,
+    CONFIG_NAME,
+    ENGINE,
+    MANIFEST_NAME,
+    Manifest,
+    check_output,
+    sha256,
+    staged,
+)
+from minitron_trt.build.engine import PLAN_NAME
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.build.tensorrt.network import NetworkLimits
 from minitron_trt.build.tensorrt.worker import Request
 from minitron_trt.build.tensorrt.worker_process import Progress, run_worker
-from minitron_trt.checkpoint import CONFIG_NAME, KIND, Checkpoint
+from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Advance, no_progress
 from minitron_trt.errors import OutputError
 from minitron_trt.gpus import check_support, find_target
 from minitron_trt.host.machine import cuda_version
 
-PLAN_NAME: Final = "engine.plan"
 DEFAULT_INPUT_TOKENS: Final = 1024
 # An engine is its weights and some kernels; this much is free room for the kernels.
 _KERNEL_BYTES: Final = 64 << 20
@@ -135,7 +144,7 @@ def _describe(
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     for path in checkpoint.tokenizer_files:
         shutil.copyfile(path, folder / path.name)
-    origin = Manifest.read(checkpoint.folder, KIND)
+    origin = Manifest.read(checkpoint.folder, CHECKPOINT)
     source = {
         "checkpoint": str(checkpoint.folder.resolve()),
         "manifest_sha256": sha256(checkpoint.folder / MANIFEST_NAME),
@@ -152,4 +161,4 @@ def _describe(
         "build_seconds": engine.build_seconds,
         "peak_memory_bytes": engine.peak_private_bytes,
     }
-    Manifest("engine", source, {**facts, **own}).write(folder)
+    Manifest(ENGINE, source, {**facts, **own}).write(folder)

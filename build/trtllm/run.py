@@ -11,9 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, Manifest, sha256, staged
+from minitron_trt.artifacts import (
+    CHECKPOINT,
+    ENGINE,
+    MANIFEST_NAME,
+    Manifest,
+    sha256,
+    staged,
+)
 from minitron_trt.build.containers import Container, container_for, same_version
-from minitron_trt.build.engine import KIND, TRTLLM, Engine
+from minitron_trt.build.engine import TRTLLM, Engine
 from minitron_trt.build.recipe.engine_memory import checkpoint_bytes
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe
 from minitron_trt.build.trtllm.compiler_process import Outcome, run_compiler
@@ -25,7 +32,6 @@ from minitron_trt.build.trtllm.docker_build import (
     explain_build,
 )
 from minitron_trt.build.trtllm.timing_cache import TimingCache
-from minitron_trt.checkpoint import KIND as CHECKPOINT
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import size_text
 from minitron_trt.errors import ProcessError, UnsupportedError
@@ -213,7 +219,7 @@ def finish(
         "peak_memory_bytes": outcome.peak_bytes if outcome else None,
         **(facts or {}),
     }
-    Manifest(KIND, checkpoint_source(job.checkpoint), record).write(folder)
+    Manifest(ENGINE, checkpoint_source(job.checkpoint), record).write(folder)
 
 
 def image_facts(container: Container) -> dict[str, Any]:

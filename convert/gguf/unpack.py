@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.console import Advance, no_progress
 from minitron_trt.convert.gguf.file import GgufFile, gguf_package
@@ -67,9 +68,9 @@ class GgufFolder:
             weights.write(header)
             weights.truncate(max(entry.offset + entry.size_bytes for entry in entries))
         tokens = _write_tokenizer(model.file, folder, model.config["max_position_embeddings"])
-        _write_json(folder, "generation_config.json", tokens)
+        _write_json(folder, GENERATION_CONFIG, tokens)
         dtype = _TORCH_NAMES[dtypes["model.embed_tokens.weight"]]
-        _write_json(folder, "config.json", {**model.config, **tokens, "torch_dtype": dtype})
+        _write_json(folder, CONFIG_NAME, {**model.config, **tokens, "torch_dtype": dtype})
         return cls(folder, model, entries)
 
     @property

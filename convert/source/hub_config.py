@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.locate import HUB_ID, hub_errors
 from minitron_trt.convert.source.weight_files import read_json
 from minitron_trt.errors import BadInputError
 from minitron_trt.spec import ModelSpec
 
-_CONFIG: Final = "config.json"
 _QUERY: Final = "model.layers.0.self_attn.q_proj.weight"
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,12 @@ def read_hub_spec(repo: str, *, revision: str | None, token: str | None) -> Mode
 
     with hub_errors(repo, revision):
         try:
-            path = huggingface_hub.hf_hub_download(repo, _CONFIG, revision=revision, token=token)
+            path = huggingface_hub.hf_hub_download(
+                repo, CONFIG_NAME, revision=revision, token=token
+            )
         except errors.RemoteEntryNotFoundError as error:
-            raise BadInputError(f"{repo} has no {_CONFIG} on the hub") from error
-    config = HfConfig(read_json(Path(path).parent, _CONFIG))
+            raise BadInputError(f"{repo} has no {CONFIG_NAME} on the hub") from error
+    config = HfConfig(read_json(Path(path).parent, CONFIG_NAME))
     stated = config.head_size
     return read_spec(
         config, _head_size(repo, config, revision, token) if stated is None else stated
@@ -60,7 +62,7 @@ def _head_size(repo: str, config: HfConfig, revision: str | None, token: str | N
             pass
     if hidden % heads:
         raise BadInputError(
-            f"{repo}: {_CONFIG} states no head size and its {heads} heads do not divide "
+            f"{repo}: {CONFIG_NAME} states no head size and its {heads} heads do not divide "
             f"{hidden}; download the model and pass its folder"
         )
     log.warning("%s: config.json states no head size; %d is assumed", repo, hidden // heads)

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
-from minitron_trt.convert.source.model_folder import GENERATION_CONFIG
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.convert.source.weight_files import INDEX_NAME, TORCH_INDEX_NAME, has_weights
 from minitron_trt.errors import BadInputError
 
 GGUF_SUFFIX: Final = ".gguf"
 HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/([\w./ -]+\.gguf))?")
-_FACTS: Final = ("config.json", QUANTIZATION_FILE, GENERATION_CONFIG, *TOKENIZER_FILES)
+_FACTS: Final = (CONFIG_NAME, QUANTIZATION_FILE, GENERATION_CONFIG, *TOKENIZER_FILES)
 _SAFETENSORS: Final = (INDEX_NAME, "model*.safetensors")
 _TORCH: Final = (TORCH_INDEX_NAME, "pytorch_model*.bin")
 

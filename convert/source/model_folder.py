@@ -6,8 +6,9 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
@@ -26,8 +27,6 @@ from minitron_trt.spec import ModelSpec, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry
 
 log = logging.getLogger(__name__)
-
-GENERATION_CONFIG: Final = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class ModelSource:
             raise BadInputError(f"{folder} is not a folder; expected a Hugging Face model folder")
         if not any(folder.iterdir()):
             raise BadInputError(f"{folder} is empty; expected a Hugging Face model folder")
-        config = HfConfig(read_json(folder, "config.json"))
+        config = HfConfig(read_json(folder, CONFIG_NAME))
         family = config.family
         quantization = read_quantization(folder, config.record)
         tensors = read_tensors(folder)

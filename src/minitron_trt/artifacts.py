@@ -17,7 +17,17 @@ from typing import Any, Final
 from minitron_trt import __version__
 from minitron_trt.errors import BadInputError, OutputError, UsageError
 
+CHECKPOINT: Final = "checkpoint"
+ENGINE: Final = "engine"
+REPOSITORY: Final = "repository"
+HUGGING_FACE: Final = "huggingface"
+"""The kinds of artifacts; a model folder without a manifest counts as the last one, too."""
+
 MANIFEST_NAME: Final = "minitron.json"
+CONFIG_NAME: Final = "config.json"
+"""The facts of a checkpoint, an engine and a Hugging Face folder alike."""
+GENERATION_CONFIG: Final = "generation_config.json"
+"""Where a Hugging Face folder says which ids begin and end a text."""
 SCHEMA_VERSION: Final = 1
 # What reading and taking apart a file that is no manifest raises.
 _DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
@@ -214,12 +224,12 @@ def sha256(path: Path) -> str:
 
 
 def kind_of(folder: Path) -> str:
-    """Return what a folder is: a manifest's kind, or `huggingface` for a model folder."""
+    """Return what a folder is: its manifest's kind, or HUGGING_FACE for a model folder."""
     if (folder / MANIFEST_NAME).is_file():
         try:
             return str(json.loads((folder / MANIFEST_NAME).read_text())["kind"])
         except _DAMAGE as error:
             raise BadInputError(f"{folder / MANIFEST_NAME} is damaged ({error!r})") from error
-    if (folder / "config.json").is_file():
-        return "huggingface"
+    if (folder / CONFIG_NAME).is_file():
+        return HUGGING_FACE
     raise BadInputError(f"{folder} is neither an artifact of this tool nor a model folder")

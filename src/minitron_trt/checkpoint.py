@@ -8,15 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import Manifest
+from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, Manifest
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import Norm, family_of
 from minitron_trt.quantization.precisions import KV_CACHES, Precision, precision_of
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry, read_header
-
-KIND: Final = "checkpoint"
-CONFIG_NAME: Final = "config.json"
 
 
 def trtllm_config(
@@ -138,7 +135,7 @@ class Checkpoint:
 
         BadInputError says what is wrong with it.
         """
-        manifest = Manifest.read(folder, KIND)
+        manifest = Manifest.read(folder, CHECKPOINT)
         path = folder / CONFIG_NAME
         try:
             config = json.loads(path.read_text())

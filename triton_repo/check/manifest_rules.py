@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME
+from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY
 from minitron_trt.triton_repo.check.config_rules import TENSORRT_LLM
 from minitron_trt.triton_repo.check.model_on_disk import RUNTIME, RepositoryFolder
 from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.parameters import RUNTIMES, TRTLLM
 
-KIND: Final = "repository"
 _AGAIN: Final = "make the repository again"
 
 
@@ -21,7 +20,7 @@ def read_facts(folder: Path) -> tuple[Mapping[str, Any] | None, list[Finding]]:
     """Return the manifest's record; None where there is none or it is damaged."""
     try:
         record = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        if record["kind"] != KIND:
+        if record["kind"] != REPOSITORY:
             return None, []
         if not isinstance(record["files"], dict):
             raise TypeError("files is no table")

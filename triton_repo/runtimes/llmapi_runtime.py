@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, Manifest
+from minitron_trt.artifacts import (
+    CONFIG_NAME,
+    GENERATION_CONFIG,
+    HUGGING_FACE,
+    MANIFEST_NAME,
+    Manifest,
+)
 from minitron_trt.build.containers import container_for
 from minitron_trt.checkpoint import TOKENIZER_FILES
-from minitron_trt.convert.hf_output import HF_KIND
 from minitron_trt.convert.source.hf_config import HfConfig
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.convert.source.weight_files import read_json
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
-from minitron_trt.triton_repo.layout import (
-    GENERATION_CONFIG,
-    Runtime,
-    find_end_ids,
-    find_tokenizer,
-)
+from minitron_trt.triton_repo.layout import Runtime, find_end_ids, find_tokenizer
 from minitron_trt.triton_repo.model_config import python_model
 from minitron_trt.triton_repo.parameters import LLMAPI, defaults
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -133,8 +133,8 @@ class HfFolder:
     def open(cls, folder: Path) -> HfFolder:
         """Read the folder's facts; BadInputError or UnsupportedError say what is wrong with it."""
         if (folder / MANIFEST_NAME).is_file():
-            Manifest.read(folder, HF_KIND)
-        config = HfConfig(read_json(folder, "config.json"))
+            Manifest.read(folder, HUGGING_FACE)
+        config = HfConfig(read_json(folder, CONFIG_NAME))
         # Raises when the architecture is none of ours.
         _ = config.family
         sizes = [config.integer(key) for key in ("max_position_embeddings", "vocab_size")]
@@ -150,7 +150,7 @@ def _files(folder: Path) -> Iterator[Path]:
         )
     yield from weights
     yield from sorted(folder.glob("*.index.json"))
-    for name in ("config.json", GENERATION_CONFIG, QUANTIZATION_FILE, *TOKENIZER_FILES):
+    for name in (CONFIG_NAME, GENERATION_CONFIG, QUANTIZATION_FILE, *TOKENIZER_FILES):
         if (folder / name).is_file():
             yield folder / name
 

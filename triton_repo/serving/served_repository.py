@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, Manifest
+from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
 from minitron_trt.build.containers import container_for, same_version
 from minitron_trt.build.engine import Engine
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.triton_repo.layout import CONFIG_NAME
 from minitron_trt.triton_repo.model_config import from_text
 from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
-from minitron_trt.triton_repo.repository import KIND, ModelRepository
+from minitron_trt.triton_repo.repository import ModelRepository
 
 OTHER: Final = "other"
 """A repository of others without TensorRT-LLM."""
@@ -63,7 +63,7 @@ class ServedRepository:
     @classmethod
     def _open_ours(cls, folder: Path) -> ServedRepository:
         repository = ModelRepository.open(folder)
-        facts = Manifest.read(folder, KIND).facts
+        facts = Manifest.read(folder, REPOSITORY).facts
         mount = Path(facts.get("mount") or folder)
         return cls(
             folder=folder,

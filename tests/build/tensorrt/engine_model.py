@@ -10,8 +10,8 @@ import torch
 from tests.build.tensorrt.interpreter_model import network_inputs
 from torch import Tensor
 
-from minitron_trt.artifacts import Manifest
-from minitron_trt.build.engine import KIND, PLAN_NAME
+from minitron_trt.artifacts import ENGINE, Manifest
+from minitron_trt.build.engine import PLAN_NAME
 from minitron_trt.build.tensorrt.api import LIBRARIES, make_logger
 from minitron_trt.executor.step import Floats, StepBatch
 from minitron_trt.spec import ModelSpec
@@ -21,7 +21,7 @@ class EngineModel:
     """An engine folder of ours on the first GPU, its caches in memory that was zeroed."""
 
     def __init__(self, folder: Path) -> None:
-        facts = Manifest.read(folder, KIND).facts
+        facts = Manifest.read(folder, ENGINE).facts
         spec, limits = ModelSpec.from_json(facts["spec"]), facts["limits"]
         self.slots: int = limits["max_batch_size"]
         self.max_seq_len: int = limits["max_seq_len"]

@@ -22,11 +22,11 @@ pytest.importorskip("tensorrt_rtx", reason="the network needs: pip install 'mini
 from tests.build.tensorrt.interpreter_model import InterpretedModel
 from tests.build.tensorrt.test_network import LIMITS, SAME, logits_of
 
-from minitron_trt.artifacts import Manifest
+from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, Manifest
 from minitron_trt.build.tensorrt.api import RTX, make_logger
 from minitron_trt.build.tensorrt.engine_compiler import compile_engine
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
-from minitron_trt.checkpoint import CONFIG_NAME, KIND, Checkpoint
+from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.executor.reference import ReferenceModel
@@ -65,7 +65,7 @@ def narrow(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     config = json.loads((folder / CONFIG_NAME).read_text())
     config["quantization"] = PRECISIONS["fp8"].quantization()
     (folder / CONFIG_NAME).write_text(json.dumps(config))
-    manifest = Manifest.read(checkpoint.folder, KIND)
+    manifest = Manifest.read(checkpoint.folder, CHECKPOINT)
     replace(manifest, facts={**manifest.facts, "precision": "fp8"}).write(folder)
     return Checkpoint.open(folder)
 

@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from minitron_trt.artifacts import Manifest
-from minitron_trt.checkpoint import KIND
+from minitron_trt.artifacts import CHECKPOINT, Manifest
 from minitron_trt.convert.conversion import ConvertOptions, convert, open_and_plan
 from minitron_trt.convert.gguf.rope_factors import recover_scaling, scaling_factors
 from minitron_trt.spec import Llama3Scaling
@@ -168,7 +167,7 @@ def test_the_manifest_names_the_file_and_nothing_unpacked_stays(
 ) -> None:
     path = write_gguf(tiny_llama, tmp_path / "m.gguf", "F16")
     convert(str(path), tmp_path / "out", ConvertOptions())
-    manifest = Manifest.read(tmp_path / "out", KIND)
+    manifest = Manifest.read(tmp_path / "out", CHECKPOINT)
 
     assert manifest.source == {"path": str(path)}
     assert {file.name for file in tmp_path.iterdir()} == {"m.gguf", "out"}
@@ -188,7 +187,7 @@ def test_a_folder_with_one_file_and_a_file_of_another_name_are_sources_too(
     convert(str(folder), tmp_path / "a", ConvertOptions())
     convert(str(tmp_path / "unnamed"), tmp_path / "b", ConvertOptions())
 
-    assert Manifest.read(tmp_path / "a", KIND).source == {"path": str(folder / "m.gguf")}
+    assert Manifest.read(tmp_path / "a", CHECKPOINT).source == {"path": str(folder / "m.gguf")}
     name = "rank0.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

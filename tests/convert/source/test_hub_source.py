@@ -18,8 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minitron_trt.artifacts import Manifest
-from minitron_trt.checkpoint import KIND
+from minitron_trt.artifacts import CHECKPOINT, Manifest
 
 WriteGguf = Callable[..., Path]
 REPO: Final = "some/model"
@@ -123,7 +122,7 @@ def test_torch_files_are_fetched_where_a_repository_has_no_safetensors(
         0,
         {"config.json", "generation_config.json", "pytorch_model.bin"},
     ), result.stderr
-    manifest = Manifest.read(tmp_path / "out", KIND)
+    manifest = Manifest.read(tmp_path / "out", CHECKPOINT)
     assert (manifest.source["repo"], manifest.source["revision"]) == (REPO, COMMIT)
 
 
@@ -164,7 +163,7 @@ def test_one_gguf_file_of_a_repository_is_fetched_by_its_name(
     result = run(f"{REPO}/b.gguf", tmp_path / "out", address)
 
     assert (result.returncode, state.fetched) == (0, {"b.gguf"}), result.stderr
-    manifest = Manifest.read(tmp_path / "out", KIND)
+    manifest = Manifest.read(tmp_path / "out", CHECKPOINT)
     assert (manifest.source["repo"], manifest.source["revision"]) == (REPO, COMMIT)
     assert manifest.source["path"].endswith(f"snapshots/{COMMIT}/b.gguf")
 
