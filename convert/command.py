@@ -97,9 +97,9 @@ def convert(
 
     about_text = [key for key in options if key.startswith("calib_")]
     text = CalibrationText(**{key.removeprefix("calib_"): options.pop(key) for key in about_text})
-    asked = ConvertOptions(**options, calibration=text)
+    requested = ConvertOptions(**options, calibration=text)
     if dry_run:
-        model, plan = open_and_plan(source, asked)
+        model, plan = open_and_plan(source, requested)
         record = {**plan.to_json(), "peak_memory_bytes": peak_memory_bytes(model, plan)}
         console.result(record, describe(record))
         return
@@ -107,7 +107,7 @@ def convert(
         raise click.UsageError("Missing option '-o' / '--output'.")
     stages: dict[str, float] = {}
     start = time.monotonic()
-    plan = run(source, output, asked, _timed(console, stages))
+    plan = run(source, output, requested, _timed(console, stages))
     seconds = time.monotonic() - start
     rate = size_text(plan.output_bytes / seconds)
     console.result(

@@ -22,7 +22,7 @@ from minitron_trt.checkpoint import manifest_facts, trtllm_config
 from minitron_trt.console import no_progress
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion_plan import ConversionPlan, plan_conversion
-from minitron_trt.convert.fp8_source import choose, keep_scales
+from minitron_trt.convert.fp8_source import resolve_formats, with_stored_scales
 from minitron_trt.convert.hf_output import plan_hf, write_hf_configs
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import ModelSource
@@ -67,13 +67,13 @@ def open_and_plan(source: str, options: ConvertOptions) -> tuple[ModelSource, Co
 
 def _plan(model: ModelSource, options: ConvertOptions) -> ConversionPlan:
     parallelism = Parallelism(options.tp, options.pp)
-    precision, kv_cache = choose(options.precision, options.kv_cache, model.scales)
+    precision, kv_cache = resolve_formats(options.precision, options.kv_cache, model.scales)
     if options.form == "hf" and options.kv_cache == "auto":
         kv_cache = None  # which the form does not have, and `_warn` says so
     lay_out = plan_hf if options.form == "hf" else plan_conversion
     plan = lay_out(model, precision, parallelism, kv_cache)
     if model.scales:
-        plan = keep_scales(plan, model.scales)
+        plan = with_stored_scales(plan, model.scales)
     text = options.calibration
     return replace(plan, calibration_tokens=text.batch * text.length)
 
@@ -136,14 +136,16 @@ def _warn(model: ModelSource, plan: ConversionPlan) -> None:
     if architecture in plan.precision.untried:
         log.warning(
             "%s on %s: TensorRT-LLM's code has it, its support table does not list it",
-            *(plan.precision.name, architecture),
+            plan.precision.name,
+            architecture,
         )
     if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
         log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
     if model.scales and plan.precision.name != model.scales.precision:
         log.warning(
             "the source is %s; %s holds what that left of the model, not the model it was made of",
-            *(model.scales.precision, plan.precision.name),
+            model.scales.precision,
+            plan.precision.name,
         )
     if model.scales and model.scales.kv_caches and plan.form == "hf":
         log.warning("the scales of the source's KV cache are left out: --format hf has none")

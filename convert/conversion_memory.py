@@ -22,7 +22,7 @@ _LIBRARIES_BYTES: Final = 363_000_000  # torch, transformers and ModelOpt
 _GGUF_BYTES: Final = 2_000_000  # the package
 _UNPACKING_BYTES: Final = 50_000_000  # the blocks of its workers
 _PASSING_BYTES: Final = 8_000_000  # those of tensors that are not quantized
-_WIDE_KINDS: Final = frozenset({"BF16", "F16", "F32"})
+_UNQUANTIZED_KINDS: Final = frozenset({"BF16", "F16", "F32"})
 
 # Blocks that a worker holds at once, of the source and of what is made of them.
 _COPIED_BLOCKS: Final = 0.0  # inside the kernel
@@ -50,7 +50,7 @@ def peak_memory_bytes(source: ModelSource, plan: ConversionPlan) -> int:
     if source.gguf:
         base += _GGUF_BYTES
         kinds = {tensor.source.kind for tensor in source.gguf.tensors}
-        unpacking = _UNPACKING_BYTES if kinds - _WIDE_KINDS else _PASSING_BYTES
+        unpacking = _UNPACKING_BYTES if kinds - _UNQUANTIZED_KINDS else _PASSING_BYTES
     if not plan.calibrated:
         return base + max(unpacking, writing)
     return base + _LIBRARIES_BYTES + max(unpacking, writing, _calibrating_bytes(source, plan))
@@ -98,12 +98,12 @@ def _calibrating_bytes(source: ModelSource, plan: ConversionPlan) -> int:
     token = _TOKEN_BYTES_OF_HIDDEN * spec.hidden + _TOKEN_BYTES_OF_INTERMEDIATE * spec.intermediate
     running = plan.calibration_tokens * token
     # What is not bfloat16 becomes so, and leaves its file for that.
-    widths = {entry: prod(entry.shape) for entry in source.tensors.values()}
-    copied = 2 * sum(values for entry, values in widths.items() if entry.dtype != "BF16")
+    values = {entry: prod(entry.shape) for entry in source.tensors.values()}
+    copied = 2 * sum(count for entry, count in values.items() if entry.dtype != "BF16")
     tokenizer = sum(path.stat().st_size for path in source.extras if path.name == "tokenizer.json")
     searching = 0
     if Need.PREQUANT in plan.precision.needs:
         linear = {part.source for rank in plan.ranks for t in rank if t.linear for part in t.parts}
-        sizes = [widths[entry] for entry in linear]
+        sizes = [values[entry] for entry in linear]
         searching = _SCALED_WEIGHT_BYTES * sum(sizes) + _SEARCH_BYTES * max(sizes)
     return copied + _TOKENIZER_COPIES * tokenizer + max(running, searching)

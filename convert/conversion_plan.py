@@ -8,7 +8,7 @@ from math import prod
 from typing import Any, Final
 
 from minitron_trt.checkpoint import rank_file
-from minitron_trt.convert.sharding import share
+from minitron_trt.convert.sharding import shard
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.stored_scales import Scale
 from minitron_trt.errors import UnsupportedError
@@ -44,7 +44,7 @@ class TensorPlan:
     linear: str | None = None  # the layer that a quantized tensor or its scale belongs to
     stored: Stored | None = None
     calibrated_as: str = ""  # the checkpoint's name of that layer
-    ranged_with: str = ""  # layers of one such name share the range of their weights
+    amax_group: str = ""  # layers of one group share the amax of their weights
     value: float | None = None  # of a scale that is known already
 
     @property
@@ -107,7 +107,7 @@ def plan_conversion(
     parallelism: Parallelism,
     kv_cache: str | None = None,
 ) -> ConversionPlan:
-    """Lay out every rank's tensors; UnsupportedError when the model cannot be cut this way."""
+    """Lay out every rank's tensors; UnsupportedError when the model cannot be sharded this way."""
     precision.check(source.spec.architecture, kv_cache)
     parallelism.check(source.spec)
     ranks = tuple(
@@ -125,7 +125,7 @@ def plan_conversion(
 
 @dataclass(frozen=True, slots=True)
 class _Rank:
-    """Whose tensors are being laid out."""
+    """The rank whose tensors are being laid out, and what they are made from."""
 
     source: ModelSource
     precision: Precision
@@ -159,7 +159,10 @@ def _rank_tensors(rank: _Rank, kv_cache: str | None) -> Iterator[TensorPlan]:
             if kv_cache and place is Place.LAYER:
                 name = f"transformer.layers.{{}}.{KV_SCALE.suffix}"
                 yield TensorPlan(
-                    *(name.format(layer - layers.start), KV_SCALE.storage, (1,), ()),
+                    name=name.format(layer - layers.start),
+                    dtype=KV_SCALE.storage,
+                    shape=(1,),
+                    parts=(),
                     linear=name.format(layer),
                     stored=KV_SCALE,
                 )
@@ -169,7 +172,7 @@ def _tensors(rule: TensorRule, layer: int, local: int, rank: _Rank) -> Iterator[
     """Yield the tensors of a rule: one, or a quantized layer's several."""
     # TensorRT-LLM counts a rank's layers from 0.
     name, linear = rule.target.format(local), rule.linear
-    shape, parts = _cut(rule, layer, rank)
+    shape, parts = _shard(rule, layer, rank)
     if linear is None or not rank.precision.tensors:
         yield TensorPlan(name, rank.precision.storage, shape, parts, rule.plus_one)
         return
@@ -184,7 +187,7 @@ def _tensors(rule: TensorRule, layer: int, local: int, rank: _Rank) -> Iterator[
             linear=linear.format(layer),
             stored=stored,
             calibrated_as=linear.format(layer),
-            ranged_with=fused(linear.format(layer)),
+            amax_group=fused(linear.format(layer)),
         )
 
 
@@ -199,7 +202,7 @@ def fused(linear: str) -> str:
 def check_groups(
     stored: Stored, name: str, parts: tuple[Part, ...], precision: Precision, tp: int
 ) -> None:
-    """Raise UnsupportedError where a rank's share cuts through values stored together."""
+    """Raise UnsupportedError where a rank's shard ends between values that are stored together."""
     for axis in stored.axes:
         for part in parts:
             start, stop = part.columns if axis.side is Side.IN else part.rows
@@ -211,14 +214,14 @@ def check_groups(
                 )
 
 
-def _cut(rule: TensorRule, layer: int, rank: _Rank) -> tuple[tuple[int, ...], tuple[Part, ...]]:
+def _shard(rule: TensorRule, layer: int, rank: _Rank) -> tuple[tuple[int, ...], tuple[Part, ...]]:
     """Return the shape of a rank's tensor and the source rectangles that fill it."""
     spec, tp = rank.source.spec, rank.parallelism.tp
     parts, at = [], 0
     for origin in rule.sources:
         name = origin.name.format(layer)
         entry = rank.source.tensors[name]
-        rows, columns = share(rule.split, origin, entry, spec, rank.tp_rank, tp)
+        rows, columns = shard(rule.split, origin, entry, spec, tp_rank=rank.tp_rank, tp=tp)
         parts.append(Part(entry, rows, columns, at, rank.source.scale_of(name)))
         at += rows[1] - rows[0]
     if rule.split is Split.VOCAB:

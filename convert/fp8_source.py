@@ -20,27 +20,28 @@ _KV_CACHE: Final = "fp8"
 _INPUT_SCALE: Final = "activation_scaling_factor"
 
 
-def choose(
+def resolve_formats(
     precision: str | None, kv_cache: str | None, scales: StoredScales | None
 ) -> tuple[Precision, str | None]:
-    """Return the precision and narrow KV cache that are meant; None and `auto` are the source's.
+    """Return the precision, and the KV cache's format; None and `auto` are the source's own.
 
-    UnsupportedError when they would have to be computed from numbers that FP8 has rounded.
+    A KV cache is None where it is kept in the model's dtype. UnsupportedError when the formats
+    would have to be computed from numbers that FP8 has rounded.
     """
     stored = _KV_CACHE if scales and scales.kv_caches else None
     kv_cache = {"auto": stored, "none": None}.get(kv_cache or "none", kv_cache)
     if scales is None:
         return PRECISIONS[precision or "bf16"], kv_cache
-    found = PRECISIONS[precision or scales.precision]
-    if found.name == scales.precision and scales.wide:
+    chosen = PRECISIONS[precision or scales.precision]
+    if chosen.name == scales.precision and scales.unquantized:
         raise UnsupportedError(
-            f"the source is {found.name} except {tensor_names(list(scales.wide))}, and a "
+            f"the source is {chosen.name} except {tensor_names(list(scales.unquantized))}, and a "
             "checkpoint has all linear layers in one precision; use --precision bf16, or convert "
             "the bf16 model"
         )
-    if found.algorithm and found.name != scales.precision:
+    if chosen.algorithm and chosen.name != scales.precision:
         raise UnsupportedError(
-            f"--precision {found.name} would round a second time what the source has rounded to "
+            f"--precision {chosen.name} would round a second time what the source has rounded to "
             f"{scales.precision}; convert the bf16 model, or use --precision {scales.precision}, "
             "bf16 or fp16"
         )
@@ -49,26 +50,27 @@ def choose(
             f"--kv-cache {kv_cache} needs scales, which an FP8 source must bring along and this "
             f"one {'has for fp8' if stored else 'does not'}; convert the bf16 model"
         )
-    return found, kv_cache
+    return chosen, kv_cache
 
 
-def keep_scales(plan: ConversionPlan, scales: StoredScales) -> ConversionPlan:
+def with_stored_scales(plan: ConversionPlan, scales: StoredScales) -> ConversionPlan:
     """Return the plan with stored scales in the place of computed ones; no text need run."""
-    ranks = tuple(tuple(_kept(tensor, scales) for tensor in rank) for rank in plan.ranks)
+    ranks = tuple(tuple(_from_stored(tensor, scales) for tensor in rank) for rank in plan.ranks)
     return replace(plan, ranks=ranks, scales_known=True)
 
 
-def _kept(tensor: TensorPlan, scales: StoredScales) -> TensorPlan:
+def _from_stored(tensor: TensorPlan, scales: StoredScales) -> TensorPlan:
     if tensor.stored is None:
         return tensor
     if tensor.stored is KV_SCALE:
-        return _constant(tensor, scales.kv_caches[str(tensor.linear)])
+        return _with_value(tensor, scales.kv_caches[str(tensor.linear)])
     names = [part.source.name for part in tensor.parts]
     own = [scales.weights[name] for name in names]
     numbers = [scale for scale in own if not isinstance(scale, TensorEntry)]
     rows = [scale for scale in own if isinstance(scale, TensorEntry)]
     if not tensor.stored.is_scale:
-        # Codes keep a scale of their own, and come to the largest in a matrix that has one.
+        # Rows have their own scales. Parts that come to share one scale get the largest, and the
+        # codes of the others are rescaled to it.
         shared = max(numbers, default=1.0)
         factors = [scale / shared for scale in numbers] or [1.0] * len(rows)
         parts = [replace(p, scale=f) for p, f in zip(tensor.parts, factors, strict=True)]
@@ -78,10 +80,10 @@ def _kept(tensor: TensorPlan, scales: StoredScales) -> TensorPlan:
             for part, scale in zip(tensor.parts, rows, strict=True)
         ]
     else:
-        is_input = tensor.stored.suffix == _INPUT_SCALE
-        return _constant(tensor, max(scales.inputs[n] for n in names) if is_input else max(numbers))
+        inputs = [scales.inputs[name] for name in names]
+        return _with_value(tensor, max(inputs if tensor.stored.suffix == _INPUT_SCALE else numbers))
     return replace(tensor, parts=tuple(parts), linear=None)
 
 
-def _constant(tensor: TensorPlan, value: float) -> TensorPlan:
+def _with_value(tensor: TensorPlan, value: float) -> TensorPlan:
     return replace(tensor, parts=(), linear=None, value=value)

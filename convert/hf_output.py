@@ -29,7 +29,7 @@ from minitron_trt.quantization.precisions import PRECISIONS, Inputs, Precision, 
 from minitron_trt.spec import ModelSpec, Parallelism
 
 _PRODUCER: Final = {"name": "minitron-trt", "version": __version__}
-_WIDE_MODULES: Final = ["lm_head", "model.embed_tokens"]
+_UNQUANTIZED_MODULES: Final = ["lm_head", "model.embed_tokens"]
 
 
 def plan_hf(
@@ -71,16 +71,16 @@ def _tensors(
         module, calibrated_as = name.removesuffix(".weight"), rule.linear.format(layer)
         for stored in precision.tensors:
             check_groups(stored, name, (part,), precision, 1)
-            found = stored.shape(rows, columns)
             yield TensorPlan(
-                *(f"{module}.{stored.hf_suffix}", stored.storage),
-                # A scale of its own has no axis here.
-                () if stored.dimension(Side.ONE) is not None else found,
-                (part,),
+                name=f"{module}.{stored.hf_suffix}",
+                dtype=stored.storage,
+                # ModelOpt stores the one scale of a whole tensor without an axis.
+                shape=() if stored.dimension(Side.ONE) is not None else stored.shape(rows, columns),
+                parts=(part,),
                 linear=module,
                 stored=stored,
                 calibrated_as=calibrated_as,
-                ranged_with=fused(calibrated_as) if precision.fused_range else module,
+                amax_group=fused(calibrated_as) if precision.fused_range else module,
             )
 
 
@@ -100,7 +100,7 @@ def write_hf_configs(folder: Path, source: ModelSource, plan: ConversionPlan) ->
                 "quant_algo": plan.precision.algorithm,
                 "kv_cache_quant_algo": None,
                 **_group(plan.precision),
-                "exclude_modules": _WIDE_MODULES,
+                "exclude_modules": _UNQUANTIZED_MODULES,
             },
         }
         (folder / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n")
@@ -119,7 +119,7 @@ def _quantization(precision: Precision) -> dict[str, Any]:
     static = precision.inputs in (Inputs.STATIC_FP8, Inputs.BLOCK_FP4)
     return {
         **({"config_groups": {"group_0": group}} if static else {}),
-        "ignore": _WIDE_MODULES,
+        "ignore": _UNQUANTIZED_MODULES,
         "quant_algo": precision.algorithm,
         "producer": _PRODUCER,
         "quant_method": "modelopt",

@@ -7,8 +7,8 @@ from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
 
 
-def share(
-    split: Split, origin: Source, entry: TensorEntry, spec: ModelSpec, tp_rank: int, tp: int
+def shard(
+    split: Split, origin: Source, entry: TensorEntry, spec: ModelSpec, *, tp_rank: int, tp: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the rows and columns of one source tensor that belong to a tensor-parallel rank."""
     height, width = entry.shape if len(entry.shape) == 2 else (entry.shape[0], 1)

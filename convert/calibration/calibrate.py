@@ -59,11 +59,11 @@ def calibrate(
     torch.manual_seed(text.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.inference_mode(), _quiet(), _memory_returned():
-        found = _measure(mtq, load_model(model, device), plan, batches, advance)
+        calibration = _measure(mtq, load_model(model, device), plan, batches, advance)
     # The network's modules refer to each other, and AWQ's hold a second copy of their weights.
     gc.collect()
-    _check(found, batches)
-    return found
+    _check(calibration, batches)
+    return calibration
 
 
 def _measure(
@@ -138,7 +138,7 @@ def _read(network: Any, plan: ConversionPlan) -> Calibration:
                 linears[rule.linear.format(layer)] = _ranges(network, rule, layer, plan)
         if plan.kv_cache:
             attention = network.get_submodule(f"model.layers.{layer}.self_attn")
-            seen = [_reach(attention.k_bmm_quantizer), _reach(attention.v_bmm_quantizer)]
+            seen = [_amax(attention.k_bmm_quantizer), _amax(attention.v_bmm_quantizer)]
             kv_caches[f"transformer.layers.{layer}.{KV_SCALE.suffix}"] = _largest(seen)
     return Calibration(linears, kv_caches)
 
@@ -146,18 +146,18 @@ def _read(network: Any, plan: ConversionPlan) -> Calibration:
 def _ranges(network: Any, rule: TensorRule, layer: int, plan: ConversionPlan) -> Ranges:
     names = [source.name.format(layer).removesuffix(".weight") for source in rule.sources]
     quantizers = [network.get_submodule(name).input_quantizer for name in names]
-    reach, prequant = 0.0, None
+    amax, prequant = 0.0, None
     if Need.PREQUANT in plan.precision.needs:
         # q, k and v have one input, so they share its factors.
         factors = [quantizer.pre_quant_scale.float() for quantizer in quantizers]
         mean = sum(factors[1:], factors[0]) / len(factors)
         prequant = mean.cpu().numpy().reshape(-1).astype(ml_dtypes.bfloat16)
     if Need.INPUT in plan.precision.needs:
-        reach = _largest([_reach(quantizer) for quantizer in quantizers])
-    return Ranges(input=reach, prequant=prequant)
+        amax = _largest([_amax(quantizer) for quantizer in quantizers])
+    return Ranges(input=amax, prequant=prequant)
 
 
-def _reach(quantizer: Any) -> float:
+def _amax(quantizer: Any) -> float:
     amax: torch.Tensor | None = quantizer.amax
     return math.nan if amax is None else float(amax.max())
 
@@ -166,10 +166,10 @@ def _largest(values: list[float]) -> float:
     return math.nan if any(math.isnan(value) for value in values) else max(values)
 
 
-def _check(found: Calibration, batches: list[Ids]) -> None:
+def _check(calibration: Calibration, batches: list[Ids]) -> None:
     """Raise BadInputError that names the layers which the text left without a usable range."""
-    wrong = [name for name, reach in found.kv_caches.items() if not _usable(reach)]
-    for name, ranges in found.linears.items():
+    wrong = [name for name, amax in calibration.kv_caches.items() if not _usable(amax)]
+    for name, ranges in calibration.linears.items():
         factors = np.ones(1) if ranges.prequant is None else ranges.prequant.astype(np.float32)
         # 0 is also what a precision without input ranges has.
         fine = ranges.prequant is not None and not ranges.input
@@ -184,5 +184,5 @@ def _check(found: Calibration, batches: list[Ids]) -> None:
         )
 
 
-def _usable(reach: float) -> bool:
-    return math.isfinite(reach) and reach > 0
+def _usable(amax: float) -> bool:
+    return math.isfinite(amax) and amax > 0

@@ -32,7 +32,7 @@ _FORMATS: Final = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt", ".parquet
 
 @dataclass(frozen=True, slots=True)
 class CalibrationText:
-    """Which text, and how much of it; `data` is a file, a hub data set, or None for ours."""
+    """Which text, and how much; `data` is a file, a hub data set, or None for DEFAULT_TEXT."""
 
     data: str | None = None
     samples: int = 64
@@ -41,10 +41,10 @@ class CalibrationText:
     seed: int = 0
 
     def batches(self, model: ModelSource) -> list[Ids]:
-        """Return batches of token ids, as many pieces as asked or as there are.
+        """Return batches of token ids, `samples` pieces or as many as there are.
 
-        Texts are joined and cut, and each piece begins as the tokenizer begins a text: the first
-        token carries the largest values of all. Ready ids are only cut. BadInputError when there
+        Texts are joined and split, and each piece begins as the tokenizer begins a text: the first
+        token carries the largest values of all. Ready ids are only split. BadInputError when there
         is nothing to draw from.
         """
         encoder = _Encoder(model)
@@ -59,7 +59,10 @@ class CalibrationText:
         if self.data and len(order) < self.samples:
             log.warning(
                 "%s gives %d pieces of %d tokens, not %d; calibrating with those",
-                *(self.data, len(order), self.length, self.samples),
+                self.data,
+                len(order),
+                self.length,
+                self.samples,
             )
         chosen = sorted((drawn[index] for index in order), key=len)
         return [
@@ -83,7 +86,7 @@ def _pieces(
     documents: Iterable[list[int] | str], encoder: _Encoder, length: int
 ) -> Iterator[list[int]]:
     text: list[int] = []
-    cut = False
+    complete = False
     for document in documents:
         if not isinstance(document, str):
             yield from (document[at : at + length] for at in range(0, len(document), length))
@@ -92,8 +95,8 @@ def _pieces(
         room = max(1, length - len(encoder.prefix))
         while len(text) >= room:
             yield [*encoder.prefix, *text[:room]]
-            cut, text = True, text[room:]
-    if text and not cut:
+            complete, text = True, text[room:]
+    if text and not complete:
         yield [*encoder.prefix, *text]
 
 
@@ -143,10 +146,10 @@ def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[list[int] | str]:
 
 
 def _text_of(path: Path, number: int, record: dict[str, Any]) -> str:
-    found = [record[key] for key in _TEXT_KEYS if isinstance(record.get(key), str)]
-    if not found:
+    texts = [record[key] for key in _TEXT_KEYS if isinstance(record.get(key), str)]
+    if not texts:
         raise BadInputError(f"{path}:{number} has neither `text` nor `input_ids`")
-    return str(found[0])
+    return str(texts[0])
 
 
 def _parquet_texts(path: Path) -> Iterator[str]:
@@ -222,13 +225,13 @@ def _download(repo: str) -> Path:
     try:
         # Listing the files as a tree would be tried again for half a minute, with a line each time.
         files = huggingface_hub.HfApi().dataset_info(repo).siblings or ()
-        found = sorted(
+        names = sorted(
             (file.rfilename for file in files if file.rfilename.endswith(_FORMATS)),
             key=lambda name: ("train" not in name, name),
         )
-        if not found:
+        if not names:
             raise BadInputError(f"data set {repo} has no file of {', '.join(_FORMATS)}")
-        return Path(huggingface_hub.hf_hub_download(repo, found[0], repo_type="dataset"))
+        return Path(huggingface_hub.hf_hub_download(repo, names[0], repo_type="dataset"))
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise BadInputError(
             f"--calib-data {repo} is neither a file here nor a data set the hub shows you"

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Architecture:
+class GgufArchitecture:
     """An architecture of llama.cpp and what transformers calls it."""
 
     name: str
@@ -31,19 +31,29 @@ class Architecture:
     plus_one: bool  # LayerNorm1P: the factor itself is stored
 
 
-ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
+ARCHITECTURES: Final[Mapping[str, GgufArchitecture]] = MappingProxyType(
     {
-        "llama": Architecture(
-            *("LlamaForCausalLM", "llama", "attention.layer_norm_rms_epsilon", "rms_norm_eps"),
-            *("silu", True, False),
+        "llama": GgufArchitecture(
+            name="LlamaForCausalLM",
+            model_type="llama",
+            epsilon_key="attention.layer_norm_rms_epsilon",
+            hf_epsilon_key="rms_norm_eps",
+            activation="silu",
+            interleaved=True,
+            plus_one=False,
         ),
-        "nemotron": Architecture(
-            *("NemotronForCausalLM", "nemotron", "attention.layer_norm_epsilon", "norm_eps"),
-            *("relu2", False, True),
+        "nemotron": GgufArchitecture(
+            name="NemotronForCausalLM",
+            model_type="nemotron",
+            epsilon_key="attention.layer_norm_epsilon",
+            hf_epsilon_key="norm_eps",
+            activation="relu2",
+            interleaved=False,
+            plus_one=True,
         ),
     }
 )
-_ROTARY_SHARE_OF_NEMOTRON = 0.5  # of every published Nemotron and Minitron
+_ROTARY_FRACTION_OF_NEMOTRON = 0.5  # of every published Nemotron and Minitron
 # Facts that change what the model computes, with the values that change nothing.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
@@ -62,7 +72,7 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
 _QUERY: Final = "blk.0.attn_q.weight"
 
 
-class ModelFacts:
+class GgufModelFacts:
     """The facts of one architecture in a file, by the converter's keys."""
 
     def __init__(self, file: GgufFile, prefix: str) -> None:
@@ -130,7 +140,7 @@ class ModelFacts:
     def _rotary(self, theta: float) -> dict[str, Any]:
         size = self.integer("rope.dimension_count", self.head_size)
         if self.prefix == "nemotron":
-            return {"partial_rotary_factor": self._rotary_share(size)}
+            return {"partial_rotary_factor": self._rotary_fraction(size)}
         if size != self.head_size:
             raise UnsupportedError(
                 f"{self.file.path}: {self.prefix}.rope.dimension_count is {size} but a head has "
@@ -139,19 +149,22 @@ class ModelFacts:
         scaling = read_scaling(self.file, theta, self.head_size)
         return {"rope_scaling": scaling} if scaling else {}
 
-    def _rotary_share(self, size: int) -> float:
-        usual = _ROTARY_SHARE_OF_NEMOTRON
-        # The converter computes the share of hidden // heads, which is not the head size.
+    def _rotary_fraction(self, size: int) -> float:
+        usual = _ROTARY_FRACTION_OF_NEMOTRON
+        # The converter takes the fraction of hidden // heads, which is not the head size.
         if size == int(usual * self.hidden) // self.heads and size != usual * self.head_size:
             log.warning(
                 "%s: %d of %d values of a head turn, which llama.cpp's converter writes for this "
                 "shape by mistake; using %g, half of the head",
-                *(self.file.path.name, size, self.head_size, usual * self.head_size),
+                self.file.path.name,
+                size,
+                self.head_size,
+                usual * self.head_size,
             )
             return usual
-        share = size / self.head_size
-        # The share times the head size is cut to a whole number, which must be this one.
-        return share if int(share * self.head_size) == size else math.nextafter(share, 1)
+        fraction = size / self.head_size
+        # Readers of the config round fraction * head size down, which must give this size again.
+        return fraction if int(fraction * self.head_size) == size else math.nextafter(fraction, 1)
 
 
 def refuse_what_the_graph_lacks(file: GgufFile, prefix: str) -> None:

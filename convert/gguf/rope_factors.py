@@ -50,8 +50,8 @@ def recover_scaling(factors: NDArray[Any], theta: float) -> dict[str, Any] | Non
     if not np.isfinite(factors).all() or factors.min() < 1 or factor <= 1:
         return None
     between = (factors > 1) & (factors < factor)
-    share = (1 / factors - 1 / factor) / (1 - 1 / factor)  # 1 at high, 0 at low
-    original, high = _line(turns[between], share[between], turns, factors)
+    smooth = (1 / factors - 1 / factor) / (1 - 1 / factor)  # 1 at high, 0 at low
+    original, high = _line(turns[between], smooth[between], turns, factors)
     if not 1 <= original < 2**40 or high <= 1:
         return None
     scaling = {
@@ -69,24 +69,24 @@ def scaling_factors(scaling: dict[str, Any], turns: NDArray[Any]) -> NDArray[Any
     """Return what each frequency, in turns per position, is divided by."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     original = scaling["original_max_position_embeddings"]
-    share = np.clip((original * turns - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - share) / scaling["factor"] + share))
+    smooth = np.clip((original * turns - low) / (high - low), 0, 1)
+    return np.asarray(1 / ((1 - smooth) / scaling["factor"] + smooth))
 
 
 def _line(
-    turns: NDArray[Any], share: NDArray[Any], all_turns: NDArray[Any], factors: NDArray[Any]
+    turns: NDArray[Any], smooth: NDArray[Any], all_turns: NDArray[Any], factors: NDArray[Any]
 ) -> tuple[float, float]:
-    """Return (original, high) from the points between, where share = slope * turns - rest."""
+    """Return (original, high) from the points between, where smooth = slope * turns - rest."""
     if len(turns) >= 2:
-        slope = float((share[0] - share[-1]) / (turns[0] - turns[-1]))
-        rest = slope * float(turns[0]) - float(share[0])
+        slope = float((smooth[0] - smooth[-1]) / (turns[0] - turns[-1]))
+        rest = slope * float(turns[0]) - float(smooth[0])
         return (slope / rest, 1 + 1 / rest) if rest > 0 else (0.0, 0.0)
     rest = 1 / (_USUAL_HIGH - 1)
     if len(turns) == 1:
-        return (float(share[0]) + rest) / float(turns[0]) / rest, _USUAL_HIGH
+        return (float(smooth[0]) + rest) / float(turns[0]) / rest, _USUAL_HIGH
     # The step lies between two wave lengths: any place in the middle of them gives the same.
-    kept = 1 / float(all_turns[factors == 1].min()) if (factors == 1).any() else 1.0
-    return math.sqrt(_USUAL_HIGH * kept / float(all_turns[factors > 1].max())), _USUAL_HIGH
+    unchanged = 1 / float(all_turns[factors == 1].min()) if (factors == 1).any() else 1.0
+    return math.sqrt(_USUAL_HIGH * unchanged / float(all_turns[factors > 1].max())), _USUAL_HIGH
 
 
 def _plain(value: float, noise: float) -> float:

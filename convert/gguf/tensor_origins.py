@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from minitron_trt.convert.gguf.config_json import (
     ARCHITECTURES,
-    ModelFacts,
+    GgufModelFacts,
     refuse_what_the_graph_lacks,
 )
 from minitron_trt.convert.gguf.file import GgufFile, GgufTensor
@@ -68,18 +68,18 @@ class GgufModel:
                 f"{file.path} is one of {file.facts['split.count']} parts; join them first: "
                 "llama-gguf-split --merge"
             )
-        known = file.string("general.architecture")
-        if known not in ARCHITECTURES:
+        architecture = file.string("general.architecture")
+        if architecture not in ARCHITECTURES:
             raise UnsupportedError(
-                f"{file.path} has architecture {known!r}; GGUF files are read of "
+                f"{file.path} has architecture {architecture!r}; GGUF files are read of "
                 f"{', '.join(ARCHITECTURES)}"
             )
-        refuse_what_the_graph_lacks(file, known)
-        facts = ModelFacts(file, known)
+        refuse_what_the_graph_lacks(file, architecture)
+        facts = GgufModelFacts(file, architecture)
         return cls(file, facts.config(), tuple(_tensors(file, facts)))
 
 
-def _tensors(file: GgufFile, facts: ModelFacts) -> Iterator[HfTensor]:
+def _tensors(file: GgufFile, facts: GgufModelFacts) -> Iterator[HfTensor]:
     for tensor in file.tensors.values():
         match = _TENSOR_NAME.fullmatch(tensor.name)
         layer, stem, part = match.groups() if match else (None, "", "")

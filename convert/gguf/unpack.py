@@ -135,18 +135,18 @@ class GgufFolder:
         # A damaged file may hold scales beyond any number; what they give is kept as it is.
         with np.errstate(all="ignore"):
             if tensor.source.kind in _STORAGE:
-                wide = raw.view(_STORAGE[tensor.source.kind])
+                values = raw.view(_STORAGE[tensor.source.kind])
             else:
                 gguf = gguf_package(self.model.file.path)
-                wide = gguf.dequantize(raw, gguf.GGMLQuantizationType[tensor.source.kind])
+                values = gguf.dequantize(raw, gguf.GGMLQuantizationType[tensor.source.kind])
             if tensor.minus_one:
-                wide = wide.astype(np.float32) - np.float32(1)
-            narrow = wide.astype(dtype, copy=False)
-        if dtype == np.float16 and (np.isinf(narrow) & np.isfinite(wide)).any():
+                values = values.astype(np.float32) - np.float32(1)
+            rounded = values.astype(dtype, copy=False)
+        if dtype == np.float16 and (np.isinf(rounded) & np.isfinite(values)).any():
             raise BadInputError(
                 f"tensor {tensor.source.name} has values beyond fp16; convert with --precision bf16"
             )
-        return narrow
+        return rounded
 
 
 def restore_rows(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
@@ -197,10 +197,10 @@ def _write_tokenizer(file: GgufFile, folder: Path, positions: int) -> dict[str, 
         _write_json(folder, "tokenizer_config.json", record)
     turn = vocabulary.special("eot")
     ends = [index for index in dict.fromkeys((ids["eos_token"], turn)) if index is not None]
-    found = {"bos_token_id": ids["bos_token"], "pad_token_id": ids["pad_token"]}
+    special = {"bos_token_id": ids["bos_token"], "pad_token_id": ids["pad_token"]}
     if ends:
-        found["eos_token_id"] = ends[0] if len(ends) == 1 else ends  # type: ignore[assignment]
-    return {name: index for name, index in found.items() if index is not None}
+        special["eos_token_id"] = ends[0] if len(ends) == 1 else ends  # type: ignore[assignment]
+    return {name: index for name, index in special.items() if index is not None}
 
 
 _SPECIAL: Final[Mapping[str, str]] = MappingProxyType(

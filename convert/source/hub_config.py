@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 
 def is_hub_id(source: str) -> bool:
     """Return whether a source has the form `owner/name`."""
-    found = HUB_ID.fullmatch(source)
-    return found is not None and found[2] is None
+    hub_id = HUB_ID.fullmatch(source)
+    return hub_id is not None and hub_id[2] is None
 
 
 def read_hub_spec(repo: str, *, revision: str | None, token: str | None) -> ModelSpec:

@@ -14,8 +14,8 @@ from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
 from minitron_trt.convert.source.stored_scales import (
-    FLOATS,
-    NARROW,
+    FP8,
+    UNQUANTIZED,
     Scale,
     StoredScales,
     take_scales,
@@ -87,7 +87,7 @@ class ModelSource:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Return whether any file of a tokenizer was found."""
+        """Return whether the folder has any file of a tokenizer."""
         return any(path.name != GENERATION_CONFIG for path in self.extras)
 
     def scale_of(self, name: str) -> Scale:
@@ -138,10 +138,10 @@ def _head_size(config: HfConfig, tensors: Mapping[str, TensorEntry]) -> int:
 
 
 def _check_explained(tensors: Mapping[str, TensorEntry]) -> None:
-    narrow = next((name for name, entry in tensors.items() if entry.dtype == NARROW), None)
-    if narrow:
+    quantized = next((name for name, entry in tensors.items() if entry.dtype == FP8), None)
+    if quantized:
         raise BadInputError(
-            f"tensor {narrow} is {NARROW} but the folder does not say how it was quantized; "
+            f"tensor {quantized} is {FP8} but the folder does not say how it was quantized; "
             f"expected {QUANTIZATION_FILE}, or quantization_config in config.json"
         )
 
@@ -149,7 +149,7 @@ def _check_explained(tensors: Mapping[str, TensorEntry]) -> None:
 def _check_tensors(
     expected: Mapping[str, tuple[int, ...]],
     tensors: Mapping[str, TensorEntry],
-    narrow: Collection[str],
+    quantized: Collection[str],
 ) -> None:
     missing = sorted(expected.keys() - tensors.keys())
     # Buffers that old transformers versions saved; they follow from the config.
@@ -168,9 +168,9 @@ def _check_tensors(
             raise BadInputError(
                 f"tensor {name} is {list(entry.shape)}; config.json implies {list(shape)}"
             )
-        if entry.dtype not in FLOATS and name not in narrow:
+        if entry.dtype not in UNQUANTIZED and name not in quantized:
             raise BadInputError(
-                f"tensor {name} is {entry.dtype}; expected one of {', '.join(sorted(FLOATS))}"
+                f"tensor {name} is {entry.dtype}; expected one of {', '.join(sorted(UNQUANTIZED))}"
             )
 
 

@@ -1,7 +1,7 @@
 """What a Hugging Face folder says about its FP8 layers: by ModelOpt, compressed-tensors or AutoFP8.
 
 TensorRT-LLM has two of the many kinds: one scale per weight with a fixed one per input, and one per
-row of the weight with the inputs' found token by token. Every other is refused by name.
+row of the weight with the inputs' computed token by token. Every other is refused by name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HfQuantization:
     targets: tuple[re.Pattern[str], ...]
     ignored: tuple[re.Pattern[str], ...]
 
-    def narrows(self, module: str) -> bool:
+    def is_quantized(self, module: str) -> bool:
         """Return whether a linear layer is FP8, by its name in the folder."""
         ignored = any(pattern.match(module) for pattern in self.ignored)
         return not ignored and any(pattern.match(module) for pattern in self.targets)
@@ -93,14 +93,14 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> HfQuantization
         nested = _Block(QUANTIZATION_FILE, read_json(folder, QUANTIZATION_FILE))
         record = {**nested.nested("quantization").record, "quant_method": "modelopt"}
         blocks.append(_Block(QUANTIZATION_FILE, record))
-    found = [_read(block) for block in blocks]
-    for block, other in zip(blocks[1:], found[1:], strict=True):
-        if (other.precision, other.kv_cache) != (found[0].precision, found[0].kv_cache):
+    readings = [_read(block) for block in blocks]
+    for block, other in zip(blocks[1:], readings[1:], strict=True):
+        if (other.precision, other.kv_cache) != (readings[0].precision, readings[0].kv_cache):
             raise BadInputError(
                 f"{blocks[0].origin} and {block.origin} describe different quantizations; expected "
                 "one: download the folder again"
             )
-    return found[0] if found else None
+    return readings[0] if readings else None
 
 
 def _read(block: _Block) -> HfQuantization:
@@ -174,9 +174,9 @@ def _kv_cache(block: _Block) -> bool:
             raise block.refused(f"kv_cache_scheme {scheme!r}")
     elif scheme:
         nested = block.nested("kv_cache_scheme")
-        found = nested.strategy("numbers")
-        if found != "tensor":
-            raise nested.refused(f"scales by {found}")
+        strategy = nested.strategy("numbers")
+        if strategy != "tensor":
+            raise nested.refused(f"scales by {strategy}")
     return bool(algorithm or scheme)
 
 

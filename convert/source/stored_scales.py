@@ -14,8 +14,8 @@ from minitron_trt.quantization.scales import check_scale, read_scale
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
 
-NARROW: Final = "F8_E4M3"
-FLOATS: Final = frozenset({"BF16", "F16", "F32"})
+FP8: Final = "F8_E4M3"
+UNQUANTIZED: Final = frozenset({"BF16", "F16", "F32"})
 # Where the scales of the KV cache may lie in a layer: as ModelOpt has them, as compressed-tensors
 # does now and did first, and as AutoFP8 did before that.
 _KV_FORMS: Final = (
@@ -35,9 +35,9 @@ class StoredScales:
 
     precision: str  # the name of the one that needs nothing recomputed
     weights: Mapping[str, Scale]
-    inputs: Mapping[str, float]  # empty where they are found token by token
-    kv_caches: Mapping[str, float]  # by the checkpoint's name; empty where the cache is wide
-    wide: tuple[str, ...]  # linear weights that were not quantized
+    inputs: Mapping[str, float]  # empty where they are computed token by token
+    kv_caches: Mapping[str, float]  # by the checkpoint's name; empty if unquantized
+    unquantized: tuple[str, ...]  # linear weights that were left as they are
 
 
 def take_scales(
@@ -49,21 +49,21 @@ def take_scales(
     should not be or the reverse; UnsupportedError an FP8 embedding or head.
     """
     for name in (EMBEDDING, HEAD):
-        if name in tensors and tensors[name].dtype == NARROW:
+        if name in tensors and tensors[name].dtype == FP8:
             raise UnsupportedError(
-                f"tensor {name} is {NARROW}, and TensorRT-LLM keeps it wide; convert the bf16 model"
+                f"tensor {name} is {FP8}, and TensorRT-LLM keeps it wide; convert the bf16 model"
             )
     static = PRECISIONS[quantization.precision].inputs is Inputs.STATIC_FP8
     weights: dict[str, Scale] = {}
     inputs: dict[str, float] = {}
-    wide = []
+    unquantized = []
     for name in _linears(spec, tensors):
         module = name.removesuffix(".weight")
-        if not quantization.narrows(module):
-            _check_dtype(tensors[name], FLOATS, "is listed as not quantized")
-            wide.append(name)
+        if not quantization.is_quantized(module):
+            _check_dtype(tensors[name], UNQUANTIZED, "is listed as not quantized")
+            unquantized.append(name)
             continue
-        _check_dtype(tensors[name], {NARROW}, "is not listed as left in its own format")
+        _check_dtype(tensors[name], {FP8}, "is not listed as left in its own format")
         entry = _taken(tensors, f"{module}.weight_scale")
         if static:
             weights[name] = _number(entry)
@@ -71,11 +71,11 @@ def take_scales(
         else:
             weights[name] = _per_row(entry, tensors[name])
     kv_caches = dict(_kv_caches(quantization, spec, tensors))
-    return StoredScales(quantization.precision, weights, inputs, kv_caches, tuple(wide))
+    return StoredScales(quantization.precision, weights, inputs, kv_caches, tuple(unquantized))
 
 
 def _linears(spec: ModelSpec, tensors: Mapping[str, TensorEntry]) -> Iterator[str]:
-    """Yield the names of the linear weights that are there; what is not is somebody else's news."""
+    """Yield the linear weights that are there; the caller names those that are missing."""
     for rule in family_of(spec.architecture).rules:
         for source in rule.sources if rule.linear else ():
             for layer in range(spec.layers):
@@ -83,11 +83,11 @@ def _linears(spec: ModelSpec, tensors: Mapping[str, TensorEntry]) -> Iterator[st
                     yield name
 
 
-def _check_dtype(entry: TensorEntry, wanted: frozenset[str] | set[str], why: str) -> None:
-    if entry.dtype not in wanted:
+def _check_dtype(entry: TensorEntry, allowed: frozenset[str] | set[str], why: str) -> None:
+    if entry.dtype not in allowed:
         raise BadInputError(
             f"tensor {entry.name} is {entry.dtype} but {why} in the folder's quantization config; "
-            f"expected {', '.join(sorted(wanted))}"
+            f"expected {', '.join(sorted(allowed))}"
         )
 
 
@@ -98,9 +98,9 @@ def _taken(tensors: dict[str, TensorEntry], name: str) -> TensorEntry:
             "again or quantize it again"
         )
     entry = tensors.pop(name)
-    if entry.dtype not in FLOATS:
+    if entry.dtype not in UNQUANTIZED:
         raise BadInputError(
-            f"tensor {name} is {entry.dtype}; expected one of {', '.join(sorted(FLOATS))}"
+            f"tensor {name} is {entry.dtype}; expected one of {', '.join(sorted(UNQUANTIZED))}"
         )
     return entry
 

@@ -37,9 +37,9 @@ def read_tensors(folder: Path) -> dict[str, TensorEntry]:
             return _read_sharded(folder, index, read)
         if (folder / single).is_file():
             return read(inside(folder, single))
-    found = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-    if found:
-        raise BadInputError(f"{folder} holds {found[0]} but no {TORCH_INDEX_NAME}: download it")
+    shards = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    if shards:
+        raise BadInputError(f"{folder} holds {shards[0]} but no {TORCH_INDEX_NAME}: download it")
     raise BadInputError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}")
 
 

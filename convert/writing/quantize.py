@@ -26,14 +26,14 @@ _ROWS_AT_ONCE: Final = 2  # rows that share bytes in some format
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What running text through the model found: by linear layer, and by KV cache."""
+    """What running text through the model has measured: by linear layer, and by KV cache."""
 
     linears: Mapping[str, Ranges] = field(default_factory=dict)
     kv_caches: Mapping[str, float] = field(default_factory=dict)
 
 
-def with_weights(plan: ConversionPlan, calibration: Calibration) -> Calibration:
-    """Add what the weights of each layer reach, where the precision must know beforehand."""
+def with_weight_amax(plan: ConversionPlan, calibration: Calibration) -> Calibration:
+    """Add the amax of each layer's weights, where the precision must know it before it rounds."""
     sources: dict[str, dict[TensorEntry, None]] = {}
     known: dict[str, Ranges] = {}
     group: dict[str, str] = {}
@@ -42,36 +42,35 @@ def with_weights(plan: ConversionPlan, calibration: Calibration) -> Calibration:
             entries = sources.setdefault(tensor.linear, {})
             entries.update((part.source, None) for part in tensor.parts)
             known[tensor.linear] = calibration.linears.get(tensor.calibrated_as, Ranges())
-            group[tensor.linear] = tensor.ranged_with
+            group[tensor.linear] = tensor.amax_group
     if Need.WEIGHT in plan.precision.needs:
-        reaches: dict[str, float] = {}
+        amax: dict[str, float] = {}
         with Files() as files:
             for linear, entries in sources.items():
-                found = _reach(entries, known[linear].prequant, files)
-                reaches[group[linear]] = max(reaches.get(group[linear], 0.0), found)
+                own = _amax(entries, known[linear].prequant, files)
+                amax[group[linear]] = max(amax.get(group[linear], 0.0), own)
         known = {
-            linear: replace(ranges, weight=reaches[group[linear]])
-            for linear, ranges in known.items()
+            linear: replace(ranges, weight=amax[group[linear]]) for linear, ranges in known.items()
         }
     return replace(calibration, linears=known)
 
 
-def _reach(entries: Iterable[TensorEntry], prequant: Array | None, files: Files) -> float:
-    reach = 0.0
+def _amax(entries: Iterable[TensorEntry], prequant: Array | None, files: Files) -> float:
+    amax = 0.0
     for entry in entries:
         reader = files.descriptor(entry.path, os.O_RDONLY)
         for _, rows in read_blocks(entry, reader, (0, entry.shape[0]), BLOCK_BYTES):
             with np.errstate(all="ignore"):
-                found = largest(rows.astype(_BFLOAT16, copy=False), prequant)
-            if not math.isfinite(found):
+                block_amax = largest(rows.astype(_BFLOAT16, copy=False), prequant)
+            if not math.isfinite(block_amax):
                 raise _not_finite(entry)
-            reach = max(reach, found)
-        if not reach:
+            amax = max(amax, block_amax)
+        if not amax:
             raise BadInputError(
                 f"tensor {entry.name} is 0 throughout, so no scale fits it; convert with "
                 "--precision bf16"
             )
-    return reach
+    return amax
 
 
 def _not_finite(entry: TensorEntry) -> BadInputError:
@@ -122,7 +121,7 @@ def quantize(
     files: Files,
     advance: Advance,
 ) -> None:
-    """Read a weight once and write each rank's share of every tensor made of it."""
+    """Read a weight once and write each rank's shard of every tensor made of it."""
     reader = files.descriptor(source.path, os.O_RDONLY)
     wanted = [d for d in destinations if d.tensor.stored and d.tensor.stored.per_row]
     first = min(d.part.rows[0] for d in wanted)
@@ -140,18 +139,18 @@ def quantize(
             part, stored = destination.part, destination.tensor.stored
             low, high = max(start, part.rows[0]), min(start + len(rows), part.rows[1])
             if stored and low < high:
-                share = _share(made[stored.suffix], stored, (low - start, high - start), part)
+                shard = _shard(made[stored.suffix], stored, (low - start, high - start), part)
                 at = (part.at + low - part.rows[0]) // stored.axes[0].per
-                row = share.nbytes // len(share)
-                files.write(destination.target, at * row, share)
-                advance(share.nbytes)
+                row = shard.nbytes // len(shard)
+                files.write(destination.target, at * row, shard)
+                advance(shard.nbytes)
 
 
-def _share(values: Array, stored: Stored, rows: tuple[int, int], part: Part) -> Array:
+def _shard(values: Array, stored: Stored, rows: tuple[int, int], part: Part) -> Array:
     """Return the part of a stored tensor that stands for a rectangle of the weight."""
     per = stored.axes[0].per
-    share = values[rows[0] // per : rows[1] // per]
+    shard = values[rows[0] // per : rows[1] // per]
     if len(stored.axes) == 2 and part.columns != (0, width(part.source)):
         per = stored.axes[1].per
-        share = share[:, part.columns[0] // per : part.columns[1] // per]
-    return share
+        shard = shard[:, part.columns[0] // per : part.columns[1] // per]
+    return shard

@@ -13,7 +13,7 @@ import numpy as np
 from minitron_trt.console import Advance
 from minitron_trt.convert.conversion_memory import workers
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, TensorPlan
-from minitron_trt.convert.source.stored_scales import NARROW
+from minitron_trt.convert.source.stored_scales import FP8
 from minitron_trt.convert.writing.blocks import (
     NUMPY,
     SHORTER,
@@ -28,7 +28,7 @@ from minitron_trt.convert.writing.fp8_rescale import scaled
 from minitron_trt.convert.writing.quantize import (
     Calibration,
     quantize,
-    with_weights,
+    with_weight_amax,
     write_constants,
 )
 from minitron_trt.errors import BadInputError
@@ -55,7 +55,7 @@ def write_ranks(
     """
     jobs: dict[TensorEntry, list[Destination]] = {}
     placed: list[tuple[TensorPlan, TensorEntry]] = []
-    calibration = with_weights(plan, calibration)
+    calibration = with_weight_amax(plan, calibration)
     for rank, tensors in enumerate(plan.ranks):
         path = folder / plan.file(rank)
         header, entries = lay_out(path, ((t.name, t.dtype, t.shape) for t in tensors))
@@ -178,11 +178,11 @@ def _stream(
     files: Files,
     advance: Advance,
 ) -> None:
-    """Read a tensor once, some rows at a time, and write each destination's share of them."""
+    """Read a tensor once, some rows at a time, and write each destination's shard of them."""
     first = min(destination.part.rows[0] for destination in destinations)
     last = max(destination.part.rows[1] for destination in destinations)
     # A block's values should take as much memory, whatever their own size.
-    block_bytes = BLOCK_BYTES // 2 if source.dtype == NARROW else BLOCK_BYTES
+    block_bytes = BLOCK_BYTES // 2 if source.dtype == FP8 else BLOCK_BYTES
     for start, rows in read_blocks(source, reader, (first, last), block_bytes):
         if files.stop.is_set():
             return
@@ -191,8 +191,8 @@ def _stream(
             low, high = max(start, part.rows[0]), min(start + len(rows), part.rows[1])
             if low >= high:
                 continue
-            share = rows[low - start : high - start, part.columns[0] : part.columns[1]]
-            values = scaled(share, part, (low, high), target.dtype, files)
+            shard = rows[low - start : high - start, part.columns[0] : part.columns[1]]
+            values = scaled(shard, part, (low, high), target.dtype, files)
             values = _convert(values, destination.tensor)
             stride = values.shape[1] * values.dtype.itemsize
             files.write(target, (part.at + low - part.rows[0]) * stride, values)
@@ -204,15 +204,15 @@ def _convert(values: Array, tensor: TensorPlan) -> Array:
     wanted = NUMPY[tensor.dtype]
     if values.dtype == wanted and not tensor.plus_one:
         return values
-    wide = values.astype(np.float32, copy=False)
+    exact = values.astype(np.float32, copy=False)
     if tensor.plus_one:
-        wide = wide + np.float32(1)
+        exact = exact + np.float32(1)
     with np.errstate(over="ignore"):
-        narrow = wide.astype(wanted)
-    lost = np.isinf(narrow)
-    if lost.any() and (beyond := wide[lost & np.isfinite(wide)]).size:
+        rounded = exact.astype(wanted)
+    lost = np.isinf(rounded)
+    if lost.any() and (beyond := exact[lost & np.isfinite(exact)]).size:
         raise BadInputError(
             f"tensor {tensor.name} has a value of {beyond[0]:.4g}, which is beyond {wanted.name}"
             + ("; convert with --precision bf16" if wanted == np.float16 else "")
         )
-    return narrow
+    return rounded
