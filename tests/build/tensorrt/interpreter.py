@@ -276,12 +276,17 @@ def _attention(layer: Any, inputs: Inputs, dtype: torch.dtype) -> Tensor:
 
 
 def _quantize(layer: Any, inputs: Inputs, dtype: torch.dtype) -> Tensor:
-    """Divide, round to nearest even and saturate."""
+    """Divide by the scale and round."""
     expect(layer.to_type == trt.fp8 and len(inputs) == 2, f"{layer.name} is not to FP8")
     values, scale = inputs
     expect(scale.ndim == 0, f"{layer.name} has a scale per channel")
+    return to_fp8(values.float() / scale)
+
+
+def to_fp8(scaled: Tensor) -> Tensor:
+    """Round to the nearest code, to the even one from halfway, and saturate."""
     largest = torch.finfo(torch.float8_e4m3fn).max
-    return (values.float() / scale).clamp(-largest, largest).to(torch.float8_e4m3fn)
+    return scaled.clamp(-largest, largest).to(torch.float8_e4m3fn)
 
 
 def _dequantize(layer: Any, inputs: Inputs, dtype: torch.dtype) -> Tensor:

@@ -13,12 +13,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("tensorrt_rtx", reason="the network needs: pip install 'minitron-trt[rtx]'")
 
+from tests.build.tensorrt import interpreter
+from tests.build.tensorrt.edges import SameAtEdges, record_rounding
 from tests.build.tensorrt.interpreter_model import InterpretedModel
 from tests.build.tensorrt.test_network import LIMITS, SAME, logits_of
 
@@ -84,17 +87,47 @@ def reference(pair: Pair, dtype: torch.dtype | None) -> NDArray[np.float32]:
     return logits_of(ReferenceModel(pair[1], slots=3, max_seq_len=48, dtype=dtype))
 
 
-def test_in_float32_the_network_is_the_reference_model_in_fp8(pair: Pair) -> None:
+def test_in_float32_the_network_is_the_reference_model_in_fp8(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = record_rounding(monkeypatch)
     expected = reference(pair, torch.float32)
-    largest = np.abs(expected).max()
+    model = SameAtEdges(pair[1], LIMITS, rounded, monkeypatch)
 
-    actual = logits_of(InterpretedModel(pair[1], LIMITS, wide=True))
+    actual = logits_of(model)
 
-    apart = np.abs(actual - expected).max(axis=-1) / largest
-    # Now and then float32 rounding carries a value over the edge between two FP8 codes, and its
-    # sequence is a little apart from there on.
-    assert np.median(apart) < SAME
-    assert apart.max() < 1e-2
+    assert np.abs(actual - expected).max() < SAME * np.abs(expected).max()
+    assert model.taken_over < model.values / 1000
+
+
+@pytest.mark.parametrize("scale", ["weights_scaling_factor", "activation_scaling_factor"])
+def test_the_comparison_notices_a_doubled_scale(
+    pair: Pair, scale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = record_rounding(monkeypatch)
+    reference(pair, torch.float32)
+    shutil.copytree(pair[1].folder, tmp_path / "doubled")
+    file = tmp_path / "doubled" / "rank0.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors[f"transformer.layers.1.attention.qkv.{scale}"] *= 2
+    safetensors.torch.save_file(tensors, file)
+    model = SameAtEdges(Checkpoint.open(tmp_path / "doubled"), LIMITS, rounded, monkeypatch)
+
+    with pytest.raises(AssertionError, match="other values"):
+        logits_of(model)
+
+
+def test_the_comparison_notices_another_rounding(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = record_rounding(monkeypatch)
+    reference(pair, torch.float32)
+    nearest = interpreter.to_fp8
+    monkeypatch.setattr(interpreter, "to_fp8", lambda scaled: nearest(scaled * 0.99))
+    model = SameAtEdges(pair[1], LIMITS, rounded, monkeypatch)
+
+    with pytest.raises(AssertionError, match="other codes"):
+        logits_of(model)
 
 
 def test_fp8_shows_in_the_logits(pair: Pair) -> None:
