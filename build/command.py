@@ -12,7 +12,7 @@ import click
 from minitron_trt.artifacts import CONFIG_NAME, check_output, output_errors
 from minitron_trt.build.compiler_choice import COMPILERS, RUNNERS, choose_compiler, job_file
 from minitron_trt.build.containers import container_for
-from minitron_trt.build.engine_model import facts_of
+from minitron_trt.build.engine_model import model_of
 from minitron_trt.build.recipe.engine_recipe import choose_recipe
 from minitron_trt.build.recipe.flags import DEFAULT_VERSION
 from minitron_trt.build.recipe.options import request_options
@@ -75,10 +75,10 @@ def build(
     """
     version = options["trtllm_version"] or _local_version(options) or DEFAULT_VERSION
     request = BuildRequest(version=version, **asked)
-    model = facts_of(checkpoint)
+    opened = Checkpoint.open(checkpoint)
     job = BuildJob(
-        recipe=choose_recipe(model, find_target(arch), request),
-        checkpoint=Checkpoint.open(checkpoint),
+        recipe=choose_recipe(model_of(opened), find_target(arch), request),
+        checkpoint=opened,
         output=output or Path("engine"),
         overwrite=options["overwrite"],
         timeout_s=options["timeout_s"],

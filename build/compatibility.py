@@ -17,7 +17,7 @@ from minitron_trt.gpus import ARCHITECTURES, GPUS, PRECISION_NAMES, Target, supp
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class LoadFault:
     """One thing compared: fits (None: cannot be known), what was found, what to do about it."""
 
     name: str
@@ -27,11 +27,11 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LoadReport:
     """Everything that was compared."""
 
     engine: Engine
-    findings: tuple[Finding, ...]
+    findings: tuple[LoadFault, ...]
     images: tuple[str, ...]
 
     @property
@@ -58,27 +58,27 @@ class Report:
 
 def check_engine(
     engine: Engine, target: Target | None, gpus: int | None, container: Container | None
-) -> Report:
+) -> LoadReport:
     """Compare an engine with a GPU, a number of them, and an image; None leaves one out."""
-    findings: list[Finding] = []
+    findings: list[LoadFault] = []
     if target is not None:
         findings += [_architecture(engine, target), _memory(engine, target)]
     if gpus is not None:
         findings.append(_ranks(engine, gpus))
     if container is not None:
         findings += _versions(engine, container)
-    return Report(engine, tuple(findings), _fitting_images(engine))
+    return LoadReport(engine, tuple(findings), _fitting_images(engine))
 
 
-def _architecture(engine: Engine, target: Target) -> Finding:
+def _architecture(engine: Engine, target: Target) -> LoadFault:
     found = f"engine for SM{engine.sm}, {target.label}"
     if engine.sm is None:
-        return Finding(
+        return LoadFault(
             *("architecture", None, "the engine does not say which architecture it is for"),
             "give the one it was built on with --sm",
         )
     if engine.sm == target.sm:
-        return Finding("architecture", True, found)
+        return LoadFault("architecture", True, found)
     able = ", ".join(gpu.name for gpu in GPUS if gpu.sm == engine.sm)
     name = next((a.name for a in ARCHITECTURES if target.sm in a.sms), "")
     where = f"SM{engine.sm} is {able}" if able else f"no known GPU is SM{engine.sm}"
@@ -88,10 +88,10 @@ def _architecture(engine: Engine, target: Target) -> Finding:
     if precision in PRECISION_NAMES and not (verdict := support(precision, target)).supported:
         # Building is not enough where the weights' format does not run.
         again = f"convert to {' or '.join(verdict.alternatives)} and {again}"
-    return Finding("architecture", False, found, f"{where}; or {again}")
+    return LoadFault("architecture", False, found, f"{where}; or {again}")
 
 
-def _memory(engine: Engine, target: Target) -> Finding:
+def _memory(engine: Engine, target: Target) -> LoadFault:
     forecast, limits = engine.forecast(target.gpu), engine.limits
     tokens = limits.max_seq_len
     if engine.compiler != TRTLLM:
@@ -106,34 +106,34 @@ def _memory(engine: Engine, target: Target) -> Finding:
         f"{target.gpu.name}'s {size_text(forecast.gpu_bytes)}"
     )
     if missing <= 0:
-        return Finding(
+        return LoadFault(
             *("memory", True),
             f"{held}; {forecast.kv_tokens:,} tokens of KV cache, "
             f"{forecast.sequences(limits.max_seq_len):,} sequences of {limits.max_seq_len}",
         )
     able = [gpu for gpu in GPUS if gpu.memory_bytes >= target.gpu.memory_bytes + missing / 0.9]
     fitting = [gpu.name for gpu in able if gpu.sm == engine.sm]
-    return Finding(
+    return LoadFault(
         *("memory", False, f"{held}; {size_text(missing)} are missing for {tokens} cached tokens"),
         (f"{', '.join(fitting)} would hold it; or " if fitting else "")
         + "build with a smaller --max-seq-len or --max-batch-size, or more --tp ranks",
     )
 
 
-def _ranks(engine: Engine, gpus: int) -> Finding:
+def _ranks(engine: Engine, gpus: int) -> LoadFault:
     parallelism = engine.model.parallelism
     need = parallelism.world_size
     found = f"tp {parallelism.tp} x pp {parallelism.pp} on {gpus} GPU(s)"
     if need <= gpus:
-        return Finding("ranks", True, found)
-    return Finding(
+        return LoadFault("ranks", True, found)
+    return LoadFault(
         "ranks", False, found, f"use {need} GPUs, or convert with fewer ranks and build again"
     )
 
 
-def _versions(engine: Engine, container: Container) -> Iterator[Finding]:
+def _versions(engine: Engine, container: Container) -> Iterator[LoadFault]:
     if engine.compiler != TRTLLM:
-        yield Finding(
+        yield LoadFault(
             *("TensorRT-LLM", False),
             f"engine of {engine.compiler} {engine.compiler_version}, which {container.tag} does "
             "not run",
@@ -143,20 +143,20 @@ def _versions(engine: Engine, container: Container) -> Iterator[Finding]:
     version = engine.compiler_version
     found = f"engine of {version}, {container.tag} has {container.trtllm}"
     if version is None:
-        yield Finding("TensorRT-LLM", None, "the engine does not say which version built it")
+        yield LoadFault("TensorRT-LLM", None, "the engine does not say which version built it")
     elif same_version(version, container.trtllm):
-        yield Finding("TensorRT-LLM", True, found)
+        yield LoadFault("TensorRT-LLM", True, found)
     else:
         tags = ", ".join(fitting.tag for fitting in containers_with(version))
         way = f"use image {tags}; or " if tags else f"no image has {version}; "
-        yield Finding(
+        yield LoadFault(
             *("TensorRT-LLM", False, found),
             f"{way}build again with --trtllm-version {container.trtllm}",
         )
     if engine.tensorrt and container.tensorrt:
         same = same_version(engine.tensorrt, container.tensorrt)
         found = f"engine of {engine.tensorrt}, {container.tag} has {container.tensorrt}"
-        yield Finding("TensorRT", same, found, "" if same else "build in the image that serves")
+        yield LoadFault("TensorRT", same, found, "" if same else "build in the image that serves")
 
 
 def _fitting_images(engine: Engine) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron_trt.build.engine_model import KV_AUTO
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.build.recipe.request import BuildRequest
@@ -63,7 +62,7 @@ def check_tensorrt(recipe: EngineRecipe) -> None:
             f"--compiler tensorrt builds {', '.join(TENSORRT_PRECISIONS)}; the checkpoint is "
             f"{model.precision}"
         )
-    if model.kv_cache != KV_AUTO:
+    if model.kv_cache:
         raise UnsupportedError(
             f"--compiler tensorrt has no {model.kv_cache} KV cache: TensorRT's cache layer holds "
             "wide values only; convert with --kv-cache auto"

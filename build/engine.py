@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest
-from minitron_trt.build.engine_model import KV_AUTO, ModelFacts, quantization_of
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import (
     Forecast,
     activation_bytes,
@@ -17,12 +17,15 @@ from minitron_trt.build.recipe.engine_memory import (
     reserve_bytes,
 )
 from minitron_trt.build.recipe.limits import Limits
-from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.errors import BadInputError
 from minitron_trt.gpus import Gpu
+from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 from minitron_trt.spec import ModelSpec, Parallelism, Rope
 
 PLAN_NAME: Final = "engine.plan"
 TRTLLM: Final = "tensorrt-llm"
+OTHER_PRECISION: Final = "other"
+"""What an engine is in that uses an algorithm which `convert` does not write."""
 _DAMAGE: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
@@ -36,7 +39,7 @@ class Engine:
     """An opened engine folder; None stands for what its files do not say."""
 
     folder: Path
-    model: ModelFacts
+    model: EngineModel
     limits: Limits
     compiler: str
     compiler_version: str | None
@@ -125,14 +128,10 @@ def _rank_bytes(folder: Path, ranks: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _model(folder: Path, config: Mapping[str, Any]) -> ModelFacts:
+def _model(folder: Path, config: Mapping[str, Any]) -> EngineModel:
     mapping = config.get("mapping") or {}
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-    try:
-        precision, kv_cache = quantization_of(config)
-    except UnsupportedError:
-        # An engine with an algorithm that we do not write can still be checked.
-        precision, kv_cache = "other", KV_AUTO
+    precision, kv_cache = _quantization(config)
     spec = ModelSpec(
         architecture=str(config["architecture"]),
         layers=int(config["num_hidden_layers"]),
@@ -146,15 +145,38 @@ def _model(folder: Path, config: Mapping[str, Any]) -> ModelFacts:
         norm_epsilon=float(config.get("norm_epsilon") or 1e-5),
         rope=Rope(float(config.get("rotary_base") or 10000.0)),
     )
-    return ModelFacts(
+    return EngineModel(
         name=folder.name or str(folder),
         spec=spec,
         precision=precision,
         kv_cache=kv_cache,
         parallelism=Parallelism(int(mapping.get("tp_size", 1)), int(mapping.get("pp_size", 1))),
         dtype=str(config["dtype"]),
-        cut=True,
+        sharded=True,
     )
+
+
+def _quantization(config: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the precision and KV cache of an engine, by our names.
+
+    What uses an algorithm that `convert` does not write can still be checked.
+    """
+    block = config.get("quantization") or {}
+    algorithm, kv_algorithm = block.get("quant_algo"), block.get("kv_cache_quant_algo")
+    # A foreign engine may keep FP8 beside float16, so an algorithm decides alone.
+    precisions = {
+        p.algorithm if algorithm else p.dtype: p.name
+        for p in PRECISIONS.values()
+        if bool(p.algorithm) is bool(algorithm)
+    }
+    kv_caches: dict[str | None, str | None] = {
+        None: None,
+        **{kind.algorithm: name for name, kind in KV_CACHES.items()},
+    }
+    precision = precisions.get(algorithm or config["dtype"])
+    if precision is None or kv_algorithm not in kv_caches:
+        return OTHER_PRECISION, None
+    return precision, kv_caches[kv_algorithm]
 
 
 def _limits(build: Mapping[str, Any], plugins: Mapping[str, Any], spec: ModelSpec) -> Limits:

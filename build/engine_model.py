@@ -1,32 +1,19 @@
-"""A model as the builder sees it: its sizes, how it is stored and how it is cut for GPUs."""
+"""A model as the builder sees it: its sizes, how it is stored and how it is sharded for GPUs."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, Manifest, kind_of
-from minitron_trt.checkpoint import Checkpoint, spec_of
-from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
-from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
+from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, kind_of
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope
-
-KV_AUTO: Final = "auto"
-"""A KV cache in the model's own dtype; the others are `fp8` and `int8`."""
-
-PRECISION_OF_ALGO: Final[Mapping[str, str]] = MappingProxyType(
-    {p.algorithm: p.name for p in PRECISIONS.values() if p.algorithm}
-)
-"""Our name of a precision by TensorRT-LLM's `quant_algo`."""
-
-_PRECISION_OF_DTYPE: Final[Mapping[str, str]] = MappingProxyType(
-    {p.dtype: p.name for p in PRECISIONS.values() if not p.algorithm}
-)
 
 
 def _nemotron(hidden: int, heads: int, intermediate: int) -> ModelSpec:
@@ -76,76 +63,54 @@ HUB_PRESETS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class EngineModel:
     """What decides an engine's memory and settings; precision is a name in gpus.PRECISION_NAMES."""
 
     name: str
     spec: ModelSpec
     precision: str = "bf16"
-    kv_cache: str = KV_AUTO
+    kv_cache: str | None = None  # a name in KV_CACHES; None is the model's own dtype
     parallelism: Parallelism = field(default_factory=Parallelism)
     dtype: str = "bfloat16"
-    cut: bool = False  # a checkpoint is cut for its GPUs; a plan may still choose
+    sharded: bool = False  # a checkpoint is sharded for its GPUs; a plan may still choose
 
     @property
     def kv_cache_bytes(self) -> int:
         """Return the bytes of one cached value."""
-        return 2 if self.kv_cache == KV_AUTO else 1
+        return 1 if self.kv_cache else 2
 
-    def stored_as(self, precision: str) -> ModelFacts:
+    def stored_as(self, precision: str) -> EngineModel:
         """Return the same model in another precision."""
         dtype = PRECISIONS[precision].dtype
         return dataclasses.replace(self, precision=precision, dtype=dtype)
 
-    def cut_for(self, tp: int) -> ModelFacts:
-        """Return the same model for a number of tensor-parallel GPUs; UnsupportedError if not."""
+    def sharded_for(self, tp: int) -> EngineModel:
+        """Return the same model sharded for `tp` GPUs; UnsupportedError when it cannot be."""
         parallelism = Parallelism(tp, self.parallelism.pp)
         parallelism.check(self.spec)
         return dataclasses.replace(self, parallelism=parallelism)
 
 
-def quantization_of(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the precision and KV cache of a TensorRT-LLM config.json, in our names."""
-    block = config.get("quantization") or {}
-    algo, kv_algo = block.get("quant_algo"), block.get("kv_cache_quant_algo")
-    precision = (PRECISION_OF_ALGO if algo else _PRECISION_OF_DTYPE).get(algo or config["dtype"])
-    if precision is None:
-        raise UnsupportedError(
-            f"quant_algo {algo!r} with dtype {config['dtype']!r} is not supported; known are "
-            f"{', '.join(PRECISION_OF_ALGO)}, and none with bfloat16 or float16"
+def model_of(checkpoint: Checkpoint) -> EngineModel:
+    """Return the model of a checkpoint; BadInputError when its config.json was edited."""
+    recorded = ModelSpec.from_json(checkpoint.manifest.facts["spec"])
+    # A checkpoint has a head of its own, so its config.json does not say whether they were tied.
+    if checkpoint.spec != dataclasses.replace(recorded, tied=False):
+        raise BadInputError(
+            f"{checkpoint.folder / CONFIG_NAME} does not fit the manifest; convert again"
         )
-    names: dict[str | None, str] = {
-        None: KV_AUTO,
-        **{kv.algorithm: kv.name for kv in KV_CACHES.values()},
-    }
-    kv_cache = names.get(kv_algo)
-    if kv_cache is None:
-        raise UnsupportedError(
-            f"kv_cache_quant_algo {kv_algo!r} is not supported; known are FP8, INT8 and none"
-        )
-    return precision, kv_cache
-
-
-def facts_of(folder: Path) -> ModelFacts:
-    """Open a checkpoint folder for building; BadInputError says what is wrong with it."""
-    checkpoint = Checkpoint.open(folder)
-    config = json.loads((folder / CONFIG_NAME).read_text())
-    recorded = ModelSpec.from_json(Manifest.read(folder, CHECKPOINT).facts["spec"])
-    if spec_of(config) != dataclasses.replace(recorded, tied=False):
-        raise BadInputError(f"{folder / CONFIG_NAME} does not fit the manifest; convert again")
-    precision, kv_cache = quantization_of(config)
-    return ModelFacts(
-        name=folder.name or str(folder),
+    return EngineModel(
+        name=checkpoint.folder.name or str(checkpoint.folder),
         spec=checkpoint.spec,
-        precision=precision,
-        kv_cache=kv_cache,
+        precision=checkpoint.precision.name,
+        kv_cache=checkpoint.kv_cache,
         parallelism=checkpoint.parallelism,
-        dtype=config["dtype"],
-        cut=True,
+        dtype=checkpoint.precision.dtype,
+        sharded=True,
     )
 
 
-def find_model(name: str, *, revision: str | None = None, token: str | None = None) -> ModelFacts:
+def find_model(name: str, *, revision: str | None = None, token: str | None = None) -> EngineModel:
     """Return what a preset, a checkpoint folder, a model folder or a hub id stands for.
 
     Of a model on the hub only its config.json is read; the seeds' own ids need no network.
@@ -155,21 +120,21 @@ def find_model(name: str, *, revision: str | None = None, token: str | None = No
     if revision is None and not folder.is_dir():
         preset = HUB_PRESETS.get(preset, preset)
     if preset in PRESETS:
-        return ModelFacts(preset, PRESETS[preset])
+        return EngineModel(preset, PRESETS[preset])
     if not folder.is_dir():
         return _from_hub(name, revision, token)
     kind = kind_of(folder)
     if kind == CHECKPOINT:
-        return facts_of(folder)
+        return model_of(Checkpoint.open(folder))
     if kind != HUGGING_FACE:
         raise BadInputError(f"{folder} is a {kind}; expected a model folder or a checkpoint")
     # Reading a model folder is the converter's business.
     from minitron_trt.convert.source.model_folder import ModelSource
 
-    return ModelFacts(folder.name or str(folder), ModelSource.open(folder).spec)
+    return EngineModel(folder.name or str(folder), ModelSource.open(folder).spec)
 
 
-def _from_hub(name: str, revision: str | None, token: str | None) -> ModelFacts:
+def _from_hub(name: str, revision: str | None, token: str | None) -> EngineModel:
     from minitron_trt.convert.source.hub_config import is_hub_id, read_hub_spec
 
     if not is_hub_id(name):
@@ -178,4 +143,4 @@ def _from_hub(name: str, revision: str | None, token: str | None) -> ModelFacts:
             f"{', '.join(PRESETS)}"
         )
     spec = read_hub_spec(name, revision=revision, token=token)
-    return ModelFacts(name.rpartition("/")[2], spec)
+    return EngineModel(name.rpartition("/")[2], spec)

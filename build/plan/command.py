@@ -50,7 +50,7 @@ def plan(console: Console, model: str, gpus: tuple[str, ...], **asked: Any) -> N
     Example: minitron-trt plan minitron-8b --gpu H100 --gpu L40 --input-len 2048
     """
     facts = find_model(model, revision=asked["revision"], token=asked["token"])
-    if asked["kv_cache"] is not None and not facts.cut:
+    if asked["kv_cache"] not in (None, "auto") and not facts.sharded:
         facts = dataclasses.replace(facts, kv_cache=asked["kv_cache"])
     total = asked["input_len"] + asked["output_len"]
     longest = total if total > 4096 else None

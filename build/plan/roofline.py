@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from minitron_trt.build.engine_model import ModelFacts
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import (
     embedding_bytes,
     kv_bytes_per_layer,
@@ -43,7 +43,7 @@ class Bounds:
         }
 
 
-def bounds(model: ModelFacts, gpu: Gpu, input_len: int, output_len: int, batch: int) -> Bounds:
+def bounds(model: EngineModel, gpu: Gpu, input_len: int, output_len: int, batch: int) -> Bounds:
     """Return the bounds for a prompt and for decoding halfway through the output."""
     context = input_len + output_len // 2
     head_flops = 2 * model.spec.vocab * model.spec.hidden // model.parallelism.tp
@@ -62,7 +62,7 @@ def bounds(model: ModelFacts, gpu: Gpu, input_len: int, output_len: int, batch: 
     )
 
 
-def _layer_flops(model: ModelFacts, context: int) -> int:
+def _layer_flops(model: EngineModel, context: int) -> int:
     """Return what one token costs in all layers of one GPU, at a context length."""
     spec, tp = model.spec, model.parallelism.tp
     weights = sum(
@@ -75,7 +75,7 @@ def _layer_flops(model: ModelFacts, context: int) -> int:
     return 2 * spec.layers * (weights + attention)
 
 
-def _step_s(model: ModelFacts, gpu: Gpu, flops: int, cached_tokens: int) -> float:
+def _step_s(model: EngineModel, gpu: Gpu, flops: int, cached_tokens: int) -> float:
     read = pipeline_weights_bytes(model) - embedding_bytes(model)
     read += cached_tokens * model.spec.layers * kv_bytes_per_layer(model)
     return max(flops / (gpu.tflops(model.precision) * 1e12), read / (gpu.bandwidth_gbs * 1e9))

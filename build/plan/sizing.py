@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
-from minitron_trt.build.engine_model import ModelFacts
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.plan.roofline import Bounds, bounds
 from minitron_trt.build.recipe.engine_memory import kv_bytes_per_token, rank_shape
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
@@ -58,7 +58,7 @@ class PlanRow:
 class Plan:
     """A model on several GPUs at one input and output length."""
 
-    model: ModelFacts
+    model: EngineModel
     input_len: int
     output_len: int
     rows: tuple[PlanRow, ...]
@@ -95,7 +95,7 @@ class PlanRequest:
             )
 
 
-def make_plan(model: ModelFacts, request: PlanRequest) -> Plan:
+def make_plan(model: EngineModel, request: PlanRequest) -> Plan:
     """Work out every row; UsageError when the lengths are beyond the model."""
     total, positions = request.input_len + request.output_len, model.spec.max_positions
     if total > positions:
@@ -115,18 +115,18 @@ def parameters(spec: ModelSpec) -> int:
     )
 
 
-def _target_rows(model: ModelFacts, target: Target, request: PlanRequest) -> Iterator[PlanRow]:
+def _target_rows(model: EngineModel, target: Target, request: PlanRequest) -> Iterator[PlanRow]:
     for precision in _precisions(model, target, request):
         stored = model if precision == model.precision else model.stored_as(precision)
-        if request.tps or model.cut:
+        if request.tps or model.sharded:
             for tp in request.tps or (model.parallelism.tp,):
                 yield _row(stored, target, tp, request)
         else:
             yield _first_that_fits(_row(stored, target, tp, request) for tp in TP_TRIED)
 
 
-def _precisions(model: ModelFacts, target: Target, request: PlanRequest) -> tuple[str, ...]:
-    if model.cut:
+def _precisions(model: EngineModel, target: Target, request: PlanRequest) -> tuple[str, ...]:
+    if model.sharded:
         return (model.precision,)
     if request.precisions:
         return request.precisions
@@ -150,10 +150,10 @@ def _first_that_fits(rows: Iterable[PlanRow]) -> PlanRow:
     return last
 
 
-def _row(model: ModelFacts, target: Target, tp: int, request: PlanRequest) -> PlanRow:
+def _row(model: EngineModel, target: Target, tp: int, request: PlanRequest) -> PlanRow:
     total = request.input_len + request.output_len
     try:
-        cut = model if model.cut else model.cut_for(tp)
+        cut = model if model.sharded else model.sharded_for(tp)
         recipe = choose_recipe(cut, target, request.build)
         if recipe.limits.max_seq_len < total:
             raise UnsupportedError(

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from minitron_trt.build.engine_model import KV_AUTO, ModelFacts
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.request import BuildRequest, Setting, switch
 from minitron_trt.errors import UsageError
 from minitron_trt.gpus import Target, check_support, support
@@ -43,7 +43,7 @@ class ContextAttention:
         )
 
 
-def choose_attention(model: ModelFacts, target: Target, request: BuildRequest) -> ContextAttention:
+def choose_attention(model: EngineModel, target: Target, request: BuildRequest) -> ContextAttention:
     """Apply the rules of the module; UsageError when an explicit option breaks one."""
     if request.fp8_context_fmha:
         check_support("fp8-context-fmha", target)
@@ -63,7 +63,7 @@ def choose_attention(model: ModelFacts, target: Target, request: BuildRequest) -
     return ContextAttention(paged, fp8, why, why_fp8)
 
 
-def _paged_is_barred(model: ModelFacts, request: BuildRequest, fp8_weights: bool) -> str:
+def _paged_is_barred(model: EngineModel, request: BuildRequest, fp8_weights: bool) -> str:
     if request.kv_cache_type != "paged":
         return f"the KV cache is {request.kv_cache_type}"
     if model.kv_cache == "int8":
@@ -74,7 +74,7 @@ def _paged_is_barred(model: ModelFacts, request: BuildRequest, fp8_weights: bool
 
 
 def _choose_fp8(
-    model: ModelFacts, target: Target, request: BuildRequest, fp8_weights: bool, paged: bool
+    model: EngineModel, target: Target, request: BuildRequest, fp8_weights: bool, paged: bool
 ) -> tuple[bool, str]:
     asked = request.fp8_context_fmha
     barred = ""
@@ -84,7 +84,7 @@ def _choose_fp8(
         barred = "an INT8 KV cache has no FP8 context attention"
     elif not support("fp8-context-fmha", target).supported:
         barred = f"{target.label} has no FP8 context attention"
-    elif paged and model.kv_cache == KV_AUTO:
+    elif paged and not model.kv_cache:
         barred = "beside paged blocks it needs an FP8 KV cache"
     if barred:
         _refuse(asked, "--fp8-context-fmha", barred)

@@ -17,7 +17,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, Final
 
-from minitron_trt.build.engine_model import ModelFacts
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.families import FAMILIES, Place, Split, TensorRule, family_of
 from minitron_trt.spec import ModelSpec
 
@@ -60,31 +60,31 @@ def _awq(rows: int, columns: int, scale_bytes: int) -> int:
     return rows * columns // 2 + scale_bytes * (rows * columns // GROUP) + 2 * columns
 
 
-def checkpoint_bytes(model: ModelFacts) -> int:
+def checkpoint_bytes(model: EngineModel) -> int:
     """Return the bytes of all tensors of a checkpoint, all ranks."""
     return model.parallelism.tp * sum(_stages(model, _STORED))
 
 
-def weights_bytes(model: ModelFacts) -> int:
+def weights_bytes(model: EngineModel) -> int:
     """Return the bytes of the weights on the fullest GPU."""
     return max(_stages(model, _RESIDENT))
 
 
-def pipeline_weights_bytes(model: ModelFacts) -> int:
+def pipeline_weights_bytes(model: EngineModel) -> int:
     """Return the bytes of the weights of one tensor-parallel rank in all pipeline stages."""
     return sum(_stages(model, _RESIDENT))
 
 
-def embedding_bytes(model: ModelFacts) -> int:
+def embedding_bytes(model: EngineModel) -> int:
     """Return the bytes of the embedding table, of which a step reads only a few rows."""
     return 2 * model.spec.vocab * model.spec.hidden
 
 
-def _stages(model: ModelFacts, sizes: Sizes) -> list[int]:
+def _stages(model: EngineModel, sizes: Sizes) -> list[int]:
     return [_stage_bytes(model, stage, sizes) for stage in range(model.parallelism.pp)]
 
 
-def _stage_bytes(model: ModelFacts, stage: int, sizes: Sizes) -> int:
+def _stage_bytes(model: EngineModel, stage: int, sizes: Sizes) -> int:
     spec, parallelism = model.spec, model.parallelism
     counts = {
         Place.FIRST: int(stage == 0),
@@ -97,7 +97,7 @@ def _stage_bytes(model: ModelFacts, stage: int, sizes: Sizes) -> int:
         linear = rule.place is Place.LAYER and len(shape) == 2
         size = sizes[model.precision](*shape) if linear else 2 * prod(shape)
         total += counts[rule.place] * size
-    scale = 4 if model.kv_cache != "auto" else 0
+    scale = 4 if model.kv_cache else 0
     return total + counts[Place.LAYER] * scale
 
 
@@ -115,20 +115,20 @@ def rank_shape(rule: TensorRule, spec: ModelSpec, tp: int) -> tuple[int, ...]:
     return (rows, *columns)
 
 
-def kv_bytes_per_token(model: ModelFacts) -> int:
+def kv_bytes_per_token(model: EngineModel) -> int:
     """Return the bytes that one token takes in the KV cache of the fullest GPU."""
     layers = len(model.parallelism.layers_of(0, model.spec.layers))
     return layers * kv_bytes_per_layer(model)
 
 
-def kv_bytes_per_layer(model: ModelFacts) -> int:
+def kv_bytes_per_layer(model: EngineModel) -> int:
     """Return the bytes that one token takes in one layer's KV cache on one GPU."""
     heads = max(model.spec.kv_heads // model.parallelism.tp, 1)
     return 2 * heads * model.spec.head_size * model.kv_cache_bytes
 
 
 def activation_bytes(
-    model: ModelFacts, max_num_tokens: int, sequences: int, *, context_logits: bool = False
+    model: EngineModel, max_num_tokens: int, sequences: int, *, context_logits: bool = False
 ) -> int:
     """Return an estimate of what one step holds besides weights and cache."""
     spec, tp = model.spec, model.parallelism.tp
@@ -184,6 +184,6 @@ class Forecast:
         }
 
 
-def reserve_bytes(model: ModelFacts) -> int:
+def reserve_bytes(model: EngineModel) -> int:
     """Return what the runtime keeps for itself on each GPU."""
     return RESERVE_BYTES + (NCCL_BYTES if model.parallelism.world_size > 1 else 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from minitron_trt.build.engine_model import KV_AUTO, ModelFacts
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.context_attention import ContextAttention, choose_attention
 from minitron_trt.build.recipe.engine_memory import GROUP, NVFP4_BLOCK, Forecast, rank_shape
 from minitron_trt.build.recipe.flags import check_arguments
@@ -29,7 +29,7 @@ _GROUPS: Final = MappingProxyType({"w4a16-awq": GROUP, "w4a8-awq": GROUP, "nvfp4
 class EngineRecipe:
     """A build that has passed every rule: settings with reasons, limits and forecast memory."""
 
-    model: ModelFacts
+    model: EngineModel
     target: Target
     version: str
     profile: str
@@ -59,7 +59,7 @@ class EngineRecipe:
         return {
             "model": self.model.name,
             "precision": self.model.precision,
-            "kv_cache": self.model.kv_cache,
+            "kv_cache": self.model.kv_cache or "auto",
             "tp": self.model.parallelism.tp,
             "pp": self.model.parallelism.pp,
             "target": self.target.name,
@@ -74,7 +74,7 @@ class EngineRecipe:
         }
 
 
-def choose_recipe(model: ModelFacts, target: Target, request: BuildRequest) -> EngineRecipe:
+def choose_recipe(model: EngineModel, target: Target, request: BuildRequest) -> EngineRecipe:
     """Turn what is asked into a recipe; an error says which rule it breaks and what to do."""
     notes = list(_check_model(model, target))
     attention = choose_attention(model, target, request)
@@ -103,7 +103,7 @@ def choose_recipe(model: ModelFacts, target: Target, request: BuildRequest) -> E
     )
 
 
-def _check_model(model: ModelFacts, target: Target) -> Iterator[str]:
+def _check_model(model: EngineModel, target: Target) -> Iterator[str]:
     """Refuse what the architecture cannot run; note what nobody is known to have run."""
     features, architecture = [model.precision], model.spec.architecture
     precision = PRECISIONS[model.precision]
@@ -114,7 +114,7 @@ def _check_model(model: ModelFacts, target: Target) -> Iterator[str]:
         )
     if architecture in precision.untried:
         yield f"TensorRT-LLM's table does not list {model.precision} for {architecture}"
-    if model.kv_cache != KV_AUTO:
+    if model.kv_cache:
         features.append(f"kv-{model.kv_cache}")
         if (model.precision, model.kv_cache) == ("w8a16", "fp8"):
             raise UnsupportedError(
@@ -129,7 +129,7 @@ def _check_model(model: ModelFacts, target: Target) -> Iterator[str]:
         yield f"memory is that of {target.gpu.name} ({size_text(target.gpu.memory_bytes)})"
 
 
-def _check_groups(model: ModelFacts) -> None:
+def _check_groups(model: EngineModel) -> None:
     """Refuse a cut through a group of weights that share a scale."""
     size = _GROUPS.get(model.precision)
     if size is None:
@@ -143,7 +143,7 @@ def _check_groups(model: ModelFacts) -> None:
             )
 
 
-def _workers(model: ModelFacts, request: BuildRequest) -> int:
+def _workers(model: EngineModel, request: BuildRequest) -> int:
     ranks = model.parallelism.world_size
     if request.workers > ranks:
         raise UsageError(f"--workers {request.workers} is more than the checkpoint's {ranks} ranks")

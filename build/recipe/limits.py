@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
-from minitron_trt.build.engine_model import ModelFacts
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.context_attention import ContextAttention
 from minitron_trt.build.recipe.engine_memory import (
     Forecast,
@@ -61,7 +61,7 @@ class Limits:
 class LimitChoice:
     """Limits on their way: each choice notes its reason, and what the user should know."""
 
-    model: ModelFacts
+    model: EngineModel
     target: Target
     request: BuildRequest
     attention: ContextAttention

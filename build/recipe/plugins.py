@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from minitron_trt.build.engine_model import ModelFacts
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.limits import SAFE_NUM_TOKENS, Limits
 from minitron_trt.build.recipe.request import BuildRequest, Setting, switch
 from minitron_trt.errors import UnsupportedError, UsageError
@@ -17,7 +17,7 @@ _GEMM_CHOICES: Final = ("auto", "disable", "float16", "bfloat16", "float32", "fp
 
 
 def plugin_settings(
-    model: ModelFacts, target: Target, request: BuildRequest, limits: Limits
+    model: EngineModel, target: Target, request: BuildRequest, limits: Limits
 ) -> tuple[Setting, ...]:
     """Return the plugin arguments; UnsupportedError when an explicit one is not for this build."""
     gemm = _gemm(model, target, request)
@@ -32,7 +32,7 @@ def plugin_settings(
     )
 
 
-def _gemm(model: ModelFacts, target: Target, request: BuildRequest) -> Setting:
+def _gemm(model: EngineModel, target: Target, request: BuildRequest) -> Setting:
     name, asked = "gemm_plugin", request.gemm_plugin
     if asked is not None:
         if asked not in _GEMM_CHOICES:
@@ -54,7 +54,7 @@ def _gemm(model: ModelFacts, target: Target, request: BuildRequest) -> Setting:
     return Setting(name, "auto", "in the model's dtype; builds fast and runs as well")
 
 
-def _fp8_kernels(model: ModelFacts, target: Target, request: BuildRequest) -> Iterator[Setting]:
+def _fp8_kernels(model: EngineModel, target: Target, request: BuildRequest) -> Iterator[Setting]:
     if request.low_latency_gemm:
         _need_fp8(model, "--low-latency-gemm")
         check_support("low-latency-gemm-plugin", target)
@@ -71,12 +71,12 @@ def _fp8_kernels(model: ModelFacts, target: Target, request: BuildRequest) -> It
         yield Setting("fp8_rowwise_gemm_plugin", "auto", "what rowwise FP8 weights need")
 
 
-def _need_fp8(model: ModelFacts, option: str) -> None:
+def _need_fp8(model: EngineModel, option: str) -> None:
     if model.precision != "fp8":
         raise UnsupportedError(f"{option} needs fp8 weights; the checkpoint has {model.precision}")
 
 
-def _fusions(model: ModelFacts, request: BuildRequest) -> Iterator[Setting]:
+def _fusions(model: EngineModel, request: BuildRequest) -> Iterator[Setting]:
     tp, gated = model.parallelism.tp, family_of(model.spec.architecture).gated
     fused = gated and model.precision == "fp8"
     why = "gate and up projection in one GEMM" if fused else "only for gated FP8 MLPs"
@@ -100,7 +100,7 @@ def _fusions(model: ModelFacts, request: BuildRequest) -> Iterator[Setting]:
 
 
 def _profiles(
-    model: ModelFacts, request: BuildRequest, limits: Limits, gemm: Setting
+    model: EngineModel, request: BuildRequest, limits: Limits, gemm: Setting
 ) -> Iterator[Setting]:
     asked = request.multiple_profiles
     useful = (

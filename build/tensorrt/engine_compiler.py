@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import (
-    CHECKPOINT,
     CONFIG_NAME,
     ENGINE,
     MANIFEST_NAME,
@@ -26,7 +25,7 @@ from minitron_trt.build.engine import PLAN_NAME
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.build.tensorrt.network import NetworkLimits
-from minitron_trt.build.tensorrt.worker import Request
+from minitron_trt.build.tensorrt.worker import CompileRequest
 from minitron_trt.build.tensorrt.worker_process import Progress, run_worker
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Advance, no_progress
@@ -80,7 +79,7 @@ def compile_engine(
     with staged(output, overwrite=overwrite) as scratch:
         _check_space(scratch, weights_bytes)
         plan = scratch / PLAN_NAME
-        request = Request(
+        request = CompileRequest(
             *(checkpoint.folder.resolve(), sm, limits, plan, weights_bytes, library.package)
         )
         start = time.monotonic()
@@ -129,7 +128,7 @@ def _check_space(folder: Path, weights_bytes: int) -> None:
 def _describe(
     folder: Path,
     checkpoint: Checkpoint,
-    request: Request,
+    request: CompileRequest,
     engine: CompiledEngine,
     facts: Mapping[str, Any],
 ) -> None:
@@ -144,11 +143,10 @@ def _describe(
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     for path in checkpoint.tokenizer_files:
         shutil.copyfile(path, folder / path.name)
-    origin = Manifest.read(checkpoint.folder, CHECKPOINT)
     source = {
         "checkpoint": str(checkpoint.folder.resolve()),
         "manifest_sha256": sha256(checkpoint.folder / MANIFEST_NAME),
-        "source": origin.source,
+        "source": checkpoint.manifest.source,
     }
     own = {
         "sm": request.sm,

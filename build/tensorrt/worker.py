@@ -1,8 +1,8 @@
 """The process in which TensorRT works: python -m minitron_trt.build.tensorrt.worker REQUEST.
 
 It is a process of its own so that a builder that crashes, hangs or runs out of memory ends nothing
-else. REQUEST is JSON with the fields of `Request`. The engine goes to its path, the builder's
-version to stdout as JSON, its log to stderr as lines of a level, a tab and a message.
+else. REQUEST is JSON with the fields of `CompileRequest`. The engine goes to its path, the
+builder's version to stdout as JSON, its log to stderr as lines of a level, a tab and a message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SET_PARENT_DEATH_SIGNAL: Final = 1  # of Linux's prctl
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class CompileRequest:
     """What to compile, by which library, for which architecture, and where the engine goes."""
 
     checkpoint: Path
@@ -41,7 +41,7 @@ class Request:
         return json.dumps(record)
 
     @classmethod
-    def from_json(cls, text: str) -> Request:
+    def from_json(cls, text: str) -> CompileRequest:
         """Read the worker's argument."""
         record = json.loads(text)
         return cls(
@@ -54,7 +54,7 @@ class Request:
         )
 
 
-def build(request: Request) -> None:
+def build(request: CompileRequest) -> None:
     """Compile a checkpoint and write the engine; ProcessError has the builder's own line."""
     library = LIBRARIES[request.library]
     trt = library.load()
@@ -128,7 +128,7 @@ def main() -> None:
     handler.setFormatter(_LineFormatter())
     logging.basicConfig(level=logging.DEBUG, handlers=[handler])
     try:
-        request = Request.from_json(sys.argv[1])
+        request = CompileRequest.from_json(sys.argv[1])
         build(request)
     except MinitronError as error:
         sys.stdout.write(json.dumps({"error": str(error)}))

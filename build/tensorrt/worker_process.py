@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO, Final
 
-from minitron_trt.build.tensorrt.worker import Request
+from minitron_trt.build.tensorrt.worker import CompileRequest
 from minitron_trt.console import Advance
 from minitron_trt.errors import ProcessError
 
@@ -35,7 +35,7 @@ class _Watch:
     but for two without steps, in which it copies the weights to its memory.
     """
 
-    def __init__(self, process: int, request: Request, progress: Progress) -> None:
+    def __init__(self, process: int, request: CompileRequest, progress: Progress) -> None:
         self.peak = 0
         self._process, self._plan, self._progress = process, request.plan, progress
         self._weights_bytes = request.weights_bytes
@@ -61,7 +61,9 @@ class _Watch:
         self._shown.close()
 
 
-def run_worker(request: Request, timeout_s: float | None, progress: Progress) -> tuple[str, int]:
+def run_worker(
+    request: CompileRequest, timeout_s: float | None, progress: Progress
+) -> tuple[str, int]:
     """Run the worker; return the builder's version and the worker's peak private memory.
 
     ProcessError when it failed, crashed, was killed or was not done in time.

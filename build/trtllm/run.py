@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import (
-    CHECKPOINT,
     ENGINE,
     MANIFEST_NAME,
     Manifest,
@@ -241,5 +240,5 @@ def checkpoint_source(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "checkpoint": str(checkpoint.folder.resolve()),
         "manifest_sha256": sha256(checkpoint.folder / MANIFEST_NAME),
-        "source": Manifest.read(checkpoint.folder, CHECKPOINT).source,
+        "source": checkpoint.manifest.source,
     }

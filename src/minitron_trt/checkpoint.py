@@ -127,6 +127,7 @@ class Checkpoint:
     precision: Precision
     parallelism: Parallelism
     tokens: SpecialTokens
+    manifest: Manifest
     kv_cache: str | None = None  # a name in KV_CACHES
 
     @classmethod
@@ -147,6 +148,7 @@ class Checkpoint:
                 precision=precision_of(config["dtype"], quantization.get("quant_algo")),
                 parallelism=Parallelism(mapping["tp_size"], mapping["pp_size"]),
                 tokens=SpecialTokens.from_json(manifest.facts["tokens"]),
+                manifest=manifest,
                 kv_cache=_kv_cache(quantization.get("kv_cache_quant_algo")),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -30,7 +30,7 @@ _DOCKER_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Capability:
     """One thing looked for: what was found, what it is good for, and how to get it when absent."""
 
     name: str
@@ -39,8 +39,8 @@ class Finding:
     remedy: str
 
 
-def _package(name: str, gives: str, extra: str) -> Finding:
-    return Finding(name, _version(name), gives, f"pip install 'minitron-trt[{extra}]'")
+def _package(name: str, gives: str, extra: str) -> Capability:
+    return Capability(name, _version(name), gives, f"pip install 'minitron-trt[{extra}]'")
 
 
 def _version(package: str) -> str | None:
@@ -64,36 +64,36 @@ def _ask(argv: tuple[str, ...], timeout_s: float) -> str | None:
     return result.stdout if result.returncode == 0 else None
 
 
-def _gpus() -> Finding:
+def _gpus() -> Capability:
     said = _ask(_NVIDIA_SMI, _NVIDIA_SMI_S)
     found = "; ".join(said.split("\n")).strip("; ") if said else None
-    return Finding(
+    return Capability(
         *("NVIDIA GPU", found or None),
         *("run TensorRT-LLM engines", "use a machine with an NVIDIA driver"),
     )
 
 
-def _memory() -> Finding:
+def _memory() -> Capability:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
-    return Finding("memory", f"{total / 1e9:.1f} GB, {os.cpu_count()} cores", "", "")
+    return Capability("memory", f"{total / 1e9:.1f} GB, {os.cpu_count()} cores", "", "")
 
 
-def _triton() -> Finding:
+def _triton() -> Capability:
     from minitron_trt.triton_repo.serving.installation import find_embedded
 
     gives = "serve --runner embedded"
     try:
         binary = find_embedded().binary
     except MinitronError as error:
-        return Finding("tritonserver", None, gives, str(error))
+        return Capability("tritonserver", None, gives, str(error))
     version = _version("nvidia-pytriton")
-    return Finding("tritonserver", f"nvidia-pytriton {version}, {binary}", gives, "")
+    return Capability("tritonserver", f"nvidia-pytriton {version}, {binary}", gives, "")
 
 
-def _docker() -> Iterator[Finding]:
+def _docker() -> Iterator[Capability]:
     """Ask docker's engine: the program alone runs nothing, and GPUs need NVIDIA's part."""
     gives = "build --runner docker"
     engine = _docker_engine()
@@ -101,12 +101,12 @@ def _docker() -> Iterator[Finding]:
     remedy = "install docker"
     if shutil.which(_DOCKER[0]):
         remedy = "its engine does not answer; start it, or join its group"
-    yield Finding("docker", str(version) if version else None, gives, remedy)
+    yield Capability("docker", str(version) if version else None, gives, remedy)
     devices = [str(device.get("ID", "")) for device in engine.get("DiscoveredDevices") or ()]
     found = "nvidia runtime" if "nvidia" in (engine.get("Runtimes") or {}) else None
     if found is None and any("nvidia.com/gpu" in device for device in devices):
         found = "nvidia devices by CDI"
-    yield Finding(
+    yield Capability(
         *("docker with GPUs", found, "engines in NVIDIA's images"),
         "install nvidia-container-toolkit and restart docker" if version else "see docker",
     )
@@ -120,8 +120,8 @@ def _docker_engine() -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
-    lambda: Finding(
+CHECKS: Final[tuple[Callable[[], Capability], ...]] = (
+    lambda: Capability(
         "minitron-trt", f"{__version__}, Python {platform.python_version()}", "convert bf16", ""
     ),
     _memory,
@@ -136,7 +136,7 @@ CHECKS: Final[tuple[Callable[[], Finding], ...]] = (
 )
 
 
-def findings() -> list[Finding]:
+def findings() -> list[Capability]:
     """Look at this machine."""
     return [*(check() for check in CHECKS), *_docker()]
 
@@ -153,7 +153,7 @@ def doctor(console: Console) -> None:
     console.result(record, "\n".join(_line(finding) for finding in found))
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: Capability) -> str:
     gives = f" ({finding.gives})" if finding.gives else ""
     if finding.found is None:
         return f"  -   {finding.name}{gives}: {finding.remedy}"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from minitron_trt import __version__
+from minitron_trt.artifacts import Manifest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UnsupportedError
@@ -109,6 +110,7 @@ def test_the_folder_opens_as_what_was_converted(output: Path) -> None:
         precision=PRECISIONS["fp16"],
         parallelism=Parallelism(2, 1),
         tokens=SpecialTokens(bos_id=1, eos_ids=(2, 3)),
+        manifest=Manifest.read(output, "checkpoint"),
     )
 
 

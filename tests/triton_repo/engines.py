@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.build.engines import add_manifest, write_engine
 
-from minitron_trt.build.engine_model import PRESETS, ModelFacts
+from minitron_trt.build.engine_model import PRESETS, EngineModel
 from minitron_trt.build.recipe.engine_recipe import choose_recipe
 from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.gpus import find_target
@@ -32,8 +32,8 @@ def engine_for(folder: Path, gpu: str) -> Path:
     """Write a Llama-3.1-Minitron engine with the limits that our recipe gives a GPU."""
     name, profile, tp = SERVED_AS[gpu]
     precision = PRECISIONS[name]
-    model = ModelFacts("llama", PRESETS["llama-3.1-minitron-4b-width"])
-    facts = model.stored_as(precision.name).cut_for(tp)
+    model = EngineModel("llama", PRESETS["llama-3.1-minitron-4b-width"])
+    facts = model.stored_as(precision.name).sharded_for(tp)
     recipe = choose_recipe(facts, find_target(gpu), BuildRequest(profile=profile))
     write_engine(
         folder,

@@ -8,8 +8,7 @@ from typing import Final
 
 import click
 
-from minitron_trt.build.compatibility import Report as EngineReport
-from minitron_trt.build.compatibility import check_engine
+from minitron_trt.build.compatibility import LoadReport, check_engine
 from minitron_trt.build.containers import Container, find_container
 from minitron_trt.build.engine import Engine
 from minitron_trt.console import Console, console_options
@@ -35,7 +34,7 @@ class Place:
         """Say whether there is anything to compare with."""
         return (self.target, self.gpus, self.container) != (None, None, None)
 
-    def compare(self, engine: Engine) -> EngineReport:
+    def compare(self, engine: Engine) -> LoadReport:
         """Return how an engine fits."""
         if self.sm is not None:
             engine = _with_sm(engine, self.sm)
@@ -109,7 +108,7 @@ def _check_repository(console: Console, folder: Path, place: Place) -> None:
         _refuse(engine)
 
 
-def _refuse(report: EngineReport) -> None:
+def _refuse(report: LoadReport) -> None:
     for finding in report.findings:
         if finding.fits is False:
             raise UnsupportedError(
@@ -136,7 +135,7 @@ def describe_repository(report: Report) -> str:
     return "\n".join([*lines, f"{report.folder}: {report.summary}"])
 
 
-def describe(report: EngineReport) -> str:
+def describe(report: LoadReport) -> str:
     """Return a report on an engine as text."""
     engine, limits = report.engine, report.engine.limits
     sm = "unknown SM" if engine.sm is None else f"SM{engine.sm}"

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 from click.testing import Result
 
-from minitron_trt.build.engine_model import PRESETS, ModelFacts
+from minitron_trt.build.engine_model import PRESETS, EngineModel
 from minitron_trt.build.plan.roofline import bounds
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.gpus import find_gpu
@@ -34,7 +34,7 @@ def planned(command: Command, *arguments: object) -> dict[str, Any]:
 
 
 def test_decoding_one_sequence_reads_all_but_the_embedding_and_its_cache() -> None:
-    found = bounds(ModelFacts("m", PRESETS[LLAMA]), find_gpu("H100"), 1000, 1000, 1)
+    found = bounds(EngineModel("m", PRESETS[LLAMA]), find_gpu("H100"), 1000, 1000, 1)
     # 9,025,492,992 - 2 x 128256 x 3072 bytes of weights, 1500 tokens of 131072 bytes, 3.35 TB/s.
     read = 9_025_492_992 - 788_004_864 + 1500 * 131_072
 
@@ -43,7 +43,7 @@ def test_decoding_one_sequence_reads_all_but_the_embedding_and_its_cache() -> No
 
 
 def test_a_prompt_is_bound_by_its_multiplications() -> None:
-    found = bounds(ModelFacts("m", PRESETS[LLAMA]), find_gpu("H100"), 2000, 2, 1)
+    found = bounds(EngineModel("m", PRESETS[LLAMA]), find_gpu("H100"), 2000, 2, 1)
     layer = 6144 * 3072 + 3072 * 4096 + 3 * 9216 * 3072
     # Twice per weight and token, 1000 tokens of context on average, one row of the head.
     flops = 2000 * 2 * 32 * (layer + 2 * 1000 * 4096) + 2 * 128256 * 3072
@@ -54,7 +54,7 @@ def test_a_prompt_is_bound_by_its_multiplications() -> None:
 def test_two_pipeline_stages_help_many_sequences_and_not_one() -> None:
     one, two = (
         bounds(
-            ModelFacts("m", PRESETS[LLAMA], parallelism=Parallelism(1, pp)),
+            EngineModel("m", PRESETS[LLAMA], parallelism=Parallelism(1, pp)),
             *(find_gpu("H100"), 1000, 1000, 64),
         )
         for pp in (1, 2)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from minitron_trt.build.engine_model import PRESETS, ModelFacts
+from minitron_trt.build.engine_model import PRESETS, EngineModel
 from minitron_trt.build.recipe.context_attention import choose_attention
 from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
@@ -16,10 +16,10 @@ REUSE = "KV cache blocks can be reused and long prompts come in chunks"
 
 
 def attention_of(
-    precision: str, kv_cache: str, gpu: str = "H100", **options: object
+    precision: str, kv_cache: str | None, gpu: str = "H100", **options: object
 ) -> tuple[bool, bool]:
     """Return whether context attention is paged, and whether it is FP8."""
-    model = ModelFacts("m", PRESETS["minitron-4b"], precision, kv_cache)
+    model = EngineModel("m", PRESETS["minitron-4b"], precision, kv_cache)
     request = BuildRequest(**options)  # type: ignore[arg-type]
     chosen = choose_attention(model, find_target(gpu), request)
 
@@ -31,19 +31,19 @@ def attention_of(
 @pytest.mark.parametrize(
     ("precision", "kv_cache", "paged", "fp8"),
     [
-        ("bf16", "auto", True, False),
+        ("bf16", None, True, False),
         ("bf16", "fp8", False, False),
         ("bf16", "int8", False, False),
-        ("fp8", "auto", True, False),
+        ("fp8", None, True, False),
         ("fp8", "fp8", True, True),
         ("fp8", "int8", False, False),
         ("w4a8-awq", "fp8", True, True),
         ("fp8-rowwise", "fp8", False, False),
-        ("w4a16-awq", "auto", True, False),
+        ("w4a16-awq", None, True, False),
     ],
 )
 def test_without_options_reuse_is_kept_where_it_can_be(
-    precision: str, kv_cache: str, paged: bool, fp8: bool
+    precision: str, kv_cache: str | None, paged: bool, fp8: bool
 ) -> None:
     assert attention_of(precision, kv_cache) == (paged, fp8)
 
@@ -61,7 +61,7 @@ def test_without_options_reuse_is_kept_where_it_can_be(
 def test_fp8_weights_get_fp8_attention_where_nothing_is_paged(
     options: dict[str, object], found: tuple[bool, bool]
 ) -> None:
-    assert attention_of("fp8", "auto", **options) == found  # type: ignore[arg-type]
+    assert attention_of("fp8", None, **options) == found  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -77,17 +77,17 @@ def test_fp8_weights_get_fp8_attention_where_nothing_is_paged(
             "--kv-cache-reuse cannot be met: an INT8 KV cache has no paged context attention",
         ),
         (
-            *("bf16", "auto", "H100", {"fp8_context_fmha": True}, UsageError),
+            *("bf16", None, "H100", {"fp8_context_fmha": True}, UsageError),
             "--fp8-context-fmha cannot be met: bf16 weights have no FP8 context attention",
         ),
         (
-            *("bf16", "auto", "A100", {"fp8_context_fmha": True}, UnsupportedError),
+            *("bf16", None, "A100", {"fp8_context_fmha": True}, UnsupportedError),
             "A100-80GB (SM80) cannot run fp8-context-fmha: it needs FP8 tensor cores, SM89 (Ada) "
             "or newer",
         ),
         (
             "fp8",
-            "auto",
+            None,
             "H100",
             {"fp8_context_fmha": True, "kv_cache_reuse": True},
             UsageError,
@@ -101,7 +101,7 @@ def test_fp8_weights_get_fp8_attention_where_nothing_is_paged(
         ),
         (
             "fp8",
-            "auto",
+            None,
             "H100",
             {"kv_cache_type": "continuous", "kv_cache_reuse": True},
             UsageError,
@@ -112,7 +112,7 @@ def test_fp8_weights_get_fp8_attention_where_nothing_is_paged(
 )
 def test_an_option_that_would_be_switched_off_silently_is_refused(
     precision: str,
-    kv_cache: str,
+    kv_cache: str | None,
     gpu: str,
     options: dict[str, object],
     error: type[MinitronError],
@@ -129,7 +129,7 @@ def test_no_outcome_is_one_that_tensorrt_llm_would_change() -> None:
     switch = (None, True, False)
     options = itertools.product(
         ("bf16", "fp8", "w4a8-awq", "fp8-rowwise"),
-        ("auto", "fp8", "int8"),
+        (None, "fp8", "int8"),
         switch,
         switch,
         ("paged", "continuous"),

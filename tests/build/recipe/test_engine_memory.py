@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_trt.build.engine_model import PRESETS, ModelFacts, facts_of, find_model
+from minitron_trt.build.engine_model import PRESETS, EngineModel, find_model
 from minitron_trt.build.recipe.engine_memory import (
     Forecast,
     activation_bytes,
@@ -38,9 +38,11 @@ TOTALS = {
 }
 
 
-def model_of(preset: str, precision: str = "bf16", tp: int = 1, pp: int = 1) -> ModelFacts:
-    """Return a seed model, stored and cut."""
-    return ModelFacts(preset, PRESETS[preset], parallelism=Parallelism(tp, pp)).stored_as(precision)
+def model_of(preset: str, precision: str = "bf16", tp: int = 1, pp: int = 1) -> EngineModel:
+    """Return a seed model, stored and sharded."""
+    return EngineModel(preset, PRESETS[preset], parallelism=Parallelism(tp, pp)).stored_as(
+        precision
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -58,18 +60,20 @@ def test_a_token_takes_128_kib_of_cache_in_every_seed(preset: str) -> None:
 @pytest.mark.parametrize(
     ("tp", "pp", "kv_cache", "size"),
     [
-        (2, 1, "auto", 65536),
-        (8, 1, "auto", 16384),
+        (2, 1, None, 65536),
+        (8, 1, None, 16384),
         # Key/value heads are repeated once they are fewer than the ranks.
-        (16, 1, "auto", 16384),
-        (1, 2, "auto", 65536),
-        (1, 3, "auto", 45056),
+        (16, 1, None, 16384),
+        (1, 2, None, 65536),
+        (1, 3, None, 45056),
         (1, 1, "fp8", 65536),
         (2, 1, "int8", 32768),
     ],
 )
-def test_a_tokens_cache_is_cut_with_the_model(tp: int, pp: int, kv_cache: str, size: int) -> None:
-    model = ModelFacts(
+def test_a_tokens_cache_is_sharded_with_the_model(
+    tp: int, pp: int, kv_cache: str | None, size: int
+) -> None:
+    model = EngineModel(
         "m", PRESETS["minitron-8b"], kv_cache=kv_cache, parallelism=Parallelism(tp, pp)
     )
 
@@ -113,27 +117,27 @@ def test_checkpoint_bytes_are_those_that_convert_plans(
 ) -> None:
     folder = make_model(kind)
     _, plan = open_and_plan(str(folder), ConvertOptions(tp=tp, pp=pp))
-    model = ModelFacts("m", find_model(str(folder)).spec, parallelism=Parallelism(tp, pp))
+    model = EngineModel("m", find_model(str(folder)).spec, parallelism=Parallelism(tp, pp))
 
     assert checkpoint_bytes(model) == plan.output_bytes
 
 
-@pytest.mark.parametrize("kv_cache", ["auto", "fp8"])
+@pytest.mark.parametrize("kv_cache", [None, "fp8"])
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("precision", PRECISION_NAMES)
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoint_bytes_of_every_precision_are_those_that_convert_plans(
-    name: str, precision: str, tp: int, kv_cache: str
+    name: str, precision: str, tp: int, kv_cache: str | None
 ) -> None:
     """Two sums written apart: the converter's tensors and the sizes here."""
     folder = sample_folder(name)
-    options = ConvertOptions(precision=precision, tp=tp, kv_cache=kv_cache)
+    options = ConvertOptions(precision=precision, tp=tp, kv_cache=kv_cache or "auto")
     try:
         _, plan = open_and_plan(str(folder), options)
     except UnsupportedError as error:
         assert any(why in str(error) for why in ("issue 1113", "groups 128", "not available"))  # noqa: PT017
         return
-    model = ModelFacts(
+    model = EngineModel(
         *("m", find_model(str(folder)).spec),
         kv_cache=kv_cache,
         parallelism=Parallelism(tp),
@@ -147,7 +151,7 @@ def test_weights_bytes_are_those_of_real_files(name: str, tmp_path: Path) -> Non
     convert(str(sample_folder(name)), tmp_path / "checkpoint", ConvertOptions())
     file = tmp_path / "checkpoint" / "rank0.safetensors"
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    model = facts_of(tmp_path / "checkpoint")
+    model = find_model(str(tmp_path / "checkpoint"))
 
     assert weights_bytes(model) == checkpoint_bytes(model) == file.stat().st_size - header
 

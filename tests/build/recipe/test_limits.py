@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minitron_trt.build.engine_model import PRESETS, ModelFacts
+from minitron_trt.build.engine_model import PRESETS, EngineModel
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.build.recipe.request import BuildRequest
@@ -13,10 +13,13 @@ from minitron_trt.gpus import find_target
 
 
 def recipe_of(
-    gpu: str, preset: str = "llama-3.1-minitron-4b-width", kv_cache: str = "auto", **options: object
+    gpu: str,
+    preset: str = "llama-3.1-minitron-4b-width",
+    kv_cache: str | None = None,
+    **options: object,
 ) -> EngineRecipe:
     """Return the recipe of a seed model in bf16."""
-    model = ModelFacts(preset, PRESETS[preset], kv_cache=kv_cache)
+    model = EngineModel(preset, PRESETS[preset], kv_cache=kv_cache)
     return choose_recipe(model, find_target(gpu), BuildRequest(**options))  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minitron_trt.build.engine_model import PRESETS, ModelFacts
+from minitron_trt.build.engine_model import PRESETS, EngineModel
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.recipe.flags import flags_of
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
@@ -26,13 +26,15 @@ NEMOTRON_PRECISIONS = {**GOLDEN_PRECISIONS, "B200": "fp8"}
 def recipe_for(
     gpu: str = "H100",
     precision: str = "bf16",
-    kv_cache: str = "auto",
+    kv_cache: str | None = None,
     tp: int = 1,
     preset: str = "llama-3.1-minitron-4b-width",
     **options: object,
 ) -> EngineRecipe:
     """Return the recipe of a seed model."""
-    model = ModelFacts(preset, PRESETS[preset], kv_cache=kv_cache).stored_as(precision).cut_for(tp)
+    model = (
+        EngineModel(preset, PRESETS[preset], kv_cache=kv_cache).stored_as(precision).sharded_for(tp)
+    )
     return choose_recipe(model, find_target(gpu), BuildRequest(**options))  # type: ignore[arg-type]
 
 

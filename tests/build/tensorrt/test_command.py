@@ -129,7 +129,7 @@ def test_a_checkpoint_for_two_gpus_is_refused(
 
 
 def test_pipeline_ranks_are_joined_and_held_against_one_gpu() -> None:
-    whole = replace(find_model("minitron-8b"), cut=True)
+    whole = replace(find_model("minitron-8b"), sharded=True)
     request, target = BuildRequest(), find_target("A10")
     sizes = [
         tensorrt_limits(choose_recipe(model, target, request), request)

@@ -22,7 +22,7 @@ from minitron_trt.build.tensorrt import worker
 from minitron_trt.build.tensorrt.engine_compiler import compile_engine, default_limits
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.build.tensorrt.network import NetworkLimits
-from minitron_trt.build.tensorrt.worker import Request
+from minitron_trt.build.tensorrt.worker import CompileRequest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Advance
 from minitron_trt.convert.conversion import ConvertOptions, convert
@@ -126,7 +126,7 @@ def test_a_failure_carries_the_builders_own_line(
     monkeypatch.setattr(worker, "TARGETS", {75: "SM75"})
 
     with pytest.raises(ProcessError, match=r"Cannot compile for target\(s\) sm75"):
-        worker.build(Request(sample().folder, 75, LIMITS, tmp_path / "engine.plan"))
+        worker.build(CompileRequest(sample().folder, 75, LIMITS, tmp_path / "engine.plan"))
 
 
 def test_a_build_that_takes_too_long_is_ended(
