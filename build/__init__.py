@@ -1,1 +1,42 @@
-"""Stage two: a checkpoint becomes an engine for one GPU architecture."""
+"""Stage two: a checkpoint becomes an engine for one GPU architecture.
+
+`choose_recipe` turns a `BuildRequest` into the `EngineRecipe` that `build_engine` carries out;
+`make_plan` says beforehand what fits on which GPU, `check_engine` afterwards whether an engine will
+load somewhere.
+"""
+
+from typing import TYPE_CHECKING
+
+from minitron_trt.faces import lazy_face
+
+if TYPE_CHECKING:
+    from minitron_trt.build.compatibility import check_engine as check_engine
+    from minitron_trt.build.engine import Engine as Engine
+    from minitron_trt.build.engine_build import Built as Built
+    from minitron_trt.build.engine_build import build_engine as build_engine
+    from minitron_trt.build.plan.sizing import Plan as Plan
+    from minitron_trt.build.plan.sizing import PlanRequest as PlanRequest
+    from minitron_trt.build.plan.sizing import make_plan as make_plan
+    from minitron_trt.build.recipe.engine_recipe import EngineRecipe as EngineRecipe
+    from minitron_trt.build.recipe.engine_recipe import choose_recipe as choose_recipe
+    from minitron_trt.build.recipe.request import BuildRequest as BuildRequest
+    from minitron_trt.build.trtllm.run import BuildJob as BuildJob
+    from minitron_trt.gpus import find_target as find_target
+else:
+    __all__, __getattr__, __dir__ = lazy_face(
+        __name__,
+        {
+            "BuildJob": "minitron_trt.build.trtllm.run",
+            "BuildRequest": "minitron_trt.build.recipe.request",
+            "Built": "minitron_trt.build.engine_build",
+            "Engine": "minitron_trt.build.engine",
+            "EngineRecipe": "minitron_trt.build.recipe.engine_recipe",
+            "Plan": "minitron_trt.build.plan.sizing",
+            "PlanRequest": "minitron_trt.build.plan.sizing",
+            "build_engine": "minitron_trt.build.engine_build",
+            "check_engine": "minitron_trt.build.compatibility",
+            "choose_recipe": "minitron_trt.build.recipe.engine_recipe",
+            "find_target": "minitron_trt.gpus",
+            "make_plan": "minitron_trt.build.plan.sizing",
+        },
+    )

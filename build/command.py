@@ -93,7 +93,7 @@ def build(
     elif options["runner"] in ("slurm", "kubernetes"):
         _write_job(console, job, options)
     else:
-        from minitron_trt.build.build_engine import build_engine
+        from minitron_trt.build.engine_build import build_engine
 
         check_output(output, overwrite=job.overwrite)
         if options["explain"]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt import __version__
 from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.convert.conversion_plan import (
     ConversionPlan,
@@ -27,6 +26,7 @@ from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.families import HEAD, Norm, Place, TensorRule, family_of
 from minitron_trt.quantization.precisions import PRECISIONS, Inputs, Precision, Side
 from minitron_trt.spec import ModelSpec, Parallelism
+from minitron_trt.version import __version__
 
 _PRODUCER: Final = {"name": "minitron-trt", "version": __version__}
 _UNQUANTIZED_MODULES: Final = ["lm_head", "model.embed_tokens"]

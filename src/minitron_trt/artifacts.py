@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt import __version__
 from minitron_trt.errors import BadInputError, OutputError, UsageError
+from minitron_trt.version import __version__
 
 CHECKPOINT: Final = "checkpoint"
 ENGINE: Final = "engine"

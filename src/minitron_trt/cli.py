@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import click
 
-from minitron_trt import __version__
 from minitron_trt.errors import MinitronError
+from minitron_trt.version import __version__
 
 COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import click
 
-from minitron_trt import __version__
 from minitron_trt.console import Console, console_options
 from minitron_trt.errors import MinitronError
+from minitron_trt.version import __version__
 
 _NVIDIA_SMI: Final = (
     "nvidia-smi",

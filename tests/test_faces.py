@@ -1,0 +1,83 @@
+"""What each package offers its users: complete, sorted, loaded only when it is used."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FACES = (
+    "minitron_trt",
+    "minitron_trt.build",
+    "minitron_trt.clients",
+    "minitron_trt.convert",
+    "minitron_trt.triton_repo",
+)
+# What a face may have loaded once it is imported, and nothing else of this project.
+LIGHT = {*FACES, "minitron_trt.faces", "minitron_trt.version"}
+
+pytestmark = pytest.mark.parametrize("name", FACES)
+
+
+def path_of(package: ModuleType) -> Path:
+    assert package.__file__ is not None
+    return Path(package.__file__)
+
+
+def names_for_type_checkers(package: ModuleType) -> list[str]:
+    """Return what a package imports under `if TYPE_CHECKING`."""
+    return [
+        alias.name
+        for node in ast.walk(ast.parse(path_of(package).read_text(encoding="utf-8")))
+        if isinstance(node, ast.If)
+        for statement in node.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    ]
+
+
+def test_every_name_is_there_for_programs_and_for_type_checkers(name: str) -> None:
+    package = importlib.import_module(name)
+
+    assert package.__all__ == sorted(package.__all__) == sorted(names_for_type_checkers(package))
+
+
+def test_every_name_can_be_imported_and_is_called_so_at_home(name: str) -> None:
+    package = importlib.import_module(name)
+    names = {each: getattr(package, each).__name__ for each in package.__all__}
+
+    assert names == {each: each for each in package.__all__}
+    assert set(package.__all__) <= set(dir(package))
+
+
+def test_no_name_takes_a_submodules_place(name: str) -> None:
+    package = importlib.import_module(name)
+    submodules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+
+    assert submodules & set(package.__all__) == set()
+
+
+def test_an_unknown_name_is_pythons_own_error(name: str) -> None:
+    package = importlib.import_module(name)
+
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'nonsense'"):
+        package.nonsense  # noqa: B018 - looking is what fails
+
+
+def test_importing_a_face_loads_nothing(name: str) -> None:
+    program = (
+        f"import sys; before = set(sys.modules); import {name}; print(*set(sys.modules) - before)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    foreign = {
+        each for each in result.stdout.split() if each.split(".")[0] not in sys.stdlib_module_names
+    }
+
+    assert result.returncode == 0, result.stderr
+    assert foreign <= LIGHT
