@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from minitron_trt.console import Console, console_options
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM_BLS
 from minitron_trt.triton_repo.parameters import RUNTIMES, table
 
 
-def _list_parameters(context: click.Context, _: click.Parameter, asked: bool) -> None:
-    if asked:
+def _list_parameters(context: click.Context, _: click.Parameter, requested: bool) -> None:
+    if requested:
         click.echo(table())
         context.exit()
 
@@ -154,7 +155,8 @@ def triton_repo(
     tensorrt_llm.kv_cache_free_gpu_mem_fraction=0.8
     """
     from minitron_trt.triton_repo.parameters import parse_settings
-    from minitron_trt.triton_repo.repository import emit_repository, runtime_for
+    from minitron_trt.triton_repo.repository import emit_repository
+    from minitron_trt.triton_repo.runtimes.choice import runtime_for
     from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
     from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -162,7 +164,7 @@ def triton_repo(
     settings = parse_settings(pairs, runtime, LLM_ARGUMENTS)
     recipe = ServingRecipe(**options, settings=settings)
     repository = emit_repository(artifact, output, recipe, overwrite=overwrite)
-    at_once = repository.configs["tensorrt_llm_bls"].instance_group[0].count
+    at_once = repository.configs[TENSORRT_LLM_BLS].instance_group[0].count
     console.result(
         {
             "repository": str(output),

@@ -11,7 +11,14 @@ from tritonclient.grpc import model_config_pb2
 
 from minitron_trt.errors import BadInputError
 from minitron_trt.triton_repo.contract.ensemble_steps import Step
+from minitron_trt.triton_repo.contract.model_names import ENSEMBLE, TENSORRT_LLM
 from minitron_trt.triton_repo.contract.tensors import Signature, Tensor
+
+CONFIG_PBTXT: Final = "config.pbtxt"
+PYTHON_BACKEND: Final = "python"
+ENSEMBLE_PLATFORM: Final = "ensemble"
+TRTLLM_BACKEND: Final = "tensorrtllm"
+"""TensorRT-LLM's C++ backend, under the name that a config gives it."""
 
 ModelConfig: TypeAlias = Any
 """A `ModelConfig` message; tritonclient ships no types."""
@@ -45,7 +52,7 @@ def python_model(
 ) -> ModelConfig:
     """Return the config of a Python-backend model on the CPU; its queue has no end unless given."""
     config = model_config_pb2.ModelConfig(
-        name=name, backend="python", max_batch_size=max_batch_size
+        name=name, backend=PYTHON_BACKEND, max_batch_size=max_batch_size
     )
     _add_tensors(config, signature)
     if queue is not None:
@@ -58,7 +65,7 @@ def engine_model(
 ) -> ModelConfig:
     """Return the config of `tensorrt_llm` on TensorRT-LLM's own backend, which finds its GPUs."""
     config = model_config_pb2.ModelConfig(
-        name="tensorrt_llm", backend="tensorrtllm", max_batch_size=queue.batch
+        name=TENSORRT_LLM, backend=TRTLLM_BACKEND, max_batch_size=queue.batch
     )
     _add_tensors(config, signature)
     _add_queue(config, queue)
@@ -92,7 +99,7 @@ def _with_instances(
 def ensemble(signature: Signature, steps: Iterable[Step], *, max_batch_size: int) -> ModelConfig:
     """Return the config of an ensemble, which offers `signature` through the steps."""
     config = model_config_pb2.ModelConfig(
-        name="ensemble", platform="ensemble", max_batch_size=max_batch_size
+        name=ENSEMBLE, platform=ENSEMBLE_PLATFORM, max_batch_size=max_batch_size
     )
     _add_tensors(config, signature)
     for step in steps:

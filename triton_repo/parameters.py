@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from minitron_trt.errors import UsageError
+from minitron_trt.triton_repo.contract.model_names import (
+    POSTPROCESSING,
+    PREPROCESSING,
+    TENSORRT_LLM,
+    TENSORRT_LLM_BLS,
+)
 
 REFERENCE: Final = "reference"
 TRTLLM: Final = "trtllm"
@@ -85,14 +91,14 @@ _ENCODING: Final = (
 _DECODING: Final = (Parameter("skip_special_tokens", BOOL, "Leave special tokens out of the text"),)
 
 PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
-    "preprocessing": _ENCODING,
-    "postprocessing": (_ENCODING[0], *_DECODING),
-    "tensorrt_llm_bls": (
+    PREPROCESSING: _ENCODING,
+    POSTPROCESSING: (_ENCODING[0], *_DECODING),
+    TENSORRT_LLM_BLS: (
         *_ENCODING,
         *_DECODING,
         Parameter("accumulate_tokens", BOOL, "Send the whole text so far in every response"),
     ),
-    "tensorrt_llm": (
+    TENSORRT_LLM: (
         Parameter("exclude_input_in_output", BOOL, "Send the answer's ids alone", default="false"),
         Parameter("cancellation_check_period_ms", COUNT, "Time between looks for who left"),
         Parameter(

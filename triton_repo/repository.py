@@ -2,76 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from minitron_trt.artifacts import (
-    CHECKPOINT,
-    ENGINE,
-    HUGGING_FACE,
-    MANIFEST_NAME,
-    REPOSITORY,
-    Manifest,
-    check_output,
-    kind_of,
-    staged,
-)
-from minitron_trt.build.engine import Engine
-from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.artifacts import REPOSITORY, Manifest, check_output, staged
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.triton_repo.check.repository_check import check_repository
-from minitron_trt.triton_repo.layout import CONFIG_NAME, MODELS, Runtime, plan_repository
-from minitron_trt.triton_repo.model_config import from_text
-from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
-from minitron_trt.triton_repo.runtimes.llmapi_runtime import HfFolder, plan_llmapi
-from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
-from minitron_trt.triton_repo.runtimes.trtllm_runtime import plan_trtllm
+from minitron_trt.triton_repo.contract.model_names import MODELS
+from minitron_trt.triton_repo.layout import plan_repository
+from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, from_text
+from minitron_trt.triton_repo.runtimes.choice import plan_runtime, runtime_for
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
-
-_RUNTIME_OF: Final = {CHECKPOINT: REFERENCE, ENGINE: TRTLLM, HUGGING_FACE: LLMAPI}
-_WAYS: Final = {
-    REFERENCE: "a checkpoint: run minitron-trt convert",
-    TRTLLM: "an engine: run minitron-trt build",
-    LLMAPI: "a Hugging Face folder, or the output of minitron-trt convert --format hf",
-}
-
-
-def runtime_for(artifact: Path, asked: str | None = None) -> str:
-    """Return the runtime that serves an artifact; UnsupportedError when the one asked does not."""
-    kind = _kind(artifact)
-    if kind not in _RUNTIME_OF:
-        raise BadInputError(
-            f"{artifact} is a {kind}; expected a checkpoint, an engine or a model folder"
-        )
-    runtime = _RUNTIME_OF[kind]
-    if asked not in (None, runtime):
-        raise UnsupportedError(
-            f"{artifact} is of kind {kind!r}; the runtime {asked} serves {_WAYS[str(asked)]}"
-        )
-    return runtime
-
-
-def _kind(artifact: Path) -> str:
-    """Return the kind of an artifact, also of an engine that others built."""
-    kind = kind_of(artifact)
-    if kind != HUGGING_FACE or (artifact / MANIFEST_NAME).is_file():
-        return kind
-    try:
-        config = json.loads((artifact / "config.json").read_text())
-    except ValueError as error:
-        raise BadInputError(f"{artifact}/config.json is no JSON ({error})") from error
-    return ENGINE if isinstance(config, dict) and "build_config" in config else kind
-
-
-def plan_runtime(artifact: Path, runtime: str, recipe: ServingRecipe) -> Runtime:
-    """Open an artifact and plan the runtime over it."""
-    if runtime == REFERENCE:
-        return plan_reference(Checkpoint.open(artifact), recipe)
-    if runtime == TRTLLM:
-        return plan_trtllm(Engine.open(artifact), recipe)
-    return plan_llmapi(HfFolder.open(artifact), recipe)
 
 
 def emit_repository(
@@ -121,7 +63,7 @@ class ModelRepository:
         manifest = Manifest.read(folder, REPOSITORY)
         configs = {}
         for name in manifest.facts["models"]:
-            path = folder / name / CONFIG_NAME
+            path = folder / name / CONFIG_PBTXT
             config = from_text(path.read_text(encoding="utf-8"), str(path))
             if config.name != name:
                 raise BadInputError(f"{path} names the model {config.name!r}; expected {name!r}")

@@ -19,8 +19,8 @@ from minitron_trt.clients.grpc_api import GRPCInferenceServiceStub, grpc, servic
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import (
-    POSTPROCESSING,
-    PREPROCESSING,
+    POSTPROCESSING_TENSORS,
+    PREPROCESSING_TENSORS,
     ElementTypes,
     Tensor,
     text_model,
@@ -36,9 +36,9 @@ TYPES: Final = ElementTypes()
 MODELS: Final = {
     "ensemble": text_model(TYPES),
     "tensorrt_llm_bls": text_model(TYPES),
-    "tensorrt_llm": tensorrt_llm(TYPES, ours=True),
-    "preprocessing": PREPROCESSING,
-    "postprocessing": POSTPROCESSING,
+    "tensorrt_llm": tensorrt_llm(TYPES, reports_streams=True),
+    "preprocessing": PREPROCESSING_TENSORS,
+    "postprocessing": POSTPROCESSING_TENSORS,
 }
 # An optional input of each model that sees its own requests.
 BESIDE: Final = {

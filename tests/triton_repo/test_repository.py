@@ -13,14 +13,14 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.cli import main
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.triton_repo.contract.ensemble_steps import ensemble_steps
+from minitron_trt.triton_repo.contract.model_names import MODELS
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import (
-    POSTPROCESSING,
-    PREPROCESSING,
+    POSTPROCESSING_TENSORS,
+    PREPROCESSING_TENSORS,
     ElementTypes,
     text_model,
 )
-from minitron_trt.triton_repo.layout import MODELS
 from minitron_trt.triton_repo.model_config import ensemble, from_text, to_text
 from minitron_trt.triton_repo.repository import ModelRepository, emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -43,16 +43,16 @@ def test_each_config_is_the_reviewed_one(repository: ModelRepository, name: str)
     assert from_text(text, name).name == name
 
 
-@pytest.mark.parametrize("ours", [True, False], ids=["our runtimes", "TensorRT-LLM's"])
-def test_every_tensor_of_a_step_exists_on_both_sides_with_one_type(ours: bool) -> None:
+@pytest.mark.parametrize("reports_streams", [True, False], ids=["our runtimes", "TensorRT-LLM's"])
+def test_every_tensor_of_a_step_exists_on_both_sides_with_one_type(reports_streams: bool) -> None:
     types = ElementTypes(logits="FP16", prompt_table="BF16")
     signatures = {
-        "preprocessing": PREPROCESSING,
-        "tensorrt_llm": tensorrt_llm(types, ours=ours),
-        "postprocessing": POSTPROCESSING,
+        "preprocessing": PREPROCESSING_TENSORS,
+        "tensorrt_llm": tensorrt_llm(types, reports_streams=reports_streams),
+        "postprocessing": POSTPROCESSING_TENSORS,
     }
     known = {tensor.name: tensor.type for tensor in text_model(types).inputs}
-    for step in ensemble_steps(types, ours=ours):
+    for step in ensemble_steps(types, reports_streams=reports_streams):
         inputs = {tensor.name: tensor for tensor in signatures[step.model].inputs}
         results = {tensor.name: tensor.type for tensor in signatures[step.model].outputs}
         required = {name for name, tensor in inputs.items() if not tensor.optional}
@@ -69,7 +69,9 @@ def test_every_tensor_of_a_step_exists_on_both_sides_with_one_type(ours: bool) -
 
 def test_config_text_parses_back_to_the_same_message() -> None:
     types = ElementTypes()
-    config = ensemble(text_model(types), ensemble_steps(types, ours=True), max_batch_size=4)
+    config = ensemble(
+        text_model(types), ensemble_steps(types, reports_streams=True), max_batch_size=4
+    )
 
     assert from_text(to_text(config), "ensemble") == config
 

@@ -10,21 +10,19 @@ from typing import Any, Final
 
 from tritonclient.grpc import model_config_pb2
 
-from minitron_trt.triton_repo.check.model_on_disk import (
-    BLS,
-    ENSEMBLE,
+from minitron_trt.triton_repo.check.model_on_disk import ModelFolder
+from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.contract.model_names import (
     POSTPROCESSING,
     PREPROCESSING,
-    RUNTIME,
-    ModelFolder,
-)
-from minitron_trt.triton_repo.check.report import Finding, Severity
-
-PYTHON: Final = "python"
-TENSORRT_LLM: Final = "tensorrtllm"
-_BACKENDS: Final = (
-    PYTHON,
     TENSORRT_LLM,
+    TENSORRT_LLM_BLS,
+)
+from minitron_trt.triton_repo.model_config import ENSEMBLE_PLATFORM, PYTHON_BACKEND, TRTLLM_BACKEND
+
+_BACKENDS: Final = (
+    PYTHON_BACKEND,
+    TRTLLM_BACKEND,
     "tensorrt",
     "onnxruntime",
     "pytorch",
@@ -38,7 +36,7 @@ _BACKENDS: Final = (
     "square",
 )
 _FILES: Final = {
-    "model.py": PYTHON,
+    "model.py": PYTHON_BACKEND,
     "model.plan": "tensorrt",
     "model.onnx": "onnxruntime",
     "model.pt": "pytorch",
@@ -46,8 +44,8 @@ _FILES: Final = {
 REQUIRED: Final = {
     PREPROCESSING: ("tokenizer_dir",),
     POSTPROCESSING: ("tokenizer_dir",),
-    RUNTIME: ("gpt_model_path", "gpt_model_type"),
-    BLS: (),
+    TENSORRT_LLM: ("gpt_model_path", "gpt_model_type"),
+    TENSORRT_LLM_BLS: (),
 }
 # TensorRT-LLM's backend reads these without a default, though their values may be unset.
 _READ_ALWAYS: Final = ("tokenizer_dir", "guided_decoding_backend", "xgrammar_tokenizer_info_path")
@@ -80,7 +78,7 @@ def check_config(model: ModelFolder) -> Iterator[Finding]:
             )
     for side in ("input", "output"):
         yield from _check_tensors(model, side, getattr(config, side))
-    if config.platform == ENSEMBLE:
+    if config.platform == ENSEMBLE_PLATFORM:
         if config.instance_group:
             yield model.error(
                 "instance_group[0]",
@@ -116,8 +114,8 @@ def _check_versions(model: ModelFolder) -> Iterator[Finding]:
 
 def _check_backend(model: ModelFolder) -> Iterator[Finding]:
     config = model.config
-    if config.platform == ENSEMBLE or config.HasField("ensemble_scheduling"):
-        if config.platform != ENSEMBLE or config.backend:
+    if config.platform == ENSEMBLE_PLATFORM or config.HasField("ensemble_scheduling"):
+        if config.platform != ENSEMBLE_PLATFORM or config.backend:
             yield model.error(
                 "platform",
                 found=f"{config.platform!r} with backend {config.backend!r}",
@@ -137,14 +135,14 @@ def _check_backend(model: ModelFolder) -> Iterator[Finding]:
         yield model.error(
             "backend",
             found="is missing",
-            expected=f"{PYTHON}, {TENSORRT_LLM} or another backend",
+            expected=f"{PYTHON_BACKEND}, {TRTLLM_BACKEND} or another backend",
         )
     elif backend and backend not in _BACKENDS:
         yield from _unknown_backend(model, backend)
-    elif backend == PYTHON and not config.runtime:
+    elif backend == PYTHON_BACKEND and not config.runtime:
         yield from _check_model_file(model)
-    elif backend == TENSORRT_LLM:
-        yield from _check_keys(model, (*REQUIRED[RUNTIME], *_READ_ALWAYS))
+    elif backend == TRTLLM_BACKEND:
+        yield from _check_keys(model, (*REQUIRED[TENSORRT_LLM], *_READ_ALWAYS))
 
 
 def _guessed_backend(model: ModelFolder) -> str:
@@ -194,8 +192,8 @@ def _check_keys(model: ModelFolder, keys: Sequence[str]) -> Iterator[Finding]:
             yield model.error(
                 f'parameters["{key}"]',
                 found="is missing",
-                expected=f"the key, which the {TENSORRT_LLM} backend reads",
-                remedy=("add it" if key in REQUIRED[RUNTIME] else "add it; its value may be empty"),
+                expected=f"the key, which the {TRTLLM_BACKEND} backend reads",
+                remedy="add it" + ("; its value may be empty" if key in _READ_ALWAYS else ""),
             )
 
 
@@ -287,7 +285,7 @@ def _check_instances(model: ModelFolder) -> Iterator[Finding]:
                 found=f"is {group.count}",
                 expected="1 or more",
             )
-        if model.config.backend == TENSORRT_LLM and (
+        if model.config.backend == TRTLLM_BACKEND and (
             group.kind != _GROUP.KIND_CPU or group.count > 1
         ):
             yield model.warning(

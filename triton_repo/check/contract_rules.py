@@ -1,58 +1,37 @@
-"""The models' tensors against TensorRT-LLM's, and the BLS model against what it calls."""
+"""The models' tensors against TensorRT-LLM's, and tensorrt_llm_bls against what it calls."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
-from minitron_trt.triton_repo.check.model_on_disk import (
-    BLS,
+from minitron_trt.triton_repo.check.model_on_disk import ModelFolder, RepositoryFolder, type_name
+from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.contract.model_names import (
     ENSEMBLE,
     POSTPROCESSING,
     PREPROCESSING,
-    RUNTIME,
-    ModelFolder,
-    RepositoryFolder,
-    type_name,
+    TENSORRT_LLM,
+    TENSORRT_LLM_BLS,
 )
-from minitron_trt.triton_repo.check.report import Finding, Severity
-from minitron_trt.triton_repo.contract import tensors as contract
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
-from minitron_trt.triton_repo.contract.tensors import ElementTypes, Signature, Tensor
+from minitron_trt.triton_repo.contract.tensors import (
+    LOGITS_OUTPUTS,
+    LOGITS_TYPES,
+    POSTPROCESSING_TENSORS,
+    PREPROCESSING_TENSORS,
+    PROMPT_TABLE_TYPES,
+    ElementTypes,
+    Signature,
+    Tensor,
+    text_model,
+)
 from minitron_trt.triton_repo.parameters import TRTLLM
 
-# What TensorRT-LLM's own models do not have.
-_ONLY_OURS: Final = {
-    PREPROCESSING: (
-        "STREAM",
-        "EXCLUDE_INPUT_IN_OUTPUT",
-        "APPLY_CHAT_TEMPLATE",
-        "OUT_EXCLUDE_INPUT_IN_OUTPUT",
-        "STREAM_ID",
-    ),
-    POSTPROCESSING: (
-        "SEQUENCE_INDEX",
-        "STREAM_ID",
-        "FINISH_REASON",
-        "OPEN_MAX_TOKENS",
-        "OPEN_STREAM",
-        "OPEN_STOP_WORDS",
-        "STOP",
-        "WATCHED_STREAM_IDS",
-        "WATCHED_RESPONSES",
-    ),
-    ENSEMBLE: ("apply_chat_template", "finish_reason"),
-    BLS: ("apply_chat_template", "finish_reason"),
-}
-_LOGITS: Final = ("FP32", "FP16")
-_TABLE: Final = ("FP16", "BF16", "FP32")
 _ENGINES_CHOICE: Final = {
-    "context_logits": _LOGITS,
-    "generation_logits": _LOGITS,
-    "draft_logits": _LOGITS,
-    "prompt_embedding_table": _TABLE,
+    **dict.fromkeys((*LOGITS_OUTPUTS, "draft_logits"), tuple(LOGITS_TYPES.values())),
+    "prompt_embedding_table": tuple(PROMPT_TABLE_TYPES.values()),
 }
-_DEFAULT_RUNTIME: Final = "tensorrt_llm"
 _LISTED: Final = 6
 
 
@@ -64,27 +43,30 @@ def check_contract(
     if signature is None:
         return
     # Another's repository may be older, or cut down on purpose.
-    severity = Severity.ERROR if repository.ours else Severity.WARNING
-    foreign = () if repository.ours else _ONLY_OURS.get(model.role, ())
+    severity = Severity.ERROR if repository.is_ours else Severity.WARNING
     config = model.config
     sides = (
         ("input", signature.inputs, config.input),
         ("output", signature.outputs, config.output),
     )
-    for side, wanted, found in sides:
-        tensors = [t for t in wanted if t.name not in foreign]
-        asked = [t for t in tensors if (model.name, t.name) not in explained]
-        yield from _check_side(model, side, asked, found, severity)
+    for side, tensors, found in sides:
+        wanted = [
+            tensor
+            for tensor in tensors
+            if (repository.is_ours or not tensor.added)
+            and (model.name, tensor.name) not in explained
+        ]
+        yield from _check_side(model, side, wanted, found, severity)
 
 
 def _signature(role: str, repository: RepositoryFolder) -> Signature | None:
     types = ElementTypes()
-    if role == RUNTIME:
+    if role == TENSORRT_LLM:
         runtime = (repository.facts or {}).get("runtime")
-        return tensorrt_llm(types, ours=repository.ours and runtime != TRTLLM)
-    if role in (ENSEMBLE, BLS):
-        return contract.text_model(types)
-    known = {PREPROCESSING: contract.PREPROCESSING, POSTPROCESSING: contract.POSTPROCESSING}
+        return tensorrt_llm(types, reports_streams=repository.is_ours and runtime != TRTLLM)
+    if role in (ENSEMBLE, TENSORRT_LLM_BLS):
+        return text_model(types)
+    known = {PREPROCESSING: PREPROCESSING_TENSORS, POSTPROCESSING: POSTPROCESSING_TENSORS}
     return known.get(role)
 
 
@@ -140,7 +122,7 @@ def _check_tensor(
 def check_instances(model: ModelFolder) -> Iterator[Finding]:
     """Check that a model of ours that keeps state between requests has one instance."""
     for index, group in enumerate(model.config.instance_group):
-        if model.role in (POSTPROCESSING, RUNTIME) and group.count > 1:
+        if model.role in (POSTPROCESSING, TENSORRT_LLM) and group.count > 1:
             yield model.error(
                 f"instance_group[{index}].count",
                 found=f"is {group.count}",
@@ -150,10 +132,10 @@ def check_instances(model: ModelFolder) -> Iterator[Finding]:
 
 
 def check_relay(model: ModelFolder, repository: RepositoryFolder) -> Iterator[Finding]:
-    """Check what a BLS model calls: the names, and that both stream or neither does."""
+    """Check what tensorrt_llm_bls calls: the names, and that both stream or neither does."""
     key = "tensorrt_llm_model_name"
     path = f'parameters["{key}"]'
-    target = model.parameters.get(key) or _DEFAULT_RUNTIME
+    target = model.parameters.get(key) or TENSORRT_LLM
     runtime = repository.models.get(target)
     if runtime is None:
         yield model.error(
@@ -168,7 +150,7 @@ def check_relay(model: ModelFolder, repository: RepositoryFolder) -> Iterator[Fi
             found=f"the repository has no model {draft!r}",
             remedy="name the draft model, or nothing",
         )
-    if not repository.ours:
+    if not repository.is_ours:
         for name in (PREPROCESSING, POSTPROCESSING):
             if name not in repository.models:
                 yield model.error(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY
-from minitron_trt.triton_repo.check.config_rules import TENSORRT_LLM
-from minitron_trt.triton_repo.check.model_on_disk import RUNTIME, RepositoryFolder
+from minitron_trt.triton_repo.check.model_on_disk import RepositoryFolder
 from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
+from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, TRTLLM_BACKEND
 from minitron_trt.triton_repo.parameters import RUNTIMES, TRTLLM
 
 _AGAIN: Final = "make the repository again"
@@ -48,13 +49,13 @@ def check_manifest(repository: RepositoryFolder) -> Iterator[Finding]:
                 remedy=_AGAIN,
             )
     for name in facts.get("models", ()):
-        if name not in repository.models and f"{name}/config.pbtxt" not in facts.get("files", {}):
+        if name not in repository.models and f"{name}/{CONFIG_PBTXT}" not in facts.get("files", {}):
             yield _error("models", f"lists {name!r}, which has no folder")
     runtime = facts.get("runtime")
     if runtime is not None and runtime not in RUNTIMES:
         yield _error("runtime", f"is {runtime!r}; expected one of {', '.join(RUNTIMES)}")
-    for model in repository.of_role(RUNTIME):
-        if (model.config.backend == TENSORRT_LLM) != (runtime == TRTLLM):
+    for model in repository.of_role(TENSORRT_LLM):
+        if (model.config.backend == TRTLLM_BACKEND) != (runtime == TRTLLM):
             yield _error(
                 "runtime", f"is {runtime!r}, but {model.file} has backend {model.config.backend!r}"
             )

@@ -13,23 +13,29 @@ from tritonclient.grpc import model_config_pb2
 from minitron_trt.errors import BadInputError
 from minitron_trt.triton_repo.check.field_positions import PLACEHOLDER, Outline, outline
 from minitron_trt.triton_repo.check.report import Finding, Severity
-from minitron_trt.triton_repo.model_config import ModelConfig, from_text
+from minitron_trt.triton_repo.contract.model_names import (
+    ENSEMBLE,
+    MODELS,
+    POSTPROCESSING,
+    PREPROCESSING,
+    TENSORRT_LLM,
+    TENSORRT_LLM_BLS,
+)
+from minitron_trt.triton_repo.model_config import (
+    CONFIG_PBTXT,
+    ENSEMBLE_PLATFORM,
+    ModelConfig,
+    from_text,
+)
 
-CONFIG_NAME: Final = "config.pbtxt"
-PREPROCESSING: Final = "preprocessing"
-POSTPROCESSING: Final = "postprocessing"
-RUNTIME: Final = "tensorrt_llm"
-BLS: Final = "tensorrt_llm_bls"
-ENSEMBLE: Final = "ensemble"
 TEXT_RUNTIME: Final = "llmapi"  # upstream's runtime with text in and out
-ROLES: Final = (PREPROCESSING, RUNTIME, POSTPROCESSING, ENSEMBLE, BLS)
 # What a model of each role must have under another name, by input and by output.
 _SIGNS: Final = (
     (PREPROCESSING, "QUERY", "INPUT_ID"),
-    (RUNTIME, "input_lengths", "output_ids"),
+    (TENSORRT_LLM, "input_lengths", "output_ids"),
     (POSTPROCESSING, "TOKENS_BATCH", "OUTPUT"),
     (TEXT_RUNTIME, "sampling_param_max_tokens", "text_output"),
-    (BLS, "text_input", "text_output"),
+    (TENSORRT_LLM_BLS, "text_input", "text_output"),
 )
 
 
@@ -50,7 +56,7 @@ class ModelFolder:
 
         OSError, UnicodeDecodeError or RecursionError when there is no text that can be read.
         """
-        text = (folder / CONFIG_NAME).read_text(encoding="utf-8")
+        text = (folder / CONFIG_PBTXT).read_text(encoding="utf-8")
         places = outline(text)
         config, fault = None, ""
         try:
@@ -70,7 +76,7 @@ class ModelFolder:
     @property
     def file(self) -> str:
         """Return the config's place in the repository."""
-        return f"{self.name}/{CONFIG_NAME}"
+        return f"{self.name}/{CONFIG_PBTXT}"
 
     @property
     def version_folder(self) -> Path:
@@ -81,14 +87,14 @@ class ModelFolder:
     def role(self) -> str:
         """Return which of TensorRT-LLM's models it is, by its tensors or its name, or ""."""
         if self.config is None:
-            return self.name if self.name in ROLES else ""
-        if self.config.platform == ENSEMBLE:
+            return self.name if self.name in MODELS else ""
+        if self.config.platform == ENSEMBLE_PLATFORM:
             return ENSEMBLE
         inputs, outputs = names(self.config.input), names(self.config.output)
         for role, sign, result in _SIGNS:
             if sign in inputs and result in outputs:
                 return role
-        return self.name if self.name in ROLES else ""
+        return self.name if self.name in MODELS else ""
 
     def finding(
         self,
@@ -174,7 +180,7 @@ class RepositoryFolder:
     facts: Mapping[str, Any] | None = None
 
     @property
-    def ours(self) -> bool:
+    def is_ours(self) -> bool:
         """Say whether this tool wrote it."""
         return self.facts is not None
 
@@ -198,7 +204,7 @@ class RepositoryFolder:
     def _locate(self, model: ModelFolder, place: Path) -> Path | None:
         if not place.is_absolute():
             beside = model.version_folder / place
-            return beside if beside.exists() or self.ours else None
+            return beside if beside.exists() or self.is_ours else None
         mount = (self.facts or {}).get("mount")
         if isinstance(mount, str) and place.is_relative_to(mount):
             return self.folder / place.relative_to(mount)

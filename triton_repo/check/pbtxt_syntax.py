@@ -8,10 +8,11 @@ from typing import Final
 
 from tritonclient.grpc import model_config_pb2
 
-from minitron_trt.triton_repo.check.config_rules import PYTHON, REQUIRED, TENSORRT_LLM
+from minitron_trt.triton_repo.check.config_rules import REQUIRED
 from minitron_trt.triton_repo.check.field_positions import Placeholder
 from minitron_trt.triton_repo.check.model_on_disk import ModelFolder
 from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.model_config import PYTHON_BACKEND, TRTLLM_BACKEND
 
 _NO_FIELD: Final = "has no field named"
 
@@ -63,7 +64,7 @@ def _wanted(placeholder: Placeholder) -> str:
         "data_type": "the engine's type, like TYPE_FP32 or TYPE_FP16",
         "decoupled": "true or false",
         "count": "a number of instances",
-        "backend": f"{TENSORRT_LLM} or {PYTHON}",
+        "backend": f"{TRTLLM_BACKEND} or {PYTHON_BACKEND}",
     }
     by_name = {
         "tokenizer_dir": "the folder of the tokenizer",

@@ -15,18 +15,13 @@ from minitron_trt.triton_repo.check.contract_rules import (
 )
 from minitron_trt.triton_repo.check.ensemble_rules import check_ensemble
 from minitron_trt.triton_repo.check.manifest_rules import check_manifest, read_facts
-from minitron_trt.triton_repo.check.model_on_disk import (
-    BLS,
-    CONFIG_NAME,
-    RUNTIME,
-    TEXT_RUNTIME,
-    ModelFolder,
-    RepositoryFolder,
-)
+from minitron_trt.triton_repo.check.model_on_disk import TEXT_RUNTIME, ModelFolder, RepositoryFolder
 from minitron_trt.triton_repo.check.pbtxt_syntax import check_text
 from minitron_trt.triton_repo.check.report import Finding, Report, Severity
 from minitron_trt.triton_repo.check.runtime_rules import check_parameters, find_engine, open_served
 from minitron_trt.triton_repo.check.tokenizer_rules import check_tokenizers
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM, TENSORRT_LLM_BLS
+from minitron_trt.triton_repo.model_config import CONFIG_PBTXT
 
 
 def is_repository(folder: Path) -> bool:
@@ -36,7 +31,7 @@ def is_repository(folder: Path) -> bool:
 
 
 def _has_models(folder: Path) -> bool:
-    return any(folder.glob(f"*/{CONFIG_NAME}"))
+    return any(folder.glob(f"*/{CONFIG_PBTXT}"))
 
 
 def check_repository(folder: Path) -> Report:
@@ -47,7 +42,7 @@ def check_repository(folder: Path) -> Report:
     repository, findings = _read(folder)
     findings += _check_models(repository)
     findings += _check_served(repository, findings)
-    if repository.ours:
+    if repository.is_ours:
         findings += check_manifest(repository)
     return Report.of(folder, findings)
 
@@ -63,7 +58,7 @@ def engine_of(folder: Path) -> Engine:
 def _read(folder: Path) -> tuple[RepositoryFolder, list[Finding]]:
     if not _has_models(folder):
         raise BadInputError(
-            f"{folder} holds no Triton model; expected folders with {CONFIG_NAME} in it"
+            f"{folder} holds no Triton model; expected folders with {CONFIG_PBTXT} in it"
         )
     facts, findings = read_facts(folder)
     models: dict[str, ModelFolder] = {}
@@ -76,7 +71,7 @@ def _read(folder: Path) -> tuple[RepositoryFolder, list[Finding]]:
 
 
 def _unreadable(path: Path, error: Exception) -> Finding:
-    file = f"{path.name}/{CONFIG_NAME}"
+    file = f"{path.name}/{CONFIG_PBTXT}"
     if not isinstance(error, FileNotFoundError):
         found = f"cannot be read ({error})"
         return Finding(
@@ -102,7 +97,7 @@ def _check_models(repository: RepositoryFolder) -> Iterator[Finding]:
         yield from check_text(model)
         if model.config is not None:
             yield from check_config(model)
-            yield from check_parameters(model, ours=repository.ours)
+            yield from check_parameters(model, is_ours=repository.is_ours)
             if model.config.ensemble_scheduling.step:
                 yield from check_ensemble(model, repository.models)
 
@@ -111,19 +106,19 @@ def _check_served(repository: RepositoryFolder, earlier: list[Finding]) -> Itera
     """Check what TensorRT-LLM's models need beyond Triton's rules."""
     explained = {pair for finding in earlier for pair in finding.tensors}
     vocabularies: list[int] = []
-    for model in repository.of_role(RUNTIME, TEXT_RUNTIME):
+    for model in repository.of_role(TENSORRT_LLM, TEXT_RUNTIME):
         served, findings = open_served(model, repository)
         vocabularies += [served.vocab] if served.vocab else []
         for finding in findings:
             explained |= finding.tensors
             yield finding
-    for model in repository.of_role(BLS):
+    for model in repository.of_role(TENSORRT_LLM_BLS):
         for finding in check_relay(model, repository):
             if not finding.tensors & explained:
                 yield finding
     for model in repository.models.values():
         if model.config is not None:
             yield from check_contract(model, repository, explained)
-            if repository.ours:
+            if repository.is_ours:
                 yield from check_instances(model)
     yield from check_tokenizers(repository, min(vocabularies, default=None))

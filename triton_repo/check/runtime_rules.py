@@ -13,17 +13,16 @@ from minitron_trt.build.engine import TRTLLM as TRTLLM_COMPILER
 from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import MinitronError, UsageError
-from minitron_trt.triton_repo.check.config_rules import TENSORRT_LLM
 from minitron_trt.triton_repo.check.model_on_disk import (
-    BLS,
-    ENSEMBLE,
-    RUNTIME,
     TEXT_RUNTIME,
     ModelFolder,
     RepositoryFolder,
     type_name,
 )
 from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.contract.model_names import ENSEMBLE, TENSORRT_LLM, TENSORRT_LLM_BLS
+from minitron_trt.triton_repo.contract.tensors import LOGITS_OUTPUTS, LOGITS_TYPES
+from minitron_trt.triton_repo.model_config import TRTLLM_BACKEND
 from minitron_trt.triton_repo.parameters import BOOL, LLMAPI, PARAMETERS, REFERENCE, Parameter
 
 _PATH_KEY: Final = "gpt_model_path"
@@ -31,8 +30,6 @@ _PATH: Final = f'parameters["{_PATH_KEY}"]'
 _MODEL_YAML: Final = "model.yaml"
 _MODEL_LINE: Final = re.compile(r"^model:\s*[\"']?([^\"'#\n]+?)[\"']?\s*$", re.MULTILINE)
 _TRUTHS: Final = ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")
-_LOGITS: Final = {"float32": "TYPE_FP32", "float16": "TYPE_FP16"}
-_OUTPUTS_OF_LOGITS: Final = ("context_logits", "generation_logits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +40,11 @@ class Served:
     engine: Engine | None = None
 
 
-def check_parameters(model: ModelFolder, *, ours: bool) -> Iterator[Finding]:
+def check_parameters(model: ModelFolder, *, is_ours: bool) -> Iterator[Finding]:
     """Check that each value is of its parameter's kind; empty ones count as not set."""
     for parameter in PARAMETERS.get(model.role, ()):
         value = model.parameters.get(parameter.name)
-        if value and not _accepts(parameter, value, ours=ours):
+        if value and not _accepts(parameter, value, is_ours=is_ours):
             yield model.error(
                 f'parameters["{parameter.name}"]',
                 found=f"is {value!r}",
@@ -56,10 +53,10 @@ def check_parameters(model: ModelFolder, *, ours: bool) -> Iterator[Finding]:
             )
 
 
-def _accepts(parameter: Parameter, value: str, *, ours: bool) -> bool:
+def _accepts(parameter: Parameter, value: str, *, is_ours: bool) -> bool:
     if parameter.kind is BOOL:
         # TensorRT-LLM's models are more generous than ours.
-        return value.lower() in (_TRUTHS[:2] if ours else _TRUTHS)
+        return value.lower() in (_TRUTHS[:2] if is_ours else _TRUTHS)
     return parameter.kind.accepts(value)
 
 
@@ -129,10 +126,10 @@ def _fault(file: str, field: str, found: str) -> Finding:
 
 def _check_limits(model: ModelFolder, engine: Engine) -> Iterator[Finding]:
     limits, config = engine.limits, model.config
-    if config.backend == TENSORRT_LLM and engine.compiler != TRTLLM_COMPILER:
+    if config.backend == TRTLLM_BACKEND and engine.compiler != TRTLLM_COMPILER:
         yield model.error(
             _PATH,
-            found=f"an engine of {engine.compiler}, which {TENSORRT_LLM} cannot load",
+            found=f"an engine of {engine.compiler}, which {TRTLLM_BACKEND} cannot load",
             expected="one that TensorRT-LLM built",
             remedy="build with --compiler trtllm",
         )
@@ -180,14 +177,14 @@ def _check_devices(model: ModelFolder, ranks: int) -> Iterator[Finding]:
 
 
 def _check_logits(engine: Engine, repository: RepositoryFolder) -> Iterator[Finding]:
-    wanted = _LOGITS.get(engine.logits_dtype)
-    if wanted is None:
+    if engine.logits_dtype not in LOGITS_TYPES:
         return
-    for model in repository.of_role(RUNTIME, ENSEMBLE, BLS):
+    wanted = f"TYPE_{LOGITS_TYPES[engine.logits_dtype]}"
+    for model in repository.of_role(TENSORRT_LLM, ENSEMBLE, TENSORRT_LLM_BLS):
         wrong = [
             (index, tensor)
             for index, tensor in enumerate(model.config.output)
-            if tensor.name in _OUTPUTS_OF_LOGITS and type_name(tensor.data_type) != wanted
+            if tensor.name in LOGITS_OUTPUTS and type_name(tensor.data_type) != wanted
         ]
         for index, tensor in wrong[:1]:
             yield model.error(
@@ -203,7 +200,7 @@ def find_engine(repository: RepositoryFolder) -> Engine:
 
     UsageError when it has none on this machine; BadInputError when the engine is damaged.
     """
-    for model in repository.of_role(RUNTIME):
+    for model in repository.of_role(TENSORRT_LLM):
         path = model.parameters.get(_PATH_KEY)
         place = repository.locate(model, path) if path else None
         if (repository.facts or {}).get("runtime") != REFERENCE and place is not None:

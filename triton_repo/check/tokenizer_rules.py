@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from minitron_trt.artifacts import GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
-from minitron_trt.triton_repo.check.model_on_disk import (
-    BLS,
+from minitron_trt.triton_repo.check.model_on_disk import ModelFolder, RepositoryFolder
+from minitron_trt.triton_repo.check.report import Finding
+from minitron_trt.triton_repo.contract.model_names import (
     POSTPROCESSING,
     PREPROCESSING,
-    ModelFolder,
-    RepositoryFolder,
+    TENSORRT_LLM_BLS,
 )
-from minitron_trt.triton_repo.check.report import Finding
 
 _KEY: Final = "tokenizer_dir"
 _PATH: Final = f'parameters["{_KEY}"]'
@@ -43,7 +43,7 @@ class _Place:
 def check_tokenizers(repository: RepositoryFolder, vocab: int | None) -> Iterator[Finding]:
     """Check the tokenizers of every text model; `vocab` is the model's, if it is known."""
     places: list[_Place] = []
-    for model in repository.of_role(PREPROCESSING, POSTPROCESSING, BLS):
+    for model in repository.of_role(PREPROCESSING, POSTPROCESSING, TENSORRT_LLM_BLS):
         value = model.parameters.get(_KEY)
         if value:
             found = _locate(model, repository, value)
@@ -121,7 +121,7 @@ def _check_end_ids(model: ModelFolder, vocab: int | None) -> Iterator[Finding]:
             path,
             found=f"{wrong[0]} is no id of the model",
             expected=f"0 to {vocab - 1}" if vocab else "0 or more",
-            remedy="take those of generation_config.json",
+            remedy=f"take those of {GENERATION_CONFIG}",
         )
 
 
@@ -186,7 +186,7 @@ def _check_special(
                 expected="a token of the tokenizer",
                 remedy=f"correct {_CONFIG}",
             )
-        if not token and name == "eos_token" and not repository.ours:
+        if not token and name == "eos_token" and not repository.is_ours:
             yield place.model.warning(
                 _PATH,
                 found=f"{_CONFIG} names no eos_token",

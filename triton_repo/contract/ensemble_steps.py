@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from minitron_trt.triton_repo.contract.model_names import (
+    POSTPROCESSING,
+    PREPROCESSING,
+    TENSORRT_LLM,
+)
 from minitron_trt.triton_repo.contract.tensors import ElementTypes, statistics
 from minitron_trt.triton_repo.models.minitron_models.names import PASSED_ON
 
@@ -58,34 +63,35 @@ _PREPROCESSED: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def ensemble_steps(types: ElementTypes, *, ours: bool) -> tuple[Step, ...]:
+def ensemble_steps(types: ElementTypes, *, reports_streams: bool) -> tuple[Step, ...]:
     """Return the steps.
 
-    `ours` where tensorrt_llm knows a stream's id and why it ended, and pads no row of ids; each
-    tensor between two models costs time per token.
+    A runtime that `reports_streams` says a stream's id and why it ended, and pads no row of ids.
+    Each tensor between two models costs time per token, so no step passes on what it need not.
     """
     encoded = dict(_ENCODED)
     results, decoded = {"output_ids": "_output_ids"}, {"TOKENS_BATCH": "_output_ids"}
-    if not ours:
-        results["sequence_length"] = decoded["SEQUENCE_LENGTH"] = "_sequence_length"
-    else:
+    if reports_streams:
         encoded["STREAM_ID"] = "stream_id"
         results |= {"stream_id": "_answered_stream_id", "finish_reason": "_finish_reason"}
         decoded |= {"STREAM_ID": "_answered_stream_id", "FINISH_REASON": "_finish_reason"}
+    else:
+        # Only this length tells the ids of a row from its padding.
+        results["sequence_length"] = decoded["SEQUENCE_LENGTH"] = "_sequence_length"
     return (
         Step(
-            "preprocessing",
+            PREPROCESSING,
             _PREPROCESSED,
             {name: f"_{target}" for name, target in encoded.items()},
         ),
         Step(
-            "tensorrt_llm",
+            TENSORRT_LLM,
             {target: f"_{target}" for target in encoded.values()}
             | {target: name for name, target in PASSED_ON.items()},
             results | {tensor.name: tensor.name for tensor in statistics(types)},
         ),
         Step(
-            "postprocessing",
+            POSTPROCESSING,
             {**decoded, "SEQUENCE_INDEX": "sequence_index"},
             {"OUTPUT": "text_output", "FINISH_REASON": "finish_reason"},
         ),

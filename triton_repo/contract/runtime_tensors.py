@@ -1,5 +1,7 @@
 """The tensors of the model `tensorrt_llm`, whichever runtime is behind it.
 
+Its outputs that clients get as they are stand in `tensors.statistics`.
+
 Source: config.pbtxt of TensorRT-LLM's `inflight_batcher_llm/tensorrt_llm`.
 """
 
@@ -12,14 +14,19 @@ from minitron_trt.triton_repo.contract.tensors import (
     ElementTypes,
     Signature,
     Tensor,
+    added,
     optional,
     outputs,
     statistics,
 )
 
 
-def tensorrt_llm(types: ElementTypes, *, ours: bool) -> Signature:
-    """Return the tensors of `tensorrt_llm`; `ours` adds those that TensorRT-LLM's lacks."""
+def tensorrt_llm(types: ElementTypes, *, reports_streams: bool) -> Signature:
+    """Return the tensors of `tensorrt_llm`.
+
+    With `reports_streams` they include the stream's id and why it ended, which TensorRT-LLM's own
+    backend does not say.
+    """
     inputs = (*_prompt(), *_sampling(), *_wishes(), *_adapters(types), *_cache(), *_decoding(types))
     results = (
         Tensor("output_ids", "INT32", (-1, -1)),
@@ -27,9 +34,10 @@ def tensorrt_llm(types: ElementTypes, *, ours: bool) -> Signature:
         *statistics(types),
         Tensor("context_phase_params", "UINT8", (-1,)),
     )
-    if ours:
-        inputs = (*inputs, *optional("UINT64", "stream_id"))
-        results = (*results, *outputs("UINT64", "stream_id"), *outputs("STRING", "finish_reason"))
+    if reports_streams:
+        told = (*outputs("UINT64", "stream_id"), *outputs("STRING", "finish_reason"))
+        inputs = (*inputs, *added(optional("UINT64", "stream_id")))
+        results = (*results, *added(told))
     return Signature(inputs, results)
 
 

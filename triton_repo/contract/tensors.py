@@ -1,14 +1,18 @@
-"""The tensors of each Triton model, by TensorRT-LLM's names; shapes leave out the batch axis.
+"""The tensors of the models of text, by TensorRT-LLM's names; shapes leave out the batch axis.
 
 Source: config.pbtxt of TensorRT-LLM's `inflight_batcher_llm` models, without what only
-encoder-decoder and multimodal models use. `stream_id`, `finish_reason` and `apply_chat_template`
-are ours, as are postprocessing's inputs about a stream: they are how text is cut exactly, whatever
-a runtime puts into one response.
+encoder-decoder and multimodal models use. What is `added` to theirs is how text is split exactly,
+whatever a runtime puts into one response.
+
+A new output of tensorrt_llm that clients get as it is goes into `statistics` alone: the ensemble
+and tensorrt_llm_bls offer and pass on what stands there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 
@@ -22,6 +26,7 @@ class Tensor:
     optional: bool = False
     ragged: bool = False  # requests of one batch may differ in shape
     scalar: bool = False  # the model sees the batch axis alone
+    added: bool = False  # TensorRT-LLM's own model of that name lacks it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,14 @@ class Signature:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+
+
+LOGITS_TYPES: Final[Mapping[str, str]] = MappingProxyType({"float32": "FP32", "float16": "FP16"})
+LOGITS_OUTPUTS: Final = ("context_logits", "generation_logits")
+PROMPT_TABLE_TYPES: Final[Mapping[str, str]] = MappingProxyType(
+    {"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"}
+)
+"""Triton's types by the dtypes that an engine may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +63,14 @@ def outputs(type_: str, *names: str, dims: tuple[int, ...] = (1,)) -> tuple[Tens
     return tuple(Tensor(name, type_, dims) for name in names)
 
 
+def added(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Return tensors as those that TensorRT-LLM's own models lack."""
+    return tuple(replace(tensor, added=True) for tensor in tensors)
+
+
 WORD_IDS: Final = (2, -1)  # row 0: ids one after another; row 1: where each word ends, then -1
 
-PREPROCESSING: Final = Signature(
+PREPROCESSING_TENSORS: Final = Signature(
     inputs=(
         Tensor("QUERY", "STRING"),
         Tensor("REQUEST_OUTPUT_LEN", "INT32"),
@@ -61,7 +79,7 @@ PREPROCESSING: Final = Signature(
         *optional("FP32", "EMBEDDING_BIAS_WEIGHTS", dims=(-1,)),
         *optional("INT32", "END_ID", "PAD_ID"),
         *optional("UINT64", "PROMPT_TABLE_EXTRA_ID"),
-        *optional("BOOL", "STREAM", "EXCLUDE_INPUT_IN_OUTPUT", "APPLY_CHAT_TEMPLATE"),
+        *added(optional("BOOL", "STREAM", "EXCLUDE_INPUT_IN_OUTPUT", "APPLY_CHAT_TEMPLATE")),
     ),
     outputs=(
         Tensor("INPUT_ID", "INT32", (-1,)),
@@ -71,30 +89,31 @@ PREPROCESSING: Final = Signature(
         Tensor("REQUEST_OUTPUT_LEN", "INT32", (-1,)),
         *outputs("INT32", "OUT_END_ID", "OUT_PAD_ID"),
         Tensor("OUT_PROMPT_TABLE_EXTRA_IDS", "UINT64", (-1,)),
-        Tensor("OUT_EXCLUDE_INPUT_IN_OUTPUT", "BOOL"),
-        Tensor("STREAM_ID", "UINT64"),
+        *added(outputs("BOOL", "OUT_EXCLUDE_INPUT_IN_OUTPUT")),
+        *added(outputs("UINT64", "STREAM_ID")),
     ),
 )
 
-POSTPROCESSING: Final = Signature(
+POSTPROCESSING_TENSORS: Final = Signature(
     inputs=(
         Tensor("TOKENS_BATCH", "INT32", (-1, -1)),
         *optional("INT32", "SEQUENCE_LENGTH", dims=(-1,)),
-        *optional("INT32", "SEQUENCE_INDEX"),
-        *optional("UINT64", "STREAM_ID"),
-        *optional("STRING", "FINISH_REASON"),
+        *added(optional("INT32", "SEQUENCE_INDEX")),
+        *added(optional("UINT64", "STREAM_ID")),
+        *added(optional("STRING", "FINISH_REASON")),
         # From preprocessing, before the first response: what the stream's text depends on.
-        *optional("INT32", "OPEN_MAX_TOKENS"),
-        *optional("BOOL", "OPEN_STREAM"),
-        *optional("STRING", "OPEN_STOP_WORDS", dims=(-1,)),
+        *added(optional("INT32", "OPEN_MAX_TOKENS")),
+        *added(optional("BOOL", "OPEN_STREAM")),
+        *added(optional("STRING", "OPEN_STOP_WORDS", dims=(-1,))),
         # From tensorrt_llm_bls: the request of this one's id is to end.
-        *optional("BOOL", "STOP"),
+        *added(optional("BOOL", "STOP")),
         # From tensorrt_llm: how many responses each of these streams has had, -1 if not known.
-        *optional("UINT64", "WATCHED_STREAM_IDS", dims=(-1,)),
+        *added(optional("UINT64", "WATCHED_STREAM_IDS", dims=(-1,))),
     ),
     outputs=(
-        *outputs("STRING", "OUTPUT", "FINISH_REASON", dims=(-1,)),
-        *outputs("INT32", "WATCHED_RESPONSES", dims=(-1,)),
+        *outputs("STRING", "OUTPUT", dims=(-1,)),
+        *added(outputs("STRING", "FINISH_REASON", dims=(-1,))),
+        *added(outputs("INT32", "WATCHED_RESPONSES", dims=(-1,))),
     ),
 )
 
@@ -145,11 +164,11 @@ def text_model(types: ElementTypes) -> Signature:
             *optional("FP16", "lora_weights", dims=(-1, -1)),
             *optional("INT32", "lora_config", dims=(-1, 3)),
             *optional("STRING", "guided_decoding_guide_type", "guided_decoding_guide"),
-            *optional("BOOL", "apply_chat_template"),
+            *added(optional("BOOL", "apply_chat_template")),
         ),
         outputs=(
             Tensor("text_output", "STRING", (-1,)),
             *statistics(types),
-            Tensor("finish_reason", "STRING", (-1,)),
+            *added(outputs("STRING", "finish_reason", dims=(-1,))),
         ),
     )

@@ -25,15 +25,21 @@ from minitron_trt.convert.source.hf_config import HfConfig
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.convert.source.weight_files import read_json
 from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
-from minitron_trt.triton_repo.layout import Runtime, find_end_ids, find_tokenizer
 from minitron_trt.triton_repo.model_config import python_model
 from minitron_trt.triton_repo.parameters import LLMAPI, defaults
+from minitron_trt.triton_repo.runtimes.runtime import (
+    Runtime,
+    check_max_seq_len,
+    find_end_ids,
+    find_tokenizer,
+)
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 DEFAULT_MAX_BATCH_SIZE: Final = 64
-TENSORRT_LLM: Final = "1.2.1"
+TENSORRT_LLM_VERSION: Final = "1.2.1"
 """The version whose LLM class this is written for."""
 
 LLM_ARGUMENTS: Final = frozenset(
@@ -135,7 +141,7 @@ class HfFolder:
         if (folder / MANIFEST_NAME).is_file():
             Manifest.read(folder, HUGGING_FACE)
         config = HfConfig(read_json(folder, CONFIG_NAME))
-        # Raises when the architecture is none of ours.
+        # Raises when the architecture is no Minitron family.
         _ = config.family
         sizes = [config.integer(key) for key in ("max_position_embeddings", "vocab_size")]
         return cls(folder, tuple(_files(folder)), *sizes)
@@ -166,16 +172,16 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
     parameters = {
         "max_queue_size": str(recipe.max_queue_size),
         "cancellation_check_period_ms": "100",
-        **defaults("tensorrt_llm", LLMAPI),
-        **recipe.of("tensorrt_llm"),
+        **defaults(TENSORRT_LLM, LLMAPI),
+        **recipe.of(TENSORRT_LLM),
     }
     types = ElementTypes()
     tokenizer = find_tokenizer(source.folder, recipe)
     return Runtime(
         name=LLMAPI,
         config=python_model(
-            "tensorrt_llm",
-            tensorrt_llm(types, ours=True),
+            TENSORRT_LLM,
+            tensorrt_llm(types, reports_streams=True),
             parameters,
             max_batch_size=batch,
             decoupled=recipe.decoupled,
@@ -186,12 +192,14 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
         end_ids=find_end_ids(source.folder, recipe.tokenizer),
         vocab_size=source.vocab_size,
         types=types,
+        reports_streams=True,
+        most_bls_instances=16,
         facts={
             "tp": tp,
             "pp": pp,
             "world_size": tp * pp,
-            "tensorrt_llm": TENSORRT_LLM,
-            "image": container_for(TENSORRT_LLM).image,
+            "tensorrt_llm": TENSORRT_LLM_VERSION,
+            "image": container_for(TENSORRT_LLM_VERSION).image,
         },
     )
 
@@ -209,12 +217,8 @@ def _arguments(
         "stream_interval": recipe.stream_interval,
         "kv_cache_config": {"enable_block_reuse": True, "free_gpu_memory_fraction": 0.9},
     }
+    check_max_seq_len(recipe, source.max_positions)
     if recipe.max_seq_len is not None:
-        if recipe.max_seq_len > source.max_positions:
-            raise UsageError(
-                f"max_seq_len {recipe.max_seq_len} exceeds the {source.max_positions} positions of "
-                "the model; lower --max-seq-len"
-            )
         arguments["max_seq_len"] = recipe.max_seq_len
     for path, text in recipe.of("llm").items():
         if path in _OWN:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.errors import UsageError
 from minitron_trt.spec import ModelSpec
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
-from minitron_trt.triton_repo.layout import Runtime, find_tokenizer
 from minitron_trt.triton_repo.model_config import python_model
 from minitron_trt.triton_repo.parameters import REFERENCE, defaults
+from minitron_trt.triton_repo.runtimes.runtime import Runtime, check_max_seq_len, find_tokenizer
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 DEFAULT_MAX_BATCH_SIZE: Final = 8
@@ -34,15 +34,15 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
         "max_queue_size": str(recipe.max_queue_size),
         "stream_interval": str(recipe.stream_interval),
         "cancellation_check_period_ms": "20",
-        **defaults("tensorrt_llm", REFERENCE),
-        **recipe.of("tensorrt_llm"),
+        **defaults(TENSORRT_LLM, REFERENCE),
+        **recipe.of(TENSORRT_LLM),
     }
     types = ElementTypes()
     return Runtime(
         name=REFERENCE,
         config=python_model(
-            "tensorrt_llm",
-            tensorrt_llm(types, ours=True),
+            TENSORRT_LLM,
+            tensorrt_llm(types, reports_streams=True),
             parameters,
             max_batch_size=batch,
             decoupled=recipe.decoupled,
@@ -53,17 +53,13 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
         end_ids=checkpoint.tokens.eos_ids,
         vocab_size=checkpoint.spec.vocab,
         types=types,
+        reports_streams=True,
+        most_bls_instances=2,
         facts={"world_size": 1},
     )
 
 
 def seq_len(spec: ModelSpec, recipe: ServingRecipe) -> int:
     """Return how many tokens a sequence may have; UsageError beyond the model's positions."""
-    if recipe.max_seq_len is None:
-        return min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)
-    if recipe.max_seq_len > spec.max_positions:
-        raise UsageError(
-            f"max_seq_len {recipe.max_seq_len} exceeds the {spec.max_positions} positions of "
-            "the model; lower --max-seq-len"
-        )
-    return recipe.max_seq_len
+    check_max_seq_len(recipe, spec.max_positions)
+    return recipe.max_seq_len or min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)

@@ -17,17 +17,20 @@ from minitron_trt.build.engine import TRTLLM as TRTLLM_COMPILER
 from minitron_trt.build.engine import Engine
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.spec import SpecialTokens
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
-from minitron_trt.triton_repo.contract.tensors import ElementTypes
-from minitron_trt.triton_repo.layout import Runtime, find_end_ids, find_tokenizer
+from minitron_trt.triton_repo.contract.tensors import (
+    LOGITS_TYPES,
+    PROMPT_TABLE_TYPES,
+    ElementTypes,
+)
 from minitron_trt.triton_repo.model_config import Queue, engine_model
 from minitron_trt.triton_repo.parameters import SPECULATIVE, TRTLLM, defaults
 from minitron_trt.triton_repo.runtimes.guided_decoding import INFO_NAME, tokenizer_info
+from minitron_trt.triton_repo.runtimes.runtime import Runtime, find_end_ids, find_tokenizer
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 _ENGINE: Final = "engine"
-_LOGITS: Final = MappingProxyType({"float32": "FP32", "float16": "FP16"})
-_TABLES: Final = MappingProxyType({"float16": "FP16", "bfloat16": "BF16", "float32": "FP32"})
 _GUIDE_INFO: Final = "xgrammar_tokenizer_info_path"
 _KEYS_THAT_MUST_EXIST: Final = ("tokenizer_dir", "guided_decoding_backend", _GUIDE_INFO)
 _FIXED: Final = MappingProxyType(
@@ -46,10 +49,10 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
     """
     _check_compiler(engine)
     _check_recipe(engine, recipe)
-    _check_settings(engine, recipe.of("tensorrt_llm"))
+    _check_settings(engine, recipe.of(TENSORRT_LLM))
     types = ElementTypes(
-        logits=_element(engine, "logits_dtype", engine.logits_dtype, _LOGITS),
-        prompt_table=_element(engine, "dtype", engine.model.dtype, _TABLES),
+        logits=_element(engine, "logits_dtype", engine.logits_dtype, LOGITS_TYPES),
+        prompt_table=_element(engine, "dtype", engine.model.dtype, PROMPT_TABLE_TYPES),
     )
     batch = recipe.max_batch_size or engine.limits.max_batch_size
     tokenizer, end_ids = find_tokenizer(engine.folder, recipe), _end_ids(engine, recipe.tokenizer)
@@ -60,7 +63,7 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
     return Runtime(
         name=TRTLLM,
         config=engine_model(
-            tensorrt_llm(types, ours=False),
+            tensorrt_llm(types, reports_streams=False),
             parameters,
             Queue(batch, recipe.max_queue_size, recipe.max_queue_delay_us),
             decoupled=recipe.decoupled,
@@ -71,6 +74,8 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
         end_ids=end_ids,
         vocab_size=engine.model.spec.vocab,
         types=types,
+        reports_streams=False,
+        most_bls_instances=16,
         facts=_facts(engine, recipe),
     )
 
@@ -80,18 +85,18 @@ def _parameters(engine: Engine, recipe: ServingRecipe) -> dict[str, str]:
         **_FIXED,
         **dict.fromkeys(_KEYS_THAT_MUST_EXIST, ""),
         "cancellation_check_period_ms": "100",
-        **defaults("tensorrt_llm", TRTLLM),
+        **defaults(TENSORRT_LLM, TRTLLM),
         "gpt_model_path": f"{_mounted(recipe)}/{_ENGINE}",
         "max_beam_width": str(engine.limits.max_beam_width),
         "enable_kv_cache_reuse": json.dumps(engine.paged_context),
         "enable_chunked_context": json.dumps(engine.paged_context),
-        **recipe.of("tensorrt_llm"),
+        **recipe.of(TENSORRT_LLM),
     }
 
 
 def _mounted(recipe: ServingRecipe) -> str:
     """Return where the version folder will be: the backend counts relative paths from nowhere."""
-    return f"{recipe.mount.rstrip('/')}/tensorrt_llm/1"
+    return f"{recipe.mount.rstrip('/')}/{TENSORRT_LLM}/1"
 
 
 def _check_compiler(engine: Engine) -> None:
@@ -120,11 +125,10 @@ def _check_recipe(engine: Engine, recipe: ServingRecipe) -> None:
             "TensorRT-LLM's C++ backend sends every token; --stream-interval is of the runtimes "
             "reference and llmapi"
         )
-    found = engine.model.parallelism
-    if (recipe.tp or found.tp, recipe.pp or found.pp) != (found.tp, found.pp):
+    tp, pp = engine.model.parallelism.tp, engine.model.parallelism.pp
+    if (recipe.tp or tp, recipe.pp or pp) != (tp, pp):
         raise UnsupportedError(
-            f"the engine is for TP {found.tp} and PP {found.pp}; leave out --tp and --pp or build "
-            "again"
+            f"the engine is for TP {tp} and PP {pp}; leave out --tp and --pp or build again"
         )
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minitron_trt.triton_repo.layout import CONFIG_NAME
-from minitron_trt.triton_repo.model_config import to_text
+from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, to_text
 from minitron_trt.triton_repo.serving.served_repository import PATHS, ServedRepository
 
 
@@ -42,9 +41,9 @@ def view_of(served: ServedRepository, scratch: Path) -> View:
             links[place] = source
             continue
         for child in source.iterdir():
-            if child.name != CONFIG_NAME:
+            if child.name != CONFIG_PBTXT:
                 links[place / child.name] = child
-    texts = {scratch / name / CONFIG_NAME: text for name, text in changed.items()}
+    texts = {scratch / name / CONFIG_PBTXT: text for name, text in changed.items()}
     return View(scratch, links, texts)
 
 

@@ -12,8 +12,7 @@ from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
 from minitron_trt.build.containers import container_for, same_version
 from minitron_trt.build.engine import Engine
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.triton_repo.layout import CONFIG_NAME
-from minitron_trt.triton_repo.model_config import from_text
+from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, from_text
 from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.repository import ModelRepository
 
@@ -81,11 +80,11 @@ class ServedRepository:
     def _open_foreign(cls, folder: Path) -> ServedRepository:
         configs = {
             path.parent.name: from_text(path.read_text(encoding="utf-8"), str(path))
-            for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))
+            for path in sorted(folder.glob(f"*/{CONFIG_PBTXT}"))
         }
         if not configs:
             raise BadInputError(
-                f"{folder} has no MODEL/{CONFIG_NAME}; expected a Triton repository"
+                f"{folder} has no MODEL/{CONFIG_PBTXT}; expected a Triton repository"
             )
         engines = {
             name: Path(path)
@@ -161,8 +160,8 @@ def _parameters(configs: Mapping[str, Any], key: str) -> Iterator[tuple[str, str
 def _open_engine(model: str, path: Path) -> Engine:
     if not path.is_dir():
         raise BadInputError(
-            f"{model}/{CONFIG_NAME}: {_ENGINE} is {str(path)!r}, which is not a folder here; serve "
-            "where it is, or put the engine there"
+            f"{model}/{CONFIG_PBTXT}: {_ENGINE} is {str(path)!r}, which is not a folder here; "
+            "serve where it is, or put the engine there"
         )
     return Engine.open(path)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import sample_folder
-from minitron_trt.triton_repo.layout import MODELS
+from minitron_trt.triton_repo.contract.model_names import MODELS
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import serving
 from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints

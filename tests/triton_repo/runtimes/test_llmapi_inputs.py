@@ -26,7 +26,9 @@ DTYPES = {
     **{"INT32": np.int32, "FP32": np.float32, "FP16": np.float16, "UINT64": np.uint64},
     **{"BOOL": np.bool_, "UINT8": np.uint8, "STRING": np.object_},
 }
-INPUTS = {tensor.name: tensor for tensor in tensorrt_llm(ElementTypes(), ours=True).inputs}
+INPUTS = {
+    tensor.name: tensor for tensor in tensorrt_llm(ElementTypes(), reports_streams=True).inputs
+}
 WITHOUT_BEAMS = {"len_penalty", "early_stopping", "beam_search_diversity_rate"}
 """What means nothing unless there are beams."""
 STAND_INS = ("triton_python_backend_utils", "tensorrt_llm", "llmapi_", "minitron_re")

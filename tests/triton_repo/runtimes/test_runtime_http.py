@@ -132,7 +132,7 @@ def test_a_request_is_stopped_over_http(runtime: Runtime) -> None:
 
 
 def test_every_input_of_the_contract_goes_over_http() -> None:
-    signature = tensorrt_llm(ElementTypes(), ours=True)
+    signature = tensorrt_llm(ElementTypes(), reports_streams=True)
     others = {*prompt(IDS, 8), "return_perf_metrics", "stop"}
 
     assert {tensor.name for tensor in signature.inputs} == {*INPUTS, *LACKING, *others}

@@ -1,0 +1,77 @@
+"""What every runtime says of itself, and what all of them look up in a model's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
+from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.spec import SpecialTokens
+from minitron_trt.triton_repo.contract.tensors import ElementTypes
+from minitron_trt.triton_repo.model_config import ModelConfig
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What generates the tokens: the model `tensorrt_llm`, and what the others depend on."""
+
+    name: str
+    config: ModelConfig
+    texts: Mapping[str, str]  # by their place in the version folder
+    links: Mapping[str, Path]
+    tokenizer: tuple[Path, ...]
+    end_ids: tuple[int, ...]
+    vocab_size: int
+    types: ElementTypes
+    reports_streams: bool  # whether it says a stream's id, and when and why an answer ended
+    most_bls_instances: int  # unless told: each is a process with a tokenizer of its own
+    facts: Mapping[str, Any]  # for whoever serves it
+
+
+def find_tokenizer(folder: Path, recipe: ServingRecipe) -> tuple[Path, ...]:
+    """Return the tokenizer's files, from --tokenizer or beside the model; BadInputError if none."""
+    place = recipe.tokenizer or folder
+    files = tuple(place / name for name in TOKENIZER_FILES if (place / name).is_file())
+    if not files:
+        raise BadInputError(
+            f"{place} has no tokenizer, which serving text needs; pass --tokenizer with the folder "
+            "of the model's tokenizer.json and tokenizer_config.json"
+        )
+    return files
+
+
+def find_end_ids(*folders: Path | None) -> tuple[int, ...]:
+    """Return the ids that end a text, from the first folder that says; BadInputError if none."""
+    for folder in folders:
+        for name in (GENERATION_CONFIG, CONFIG_NAME):
+            if folder is not None and (tokens := _tokens(folder / name)).eos_ids:
+                return tokens.eos_ids
+    places = " and ".join(str(folder) for folder in folders if folder is not None)
+    raise BadInputError(
+        f"nothing in {places} says which ids end a text; put the model's {GENERATION_CONFIG} "
+        "(eos_token_id) into the folder of --tokenizer"
+    )
+
+
+def _tokens(path: Path) -> SpecialTokens:
+    if not path.is_file():
+        return SpecialTokens()
+    try:
+        return SpecialTokens.from_json(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise BadInputError(f"{path} is damaged ({error}); expected a JSON object") from error
+
+
+def check_max_seq_len(recipe: ServingRecipe, max_positions: int) -> None:
+    """Raise UsageError where sequences may be longer than the model has positions."""
+    if recipe.max_seq_len is not None and recipe.max_seq_len > max_positions:
+        raise UsageError(
+            f"max_seq_len {recipe.max_seq_len} exceeds the {max_positions} positions of "
+            "the model; lower --max-seq-len"
+        )
