@@ -21,9 +21,10 @@ import numpy as np
 from minitron_trt.artifacts import staged
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.weight_files import INDEX_NAME
+from minitron_trt.dtypes import DTYPES
 from minitron_trt.families import Place, family_of
 from minitron_trt.spec import ModelSpec
-from minitron_trt.tensorfile import DTYPE_BYTES, lay_out
+from minitron_trt.tensorfile import lay_out
 
 HEAD_SIZE: Final = 128
 SHARD_BYTES: Final = 4_500_000_000
@@ -99,7 +100,7 @@ def shards_of(spec: ModelSpec) -> list[list[Tensor]]:
     shards: list[list[Tensor]] = [[]]
     room = SHARD_BYTES
     for name, dtype, shape in tensors_of(spec):
-        size = int(np.prod(shape)) * DTYPE_BYTES[dtype]
+        size = int(np.prod(shape)) * DTYPES[dtype].size_bytes
         if size > room:
             shards.append([])
             room = SHARD_BYTES

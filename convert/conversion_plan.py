@@ -11,11 +11,12 @@ from minitron_trt.checkpoint import rank_file
 from minitron_trt.convert.sharding import shard
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.stored_scales import Scale
+from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.families import Place, Split, TensorRule, family_of
 from minitron_trt.quantization.precisions import KV_SCALE, Precision, Side, Stored
 from minitron_trt.spec import ModelSpec, Parallelism
-from minitron_trt.tensorfile import DTYPE_BYTES, TensorEntry
+from minitron_trt.tensorfile import TensorEntry
 
 BLOCK_BYTES: Final = 2 << 20
 """How much of a tensor is held at once: what lies between two steps stays near the processor."""
@@ -50,7 +51,7 @@ class TensorPlan:
     @property
     def size_bytes(self) -> int:
         """Return how many bytes the tensor takes."""
-        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+        return prod(self.shape) * DTYPES[self.dtype].size_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ import transformers
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.writing.blocks import Files, read_blocks
+from minitron_trt.dtypes import DTYPES, FLOATS
 from minitron_trt.families import HEAD, Norm, family_of
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
 
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_TORCH_DTYPES = {name: getattr(torch, DTYPES[name].name) for name in FLOATS}
 
 
 def load_model(source: ModelSource, device: str) -> Any:
@@ -76,7 +77,7 @@ def config_of(spec: ModelSpec) -> Any:
 
 
 def _tensor(entry: TensorEntry, files: Files) -> torch.Tensor:
-    if entry.dtype in _DTYPES and entry.offset % 4 == 0:
+    if entry.dtype in _TORCH_DTYPES and entry.offset % 4 == 0:
         return _mapped(entry.path, entry).to(torch.bfloat16)
     reader = files.descriptor(entry.path, os.O_RDONLY)
     whole = np.empty(entry.shape, ml_dtypes.bfloat16)
@@ -90,4 +91,4 @@ def _mapped(path: Path, entry: TensorEntry) -> torch.Tensor:
     # A private mapping: nothing that writes to a tensor reaches the file.
     data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     part = data[entry.offset : entry.offset + entry.size_bytes]
-    return part.view(_DTYPES[entry.dtype]).view(entry.shape)
+    return part.view(_TORCH_DTYPES[entry.dtype]).view(entry.shape)

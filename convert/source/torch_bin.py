@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError, MissingExtraError, UnsupportedError
 from minitron_trt.tensorfile import LFS_POINTER, TensorEntry
 
@@ -25,13 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
-_DTYPES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        **{"torch.float64": "F64", "torch.int64": "I64", "torch.float32": "F32"},
-        **{"torch.int32": "I32", "torch.bfloat16": "BF16", "torch.float16": "F16"},
-        **{"torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL"},
-        **{"torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2"},
-    }
+_STORED_AS: Final[Mapping[str, str]] = MappingProxyType(
+    {f"torch.{dtype.name}": dtype.stored_as for dtype in DTYPES.values()}
 )
 # What a damaged archive or pickle makes zipfile and torch.load raise.
 _DAMAGE = (
@@ -125,7 +121,7 @@ def _records(path: Path) -> Iterator[tuple[int, int]]:
 
 def _entry(path: Path, name: str, tensor: torch.Tensor, records: Mapping[int, int]) -> TensorEntry:
     dtype, shape = str(tensor.dtype), tuple(tensor.shape)
-    if dtype not in _DTYPES:
+    if dtype not in _STORED_AS:
         raise BadInputError(f"{path}: tensor {name!r} has dtype {dtype}, which is not known")
     if str(tensor.layout) != "torch.strided" or not tensor.is_contiguous():
         raise UnsupportedError(
@@ -133,7 +129,7 @@ def _entry(path: Path, name: str, tensor: torch.Tensor, records: Mapping[int, in
             "with safe_serialization=True"
         )
     offset = _file_offset(tensor.data_ptr()) if tensor.numel() else 0
-    entry = TensorEntry(path, name, _DTYPES[dtype], shape, offset)
+    entry = TensorEntry(path, name, _STORED_AS[dtype], shape, offset)
     starts = sorted(records)
     record = starts[max(bisect_right(starts, offset) - 1, 0)]
     if tensor.numel() and not record <= offset <= record + records[record] - entry.size_bytes:

@@ -5,28 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
-import ml_dtypes
 import numpy as np
 
 from minitron_trt.convert.conversion_plan import Part, TensorPlan
+from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError
-from minitron_trt.quantization.number_formats import Array
-from minitron_trt.tensorfile import DTYPE_BYTES, TensorEntry
+from minitron_trt.quantization.number_formats import ARRAY_DTYPES, Array
+from minitron_trt.tensorfile import TensorEntry
 
-NUMPY: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
-    {
-        "BF16": np.dtype(ml_dtypes.bfloat16),
-        "F16": np.dtype(np.float16),
-        "F32": np.dtype(np.float32),
-        "F8_E4M3": np.dtype(np.uint8),  # its codes
-    }
-)
 SHORTER: Final = "a source file became shorter while it was read; convert again"
 
 
@@ -77,7 +68,7 @@ def width(entry: TensorEntry) -> int:
 
 def row_bytes(entry: TensorEntry) -> int:
     """Return the bytes of one row."""
-    return width(entry) * DTYPE_BYTES[entry.dtype]
+    return width(entry) * DTYPES[entry.dtype].size_bytes
 
 
 def write_all(writer: int, data: memoryview, offset: int) -> None:
@@ -107,4 +98,4 @@ def read_blocks(
             if not done:
                 raise BadInputError(SHORTER)
             filled += done
-        yield start, np.frombuffer(view, NUMPY[source.dtype]).reshape(-1, width(source))
+        yield start, np.frombuffer(view, ARRAY_DTYPES[source.dtype]).reshape(-1, width(source))

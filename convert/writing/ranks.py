@@ -15,7 +15,6 @@ from minitron_trt.convert.conversion_memory import workers
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, TensorPlan
 from minitron_trt.convert.source.stored_scales import FP8
 from minitron_trt.convert.writing.blocks import (
-    NUMPY,
     SHORTER,
     Destination,
     Files,
@@ -32,7 +31,7 @@ from minitron_trt.convert.writing.quantize import (
     write_constants,
 )
 from minitron_trt.errors import BadInputError
-from minitron_trt.quantization.number_formats import Array
+from minitron_trt.quantization.number_formats import ARRAY_DTYPES, Array
 from minitron_trt.quantization.precisions import Precision
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
@@ -201,7 +200,7 @@ def _stream(
 
 def _convert(values: Array, tensor: TensorPlan) -> Array:
     """Add one where the rule says so and change the number format, rounding to nearest even."""
-    wanted = NUMPY[tensor.dtype]
+    wanted = ARRAY_DTYPES[tensor.dtype]
     if values.dtype == wanted and not tensor.plus_one:
         return values
     exact = values.astype(np.float32, copy=False)

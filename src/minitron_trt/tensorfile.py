@@ -11,18 +11,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
+from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError
 
-DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
-        **{"BF16": 2, "F16": 2, "I16": 2, "U16": 2},
-        **{"F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1},
-    }
-)
 _HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 LFS_POINTER: Final = b"version https://git-lfs"
 
@@ -40,7 +33,7 @@ class TensorEntry:
     @property
     def size_bytes(self) -> int:
         """Return how many bytes the tensor takes."""
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+        return math.prod(self.shape) * DTYPES[self.dtype].size_bytes
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
@@ -84,7 +77,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 def _entry(path: Path, name: str, record: Mapping[str, Any], base: int) -> TensorEntry:
     start, stop = (int(offset) for offset in record["data_offsets"])
     dtype, shape = record["dtype"], tuple(int(n) for n in record["shape"])
-    if dtype not in DTYPE_BYTES:
+    if dtype not in DTYPES:
         raise BadInputError(f"{path}: tensor {name!r} has dtype {dtype!r}, which is not known")
     if start < 0 or min(shape, default=0) < 0:
         raise BadInputError(

@@ -17,19 +17,20 @@ from typing import Final
 import torch
 
 from minitron_trt.checkpoint import Checkpoint, rank_file
+from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import Place, Split, TensorRule, family_of
 from minitron_trt.quantization.precisions import KV_SCALE, Axis, Side, Stored
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
 
-DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
+TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
     {
-        **{"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32},
-        **{"I8": torch.int8, "U8": torch.uint8, "F8_E4M3": torch.uint8},
+        dtype.stored_as: torch.uint8 if dtype.is_code else getattr(torch, dtype.name)
+        for dtype in DTYPES.values()
     }
 )
-"""What torch calls the dtypes of a checkpoint's tensors; 1-byte floats are read as their codes."""
+"""What torch calls the dtypes of stored tensors; 1-byte floats are read as their codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _map_tensors(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, to
 
 def _view(data: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
     part = data[entry.offset : entry.offset + entry.size_bytes]
-    dtype = DTYPES[entry.dtype]
+    dtype = TORCH_DTYPES[entry.dtype]
     # Another writer's header may leave the data at an odd offset.
     aligned = part if entry.offset % dtype.itemsize == 0 else part.clone()
     return aligned.view(dtype).view(entry.shape)

@@ -16,7 +16,6 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.executor.merged_weights import DTYPES
 from minitron_trt.families import family_of
 from minitron_trt.quantization.number_formats import Array
 from minitron_trt.quantization.precisions import KV_SCALE, Inputs, Precision
@@ -128,6 +127,6 @@ def _moved(tensor: Tensor | None, device: torch.device, dtype: torch.dtype) -> T
 
 
 def _array(tensor: Tensor) -> Array:
-    if tensor.dtype is DTYPES["BF16"]:
+    if tensor.dtype is torch.bfloat16:
         return np.asarray(tensor.view(torch.uint16)).view(ml_dtypes.bfloat16)
     return np.asarray(tensor)

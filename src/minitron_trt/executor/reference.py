@@ -15,7 +15,7 @@ from torch import Tensor
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError
 from minitron_trt.executor.attention import KVCache, Layout
-from minitron_trt.executor.merged_weights import DTYPES, read_weights
+from minitron_trt.executor.merged_weights import TORCH_DTYPES, read_weights
 from minitron_trt.executor.quantized_layers import kv_roundings, linear_layers
 from minitron_trt.executor.rotary import rope_table
 from minitron_trt.executor.step import Floats, StepBatch
@@ -52,7 +52,7 @@ class ReferenceModel:
         self._spec = spec
         self._family = family_of(spec.architecture)
         self._device = torch.device(device)
-        dtype = dtype or DTYPES[checkpoint.precision.storage]
+        dtype = dtype or TORCH_DTYPES[checkpoint.precision.storage]
         weights, like = read_weights(checkpoint), torch.empty(0, dtype=dtype, device=device)
         self._linears = linear_layers(checkpoint, weights, like)
         self._kv_roundings = kv_roundings(checkpoint, weights, like)

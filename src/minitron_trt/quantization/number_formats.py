@@ -8,17 +8,34 @@ with m fraction bits; below the smallest exponent e stays put, which is what sub
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron_trt.dtypes import DTYPES
+
 Array: TypeAlias = NDArray[Any]
 Floats: TypeAlias = NDArray[np.float32]
 Codes: TypeAlias = NDArray[np.uint8]
+
+# ml_dtypes teaches numpy the names of the formats that it lacks.
+NUMPY_DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
+    {dtype.stored_as: np.dtype(dtype.name) for dtype in DTYPES.values()}
+)
+"""What numpy calls the dtypes of safetensors files."""
+ARRAY_DTYPES: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
+    {
+        name: np.dtype(np.uint8) if DTYPES[name].is_code else dtype
+        for name, dtype in NUMPY_DTYPES.items()
+    }
+)
+"""The same for arrays that are computed with, which hold 1-byte floats as their codes."""
 
 _RUN = 1 << 16  # values handled at a time, so that the steps between stay in the cache
 _EXPONENT = np.uint32(0x7F800000)

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
 
-import ml_dtypes
 import numpy as np
 
 from minitron_trt.errors import BadInputError
-from minitron_trt.quantization.number_formats import E4M3, Array, widen
+from minitron_trt.quantization.number_formats import ARRAY_DTYPES, E4M3, Array, widen
 from minitron_trt.quantization.precisions import KV_SCALE, Precision
 from minitron_trt.tensorfile import TensorEntry
-
-_NUMPY: Final[Mapping[str, np.dtype[Any]]] = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
 
 
 def check_scales(precision: Precision, entries: Mapping[str, TensorEntry]) -> None:
@@ -31,7 +23,7 @@ def check_scales(precision: Precision, entries: Mapping[str, TensorEntry]) -> No
 
 def read_scale(entry: TensorEntry) -> Array:
     """Return the numbers of a scale tensor, flat; 1-byte floats as their codes."""
-    kind = _NUMPY.get(entry.dtype, np.dtype(np.uint8))
+    kind = ARRAY_DTYPES[entry.dtype]
     count = entry.size_bytes // kind.itemsize
     with entry.path.open("rb") as file:
         return np.fromfile(file, kind, count, offset=entry.offset)
