@@ -13,7 +13,8 @@ from minitron_trt.build.containers import (
 )
 from minitron_trt.build.engine import TRTLLM, Engine
 from minitron_trt.console import size_text
-from minitron_trt.gpus import ARCHITECTURES, GPUS, PRECISION_NAMES, Target, support
+from minitron_trt.gpus import ARCHITECTURES, GPUS, Target, support
+from minitron_trt.quantization.precisions import PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def _architecture(engine: Engine, target: Target) -> LoadFault:
     arch = name if target.sm == target.architecture.sms[0] else f"sm{target.sm}"
     again = f"build again with --arch {arch}"
     precision = engine.model.precision
-    if precision in PRECISION_NAMES and not (verdict := support(precision, target)).supported:
+    if precision in PRECISIONS and not (verdict := support(precision, target)).supported:
         # Building is not enough where the weights' format does not run.
         again = f"convert to {' or '.join(verdict.alternatives)} and {again}"
     return LoadFault("architecture", False, found, f"{where}; or {again}")

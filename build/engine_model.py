@@ -64,7 +64,7 @@ HUB_PRESETS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class EngineModel:
-    """What decides an engine's memory and settings; precision is a name in gpus.PRECISION_NAMES."""
+    """What decides an engine's memory and settings; precision is a name in PRECISIONS."""
 
     name: str
     spec: ModelSpec

@@ -9,7 +9,6 @@ from minitron_trt.gpus import (
     ARCHITECTURES,
     FEATURES,
     GPUS,
-    PRECISION_NAMES,
     SMS,
     Sure,
     check_support,
@@ -17,6 +16,7 @@ from minitron_trt.gpus import (
     find_target,
     support,
 )
+from minitron_trt.quantization.precisions import PRECISIONS
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_what_a_gpu_cannot_run_is_refused_with_what_to_use_instead(
 def test_precisions_by_gpu_are_those_of_the_contract(gpu: str, precisions: str) -> None:
     target = find_target(gpu)
 
-    assert [p for p in PRECISION_NAMES if support(p, target).supported] == precisions.split()
+    assert [p for p in PRECISIONS if support(p, target).supported] == precisions.split()
 
 
 @pytest.mark.parametrize("sm", SMS)
@@ -165,7 +165,7 @@ def test_every_alternative_runs_on_the_target(feature: str, sm: int) -> None:
 
     assert all(support(other, target).supported for other in verdict.alternatives)
     assert not (verdict.supported and verdict.alternatives)
-    assert verdict.alternatives or verdict.supported or feature not in PRECISION_NAMES
+    assert verdict.alternatives or verdict.supported or feature not in PRECISIONS
 
 
 def test_what_nobody_has_run_says_so() -> None:

@@ -12,7 +12,8 @@ from minitron_trt.build.engine_model import find_model
 from minitron_trt.build.plan.sizing import Plan, PlanRequest, PlanRow, make_plan, parameters
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
-from minitron_trt.gpus import PRECISION_NAMES, Sure, find_target
+from minitron_trt.gpus import Sure, find_target
+from minitron_trt.quantization.precisions import PRECISIONS
 
 _HEADER = (
     *("GPU", "precision", "tp", "weights", "KV cache", "tokens", "sequences"),
@@ -23,7 +24,7 @@ _HEADER = (
 @click.command()
 @click.argument("model")
 @click.option("--gpu", "--arch", "gpus", multiple=True, required=True, help="GPU or architecture")
-@click.option("--precision", multiple=True, type=click.Choice(PRECISION_NAMES), help="Precision")
+@click.option("--precision", multiple=True, type=click.Choice(list(PRECISIONS)), help="Precision")
 @click.option("--tp", multiple=True, type=click.IntRange(1), help="Tensor-parallel GPUs")
 @click.option("--input-len", default=1024, show_default=True, help="Tokens of a prompt")
 @click.option("--output-len", default=1024, show_default=True, help="Tokens of an answer")

@@ -14,7 +14,7 @@ from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.families import Place, family_of
-from minitron_trt.gpus import PRECISION_NAMES, Target, support
+from minitron_trt.gpus import Target, support
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import ModelSpec
 
@@ -131,7 +131,7 @@ def _precisions(model: EngineModel, target: Target, request: PlanRequest) -> tup
     if request.precisions:
         return request.precisions
     # fp16 takes what bf16 takes.
-    offered = (name for name in PRECISION_NAMES if name != "fp16")
+    offered = (name for name in PRECISIONS if name != "fp16")
     return tuple(
         name
         for name in offered

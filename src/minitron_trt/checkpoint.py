@@ -11,7 +11,7 @@ from typing import Any, Final
 from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, Manifest
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import Norm, family_of
-from minitron_trt.quantization.precisions import KV_CACHES, Precision, precision_of
+from minitron_trt.quantization.precisions import Precision, kv_cache_of, precision_of
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry, read_header
 
@@ -149,7 +149,7 @@ class Checkpoint:
                 parallelism=Parallelism(mapping["tp_size"], mapping["pp_size"]),
                 tokens=SpecialTokens.from_json(manifest.facts["tokens"]),
                 manifest=manifest,
-                kv_cache=_kv_cache(quantization.get("kv_cache_quant_algo")),
+                kv_cache=kv_cache_of(quantization.get("kv_cache_quant_algo")),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInputError(f"{path} cannot be read ({error!r}); convert again") from error
@@ -169,12 +169,6 @@ class Checkpoint:
     def tokenizer_files(self) -> tuple[Path, ...]:
         """Return the files of the tokenizer that travelled along; empty when there is none."""
         return tuple(p for name in TOKENIZER_FILES if (p := self.folder / name).is_file())
-
-
-def _kv_cache(algorithm: str | None) -> str | None:
-    """Return our name of a narrow KV cache; KeyError when it is none of ours."""
-    names = {kind.algorithm: name for name, kind in KV_CACHES.items()}
-    return None if algorithm is None else names[algorithm]
 
 
 def rank_file(rank: int) -> str:

@@ -1,6 +1,7 @@
 """What the GPUs can do: architectures, products, and which precision and feature runs where.
 
-Everything that asks "will this work on that GPU?" reads these tables.
+Everything that asks "will this work on that GPU?" reads these tables. What is said of a precision
+or a KV cache format stands in its entry, in `quantization.precisions`, by the letters of _CELLS.
 
 Memory is what nvidia-smi reports. Rates are dense: half of what a data sheet gives with sparsity,
 and for GeForce those with FP32 accumulation, as engines multiply. Compared with NVIDIA's data
@@ -29,6 +30,7 @@ from types import MappingProxyType
 from typing import Final
 
 from minitron_trt.errors import UnsupportedError, UsageError
+from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 
 
 class Sure(enum.Enum):
@@ -74,12 +76,8 @@ class Gpu:
     def tflops(self, precision: str) -> float:
         """Return the dense rate at which the GPU multiplies in a precision."""
         rates = {"fp8": self.fp8_tflops, "fp4": self.fp4_tflops}
-        return rates.get(_MULTIPLIES_IN.get(precision, ""), 0) or self.bf16_tflops
+        return rates.get(PRECISIONS[precision].inputs.multiplied_in, 0) or self.bf16_tflops
 
-
-_MULTIPLIES_IN: Final[Mapping[str, str]] = MappingProxyType(
-    {"fp8": "fp8", "fp8-rowwise": "fp8", "w4a8-awq": "fp8", "nvfp4": "fp4"}
-)
 
 ARCHITECTURES: Final = (
     Architecture("ampere", (80, 86), "A100-80GB"),
@@ -131,35 +129,33 @@ GPUS: Final = (
 SMS: Final = (80, 86, 89, 90, 100, 103, 120)
 # Per feature, one letter for each of SMS: T tested upstream, D documented, U unverified; and
 # refused: - the hardware lacks it, X TensorRT-LLM raises at build, . not listed by upstream.
+# The letters of precisions and KV caches stand in their own entries.
 _CELLS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "bf16": "TTTTTUU",
-        "fp16": "TTTTDUU",
-        "fp8": "--TTTUU",
-        "fp8-rowwise": "--TDXX.",
-        "w8a16": "DDDDXXU",
-        "w4a16": "DDDDXXU",
-        "w4a16-awq": "TDDDXX.",
-        "w4a8-awq": "--DDXX.",
-        "nvfp4": "----TUU",
-        "kv-fp8": "UUTTTUU",
-        "kv-int8": "DDDDXXU",
+        **{precision.name: precision.gpus for precision in PRECISIONS.values()},
+        **{kv_cache.feature: kv_cache.gpus for kv_cache in KV_CACHES.values()},
         "fp8-context-fmha": "--TTTUU",
         "fp8-gemm-plugin": "--DTDUU",
         "gemm-swiglu-plugin": "---TX..",
         "low-latency-gemm-plugin": "--UTXUU",
     }
 )
+_HARDWARE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "fp8": "it needs FP8 tensor cores, SM89 (Ada) or newer",
+        "fp4": "it needs FP4 tensor cores, SM100 (Blackwell) or newer",
+    }
+)
+# Why the hardware lacks a feature.
 _NEEDS: Final[Mapping[str, str]] = MappingProxyType(
     {
+        **{
+            precision.name: _HARDWARE.get(precision.inputs.multiplied_in, "")
+            for precision in PRECISIONS.values()
+        },
         **dict.fromkeys(
-            (
-                *("fp8", "fp8-rowwise", "w4a8-awq"),
-                *("fp8-context-fmha", "fp8-gemm-plugin", "low-latency-gemm-plugin"),
-            ),
-            "it needs FP8 tensor cores, SM89 (Ada) or newer",
+            ("fp8-context-fmha", "fp8-gemm-plugin", "low-latency-gemm-plugin"), _HARDWARE["fp8"]
         ),
-        "nvfp4": "it needs FP4 tensor cores, SM100 (Blackwell) or newer",
         "gemm-swiglu-plugin": "it is written for SM90 (Hopper)",
     }
 )
@@ -170,22 +166,16 @@ _REFUSALS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 _SURE: Final = MappingProxyType({"T": Sure.TESTED, "D": Sure.DOCUMENTED, "U": Sure.UNVERIFIED})
-# What comes closest to a precision, best first.
 _INSTEAD: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "fp8": ("w8a16", "w4a16-awq", "bf16"),
-        "fp8-rowwise": ("fp8", "w8a16", "bf16"),
-        "w8a16": ("fp8", "bf16"),
-        "w4a16": ("nvfp4", "w4a16-awq", "fp8", "bf16"),
-        "w4a16-awq": ("nvfp4", "fp8", "bf16"),
-        "w4a8-awq": ("nvfp4", "w4a16-awq", "fp8", "bf16"),
-        "nvfp4": ("w4a8-awq", "fp8", "w4a16-awq", "bf16"),
-        "kv-int8": ("kv-fp8",),
-        "kv-fp8": ("kv-int8",),
+        **{precision.name: precision.instead for precision in PRECISIONS.values()},
+        **{
+            kv_cache.feature: tuple(KV_CACHES[name].feature for name in kv_cache.instead)
+            for kv_cache in KV_CACHES.values()
+        },
     }
 )
 FEATURES: Final = tuple(_CELLS)
-PRECISION_NAMES: Final = FEATURES[:9]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.quantization.precisions import PRECISIONS as PRECISIONS
-from minitron_trt.quantization.precisions import Precision as Precision
 
 
 @dataclass(frozen=True, slots=True)

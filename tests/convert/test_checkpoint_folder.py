@@ -15,7 +15,8 @@ from minitron_trt.artifacts import Manifest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.spec import PRECISIONS, ModelSpec, Parallelism, Rope, SpecialTokens
+from minitron_trt.quantization.precisions import PRECISIONS
+from minitron_trt.spec import ModelSpec, Parallelism, Rope, SpecialTokens
 
 MakeModel = Callable[..., Path]
 

@@ -33,7 +33,7 @@ class Linear:
     ) -> None:
         """Dequantize a layer's tensors to the device and dtype of `target`."""
         self._inputs = precision.inputs
-        dtype = target.dtype if self._inputs is Inputs.WIDE else torch.float32
+        dtype = target.dtype if self._inputs is Inputs.UNQUANTIZED else torch.float32
         weight = tensors["weight"]
         if precision.scheme:
             arrays = {name: _array(tensor) for name, tensor in tensors.items()}

@@ -1,8 +1,10 @@
 """The number formats a checkpoint can have: one entry each, and one scheme of math in `schemes`.
 
-An entry says everything that is not arithmetic: TensorRT-LLM's name and settings, the tensors a
-linear layer has on disk, what has to be measured first, and which architectures cannot have it.
-The converter, the checkpoint reader and the reference model all go by the entry.
+An entry says everything that is not arithmetic: TensorRT-LLM's name and settings, the tensors that
+a linear layer has on disk and on the GPU, what has to be measured first, how inputs are rounded,
+and what refuses it: model architectures, GPUs, compilers, KV caches. Converter, checkpoint reader,
+reference model, GPU tables, memory forecast and builder all go by the entry, so a new precision is
+an entry here and its arithmetic there.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Side(enum.Enum):
-    """What an axis of a linear layer's tensor counts; ranks cut it as they cut the weight there."""
+    """What an axis of a linear layer's tensor counts; it is sharded as the weight's own axis is."""
 
     OUT = "out"
     IN = "in"
@@ -54,6 +58,10 @@ class Stored:
         """Return its shape for a weight of [rows, columns]."""
         return tuple(axis.length(rows, columns) for axis in self.axes)
 
+    def size_bytes(self, rows: int, columns: int) -> int:
+        """Return its bytes for a weight of [rows, columns]."""
+        return prod(self.shape(rows, columns)) * DTYPES[self.storage].size_bytes
+
     def dimension(self, side: Side) -> int | None:
         """Return which of its axes counts a side of the weight, if any."""
         return next((i for i, axis in enumerate(self.axes) if axis.side is side), None)
@@ -67,10 +75,20 @@ class Stored:
 class Inputs(enum.Enum):
     """How a linear layer's input is quantized while the engine runs."""
 
-    WIDE = "wide"  # not at all
+    UNQUANTIZED = "unquantized"  # the model's dtype
     STATIC_FP8 = "static_fp8"  # one calibrated scale
-    TOKEN_FP8 = "token_fp8"  # one scale per token, found as it comes
-    BLOCK_FP4 = "block_fp4"  # blocks of 16, their scales found as they come
+    TOKEN_FP8 = "token_fp8"  # one scale per token, computed at each step
+    BLOCK_FP4 = "block_fp4"  # one scale per block of 16, computed at each step
+
+    @property
+    def multiplied_in(self) -> str:
+        """Return which of a GPU's rates applies: `bf16`, `fp8` or `fp4`.
+
+        Weights of fewer bits are dequantized first where inputs are not quantized.
+        """
+        if self is Inputs.UNQUANTIZED:
+            return "bf16"
+        return "fp4" if self is Inputs.BLOCK_FP4 else "fp8"
 
 
 class Need(enum.Enum):
@@ -83,36 +101,63 @@ class Need(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How weights are stored: our name, TensorRT-LLM's dtype, safetensors' dtype, and the rest."""
+    """How weights are stored, kept and multiplied, and what can build and run them."""
 
     name: str
-    dtype: str
-    storage: str
-    algorithm: str | None = None
+    storage: str  # the dtype of what is not quantized, as safetensors names it
+    gpus: str  # support on each of gpus.SMS, by the letters explained there
+    instead: tuple[str, ...] = ()  # the precisions that come closest, best first
+    algorithm: str | None = None  # TensorRT-LLM's `quant_algo`; None means not quantized
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     tensors: tuple[Stored, ...] = ()  # of a linear layer; none means its plain weight
-    scheme_name: str | None = None
+    resident: tuple[Stored, ...] = ()  # the same in an engine's memory; none means as on disk
     needs: frozenset[Need] = frozenset()
     preset: str | None = None  # ModelOpt's configuration that measures it
-    inputs: Inputs = Inputs.WIDE
+    inputs: Inputs = Inputs.UNQUANTIZED
     refused: Mapping[str, str] = field(default_factory=dict, hash=False)  # architecture → why
     untried: frozenset[str] = frozenset()  # architectures where only TensorRT-LLM's code says yes
+    refused_kv_caches: Mapping[str, str] = field(default_factory=dict, hash=False)  # format → why
     fused_range: bool = False  # layers that runtimes fuse need one range, even when stored apart
     in_hf: bool = False  # whether ModelOpt's Hugging Face form has it as the tensors here are
+    in_tensorrt: bool = False  # whether --compiler tensorrt has a network for it
+    fp8_attention: bool = False  # whether context attention may run in FP8 beside it
+
+    @property
+    def dtype(self) -> str:
+        """Return the dtype of what is not quantized, as TensorRT-LLM and torch name it."""
+        return DTYPES[self.storage].name
 
     @property
     def scheme(self) -> Scheme | None:
         """Return the arithmetic; None where weights are kept as they are."""
-        if self.scheme_name is None:
+        if self.algorithm is None:
             return None
         # numpy is not needed to print help.
-        found: Scheme = import_module("minitron_trt.quantization.schemes").SCHEMES[self.scheme_name]
-        return found
+        scheme: Scheme = import_module("minitron_trt.quantization.schemes").SCHEMES[self.name]
+        return scheme
 
     @property
     def calibrated(self) -> bool:
         """Return whether text has to run through the model first."""
         return bool(self.needs & {Need.INPUT, Need.PREQUANT})
+
+    @property
+    def group_size(self) -> int | None:
+        """Return how many neighbours of a weight's row share a scale, if they do in groups."""
+        size: int | None = self.settings.get("group_size")
+        return size
+
+    def stored_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes of a linear layer of [rows, columns] in a checkpoint."""
+        return self._size_bytes(self.tensors, rows, columns)
+
+    def resident_bytes(self, rows: int, columns: int) -> int:
+        """Return the bytes of a linear layer of [rows, columns] in an engine's memory."""
+        return self._size_bytes(self.resident or self.tensors, rows, columns)
+
+    def _size_bytes(self, tensors: tuple[Stored, ...], rows: int, columns: int) -> int:
+        plain = (Stored("weight", self.storage, (_ROWS, _COLUMNS)),)
+        return sum(stored.size_bytes(rows, columns) for stored in tensors or plain)
 
     def quantization(self, kv_cache: str | None = None) -> dict[str, Any]:
         """Return the `quantization` block of a checkpoint's config.json."""
@@ -129,121 +174,241 @@ class Precision:
                 f"--precision {self.name} is not available for {architecture}: "
                 f"{self.refused[architecture]}"
             )
-        if self.algorithm == "W8A16" and kv_cache == "fp8":
+        if kv_cache and kv_cache in self.refused_kv_caches:
+            others = [name for name in KV_CACHES if name not in self.refused_kv_caches]
             raise UnsupportedError(
-                "INT8 weights with an FP8 KV cache do not build (TensorRT-LLM issue 1113); "
-                "use --kv-cache int8 or auto"
+                f"{self.refused_kv_caches[kv_cache]}; use --kv-cache {' or '.join(others)} or auto"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class KVCacheFormat:
-    """A narrow KV cache: TensorRT-LLM's name, the range of its numbers and its smallest scale."""
+    """A quantized KV cache; None stands for one in the model's own dtype."""
 
     name: str
-    algorithm: str
-    largest: float
+    algorithm: str  # TensorRT-LLM's `kv_cache_quant_algo`
+    largest: float  # of its numbers
     smallest_scale: float
+    calibration_bits: int | tuple[int, int]  # ModelOpt's `num_bits`: (exponent, fraction) if two
+    gpus: str  # as of a Precision
+    instead: tuple[str, ...] = ()
+
+    @property
+    def feature(self) -> str:
+        """Return its name among gpus.FEATURES."""
+        return f"kv-{self.name}"
 
 
 KV_CACHES: Final[Mapping[str, KVCacheFormat]] = MappingProxyType(
     {
-        # ModelOpt's advice for FP8: never spread small values, the format has range to spare.
-        "fp8": KVCacheFormat("fp8", "FP8", 448.0, 1.0),
-        "int8": KVCacheFormat("int8", "INT8", 127.0, 0.0),
+        kv_cache.name: kv_cache
+        for kv_cache in (
+            KVCacheFormat(
+                name="fp8",
+                algorithm="FP8",
+                largest=448.0,
+                # ModelOpt's advice: never spread small values, the format has range to spare.
+                smallest_scale=1.0,
+                calibration_bits=(4, 3),
+                gpus="UUTTTUU",
+                instead=("int8",),
+            ),
+            KVCacheFormat(
+                name="int8",
+                algorithm="INT8",
+                largest=127.0,
+                smallest_scale=0.0,
+                calibration_bits=8,
+                gpus="DDDDXXU",
+                instead=("fp8",),
+            ),
+        )
     }
 )
+AWQ_GROUP: Final = 128
+NVFP4_BLOCK: Final = 16
+"""How many neighbours share a scale."""
+
 _ONE: Final = Axis(Side.ONE)
 _ROWS, _COLUMNS = Axis(Side.OUT), Axis(Side.IN)
 KV_SCALE: Final = Stored("attention.kv_cache_scaling_factor", "F32", (_ONE,))
 _GPT: Final = "NemotronForCausalLM"
 _NOT_LISTED: Final = "TensorRT-LLM's table does not list it for the GPT graph that Nemotron runs on"
-_HEAD_WIDE: Final = MappingProxyType({"exclude_modules": ["lm_head"]})
+_HEAD_UNQUANTIZED: Final = MappingProxyType({"exclude_modules": ["lm_head"]})
+_FP8_WEIGHT: Final = Stored(
+    "weight", "F8_E4M3", (_ROWS, _COLUMNS), is_scale=False, hf_suffix="weight"
+)
 
 
-def _awq(name: str, algorithm: str, *, narrow_inputs: bool) -> Precision:
-    second = (Stored("weights_scaling_factor_2", "F32", ()),) if narrow_inputs else ()
-    third = (Stored("activation_scaling_factor", "F32", (_ONE,)),) if narrow_inputs else ()
-    needs = {Need.PREQUANT} | ({Need.INPUT, Need.WEIGHT} if narrow_inputs else set())
+def _awq(
+    name: str, algorithm: str, *, gpus: str, instead: tuple[str, ...], fp8_inputs: bool
+) -> Precision:
+    weight = Stored("weight", "I8", (Axis(Side.OUT, 2), _COLUMNS), is_scale=False)
+    prequant = Stored("prequant_scaling_factor", "BF16", (_COLUMNS,))
+    fp8_scales = (
+        Stored("weights_scaling_factor_2", "F32", ()),
+        Stored("activation_scaling_factor", "F32", (_ONE,)),
+    )
+    others = (prequant, *(fp8_scales if fp8_inputs else ()))
+    group_axes = (_ROWS, Axis(Side.IN, AWQ_GROUP))
     return Precision(
-        *(name, "bfloat16", "BF16", algorithm),
+        name=name,
+        storage="BF16",
+        gpus=gpus,
+        instead=instead,
+        algorithm=algorithm,
         settings={
-            **_HEAD_WIDE,
-            "group_size": 128,
+            **_HEAD_UNQUANTIZED,
+            "group_size": AWQ_GROUP,
             "has_zero_point": False,
             "pre_quant_scale": True,
         },
-        tensors=(
-            Stored("weight", "I8", (Axis(Side.OUT, 2), _COLUMNS), is_scale=False),
-            Stored("weights_scaling_factor", "F32", (_ROWS, Axis(Side.IN, 128))),
-            Stored("prequant_scaling_factor", "BF16", (_COLUMNS,)),
-            *second,
-            *third,
-        ),
-        scheme_name=name,
-        needs=frozenset(needs),
-        preset="W4A8_AWQ_BETA_CFG" if narrow_inputs else "INT4_AWQ_CFG",
-        inputs=Inputs.STATIC_FP8 if narrow_inputs else Inputs.WIDE,
-        refused={_GPT: _NOT_LISTED} if narrow_inputs else {},
-        untried=frozenset() if narrow_inputs else frozenset({_GPT}),
+        tensors=(weight, Stored("weights_scaling_factor", "F32", group_axes), *others),
+        # TensorRT-LLM converts the groups' scales to the model's dtype when it builds.
+        resident=(weight, Stored("weights_scaling_factor", "BF16", group_axes), *others),
+        needs=frozenset(Need) if fp8_inputs else frozenset({Need.PREQUANT}),
+        preset="W4A8_AWQ_BETA_CFG" if fp8_inputs else "INT4_AWQ_CFG",
+        inputs=Inputs.STATIC_FP8 if fp8_inputs else Inputs.UNQUANTIZED,
+        refused={_GPT: _NOT_LISTED} if fp8_inputs else {},
+        untried=frozenset() if fp8_inputs else frozenset({_GPT}),
+        fp8_attention=fp8_inputs,
     )
 
 
+def _weight_only(
+    name: str,
+    algorithm: str,
+    *,
+    columns: Axis,
+    gpus: str,
+    instead: tuple[str, ...],
+    refused_kv_caches: Mapping[str, str] = MappingProxyType({}),
+) -> Precision:
+    return Precision(
+        name=name,
+        storage="BF16",
+        gpus=gpus,
+        instead=instead,
+        algorithm=algorithm,
+        # On disk the weight is plain: trtllm-build quantizes it, in a layout that depends on the
+        # GPU.
+        resident=(
+            Stored("weight", "I8", (_ROWS, columns), is_scale=False),
+            Stored("per_channel_scale", "BF16", (_ROWS,)),
+        ),
+        refused_kv_caches=refused_kv_caches,
+    )
+
+
+_NVFP4_TENSORS: Final = (
+    Stored("weight", "U8", (_ROWS, Axis(Side.IN, 2)), is_scale=False, hf_suffix="weight"),
+    Stored(
+        "weights_scaling_factor",
+        "F8_E4M3",
+        (_ROWS, Axis(Side.IN, NVFP4_BLOCK)),
+        hf_suffix="weight_scale",
+    ),
+    Stored("weights_scaling_factor_2", "F32", (), hf_suffix="weight_scale_2"),
+    Stored("activation_scaling_factor", "F32", (), hf_suffix="input_scale"),
+)
 _ALL: Final = (
-    Precision("bf16", "bfloat16", "BF16", in_hf=True),
-    Precision("fp16", "float16", "F16", in_hf=True),
+    Precision("bf16", "BF16", gpus="TTTTTUU", in_hf=True, in_tensorrt=True),
+    Precision("fp16", "F16", gpus="TTTTDUU", in_hf=True, in_tensorrt=True),
     Precision(
-        *("fp8", "bfloat16", "BF16", "FP8", _HEAD_WIDE),
+        name="fp8",
+        storage="BF16",
+        gpus="--TTTUU",
+        instead=("w8a16", "w4a16-awq", "bf16"),
+        algorithm="FP8",
+        settings=_HEAD_UNQUANTIZED,
         tensors=(
-            Stored("weight", "F8_E4M3", (_ROWS, _COLUMNS), is_scale=False, hf_suffix="weight"),
+            _FP8_WEIGHT,
             Stored("weights_scaling_factor", "F32", (_ONE,), hf_suffix="weight_scale"),
             Stored("activation_scaling_factor", "F32", (_ONE,), hf_suffix="input_scale"),
         ),
-        in_hf=True,
-        scheme_name="fp8",
         needs=frozenset({Need.WEIGHT, Need.INPUT}),
         preset="FP8_DEFAULT_CFG",
         inputs=Inputs.STATIC_FP8,
+        in_hf=True,
+        in_tensorrt=True,
+        fp8_attention=True,
     ),
     Precision(
-        *("fp8-rowwise", "bfloat16", "BF16", "FP8_PER_CHANNEL_PER_TOKEN", _HEAD_WIDE),
+        name="fp8-rowwise",
+        storage="BF16",
+        gpus="--TDXX.",
+        instead=("fp8", "w8a16", "bf16"),
+        algorithm="FP8_PER_CHANNEL_PER_TOKEN",
+        settings=_HEAD_UNQUANTIZED,
         tensors=(
-            Stored("weight", "F8_E4M3", (_ROWS, _COLUMNS), is_scale=False, hf_suffix="weight"),
+            _FP8_WEIGHT,
             Stored("per_channel_scale", "F32", (_ROWS,), hf_suffix="weight_scale"),
         ),
-        in_hf=True,
-        scheme_name="fp8-rowwise",
         inputs=Inputs.TOKEN_FP8,
         untried=frozenset({_GPT}),
-    ),
-    # Plain weights: trtllm-build quantizes them itself, in a layout that depends on the GPU.
-    Precision("w8a16", "bfloat16", "BF16", "W8A16", scheme_name="w8a16"),
-    Precision("w4a16", "bfloat16", "BF16", "W4A16", scheme_name="w4a16"),
-    _awq("w4a16-awq", "W4A16_AWQ", narrow_inputs=False),
-    _awq("w4a8-awq", "W4A8_AWQ", narrow_inputs=True),
-    Precision(
-        *("nvfp4", "bfloat16", "BF16", "NVFP4", {**_HEAD_WIDE, "group_size": 16}),
-        tensors=(
-            Stored("weight", "U8", (_ROWS, Axis(Side.IN, 2)), is_scale=False, hf_suffix="weight"),
-            Stored(
-                *("weights_scaling_factor", "F8_E4M3", (_ROWS, Axis(Side.IN, 16))),
-                hf_suffix="weight_scale",
-            ),
-            Stored("weights_scaling_factor_2", "F32", (), hf_suffix="weight_scale_2"),
-            Stored("activation_scaling_factor", "F32", (), hf_suffix="input_scale"),
-        ),
-        fused_range=True,
         in_hf=True,
-        scheme_name="nvfp4",
+    ),
+    _weight_only(
+        "w8a16",
+        "W8A16",
+        columns=_COLUMNS,
+        gpus="DDDDXXU",
+        instead=("fp8", "bf16"),
+        refused_kv_caches={
+            "fp8": "INT8 weights with an FP8 KV cache do not build (TensorRT-LLM issue 1113)"
+        },
+    ),
+    _weight_only(
+        "w4a16",
+        "W4A16",
+        columns=Axis(Side.IN, 2),
+        gpus="DDDDXXU",
+        instead=("nvfp4", "w4a16-awq", "fp8", "bf16"),
+    ),
+    _awq(
+        "w4a16-awq",
+        "W4A16_AWQ",
+        gpus="TDDDXX.",
+        instead=("nvfp4", "fp8", "bf16"),
+        fp8_inputs=False,
+    ),
+    _awq(
+        "w4a8-awq",
+        "W4A8_AWQ",
+        gpus="--DDXX.",
+        instead=("nvfp4", "w4a16-awq", "fp8", "bf16"),
+        fp8_inputs=True,
+    ),
+    Precision(
+        name="nvfp4",
+        storage="BF16",
+        gpus="----TUU",
+        instead=("w4a8-awq", "fp8", "w4a16-awq", "bf16"),
+        algorithm="NVFP4",
+        settings={**_HEAD_UNQUANTIZED, "group_size": NVFP4_BLOCK},
+        tensors=_NVFP4_TENSORS,
+        # The builder adds the product of both tensor scales, which the kernel multiplies by.
+        resident=(*_NVFP4_TENSORS, Stored("alpha", "F32", ())),
         needs=frozenset({Need.WEIGHT, Need.INPUT}),
         preset="NVFP4_DEFAULT_CFG",
         inputs=Inputs.BLOCK_FP4,
         refused={_GPT: _NOT_LISTED},
+        fused_range=True,
+        in_hf=True,
+        fp8_attention=True,
     ),
 )
 PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType({p.name: p for p in _ALL})
+TENSORRT_PRECISIONS: Final = tuple(p.name for p in _ALL if p.in_tensorrt)
+"""What `--compiler tensorrt` computes; the others need kernels that only TensorRT-LLM has."""
 
 
 def precision_of(dtype: str, algorithm: str | None) -> Precision:
     """Return the precision that a checkpoint's config.json describes; KeyError when none does."""
     return {(p.dtype, p.algorithm): p for p in PRECISIONS.values()}[dtype, algorithm]
+
+
+def kv_cache_of(algorithm: str | None) -> str | None:
+    """Return the name of the KV cache format that a config.json describes; KeyError for none."""
+    names = {kv_cache.algorithm: name for name, kv_cache in KV_CACHES.items()}
+    return None if algorithm is None else names[algorithm]

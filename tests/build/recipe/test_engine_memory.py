@@ -18,7 +18,7 @@ from minitron_trt.build.recipe.engine_memory import (
 )
 from minitron_trt.convert.conversion import ConvertOptions, convert, open_and_plan
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.gpus import PRECISION_NAMES
+from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.spec import Parallelism
 
@@ -103,7 +103,7 @@ def test_quantized_layers_take_their_values_and_scales(precision: str, per_layer
     assert weights_bytes(model_of("minitron-8b", precision)) == wide + 32 * per_layer
 
 
-@pytest.mark.parametrize("precision", PRECISION_NAMES)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_cut_model_is_smaller_on_each_gpu_but_not_in_all(precision: str) -> None:
     whole, half = (weights_bytes(model_of("minitron-8b", precision, tp)) for tp in (1, 2))
 
@@ -124,7 +124,7 @@ def test_checkpoint_bytes_are_those_that_convert_plans(
 
 @pytest.mark.parametrize("kv_cache", [None, "fp8"])
 @pytest.mark.parametrize("tp", [1, 2])
-@pytest.mark.parametrize("precision", PRECISION_NAMES)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoint_bytes_of_every_precision_are_those_that_convert_plans(
     name: str, precision: str, tp: int, kv_cache: str | None

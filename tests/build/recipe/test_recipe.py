@@ -14,7 +14,7 @@ from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.recipe.flags import flags_of
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
-from minitron_trt.gpus import GPUS, PRECISION_NAMES, find_target, support
+from minitron_trt.gpus import GPUS, find_target, support
 from minitron_trt.quantization.precisions import PRECISIONS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "build"
@@ -61,7 +61,7 @@ def test_every_profile_precision_and_gpu_gives_arguments_that_the_version_takes(
     preset: str, version: str
 ) -> None:
     parser, built = parser_of(version), 0
-    for gpu, precision, profile in itertools.product(GPUS, PRECISION_NAMES, PROFILES):
+    for gpu, precision, profile in itertools.product(GPUS, PRECISIONS, PROFILES):
         target = find_target(gpu.name)
         refused = PRESETS[preset].architecture in PRECISIONS[precision].refused
         if refused or not support(precision, target).supported:

@@ -13,7 +13,8 @@ from click.testing import Result
 from minitron_trt.checkpoint import trtllm_config
 from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
-from minitron_trt.spec import PRECISIONS, Llama3Scaling, ModelSpec, Parallelism, Rope
+from minitron_trt.quantization.precisions import PRECISIONS
+from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope
 
 MakeModel = Callable[..., Path]
 
