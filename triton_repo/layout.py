@@ -127,7 +127,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         python_model(
             PREPROCESSING,
             PREPROCESSING_TENSORS,
-            {**encoding, **recipe.of(PREPROCESSING)},
+            {**encoding, **recipe.settings_of(PREPROCESSING)},
             max_batch_size=batch,
             instances=recipe.preprocessing_instances,
         ),
@@ -135,7 +135,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         python_model(
             POSTPROCESSING,
             POSTPROCESSING_TENSORS,
-            {**decoding, **recipe.of(POSTPROCESSING)},
+            {**decoding, **recipe.settings_of(POSTPROCESSING)},
             max_batch_size=batch,
             # What waits while it works comes to it at once. Triton then drops what belongs to a
             # client who left, which TensorRT-LLM's own model has no way to notice.
@@ -145,7 +145,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         python_model(
             TENSORRT_LLM_BLS,
             signature,
-            {**encoding, **decoding, **relay, **recipe.of(TENSORRT_LLM_BLS)},
+            {**encoding, **decoding, **relay, **recipe.settings_of(TENSORRT_LLM_BLS)},
             max_batch_size=batch,
             instances=recipe.bls_instances or min(batch, runtime.most_bls_instances),
             # An instance answers one request at a time, so none may wait for one that is busy.

@@ -25,7 +25,7 @@ RUNTIMES: Final = (REFERENCE, TRTLLM, LLMAPI)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """A type of value: what it must look like, in words and as a check."""
 
     expected: str
@@ -37,7 +37,7 @@ class Parameter:
     """One parameter of one model; without a default it is left out, and the model chooses."""
 
     name: str
-    kind: Kind
+    kind: ValueKind
     meaning: str
     default: str | None = None
     runtimes: tuple[str, ...] = RUNTIMES
@@ -54,22 +54,24 @@ def _id_lists(text: str) -> bool:
     return all(part.isdecimal() for group in text.split(";") for part in group.split(","))
 
 
-BOOL: Final = Kind("true or false", lambda text: text in ("true", "false"))
-COUNT: Final = Kind("a whole number of at least 1", lambda text: text.isdecimal() and int(text) > 0)
-WHOLE: Final = Kind("a whole number of at least 0", str.isdecimal)
-SHARE: Final = Kind("a number from 0 to 1", lambda text: 0 <= _number(text) <= 1)
-FRACTION: Final = Kind("a number above 0, at most 1", lambda text: 0 < _number(text) <= 1)
-COUNTS: Final = Kind(
+BOOL: Final = ValueKind("true or false", lambda text: text in ("true", "false"))
+COUNT: Final = ValueKind(
+    "a whole number of at least 1", lambda text: text.isdecimal() and int(text) > 0
+)
+WHOLE: Final = ValueKind("a whole number of at least 0", str.isdecimal)
+FRACTION_OR_ZERO: Final = ValueKind("a number from 0 to 1", lambda text: 0 <= _number(text) <= 1)
+FRACTION: Final = ValueKind("a number above 0, at most 1", lambda text: 0 < _number(text) <= 1)
+COUNTS: Final = ValueKind(
     "whole numbers with commas between",
     lambda text: all(COUNT.accepts(part) for part in text.split(",")),
 )
-DEVICES: Final = Kind("numbers with commas between, semicolons between instances", _id_lists)
-TEXT: Final = Kind("some text", bool)
+DEVICES: Final = ValueKind("numbers with commas between, semicolons between instances", _id_lists)
+TEXT: Final = ValueKind("some text", bool)
 
 
-def one_of(*values: str) -> Kind:
+def one_of(*values: str) -> ValueKind:
     """Return the kind of value that is one of a few words."""
-    return Kind(f"one of {', '.join(values)}", lambda text: text in values)
+    return ValueKind(f"one of {', '.join(values)}", lambda text: text in values)
 
 
 SPECULATIVE: Final = ("medusa", "redrafter", "lookahead", "eagle")
@@ -78,7 +80,7 @@ _SCHEDULING: Final = one_of("guaranteed_no_evict", "max_utilization")
 _BATCHING: Final = one_of("inflight_fused_batching", "inflight_batching", "V1")
 
 
-def _engine(name: str, kind: Kind, meaning: str, default: str | None = None) -> Parameter:
+def _engine(name: str, kind: ValueKind, meaning: str, default: str | None = None) -> Parameter:
     return Parameter(name, kind, meaning, default=default, runtimes=(TRTLLM,))
 
 
@@ -147,7 +149,7 @@ PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
         _engine("medusa_choices", TEXT, "Medusa's tree, like {0},{0,0},{1}"),
         _engine("eagle_choices", TEXT, "EAGLE's tree, like {0},{0,0},{1}"),
         _engine("speculative_decoding_fast_logits", BOOL, "Pass draft logits between ranks"),
-        _engine("gpu_weights_percent", SHARE, "Share of weights on the GPU"),
+        _engine("gpu_weights_percent", FRACTION_OR_ZERO, "Share of weights on the GPU"),
         _engine("enable_context_fmha_fp32_acc", BOOL, "Sum attention of prompts in FP32"),
         _engine("multi_block_mode", BOOL, "Split long attention over blocks"),
         _engine("cuda_graph_mode", BOOL, "Record each generation step as a CUDA graph"),

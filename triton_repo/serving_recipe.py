@@ -55,12 +55,12 @@ class ServingRecipe:
         if not self.mount.startswith("/"):
             raise UsageError(f"--mount {self.mount!r} is not an absolute path like {MOUNT}")
 
-    def of(self, model: str) -> Mapping[str, str]:
-        """Return the settings of one model."""
+    def settings_of(self, model: str) -> Mapping[str, str]:
+        """Return what `--set` says of one model."""
         return self.settings.get(model, {})
 
     def refuse(self, runtime: str, *names: str) -> None:
-        """Raise UsageError when a field was given that means nothing to a runtime."""
+        """Raise UsageError when a field is set that means nothing to a runtime."""
         for item in fields(self):
             if item.name in names and getattr(self, item.name) != item.default:
                 option = item.name.replace("_", "-")

@@ -14,14 +14,14 @@ from minitron_trt.build.engine import Engine
 from minitron_trt.console import Console, console_options
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
 from minitron_trt.gpus import SMS, Target, find_target
-from minitron_trt.triton_repo.check.report import Report, Severity
+from minitron_trt.triton_repo.check.report import RepositoryReport, Severity
 
 _MARKS: Final = {True: "ok", False: "no", None: "??"}
 _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Destination:
     """Where an engine should load; None leaves a question out."""
 
     target: Target | None
@@ -30,7 +30,7 @@ class Place:
     sm: int | None
 
     @property
-    def asked(self) -> bool:
+    def is_named(self) -> bool:
         """Say whether there is anything to compare with."""
         return (self.target, self.gpus, self.container) != (None, None, None)
 
@@ -72,32 +72,39 @@ def check(
     """
     from minitron_trt.triton_repo.check.repository_check import is_repository
 
-    place = Place(
-        find_target(gpu) if gpu else None, gpus, find_container(image) if image else None, sm
+    destination = Destination(
+        target=find_target(gpu) if gpu else None,
+        gpus=gpus,
+        container=find_container(image) if image else None,
+        sm=sm,
     )
     if not folder.is_dir():
         raise BadInputError(f"{folder} is not a folder; expected a model repository or an engine")
     if is_repository(folder):
-        _check_repository(console, folder, place)
+        _check_repository(console, folder, destination)
     else:
-        _check_engine(console, folder, place)
+        _check_engine(console, folder, destination)
 
 
-def _check_engine(console: Console, folder: Path, place: Place) -> None:
+def _check_engine(console: Console, folder: Path, destination: Destination) -> None:
     engine = Engine.open(folder)
-    if not place.asked:
+    if not destination.is_named:
         raise UsageError("nothing to check against; give --gpu, --gpus or --image")
-    report = place.compare(engine)
+    report = destination.compare(engine)
     console.result(report.to_json(), describe(report))
     _refuse(report)
 
 
-def _check_repository(console: Console, folder: Path, place: Place) -> None:
+def _check_repository(console: Console, folder: Path, destination: Destination) -> None:
     from minitron_trt.triton_repo.check.repository_check import check_repository, engine_of
 
     report = check_repository(folder)
     # An engine is of no use in a repository that does not load.
-    engine = place.compare(engine_of(folder)) if place.asked and not report.errors else None
+    engine = (
+        destination.compare(engine_of(folder))
+        if destination.is_named and not report.errors
+        else None
+    )
     record = report.to_json() | {"engine": engine.to_json() if engine else None}
     text = describe_repository(report)
     console.result(record, f"{text}\n{describe(engine)}" if engine else text)
@@ -124,7 +131,7 @@ def _with_sm(engine: Engine, sm: int) -> Engine:
     return dataclasses.replace(engine, sm=sm)
 
 
-def describe_repository(report: Report) -> str:
+def describe_repository(report: RepositoryReport) -> str:
     """Return the findings as a table, worst colours on a terminal, and their numbers."""
     width = max((len(finding.place) for finding in report.findings), default=0)
     lines = [

@@ -42,21 +42,21 @@ def check_contract(
     signature = _signature(model.role, repository)
     if signature is None:
         return
-    # Another's repository may be older, or cut down on purpose.
+    # Another's repository may be older, or leave tensors out on purpose.
     severity = Severity.ERROR if repository.is_ours else Severity.WARNING
     config = model.config
     sides = (
         ("input", signature.inputs, config.input),
         ("output", signature.outputs, config.output),
     )
-    for side, tensors, found in sides:
+    for side, tensors, present in sides:
         wanted = [
             tensor
             for tensor in tensors
             if (repository.is_ours or not tensor.added)
             and (model.name, tensor.name) not in explained
         ]
-        yield from _check_side(model, side, wanted, found, severity)
+        yield from _check_side(model, side, wanted, present, severity)
 
 
 def _signature(role: str, repository: RepositoryFolder) -> Signature | None:
@@ -74,10 +74,10 @@ def _check_side(
     model: ModelFolder,
     side: str,
     wanted: Sequence[Tensor],
-    found: Sequence[Any],
+    present: Sequence[Any],
     severity: Severity,
 ) -> Iterator[Finding]:
-    places = {tensor.name: (index, tensor) for index, tensor in enumerate(found)}
+    places = {tensor.name: (index, tensor) for index, tensor in enumerate(present)}
     missing = [tensor.name for tensor in wanted if tensor.name not in places]
     if missing:
         yield model.finding(
@@ -89,8 +89,8 @@ def _check_side(
         )
     for tensor in wanted:
         if tensor.name in places:
-            index, actual = places[tensor.name]
-            yield from _check_tensor(model, f"{side}[{index}]", tensor, actual, severity)
+            index, other = places[tensor.name]
+            yield from _check_tensor(model, f"{side}[{index}]", tensor, other, severity)
 
 
 def _listed(missing: Sequence[str]) -> str:
@@ -99,10 +99,10 @@ def _listed(missing: Sequence[str]) -> str:
 
 
 def _check_tensor(
-    model: ModelFolder, path: str, wanted: Tensor, found: Any, severity: Severity
+    model: ModelFolder, path: str, wanted: Tensor, present: Any, severity: Severity
 ) -> Iterator[Finding]:
     types = [f"TYPE_{name}" for name in _ENGINES_CHOICE.get(wanted.name, (wanted.type,))]
-    actual = type_name(found.data_type)
+    actual = type_name(present.data_type)
     if actual not in types:
         yield model.finding(
             severity,
@@ -110,11 +110,11 @@ def _check_tensor(
             found=f"{wanted.name!r} is {actual}",
             expected=f"{' or '.join(types)}, as in TensorRT-LLM",
         )
-    if tuple(found.dims) != wanted.dims:
+    if tuple(present.dims) != wanted.dims:
         yield model.finding(
             severity,
             f"{path}.dims",
-            found=f"{wanted.name!r} has dims {list(found.dims)}",
+            found=f"{wanted.name!r} has dims {list(present.dims)}",
             expected=f"{list(wanted.dims)}, as in TensorRT-LLM",
         )
 

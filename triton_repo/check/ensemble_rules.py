@@ -210,6 +210,7 @@ def _check_types(ensemble: ModelFolder, name: str, wire: _Wire) -> Iterator[Find
     for end in ends[1:]:
         first = ends[0]
         about = [(first.model, first.tensor), (end.model, end.tensor)]
+        # A step's map can be corrected; the ensemble's own tensors are what its clients know.
         at = end if end.step is not None else first if first.step is not None else end
         if end.type != first.type:
             yield ensemble.error(
@@ -221,6 +222,7 @@ def _check_types(ensemble: ModelFolder, name: str, wire: _Wire) -> Iterator[Find
                 remedy="correct the config that is wrong",
                 tensors=about,
             )
+        # A model that batches fits one that does not when its batch axis counts as one of theirs.
         elif not (_agree(first.dims, end.dims) or _agree(first.shape, end.shape)):
             yield ensemble.error(
                 at.path,
@@ -256,14 +258,16 @@ def _check_ends(
     explained: Collection[tuple[str, str]],
     unmapped: Sequence[_End],
 ) -> Iterator[Finding]:
-    """Say which tensors have no writer or no reader; a misspelt pair is one finding.
+    """Report tensors without a writer or a reader; a misspelt pair is one finding.
 
-    What a step still wants for an `unmapped` input is not said to be unread as well.
+    A tensor that nothing reads is not reported where an `unmapped` input is the likely reader:
+    mapping that input cures both.
     """
     unread = [name for name, wire in wires.items() if not wire.readers]
     unwritten = [name for name, wire in wires.items() if not wire.writers]
     for name in unwritten:
         close = difflib.get_close_matches(name, unread, 1, 0.8)
+        # However unlike: the only two ends that are loose belong together.
         if not close and len(unread) == len(unwritten) == 1:
             close = [*unread]
         unread = [other for other in unread if other not in close]
@@ -313,6 +317,7 @@ def _check_order(
             if model and model.config and model.config.model_transaction_policy.decoupled:
                 origin = index + 1
             origins |= dict.fromkeys(step.output_map.values(), origin)
+    # Whatever waits now waits for itself; one finding names them all.
     for index in [*waiting][:1]:
         cycle = ", ".join(sorted(step.model_name for step in waiting.values()))
         yield ensemble.error(

@@ -68,16 +68,16 @@ def outline(text: str) -> Outline:
     root = _Node("", 1, 1, model_config_pb2.ModelConfig.DESCRIPTOR)
     reader = _Reader(text)
     reader.message(root, closing=None)
-    found = _Flat()
-    found.walk(root, "")
+    fields = _Fields()
+    fields.walk(root, "")
     filled = text
     for start, end, value in reversed(reader.fills):
         filled = filled[:start] + value + filled[end:]
     return Outline(
-        places=found.places,
-        placeholders=tuple(found.placeholders),
-        unknown=tuple(found.unknown),
-        repeated=tuple(found.repeated),
+        places=fields.places,
+        placeholders=tuple(fields.placeholders),
+        unknown=tuple(fields.unknown),
+        repeated=tuple(fields.repeated),
         filled=filled,
     )
 
@@ -181,9 +181,9 @@ class _Reader:
 
     def _skip(self, mark: str) -> bool:
         token = self._peek()
-        found = token is not None and token.text == mark
-        self._next += found
-        return found
+        is_next = token is not None and token.text == mark
+        self._next += is_next
+        return is_next
 
 
 def _continues(token: _Token, value: list[_Token]) -> bool:
@@ -208,8 +208,8 @@ def _plausible(known: Descriptor | None) -> str:
     return _NUMBER
 
 
-class _Flat:
-    """The nodes of a text by path."""
+class _Fields:
+    """What a text has, by path; a map's entries by their key."""
 
     def __init__(self) -> None:
         self.places: dict[str, tuple[int, int]] = {}

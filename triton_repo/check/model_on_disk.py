@@ -226,8 +226,8 @@ def type_name(value: int) -> str:
 def _versions(folder: Path) -> tuple[int, ...]:
     """Return the versions that the server sees: folders of digits, without leading zeros."""
     with os.scandir(folder) as entries:
-        found = [e.name for e in entries if e.is_dir() and e.name.isdecimal()]
-    return tuple(sorted(int(name) for name in found if not name.startswith("0")))
+        numbered = [e.name for e in entries if e.is_dir() and e.name.isdecimal()]
+    return tuple(sorted(int(name) for name in numbered if not name.startswith("0")))
 
 
 def _parameters(config: ModelConfig | None) -> dict[str, str | None]:

@@ -35,7 +35,7 @@ class Finding:
     line: int | None = None
     column: int | None = None
     tensors: frozenset[tuple[str, str]] = dataclasses.field(default=frozenset(), repr=False)
-    """Models and their tensors that the finding explains, so that nobody names them again."""
+    """The tensors, each with its model, that the finding explains: no later rule reports them."""
 
     @property
     def place(self) -> str:
@@ -58,14 +58,14 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RepositoryReport:
     """Everything found in a repository, by file and line."""
 
     folder: Path
     findings: tuple[Finding, ...]
 
     @classmethod
-    def of(cls, folder: Path, findings: Iterable[Finding]) -> Report:
+    def of(cls, folder: Path, findings: Iterable[Finding]) -> RepositoryReport:
         """Return a report with its findings in reading order."""
         ordered = sorted(
             findings, key=lambda f: (f.file, f.line or 0, _ORDER[f.severity], f.field, f.found)

@@ -17,7 +17,7 @@ from minitron_trt.triton_repo.check.ensemble_rules import check_ensemble
 from minitron_trt.triton_repo.check.manifest_rules import check_manifest, read_facts
 from minitron_trt.triton_repo.check.model_on_disk import TEXT_RUNTIME, ModelFolder, RepositoryFolder
 from minitron_trt.triton_repo.check.pbtxt_syntax import check_text
-from minitron_trt.triton_repo.check.report import Finding, Report, Severity
+from minitron_trt.triton_repo.check.report import Finding, RepositoryReport, Severity
 from minitron_trt.triton_repo.check.runtime_rules import check_parameters, find_engine, open_served
 from minitron_trt.triton_repo.check.tokenizer_rules import check_tokenizers
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM, TENSORRT_LLM_BLS
@@ -34,7 +34,7 @@ def _has_models(folder: Path) -> bool:
     return any(folder.glob(f"*/{CONFIG_PBTXT}"))
 
 
-def check_repository(folder: Path) -> Report:
+def check_repository(folder: Path) -> RepositoryReport:
     """Return everything that is wrong with a model repository, by file and field.
 
     BadInputError when the folder holds no model at all.
@@ -44,7 +44,7 @@ def check_repository(folder: Path) -> Report:
     findings += _check_served(repository, findings)
     if repository.is_ours:
         findings += check_manifest(repository)
-    return Report.of(folder, findings)
+    return RepositoryReport.of(folder, findings)
 
 
 def engine_of(folder: Path) -> Engine:

@@ -82,7 +82,7 @@ def open_served(model: ModelFolder, repository: RepositoryFolder) -> tuple[Serve
 
 
 def _unset(model: ModelFolder) -> list[Finding]:
-    """Name a path that is given but empty; placeholders and absent keys are named elsewhere."""
+    """Report a path that is there but empty: other rules report placeholders and absent keys."""
     if model.parameters.get(_PATH_KEY) == "":
         return [model.error(_PATH, found="is empty", expected="the folder of the engine")]
     return []
@@ -92,25 +92,24 @@ def _open_folder(model: ModelFolder) -> tuple[Served, list[Finding]]:
     """Open the Hugging Face folder that model.yaml names, relative to itself."""
     file = f"{model.name}/{model.version_folder.name}/{_MODEL_YAML}"
     try:
-        found = _MODEL_LINE.search((model.version_folder / _MODEL_YAML).read_text())
+        line = _MODEL_LINE.search((model.version_folder / _MODEL_YAML).read_text())
     except OSError as error:
         return Served(), [_fault(file, "", f"cannot be read ({error.strerror})")]
-    if found is None:
+    if line is None:
         return Served(), [_fault(file, "model", "is missing; expected the model's folder")]
-    folder = model.version_folder / found[1]
+    name = line[1]
+    folder = model.version_folder / name
     if not folder.is_dir():
-        if found[1].count("/") == 1 or Path(found[1]).is_absolute():
-            note = f"not checked: {found[1]} is a hub id or a path of another machine"
+        if name.count("/") == 1 or Path(name).is_absolute():
+            note = f"not checked: {name} is a hub id or a path of another machine"
             return Served(), [model.note("", found=note)]
-        return Served(), [_fault(file, "model", f"there is no folder {found[1]!r} beside it")]
+        return Served(), [_fault(file, "model", f"there is no folder {name!r} beside it")]
     try:
         vocab = int(json.loads((folder / "config.json").read_text())["vocab_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return Served(), [
-            _fault(file, "model", f"{found[1]}/config.json is no model's ({error!r})")
-        ]
+        return Served(), [_fault(file, "model", f"{name}/config.json is no model's ({error!r})")]
     if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
-        return Served(vocab), [_fault(file, "model", f"{found[1]} has no weights")]
+        return Served(vocab), [_fault(file, "model", f"{name} has no weights")]
     return Served(vocab), []
 
 

@@ -35,22 +35,22 @@ _TEXTS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _TokenizerFolder:
     model: ModelFolder
     folder: Path
 
 
 def check_tokenizers(repository: RepositoryFolder, vocab: int | None) -> Iterator[Finding]:
     """Check the tokenizers of every text model; `vocab` is the model's, if it is known."""
-    places: list[_Place] = []
+    places: list[_TokenizerFolder] = []
     for model in repository.of_role(PREPROCESSING, POSTPROCESSING, TENSORRT_LLM_BLS):
         value = model.parameters.get(_KEY)
         if value:
-            found = _locate(model, repository, value)
-            if isinstance(found, Finding):
-                yield found
+            located = _locate(model, repository, value)
+            if isinstance(located, Finding):
+                yield located
             else:
-                places.append(_Place(model, found))
+                places.append(_TokenizerFolder(model, located))
         elif value == "":
             yield model.error(
                 _PATH,
@@ -58,7 +58,7 @@ def check_tokenizers(repository: RepositoryFolder, vocab: int | None) -> Iterato
                 expected="the folder of the tokenizer",
             )
         yield from _check_end_ids(model, vocab)
-    # preprocessing's, or whichever there is.
+    # preprocessing's is compared with the rest; if it has none, whichever there is.
     places.sort(key=lambda place: place.model.role != PREPROCESSING)
     for place in places[:1]:
         yield from _check_one(place, repository, vocab)
@@ -89,7 +89,7 @@ def _locate(model: ModelFolder, repository: RepositoryFolder, value: str) -> Pat
     return place
 
 
-def _compare(one: _Place, other: _Place) -> Iterator[Finding]:
+def _compare(one: _TokenizerFolder, other: _TokenizerFolder) -> Iterator[Finding]:
     if one.folder.resolve() == other.folder.resolve():
         return
     for name in TOKENIZER_FILES:
@@ -125,7 +125,9 @@ def _check_end_ids(model: ModelFolder, vocab: int | None) -> Iterator[Finding]:
         )
 
 
-def _check_one(place: _Place, repository: RepositoryFolder, vocab: int | None) -> Iterator[Finding]:
+def _check_one(
+    place: _TokenizerFolder, repository: RepositoryFolder, vocab: int | None
+) -> Iterator[Finding]:
     model, file = place.model, place.folder / _FAST
     if not file.is_file():
         yield model.note(_PATH, found=f"not checked: {place.folder} has no {_FAST}")
@@ -170,7 +172,7 @@ def _round_trip(tokenizer: Any, text: str) -> str:
 
 
 def _check_special(
-    place: _Place, tokenizer: Any, repository: RepositoryFolder
+    place: _TokenizerFolder, tokenizer: Any, repository: RepositoryFolder
 ) -> Iterator[Finding]:
     """Check that the end and padding tokens are in the vocabulary."""
     config = _special_tokens(place.folder)

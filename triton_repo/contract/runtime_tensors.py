@@ -27,7 +27,14 @@ def tensorrt_llm(types: ElementTypes, *, reports_streams: bool) -> Signature:
     With `reports_streams` they include the stream's id and why it ended, which TensorRT-LLM's own
     backend does not say.
     """
-    inputs = (*_prompt(), *_sampling(), *_wishes(), *_adapters(types), *_cache(), *_decoding(types))
+    inputs = (
+        *_prompt(),
+        *_sampling(),
+        *_responses(),
+        *_adapters(types),
+        *_cache(),
+        *_decoding(types),
+    )
     results = (
         Tensor("output_ids", "INT32", (-1, -1)),
         Tensor("sequence_length", "INT32", (-1,)),
@@ -77,7 +84,7 @@ def _sampling() -> tuple[Tensor, ...]:
     )
 
 
-def _wishes() -> tuple[Tensor, ...]:
+def _responses() -> tuple[Tensor, ...]:
     return (
         *_scalars("BOOL", "return_log_probs", "return_context_logits"),
         *_scalars("BOOL", "return_generation_logits", "return_perf_metrics"),

@@ -173,7 +173,7 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
         "max_queue_size": str(recipe.max_queue_size),
         "cancellation_check_period_ms": "100",
         **defaults(TENSORRT_LLM, LLMAPI),
-        **recipe.of(TENSORRT_LLM),
+        **recipe.settings_of(TENSORRT_LLM),
     }
     types = ElementTypes()
     tokenizer = find_tokenizer(source.folder, recipe)
@@ -220,7 +220,7 @@ def _arguments(
     check_max_seq_len(recipe, source.max_positions)
     if recipe.max_seq_len is not None:
         arguments["max_seq_len"] = recipe.max_seq_len
-    for path, text in recipe.of("llm").items():
+    for path, text in recipe.settings_of("llm").items():
         if path in _OWN:
             raise UsageError(f"llm.{path} cannot be set: {_OWN[path]}")
         _put(arguments, path, text)

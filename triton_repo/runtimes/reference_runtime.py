@@ -35,7 +35,7 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
         "stream_interval": str(recipe.stream_interval),
         "cancellation_check_period_ms": "20",
         **defaults(TENSORRT_LLM, REFERENCE),
-        **recipe.of(TENSORRT_LLM),
+        **recipe.settings_of(TENSORRT_LLM),
     }
     types = ElementTypes()
     return Runtime(

@@ -49,7 +49,7 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
     """
     _check_compiler(engine)
     _check_recipe(engine, recipe)
-    _check_settings(engine, recipe.of(TENSORRT_LLM))
+    _check_settings(engine, recipe.settings_of(TENSORRT_LLM))
     types = ElementTypes(
         logits=_element(engine, "logits_dtype", engine.logits_dtype, LOGITS_TYPES),
         prompt_table=_element(engine, "dtype", engine.model.dtype, PROMPT_TABLE_TYPES),
@@ -90,7 +90,7 @@ def _parameters(engine: Engine, recipe: ServingRecipe) -> dict[str, str]:
         "max_beam_width": str(engine.limits.max_beam_width),
         "enable_kv_cache_reuse": json.dumps(engine.paged_context),
         "enable_chunked_context": json.dumps(engine.paged_context),
-        **recipe.of(TENSORRT_LLM),
+        **recipe.settings_of(TENSORRT_LLM),
     }
 
 
