@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 import numpy as np
-from minitron_models.requests import Sender, scalar, strings, tensor
-from minitron_models.text_model import parameter
+from minitron_models.config_parameters import parameter
+from minitron_models.triton_io import Sender, scalar, strings, tensor
 
 
 class TritonPythonModel:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.server
 
 PARROT = """
 import numpy as np
-from minitron_models.requests import Sender, strings, tensor
+from minitron_models.triton_io import Sender, strings, tensor
 
 class TritonPythonModel:
     def execute(self, requests):

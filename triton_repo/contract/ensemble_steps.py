@@ -17,7 +17,11 @@ from minitron_trt.triton_repo.contract.model_names import (
     TENSORRT_LLM,
 )
 from minitron_trt.triton_repo.contract.tensors import ElementTypes, statistics
-from minitron_trt.triton_repo.models.minitron_models.names import PASSED_ON
+from minitron_trt.triton_repo.models.minitron_models.tensor_names import (
+    ENCODED_INPUTS,
+    PASSED_ON,
+    TEXT_INPUTS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +35,8 @@ class Step:
 
 _ENCODED: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "INPUT_ID": "input_ids",
-        "REQUEST_INPUT_LEN": "input_lengths",
+        **{name: target for target, name in ENCODED_INPUTS.items()},
         "REQUEST_OUTPUT_LEN": "request_output_len",
-        "BAD_WORDS_IDS": "bad_words_list",
-        "STOP_WORDS_IDS": "stop_words_list",
-        "EMBEDDING_BIAS": "embedding_bias",
-        "OUT_END_ID": "end_id",
-        "OUT_PAD_ID": "pad_id",
-        "OUT_PROMPT_TABLE_EXTRA_IDS": "prompt_table_extra_ids",
         "OUT_EXCLUDE_INPUT_IN_OUTPUT": "exclude_input_in_output",
     }
 )
@@ -47,20 +44,13 @@ _ENCODED: Final[Mapping[str, str]] = MappingProxyType(
 
 _PREPROCESSED: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "QUERY": "text_input",
+        **{name: client_name for client_name, name in TEXT_INPUTS.items()},
         "REQUEST_OUTPUT_LEN": "max_tokens",
-        "BAD_WORDS_DICT": "bad_words",
-        "STOP_WORDS_DICT": "stop_words",
-        "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
-        "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
-        "END_ID": "end_id",
-        "PAD_ID": "pad_id",
-        "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
         "STREAM": "stream",
         "EXCLUDE_INPUT_IN_OUTPUT": "exclude_input_in_output",
-        "APPLY_CHAT_TEMPLATE": "apply_chat_template",
     }
 )
+"""From preprocessing's inputs to the client's."""
 
 
 def ensemble_steps(types: ElementTypes, *, reports_streams: bool) -> tuple[Step, ...]:

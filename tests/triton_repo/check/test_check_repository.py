@@ -274,13 +274,13 @@ def test_a_fault_in_our_repository_is_one_finding(
 
 def test_the_manifest_is_compared_with_the_files(emit: Callable[[str], Path]) -> None:
     folder = emit("reference")
-    (folder / "tensorrt_llm/1/minitron_models/requests.py").unlink()
+    (folder / "tensorrt_llm/1/minitron_models/triton_io.py").unlink()
     with (folder / "ensemble/config.pbtxt").open("a") as file:
         file.write("# a comment\n")
 
     assert [line.partition(";")[0] for line in lines(folder)] == [
         f"error ensemble/config.pbtxt is {(folder / 'ensemble/config.pbtxt').stat().st_size} bytes",
-        "error tensorrt_llm/1/minitron_models/requests.py is missing",
+        "error tensorrt_llm/1/minitron_models/triton_io.py is missing",
     ]
 
 

@@ -62,7 +62,7 @@ class Models:
     """The modules under test, and shorter ways to call them."""
 
     def __init__(self) -> None:
-        self.requests: Any = importlib.import_module("minitron_models.llmapi.request")
+        self.calls: Any = importlib.import_module("minitron_models.llmapi.llm_call")
         self.model: Any = importlib.import_module("tensorrt_llm_llmapi.model")
 
     def read(self, timeout_us: int = 0, excludes_input: bool = False, **values: Any) -> Any:
@@ -73,7 +73,7 @@ class Models:
         self, abilities: Any, timeout_us: int = 0, excludes_input: bool = False, **values: Any
     ) -> Any:
         """Return what a request asks of a model."""
-        return self.requests.read_request(Request(timeout_us, values), abilities, excludes_input)
+        return self.calls.read_llm_call(Request(timeout_us, values), abilities, excludes_input)
 
     def params(self, abilities: Any = None, **values: Any) -> Any:
         """Return the SamplingParams that LLM is given."""
@@ -82,7 +82,7 @@ class Models:
     def abilities(self, **changes: Any) -> Any:
         """Return what a model can do: everything, but for beams."""
         known = {"every_penalty": True, "guided": True, "streaming": True}
-        return self.requests.Abilities(**{**known, **changes})
+        return self.calls.Abilities(**{**known, **changes})
 
 
 @pytest.fixture(scope="module")

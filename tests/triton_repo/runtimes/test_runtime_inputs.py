@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from minitron_models.reference.inputs import (
+from minitron_models.reference.runtime_call import (
     MAX_WORD_IDS,
-    Asked,
-    Serving,
-    read,
-    rows,
+    RuntimeCall,
+    RuntimeOffer,
+    read_runtime_call,
+    split_rows,
 )
 
 from minitron_trt.errors import BadInputError, MinitronError, UnsupportedError
@@ -21,7 +21,7 @@ from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
 
 VOCAB = 1000
-SERVING = Serving(vocab=VOCAB, max_seq_len=64, decoupled=True, exclude_input=False)
+OFFER = RuntimeOffer(vocab=VOCAB, max_seq_len=64, decoupled=True, exclude_input=False)
 DTYPES = {
     **{"INT32": np.int32, "FP32": np.float32, "FP16": np.float16, "UINT64": np.uint64},
     **{"BOOL": np.bool_, "UINT8": np.uint8, "STRING": np.object_},
@@ -42,24 +42,24 @@ def arrays(**values: Any) -> dict[str, Any]:
     }
 
 
-def ask(serving: Serving = SERVING, timeout_us: int = 0, **values: Any) -> Asked:
+def ask(offer: RuntimeOffer = OFFER, timeout_us: int = 0, **values: Any) -> RuntimeCall:
     """Return what a request of one row asks for."""
-    (row,) = rows(arrays(**values))
-    return read(row, "7", timeout_us, serving)
+    (row,) = split_rows(arrays(**values))
+    return read_runtime_call(row, "7", timeout_us, offer)
 
 
 def test_what_is_not_given_is_as_tensorrt_llm_has_it() -> None:
-    asked = ask()
+    call = ask()
 
-    assert asked.request.sampling == Sampling(seed=0)
-    assert (asked.request.request_id, asked.request.prompt) == ("7", (5, 6, 7))
-    assert (asked.request.max_tokens, asked.request.sequences) == (9, 1)
-    assert asked.request.timeout_s is None
-    assert (asked.streaming, asked.prepend_prompt) == (False, True)
+    assert call.request.sampling == Sampling(seed=0)
+    assert (call.request.request_id, call.request.prompt) == ("7", (5, 6, 7))
+    assert (call.request.max_tokens, call.request.sequences) == (9, 1)
+    assert call.request.timeout_s is None
+    assert (call.streaming, call.prepend_prompt) == (False, True)
 
 
 def test_every_sampling_input_arrives() -> None:
-    asked = ask(
+    call = ask(
         temperature=0.5,
         runtime_top_k=4,
         runtime_top_p=0.75,
@@ -74,7 +74,7 @@ def test_every_sampling_input_arrives() -> None:
         bad_words_list=[[[4, 5], [1, 2]]],
     )
 
-    assert asked.request.sampling == Sampling(
+    assert call.request.sampling == Sampling(
         temperature=0.5,
         top_k=4,
         top_p=0.75,
@@ -105,16 +105,16 @@ def test_padding_after_input_lengths_is_no_prompt() -> None:
 def test_a_request_decides_about_its_prompt_before_the_parameter(
     parameter: bool, given: bool | None, prepended: bool
 ) -> None:
-    serving = Serving(VOCAB, 64, decoupled=True, exclude_input=parameter)
+    offer = RuntimeOffer(VOCAB, 64, decoupled=True, exclude_input=parameter)
 
-    assert ask(serving, exclude_input_in_output=given).prepend_prompt is prepended
+    assert ask(offer, exclude_input_in_output=given).prepend_prompt is prepended
 
 
 def test_a_batch_is_split_into_its_rows() -> None:
-    found = rows(
+    found = split_rows(
         arrays(input_ids=[[1, 2], [3, 4]], input_lengths=[2, 1], request_output_len=[5, 6])
     )
-    first, second = (read(row, "", 0, SERVING).request for row in found)
+    first, second = (read_runtime_call(row, "", 0, OFFER).request for row in found)
 
     assert (first.prompt, first.max_tokens) == ((1, 2), 5)
     assert (second.prompt, second.max_tokens) == ((3,), 6)
@@ -124,7 +124,7 @@ def test_a_batch_whose_tensors_disagree_is_refused_by_name() -> None:
     given = arrays(input_ids=[[1], [2]], input_lengths=[1, 1])
 
     with pytest.raises(BadInputError, match="request_output_len has 1 rows but input_lengths has"):
-        rows(given)
+        split_rows(given)
 
 
 WORDS = "expected where each word ends among 3 ids, rising, then only -1"
@@ -223,17 +223,17 @@ def test_every_input_of_the_contract_means_something_or_is_refused_by_name(name:
 )
 def test_one_response_has_room_for_one_answer(values: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInputError, match=message):
-        ask(Serving(VOCAB, 64, decoupled=False, exclude_input=False), **values)
+        ask(RuntimeOffer(VOCAB, 64, decoupled=False, exclude_input=False), **values)
 
 
 def test_logits_that_one_response_cannot_carry_are_refused_by_size() -> None:
-    serving = Serving(vocab=128256, max_seq_len=8192, decoupled=True, exclude_input=False)
+    offer = RuntimeOffer(vocab=128256, max_seq_len=8192, decoupled=True, exclude_input=False)
     most = 2**30 // (4 * 128256)
     long: dict[str, Any] = {"input_ids": [[1] * 4000], "input_lengths": 4000}
 
-    assert ask(serving, return_generation_logits=True, request_output_len=most)
-    assert ask(serving, return_generation_logits=True, request_output_len=4000, streaming=True)
+    assert ask(offer, return_generation_logits=True, request_output_len=most)
+    assert ask(offer, return_generation_logits=True, request_output_len=4000, streaming=True)
     with pytest.raises(BadInputError, match="return_generation_logits would send 4000 × 128256"):
-        ask(serving, return_generation_logits=True, request_output_len=4000)
+        ask(offer, return_generation_logits=True, request_output_len=4000)
     with pytest.raises(BadInputError, match=r"return_context_logits would send .* 2.05 GB, in one"):
-        ask(serving, return_context_logits=True, **long)
+        ask(offer, return_context_logits=True, **long)

@@ -7,24 +7,18 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_models.encode import Prompt, TextEncoder, TextTensors
-from minitron_models.requests import error_response, exchange, response, scalar, tensor
-from minitron_models.text_model import flag, leave_out_torch
+from minitron_models.config_parameters import flag
+from minitron_models.model_calls import exchange
+from minitron_models.tensor_names import ENCODED_INPUTS, TEXT_INPUTS
+from minitron_models.text_encoder import Prompt, TextEncoder
+from minitron_models.text_inputs import read_text_tensors
+from minitron_models.tokenizer_loading import leave_out_torch
+from minitron_models.triton_io import error_response, response, scalar, tensor
+from minitron_models.triton_types import TritonRequest, TritonResponse
+from numpy.typing import NDArray
 
 REQUIRED = {"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"}
 """From required inputs to what clients of the text models call them."""
-
-OUTPUTS = {
-    "input_ids": "INPUT_ID",
-    "input_lengths": "REQUEST_INPUT_LEN",
-    "stop_words_list": "STOP_WORDS_IDS",
-    "bad_words_list": "BAD_WORDS_IDS",
-    "embedding_bias": "EMBEDDING_BIAS",
-    "end_id": "OUT_END_ID",
-    "pad_id": "OUT_PAD_ID",
-    "prompt_table_extra_ids": "OUT_PROMPT_TABLE_EXTRA_IDS",
-}
-"""From tensorrt_llm's inputs to this model's outputs; what says nothing is left out."""
 
 
 class TritonPythonModel:
@@ -36,29 +30,17 @@ class TritonPythonModel:
         self._encoder = TextEncoder(args)
         self._exclude = flag(args, "exclude_input_in_output", True)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[TritonRequest]) -> list[TritonResponse]:
         """Answer each request on its own: one that is wrong leaves the others alone."""
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request: Any) -> Any:
+    def _answer(self, request: TritonRequest) -> TritonResponse:
         try:
-            for name, clients in REQUIRED.items():
+            for name, client_name in REQUIRED.items():
                 # Triton counts the inputs of a request, and optional ones make up for these.
                 if tensor(request, name) is None:
-                    raise ValueError(f"{name} / {clients} is missing")
-            prompt = self._encoder.prompt(
-                TextTensors(
-                    text=tensor(request, "QUERY"),
-                    stop_words=tensor(request, "STOP_WORDS_DICT"),
-                    bad_words=tensor(request, "BAD_WORDS_DICT"),
-                    bias_words=tensor(request, "EMBEDDING_BIAS_WORDS"),
-                    bias_weights=tensor(request, "EMBEDDING_BIAS_WEIGHTS"),
-                    end_id=scalar(request, "END_ID"),
-                    pad_id=scalar(request, "PAD_ID"),
-                    table_id=scalar(request, "PROMPT_TABLE_EXTRA_ID"),
-                    chat=scalar(request, "APPLY_CHAT_TEMPLATE"),
-                )
-            )
+                    raise ValueError(f"{name} / {client_name} is missing")
+            prompt = self._encoder.encode(read_text_tensors(request, TEXT_INPUTS))
             length = scalar(request, "REQUEST_OUTPUT_LEN")
             stream_id = self._open(request, prompt, length)
         except ValueError as error:
@@ -67,7 +49,7 @@ class TritonPythonModel:
             return error_response(str(error), pb_utils.TritonError.INTERNAL)
         return response(
             {
-                **{OUTPUTS[name]: value for name, value in prompt.inputs.items()},
+                **{ENCODED_INPUTS[name]: value for name, value in prompt.inputs.items()},
                 "REQUEST_OUTPUT_LEN": np.array([[length]], np.int32),
                 # postprocessing puts the prompt's text back where it is wanted.
                 "OUT_EXCLUDE_INPUT_IN_OUTPUT": np.ones((1, 1), np.bool_),
@@ -75,13 +57,17 @@ class TritonPythonModel:
             }
         )
 
-    def _open(self, request: Any, prompt: Prompt, length: int) -> np.ndarray[Any, Any]:
-        """Tell postprocessing what the text of this request depends on, and return its name."""
+    def _open(self, request: TritonRequest, prompt: Prompt, length: int) -> NDArray[Any]:
+        """Tell postprocessing what the text of this request depends on; return the stream's id.
+
+        It is drawn by chance, [1, 1]: a client's own id may be another's, too.
+        """
         stream_id = np.array([[secrets.randbits(64)]], np.uint64)
         streaming = bool(scalar(request, "STREAM", False))
         excluded = scalar(request, "EXCLUDE_INPUT_IN_OUTPUT", self._exclude)
         before = [] if excluded or streaming else prompt.ids
-        opening: dict[str, np.ndarray[Any, Any]] = {
+        opening: dict[str, NDArray[Any]] = {
+            # The prompt's ids, where its text goes before the answer: [1, 1, n].
             "TOKENS_BATCH": np.array([[before]], np.int32).reshape(1, 1, -1),
             "STREAM_ID": stream_id,
             "OPEN_MAX_TOKENS": np.array([[length]], np.int32),

@@ -8,30 +8,33 @@ at a time, for the reason that TokenModel gives.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_models.decode import Vocabulary
-from minitron_models.encode import TextEncoder, TextTensors
-from minitron_models.names import PASSED_ON
-from minitron_models.relay import Relay, Relayed
-from minitron_models.requests import (
-    Outputs,
+from minitron_models.bls_relay import BlsRelay, RelayedRequest
+from minitron_models.client_watch import ClientWatch
+from minitron_models.config_parameters import flag
+from minitron_models.model_calls import TokenModel, exchange
+from minitron_models.tensor_names import PASSED_ON, TEXT_INPUTS
+from minitron_models.text_encoder import TextEncoder
+from minitron_models.text_inputs import read_text_tensors
+from minitron_models.text_streams import TextStream
+from minitron_models.token_texts import TokenTexts
+from minitron_models.tokenizer_loading import leave_out_torch
+from minitron_models.triton_io import (
     ResponseSink,
     Sender,
-    TokenModel,
     error_response,
-    exchange,
     response,
     scalar,
     tensor,
 )
-from minitron_models.stream import Stream
-from minitron_models.text_model import flag, leave_out_torch
-from minitron_models.watch import Watch
+from minitron_models.triton_types import Outputs, TritonRequest, TritonResponse
 
 OWN_OUTPUTS = ("text_output", "finish_reason")
+"""What this model makes itself; its other outputs are tensorrt_llm's, of the same names."""
+
+CLIENT_NAMES = {name: name for name in TEXT_INPUTS}
 
 
 class TritonPythonModel:
@@ -45,14 +48,14 @@ class TritonPythonModel:
         leave_out_torch()
         self._encoder = TextEncoder(args)
         skip_special = flag(args, "skip_special_tokens", True)
-        self._vocabulary = Vocabulary(self._encoder.tokenizer, skip_special=skip_special)
+        self._token_texts = TokenTexts(self._encoder.tokenizer, skip_special=skip_special)
         self._exclude = flag(args, "exclude_input_in_output", True)
         self._accumulate = flag(args, "accumulate_tokens", False)
-        self._ours = flag(args, "finish_reason", False)
+        self._reports_streams = flag(args, "finish_reason", False)
         self._model = TokenModel()
-        self._watch = Watch(_end)
+        self._watch = ClientWatch(_stop_by_postprocessing)
 
-    def execute(self, requests: list[Any]) -> list[Any] | None:
+    def execute(self, requests: list[TritonRequest]) -> list[TritonResponse] | None:
         """Answer each request, a decoupled one through its sender."""
         if self._decoupled:
             for request in requests:
@@ -63,62 +66,50 @@ class TritonPythonModel:
             self._answer(request, collector)
         return [collector.response for collector in collectors]
 
-    def _answer(self, request: Any, sender: ResponseSink) -> None:
+    def _answer(self, request: TritonRequest, sender: ResponseSink) -> None:
         try:
             relayed = self._read(request)
         except ValueError as error:
             sender.fail(str(error), pb_utils.TritonError.INVALID_ARG)
         else:
-            Relay(self._model, self._watch, self._vocabulary, relayed, sender).run()
+            BlsRelay(self._model, self._watch, self._token_texts, relayed, sender).run()
 
-    def _read(self, request: Any) -> Relayed:
-        """Return all that a request asks."""
-        prompt = self._encoder.prompt(
-            TextTensors(
-                text=tensor(request, "text_input"),
-                stop_words=tensor(request, "stop_words"),
-                bad_words=tensor(request, "bad_words"),
-                bias_words=tensor(request, "embedding_bias_words"),
-                bias_weights=tensor(request, "embedding_bias_weights"),
-                end_id=scalar(request, "end_id"),
-                pad_id=scalar(request, "pad_id"),
-                table_id=scalar(request, "prompt_table_extra_id"),
-                chat=scalar(request, "apply_chat_template"),
-            )
-        )
+    def _read(self, request: TritonRequest) -> RelayedRequest:
+        """Read a request; ValueError names the input that is wrong."""
+        prompt = self._encoder.encode(read_text_tensors(request, CLIENT_NAMES))
         streaming = bool(scalar(request, "stream", False))
         sequences = scalar(request, "num_return_sequences", 1)
         if not self._decoupled:
             _check_one_response(streaming, sequences)
-        given = {
+        passed_on = {
             target: value
             for name, target in {"max_tokens": "request_output_len", **PASSED_ON}.items()
             if (value := tensor(request, name)) is not None
         }
         excluded = streaming or scalar(request, "exclude_input_in_output", self._exclude)
-        return Relayed(
-            stream=Stream(
+        return RelayedRequest(
+            stream=TextStream(
                 names=(),
                 max_tokens=scalar(request, "max_tokens"),
                 streaming=streaming,
-                words=prompt.stops,
+                words=prompt.stop_words,
                 prompt=() if excluded else prompt.ids,
             ),
             inputs={
                 **prompt.inputs,
-                **given,
+                **passed_on,
                 "exclude_input_in_output": np.ones((1, 1), np.bool_),
             },
             sequences=sequences,
             statistics=self._statistics.intersection(request.requested_output_names()),
             timeout_us=request.timeout(),
-            ours=self._ours,
+            reports_streams=self._reports_streams,
             accumulate=self._accumulate,
         )
 
 
-def _end(request_id: str) -> None:
-    """Have postprocessing stop a request: the stub hangs if another thread than the first does."""
+def _stop_by_postprocessing(request_id: str) -> None:
+    """Have postprocessing stop a request: on the watch's thread TokenModel would hang."""
     inputs = {"TOKENS_BATCH": np.empty((1, 1, 0), np.int32), "STOP": np.ones((1, 1), np.bool_)}
     exchange("postprocessing", request_id, inputs)
 
@@ -136,9 +127,9 @@ def _check_one_response(streaming: bool, sequences: int) -> None:
 class _Collector:
     """Stands in for a sender where a model has to return its one response: keeps the last."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: TritonRequest) -> None:
         self._request = request
-        self.response: Any = response({})
+        self.response: TritonResponse = response({})
 
     def send(self, outputs: Outputs, *, last: bool = False) -> None:
         """Keep a response; whether it is the last is seen when no other comes."""

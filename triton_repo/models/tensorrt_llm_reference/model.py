@@ -11,16 +11,23 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import triton_python_backend_utils as pb_utils
-from minitron_models.readers import Readers
-from minitron_models.reference.answers import Answer
-from minitron_models.reference.inputs import Asked, Serving, read, rows, scalar
-from minitron_models.reference.metrics import Metrics
-from minitron_models.reference.running import Entry, Running
-from minitron_models.requests import CANCEL_CHECK_S, Sender
-from minitron_models.text_model import flag, parameter
+from minitron_models.config_parameters import flag, parameter
+from minitron_models.reference.request_responses import RequestResponses
+from minitron_models.reference.running_requests import RunningRequest, RunningRequests
+from minitron_models.reference.runtime_call import (
+    RuntimeCall,
+    RuntimeOffer,
+    read_runtime_call,
+    scalar,
+    split_rows,
+)
+from minitron_models.reference.runtime_metrics import RuntimeMetrics
+from minitron_models.stream_readers import StreamReaders
+from minitron_models.triton_io import CANCEL_CHECK_S, Sender
+from minitron_models.triton_types import TritonRequest
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, RefusedError, UnsupportedError
@@ -38,7 +45,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the checkpoint and start the executor."""
         model = _load(args)
-        self._serving = Serving(
+        self._offer = RuntimeOffer(
             vocab=model.vocab,
             max_seq_len=model.max_seq_len,
             decoupled=pb_utils.using_decoupled_model_transaction_policy(
@@ -53,9 +60,9 @@ class TritonPythonModel:
             max_queue_size=int(parameter(args, "max_queue_size")),
         )
         self._numbers = itertools.count()
-        self._running = Running()
-        self._readers = Readers()
-        self._metrics = Metrics(args, model.max_seq_len)
+        self._running = RunningRequests()
+        self._readers = StreamReaders()
+        self._metrics = RuntimeMetrics(args, model.max_seq_len)
         self._metrics.publish(self._executor.stats())
         self._cancel_period_s = int(parameter(args, "cancellation_check_period_ms", "20")) / 1e3
         self._stats_period_s = int(parameter(args, "stats_check_period_ms", "100")) / 1e3
@@ -68,7 +75,7 @@ class TritonPythonModel:
         for watcher in self._watchers:
             watcher.start()
 
-    def execute(self, requests: list[Any]) -> None:
+    def execute(self, requests: list[TritonRequest]) -> None:
         """Hand each request to the executor, which answers from its own thread."""
         for request in requests:
             sender = self._readers.sender(request)
@@ -87,31 +94,37 @@ class TritonPythonModel:
         # Deleting them takes the server, which is gone by the time the interpreter ends.
         del self._metrics
 
-    def _take(self, request: Any, sender: Sender) -> None:
+    def _take(self, request: TritonRequest, sender: Sender) -> None:
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        given = (request.request_id(), scalar(arrays, "stream_id"))
-        names = frozenset(name for name in given if name not in ("", None))
+        stream_id = scalar(arrays, "stream_id")
+        names = frozenset(
+            name for name in (request.request_id(), stream_id) if name not in ("", None)
+        )
         if scalar(arrays, "stop", False):
             self._stop(names, sender)
             return
-        batch = rows(arrays)
-        if len(batch) > 1 and not self._serving.decoupled:
+        rows = split_rows(arrays)
+        if len(rows) > 1 and not self._offer.decoupled:
             raise BadInputError(
-                f"input_lengths has {len(batch)} rows; more than one needs a model with "
+                f"input_lengths has {len(rows)} rows; more than one needs a model with "
                 "decoupled responses"
             )
         timeout_us = request.timeout()
-        asked = [read(row, str(next(self._numbers)), timeout_us, self._serving) for row in batch]
-        for one in asked:
-            self._executor.check(one.request)
-        self._submit(asked, names, given[1], sender)
+        calls = [
+            read_runtime_call(row, str(next(self._numbers)), timeout_us, self._offer)
+            for row in rows
+        ]
+        # All or none: a batch of which one row is refused runs none of its rows.
+        for call in calls:
+            self._executor.check(call.request)
+        self._submit(calls, names, stream_id, sender)
 
     def _stop(self, names: frozenset[str | int], sender: Sender) -> None:
         if not names:
             raise BadInputError("stop needs the request id, or stream_id, of the request to stop")
         self._cancel(names)
         # A model that is not decoupled owes exactly one response.
-        if self._serving.decoupled:
+        if self._offer.decoupled:
             sender.close()
         else:
             sender.send({}, last=True)
@@ -121,32 +134,36 @@ class TritonPythonModel:
             self._executor.cancel(request_id)
 
     def _submit(
-        self, asked: Sequence[Asked], names: frozenset[str | int], stream_id: Any, sender: Sender
+        self,
+        calls: Sequence[RuntimeCall],
+        names: frozenset[str | int],
+        stream_id: int | None,
+        sender: Sender,
     ) -> None:
-        request_ids = tuple(one.request.request_id for one in asked)
+        request_ids = tuple(call.request.request_id for call in calls)
 
         def done(tokens: int) -> None:
             self._running.remove(request_ids[0])
-            self._metrics.finished(sum(len(one.request.prompt) for one in asked), tokens)
+            self._metrics.finished(sum(len(call.request.prompt) for call in calls), tokens)
 
-        answer = Answer(
-            sender, asked, stream_id, self._stream_interval, self._cancel_period_s, done
+        responses = RequestResponses(
+            sender, calls, stream_id, self._stream_interval, self._cancel_period_s, done
         )
-        self._running.add(Entry(names, request_ids))
+        self._running.add(RunningRequest(names, request_ids))
         try:
-            for row, one in enumerate(asked):
-                on_event = functools.partial(answer.on_event, row)
-                self._executor.submit(one.request, on_event, answer.is_over)
+            for row, call in enumerate(calls):
+                on_event = functools.partial(responses.on_event, row)
+                self._executor.submit(call.request, on_event, responses.check_over)
         except BaseException:
-            answer.close()
+            responses.close()
             self._running.remove(request_ids[0])
             raise
 
     def _watch_readers(self) -> None:
         """Cancel the streams of the ensemble that nobody reads any more."""
         while not self._closing.wait(CANCEL_CHECK_S):
-            if gone := self._readers.gone():
-                self._cancel(frozenset(gone))
+            if abandoned := self._readers.find_abandoned():
+                self._cancel(frozenset(abandoned))
 
     def _watch_metrics(self) -> None:
         """Publish metrics, as long as there is something to see."""

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minitron_models.decode import Vocabulary
+from minitron_models.token_texts import TokenTexts
 from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS, sentencepiece, wrapped
 from tokenizers import Tokenizer, decoders, models
 
 VOCABULARIES = {
-    (name, skip): Vocabulary(tokenizer, skip_special=skip)
+    (name, skip): TokenTexts(tokenizer, skip_special=skip)
     for name, tokenizer in TOKENIZERS.items()
     for skip in (True, False)
 }
@@ -25,7 +25,7 @@ HARD = st.sampled_from([*MARKED, "\ufffd", " ", "\n", "\0"])
 TEXTS = st.lists(st.one_of(st.text(max_size=6), HARD), max_size=12).map("".join)
 
 
-def pieces(vocabulary: Vocabulary, ids: Sequence[int], sizes: Sequence[int]) -> list[str]:
+def pieces(vocabulary: TokenTexts, ids: Sequence[int], sizes: Sequence[int]) -> list[str]:
     """Return the pieces in which ids that come in groups of these sizes become text."""
     text = vocabulary.detokenizer()
     ends = [0, *(min(end, len(ids)) for end in itertools.accumulate(sizes)), len(ids)]
@@ -108,12 +108,12 @@ def test_text_goes_on_after_what_was_flushed() -> None:
 )
 def test_a_decoder_that_cannot_be_streamed_is_refused_by_name(step: Any) -> None:
     with pytest.raises(ValueError, match=type(step).__name__):
-        Vocabulary(sentencepiece(step), skip_special=True)
+        TokenTexts(sentencepiece(step), skip_special=True)
 
 
 def test_a_tokenizer_without_a_decoder_joins_its_tokens() -> None:
     words = {"<s>": 0, "a": 1, "b": 2}
     tokenizer = wrapped(Tokenizer(models.WordLevel(words, unk_token="<s>")))
-    vocabulary = Vocabulary(tokenizer, skip_special=True)
+    vocabulary = TokenTexts(tokenizer, skip_special=True)
 
     assert "".join(pieces(vocabulary, [1, 0, 2, 2], [1, 1, 1, 1])) == "a b b"

@@ -9,42 +9,45 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_models.decode import Vocabulary
-from minitron_models.requests import Inputs, ModelError, Outputs, ResponseSink, TokenModel, strings
-from minitron_models.stream import LENGTH, STOP, TIMEOUT, Answer, Stream, id_rows
-from minitron_models.watch import Watch, Watched
+from minitron_models.client_watch import ClientWatch, WatchedRequest
+from minitron_models.model_calls import ModelError, TokenModel
+from minitron_models.text_streams import LENGTH, STOP, TIMEOUT, SequenceText, TextStream, id_rows
+from minitron_models.token_texts import TokenTexts
+from minitron_models.triton_io import ResponseSink, strings
+from minitron_models.triton_types import Inputs, Outputs
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Relayed:
-    """What a request asks: of tensorrt_llm, and of the text that becomes of its answer."""
+class RelayedRequest:
+    """What a client wants: of tensorrt_llm, and of the text that its answer becomes."""
 
-    stream: Stream
+    stream: TextStream
     inputs: Inputs
     sequences: int
     statistics: Collection[str]  # outputs of tensorrt_llm that the client wants as they are
     timeout_us: int
-    ours: bool  # whether tensorrt_llm says why an answer ended, and pads no row of ids
-    accumulate: bool  # whether each response repeats the text so far
+    reports_streams: bool  # tensorrt_llm says why an answer ended, and pads no row of ids
+    accumulate: bool  # each response repeats the text so far
 
 
-class Relay:
+class BlsRelay:
     """Follows the responses of tensorrt_llm and sends their text."""
 
     def __init__(
         self,
         model: TokenModel,
-        watch: Watch,
-        vocabulary: Vocabulary,
-        relayed: Relayed,
+        watch: ClientWatch,
+        token_texts: TokenTexts,
+        request: RelayedRequest,
         sender: ResponseSink,
     ) -> None:
         self._model = model
         self._watch = watch
-        self._vocabulary = vocabulary
-        self._relayed = relayed
+        self._token_texts = token_texts
+        self._request = request
         self._sender = sender
-        # An id of our own, so that `stop` cannot meet another client's request.
+        # An id of its own, so that `stop` cannot meet another client's request.
         self._request_id = uuid.uuid4().hex
         self._told_to_stop = False
         self._ended: set[int] = set()
@@ -54,7 +57,7 @@ class Relay:
         """Answer the request, also when something fails."""
         try:
             # One whose client left while it waited is not begun.
-            last = None if self._model.is_left(self._sender) else self._answer()
+            last = self._answer() if self._model.check_client(self._sender) else None
         except ModelError as error:
             self._sender.fail(str(error), error.code)
         except Exception as error:
@@ -68,27 +71,29 @@ class Relay:
 
     def _answer(self) -> Outputs | None:
         """Send what tensorrt_llm answers; return the last response, None if there is no other."""
-        relayed = self._relayed
-        # A runtime of ours ends by itself when time is up, TensorRT-LLM's own model does not.
-        timeout_us = 0 if relayed.ours else relayed.timeout_us
+        request = self._request
+        # This tool's runtimes end by themselves when time is up; TensorRT-LLM's own model does not.
+        timeout_us = 0 if request.reports_streams else request.timeout_us
         with self._watch.over(self._sender, self._request_id, timeout_us) as watched:
             last = self._follow(watched)
-        return None if watched.left else last or self._rest(watched.late)
+        return None if watched.left else last or self._finish(watched.late)
 
-    def _follow(self, watched: Watched) -> Outputs | None:
+    def _follow(self, watched: WatchedRequest) -> Outputs | None:
         """Send each response; return the one with which all sequences have ended, if it comes."""
-        relayed = self._relayed
-        plain = self._plain_answer()
-        least = 1 if relayed.ours else 2  # tensors of a response that holds nothing but ids
+        request = self._request
+        plain = self._begin_plain()
+        # How many tensors a response has that holds nothing but ids.
+        least = 1 if request.reports_streams else 2
         last = None
         for tensors in self._model.generate(
-            self._request_id, self._outputs(), relayed.timeout_us, relayed.inputs
+            self._request_id, self._requested_outputs(), request.timeout_us, request.inputs
         ):
             if watched.left:
+                # The watch is having it stopped; what comes until then is for nobody.
                 continue
             if plain and tensors and "finish_reason" not in tensors and not watched.late:
                 ids = tensors["output_ids"].reshape(-1).tolist()
-                if ids and plain.tokens + len(ids) < relayed.stream.max_tokens:
+                if ids and plain.tokens + len(ids) < request.stream.max_tokens:
                     piece = {"text_output": strings([plain.push(ids, last=False)])}
                     if len(tensors) > least:
                         self._add_statistics(piece, tensors)
@@ -96,81 +101,83 @@ class Relay:
                     continue
             index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
             if tensors and index not in self._ended:
-                outputs = self._text_of(index, tensors, watched.late)
+                outputs = self._take_response(index, tensors, watched.late)
                 if outputs is None:
                     continue
-                if len(self._ended) == relayed.sequences and not self._told_to_stop:
+                if len(self._ended) == request.sequences and not self._told_to_stop:
                     last = outputs
                 else:
                     self._sender.send(outputs)
         return last
 
-    def _plain_answer(self) -> Answer | None:
-        """Return the answer of a stream that is one sequence without stop words, or None.
+    def _begin_plain(self) -> SequenceText | None:
+        """Begin and return the sequence of a stream that has no other and no stop words, or None.
 
         Nearly every response is a piece of one. A process that takes turns with many others finds
         the processor's caches cold, and each call of a function costs it microseconds: so these
         pieces take the shortest way.
         """
-        relayed = self._relayed
-        stream = relayed.stream
-        several = relayed.sequences > 1 or "beam_width" in relayed.inputs
-        if several or relayed.accumulate or not stream.streaming or stream.words is not None:
+        request = self._request
+        stream = request.stream
+        several = request.sequences > 1 or "beam_width" in request.inputs
+        if several or request.accumulate or not stream.streaming or stream.words is not None:
             return None
-        return stream.begin(self._vocabulary)
+        return stream.begin(self._token_texts)
 
-    def _outputs(self) -> list[str]:
+    def _requested_outputs(self) -> list[str]:
         """Return the outputs to ask tensorrt_llm for: each costs time per response."""
-        outputs = {"output_ids", *self._relayed.statistics}
-        outputs.add("finish_reason" if self._relayed.ours else "sequence_length")
-        if self._relayed.sequences > 1:
+        outputs = {"output_ids", *self._request.statistics}
+        outputs.add("finish_reason" if self._request.reports_streams else "sequence_length")
+        if self._request.sequences > 1:
             outputs.add("sequence_index")
         return sorted(outputs)
 
-    def _text_of(self, index: int, tensors: Outputs, late: bool) -> Outputs | None:
-        """Return the outputs for one of tensorrt_llm's responses, None when it says nothing."""
+    def _take_response(self, index: int, tensors: Outputs, late: bool) -> Outputs | None:
+        """Take one of tensorrt_llm's responses; return what to send for it, None if nothing."""
         rows = id_rows(tensors["output_ids"], tensors.get("sequence_length"))
-        given = TIMEOUT if late else ""
+        reason = TIMEOUT if late else ""
         if "finish_reason" in tensors:
-            given = tensors["finish_reason"].item().decode()
-        if self._relayed.stream.streaming and not (given or any(rows)):
+            reason = tensors["finish_reason"].item().decode()
+        if self._request.stream.streaming and not (reason or any(rows)):
             # It need not be the end, which is seen when there are no more responses.
             return None
-        pushed = self._relayed.stream.push(rows, index, given, self._vocabulary)
-        if pushed.over:
+        update = self._request.stream.push(rows, index, reason, self._token_texts)
+        if update.over:
             self._ended.add(index)
-            if pushed.cut and len(self._ended) == self._relayed.sequences:
+            if update.cut and len(self._ended) == self._request.sequences:
                 self._stop()
-        outputs = self._text(index, pushed.texts, pushed.reasons)
+        outputs = self._outputs_of(index, update.texts, update.reasons)
         self._add_statistics(outputs, tensors)
         return outputs
 
-    def _add_statistics(self, outputs: dict[str, Any], tensors: Outputs) -> None:
+    def _add_statistics(self, outputs: dict[str, NDArray[Any]], tensors: Outputs) -> None:
         """Pass on what the client wants as it is."""
-        for name in self._relayed.statistics:
+        for name in self._request.statistics:
             if name in tensors:
                 outputs[name] = tensors[name]
 
-    def _rest(self, late: bool) -> Outputs | None:
-        """Return what the sequences still held back, now that tensorrt_llm has ended them."""
-        last: dict[str, Any] | None = None
-        for index, answer in self._relayed.stream.answers.items():
+    def _finish(self, late: bool) -> Outputs | None:
+        """Send what sequences still held back, now that tensorrt_llm has ended; return the last."""
+        last: dict[str, NDArray[Any]] | None = None
+        for index, sequence in self._request.stream.sequences.items():
             if index not in self._ended:
                 if last is not None:
                     self._sender.send(last)
-                text = answer.push((), last=True)
-                full = answer.tokens >= self._relayed.stream.max_tokens
+                text = sequence.push((), last=True)
+                full = sequence.tokens >= self._request.stream.max_tokens
                 reason = LENGTH if full else TIMEOUT if late else STOP
-                last = self._text(index, [text], [reason])
-                if self._relayed.sequences > 1:
+                last = self._outputs_of(index, [text], [reason])
+                if self._request.sequences > 1:
                     last["sequence_index"] = np.array([[index]], np.int32)
         return last
 
-    def _text(self, index: int, texts: list[str], reasons: list[str]) -> dict[str, Any]:
-        if self._relayed.accumulate and len(texts) == 1:
+    def _outputs_of(
+        self, index: int, texts: list[str], reasons: list[str]
+    ) -> dict[str, NDArray[Any]]:
+        if self._request.accumulate and len(texts) == 1:
             texts = [self._so_far.get(index, "") + texts[0]]
             self._so_far[index] = texts[0]
-        outputs: dict[str, Any] = {"text_output": strings(texts)}
+        outputs: dict[str, NDArray[Any]] = {"text_output": strings(texts)}
         if any(reasons):
             outputs["finish_reason"] = strings(reasons)
         return outputs

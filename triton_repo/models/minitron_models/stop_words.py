@@ -1,4 +1,4 @@
-"""Stop words in a text that comes in pieces: found wherever the pieces are cut, and left out."""
+"""Stop words in a text that comes in pieces: seen wherever the pieces are cut, and left out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class StopWords:
     """Words of which the first to be complete ends a text; of two at once the longer counts.
 
     An Aho-Corasick automaton: one look per character, however many words there are. A node is the
-    start of a word; `depth` is its length, `found` that of the longest word that it ends with.
+    start of a word; `depth` is its length, `matched` that of the longest word that it ends with.
     """
 
     def __init__(self, words: Iterable[str]) -> None:
         self.children: list[dict[str, int]] = [{}]
         self.fallback = [0]
         self.depth = [0]
-        self.found = [0]
+        self.matched = [0]
         total = 0
         for word in words:
             total += len(word)
@@ -39,9 +39,9 @@ class StopWords:
                 self.children.append({})
                 self.fallback.append(0)
                 self.depth.append(self.depth[node] + 1)
-                self.found.append(0)
+                self.matched.append(0)
             node = self.children[node][character]
-        self.found[node] = len(word)
+        self.matched[node] = len(word)
 
     def _link(self) -> None:
         """Give each node the longest other node that its text ends with."""
@@ -50,7 +50,7 @@ class StopWords:
             node = nodes.popleft()
             for character, child in self.children[node].items():
                 self.fallback[child] = self.step(self.fallback[node], character)
-                self.found[child] = self.found[child] or self.found[self.fallback[child]]
+                self.matched[child] = self.matched[child] or self.matched[self.fallback[child]]
                 nodes.append(child)
 
     def step(self, node: int, character: str) -> int:
@@ -72,15 +72,16 @@ class StopMatcher:
 
     def push(self, text: str) -> str:
         """Return what is certain after the next piece; `stopped` says that nothing more comes."""
-        node, found = self._node, self._words.found
+        node, matched = self._node, self._words.matched
         step = self._words.step
         for at, character in enumerate(text, 1):
             node = step(node, character)
-            if found[node]:
+            if matched[node]:
                 self.stopped = True
                 text = self._held + text[:at]
-                return text[: len(text) - found[node]]
+                return text[: len(text) - matched[node]]
         text = self._held + text
+        # The node is the longest end of the text that could become a stop word.
         certain = len(text) - self._words.depth[node]
         self._node, self._held = node, text[certain:]
         return text[:certain]

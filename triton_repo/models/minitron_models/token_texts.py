@@ -28,23 +28,23 @@ class Detokenizer(Protocol):
         """Return what is still held back, as it decodes where the ids end."""
 
 
-class Vocabulary:
-    """What the ids of a tokenizer stand for; ValueError when its texts cannot be streamed."""
+class TokenTexts:
+    """The texts of a tokenizer's ids; ValueError when they cannot be put together as they come."""
 
     def __init__(self, tokenizer: Any, *, skip_special: bool) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ValueError(f"{tokenizer.name_or_path} has no tokenizer.json, which serving needs")
         steps = _decoder_steps(backend)
-        self._bytes = _Bytes(backend, skip_special) if steps == ["ByteLevel"] else None
-        self._pieces: _Pieces | None = None
+        self._bytes = _BytesOfIds(backend, skip_special) if steps == ["ByteLevel"] else None
+        self._pieces: _PiecesOfIds | None = None
         if self._bytes is None:
             if unknown := [step for step in steps if step not in _PIECEWISE]:
                 raise ValueError(
                     f"{tokenizer.name_or_path} decodes with {', '.join(unknown)}; only ByteLevel, "
                     f"or {', '.join(_PIECEWISE)} can be streamed"
                 )
-            self._pieces = _Pieces(backend, skip_special, byte_tokens="ByteFallback" in steps)
+            self._pieces = _PiecesOfIds(backend, skip_special, byte_tokens="ByteFallback" in steps)
 
     def detokenizer(self) -> Detokenizer:
         """Return the state of a text that has no ids yet."""
@@ -82,7 +82,7 @@ def _byte_alphabet() -> dict[str, int]:
     return characters | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-class _Bytes(dict[int, bytes]):
+class _BytesOfIds(dict[int, bytes]):
     """The bytes of each id of a byte-level tokenizer, looked up when first met."""
 
     def __init__(self, backend: Any, skip_special: bool) -> None:
@@ -109,7 +109,7 @@ class _ByteLevelText:
     Python's own incremental decoder does the same in a frame of its own; this runs per token.
     """
 
-    def __init__(self, table: _Bytes) -> None:
+    def __init__(self, table: _BytesOfIds) -> None:
         self._of = table.__getitem__
         self._held = b""
 
@@ -126,7 +126,7 @@ class _ByteLevelText:
         return held.decode("utf-8", "replace")
 
 
-class _Pieces(dict[int, "str | None"]):
+class _PiecesOfIds(dict[int, "str | None"]):
     """The text that each id adds after others; None for an id that is one byte."""
 
     def __init__(self, backend: Any, skip_special: bool, *, byte_tokens: bool) -> None:
@@ -169,7 +169,7 @@ class _Pieces(dict[int, "str | None"]):
 class _PiecewiseText:
     """A text of pieces: a run of bytes is held back until it ends, for one bad byte spoils all."""
 
-    def __init__(self, table: _Pieces) -> None:
+    def __init__(self, table: _PiecesOfIds) -> None:
         self._table = table
         self._begun = False
         self._run: list[int] = []  # ids that are bytes, while no other came after them

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_models.reference.inputs import Asked
-from minitron_models.requests import Sender
+from minitron_models.reference.runtime_call import RuntimeCall
+from minitron_models.triton_io import Sender
 from numpy.typing import NDArray
 
 from minitron_trt.executor import Event, FinishReason, Timing
@@ -29,13 +29,13 @@ FINISH_REASONS: Final = {
 Outputs = dict[str, NDArray[Any]]
 
 
-class Answer:
-    """One client's request on its way back: all sequences of all its rows."""
+class RequestResponses:
+    """The responses of one client's request: of all sequences of all its rows."""
 
     def __init__(
         self,
         sender: Sender,
-        asked: Sequence[Asked],
+        calls: Sequence[RuntimeCall],
         stream_id: int | None,
         stream_interval: int,
         check_period_s: float,
@@ -49,15 +49,17 @@ class Answer:
         self._check_period_s = check_period_s
         self._checked = time.monotonic()
         self._pending = {
-            (row, sequence): _Pending(one, row if len(asked) > 1 else None, sequence, stream_id)
-            for row, one in enumerate(asked)
-            for sequence in range(one.request.sequences)
+            (row, sequence): _NextResponse(
+                call, row if len(calls) > 1 else None, sequence, stream_id
+            )
+            for row, call in enumerate(calls)
+            for sequence in range(call.request.sequences)
         }
 
-    def is_over(self) -> bool:
-        """Return whether what still runs may stop: all is said, or the client left.
+    def check_over(self) -> bool:
+        """Find out whether what still runs may stop: all is said, or the client left.
 
-        Asks seldom: it is a message to the server process and back.
+        Asks the server seldom: it is a message to its process and back.
         """
         if not self._pending:
             return True
@@ -72,7 +74,7 @@ class Answer:
         self._pending.clear()
 
     def on_event(self, row: int, event: Event) -> None:
-        """Send what is due of one row's news."""
+        """Take what the executor says of one row; send what is due."""
         pending = self._pending.get((row, event.sequence))
         if pending is None:
             return
@@ -89,7 +91,7 @@ class Answer:
         else:
             self._end((row, event.sequence), pending, event)
 
-    def _end(self, key: tuple[int, int], pending: _Pending, event: Event) -> None:
+    def _end(self, key: tuple[int, int], pending: _NextResponse, event: Event) -> None:
         outputs = {**pending.take(), **pending.ending(event)}
         del self._pending[key]
         if not self._pending:
@@ -97,13 +99,16 @@ class Answer:
         self._sender.send(outputs, last=not self._pending)
 
 
-class _Pending:
+class _NextResponse:
     """What one sequence has to say in its next response."""
 
-    def __init__(self, asked: Asked, row: int | None, sequence: int, stream_id: int | None) -> None:
-        self._asked = asked
-        self._log_probs_wanted = asked.request.sampling.log_probs
-        several = asked.request.sequences > 1
+    def __init__(
+        self, call: RuntimeCall, row: int | None, sequence: int, stream_id: int | None
+    ) -> None:
+        """`row` is the request's place in a batch, None when it is alone."""
+        self._call = call
+        self._log_probs_wanted = call.request.sampling.log_probs
+        several = call.request.sequences > 1
         self._ids: list[int] = []
         self._sent = False
         self._cumulated = 0.0
@@ -117,11 +122,11 @@ class _Pending:
             self._always["batch_index"] = _number(row or 0)
         if several:
             self._always["sequence_index"] = _number(sequence)
-        if asked.count_input:
-            self._always["num_input_tokens"] = _number(len(asked.request.prompt))
+        if call.count_input:
+            self._always["num_input_tokens"] = _number(len(call.request.prompt))
 
     def add(self, event: Event) -> None:
-        """Keep an event's news."""
+        """Keep what an event brings."""
         self._ids += event.tokens
         self._log_probs += event.log_probs
         if event.generation_logits is not None:
@@ -131,28 +136,30 @@ class _Pending:
 
     def is_due(self, interval: int) -> bool:
         """Return whether a streamed response is due: the first token, then every so many."""
-        return self._asked.streaming and (not self._sent or len(self._ids) >= interval)
+        return self._call.streaming and (not self._sent or len(self._ids) >= interval)
 
     def take(self) -> Outputs:
-        """Return the outputs of the next response."""
+        """Return the outputs of the next response, and begin the one after it."""
         ids, self._ids, self._sent = self._ids, [], True
         outputs = dict(self._always)
-        if self._asked.count_output:
+        if self._call.count_output:
             outputs["num_output_tokens"] = _number(len(ids))
         if self._log_probs_wanted:
-            outputs |= self._probabilities()
+            outputs |= self._take_probabilities()
         if self._logits:
+            # [1, beams, tokens, vocabulary], and of the prompt [1, tokens, vocabulary].
             outputs["generation_logits"] = np.concatenate(self._logits)[None, None]
             self._logits = []
         if self._context is not None:
             outputs["context_logits"], self._context = self._context[None], None
-        if self._asked.prepend_prompt and not self._asked.streaming:
-            ids = [*self._asked.request.prompt, *ids]
+        if self._call.prepend_prompt and not self._call.streaming:
+            ids = [*self._call.request.prompt, *ids]
         outputs["output_ids"] = np.array([[ids]], np.int32)
         outputs["sequence_length"] = _number(len(ids))
         return outputs
 
-    def _probabilities(self) -> Outputs:
+    def _take_probabilities(self) -> Outputs:
+        """Return the log probabilities of the ids that are due: [1, 1, n], and their sum so far."""
         self._cumulated += sum(self._log_probs)
         outputs = {
             "output_log_probs": np.array([[self._log_probs]], np.float32),

@@ -1,4 +1,4 @@
-"""The answers that are under way: per sequence the text so far, per request what it asked for."""
+"""The texts that are under way: each sequence's so far, and what its request said of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from minitron_models.decode import Vocabulary
-from minitron_models.stop import StopMatcher, StopWords
+from minitron_models.stop_words import StopMatcher, StopWords
+from minitron_models.token_texts import TokenTexts
 from numpy.typing import NDArray
 
 STOP = "stop"
@@ -34,15 +34,15 @@ def id_rows(tokens: NDArray[Any], lengths: NDArray[Any] | None) -> list[list[int
     return [row[:count] for row, count in zip(rows, lengths.reshape(-1).tolist(), strict=True)]
 
 
-class Answer:
+class SequenceText:
     """One sequence: from ids to the text that the client gets, cut before a stop word."""
 
     def __init__(
-        self, vocabulary: Vocabulary, words: StopWords | None, prompt: Sequence[int] = ()
+        self, token_texts: TokenTexts, words: StopWords | None, prompt: Sequence[int] = ()
     ) -> None:
-        self._text = vocabulary.detokenizer()
+        self._text = token_texts.detokenizer()
         self._matcher = None if words is None else StopMatcher(words)
-        # Goes before the answer, and stop words in it are the client's own.
+        # Goes before the answer past the matcher: stop words in it are the client's own.
         self._prompt = self._text.push(prompt) + self._text.finish()
         self.tokens = 0
 
@@ -69,85 +69,87 @@ class Answer:
         return text
 
 
-class Pushed(NamedTuple):
-    """What a response of tensorrt_llm adds to a sequence, by row."""
+class TextUpdate(NamedTuple):
+    """What a response of tensorrt_llm adds to a sequence; a text and a reason for each row."""
 
     texts: list[str]
     reasons: list[str]  # why it ended, "" where nobody knows; none as long as it goes on
     over: bool
-    cut: bool  # stop words ended it, which tensorrt_llm does not know
+    cut: bool  # stop words ended the text; tensorrt_llm may still be generating
 
 
 @dataclass
-class Stream:
-    """What a text request asked for, and its sequences by their index."""
+class TextStream:
+    """A text request under way: what it said of its texts, and its sequences by their index."""
 
     names: tuple[Hashable, ...]
     max_tokens: int
     streaming: bool
     words: StopWords | None = None
     prompt: Sequence[int] = ()
-    answers: dict[int, Answer] = field(default_factory=dict)
+    sequences: dict[int, SequenceText] = field(default_factory=dict)
     responses: int = 0
     told_to_stop: bool = False
-    checked: float = 0.0  # when the client was last looked for, of time.monotonic()
+    checked: float = 0.0  # when its client was last asked after, of time.monotonic()
 
     def push(
-        self, rows: Sequence[Sequence[int]], index: int, given: str, vocabulary: Vocabulary
-    ) -> Pushed:
-        """Take a response: the ids of a sequence's rows, and why it ended where that is known."""
-        answers = self._answers_for(rows, index, vocabulary)
-        last = bool(given) or self._is_over(answers[0], rows[0])
+        self, rows: Sequence[Sequence[int]], index: int, reason: str, token_texts: TokenTexts
+    ) -> TextUpdate:
+        """Take a response: the ids of a sequence's rows, and why it ended, "" if it is not said."""
+        sequences = self._continue_sequences(rows, index, token_texts)
+        last = bool(reason) or self._is_over(sequences[0], rows[0])
         texts, stopped = [], True
-        for answer, ids in zip(answers, rows, strict=True):
-            texts.append(answer.push(ids, last=last))
-            stopped = stopped and answer.stopped
+        for sequence, ids in zip(sequences, rows, strict=True):
+            texts.append(sequence.push(ids, last=last))
+            stopped = stopped and sequence.stopped
         over = last or stopped
-        reasons = [self._reason(answer, given, last) for answer in answers] if over else []
-        return Pushed(texts, reasons, over, stopped and not last)
+        reasons = [self._reason(each, reason, last) for each in sequences] if over else []
+        return TextUpdate(texts, reasons, over, stopped and not last)
 
-    def _answers_for(
-        self, rows: Sequence[Sequence[int]], index: int, vocabulary: Vocabulary
-    ) -> list[Answer]:
+    def _continue_sequences(
+        self, rows: Sequence[Sequence[int]], index: int, token_texts: TokenTexts
+    ) -> list[SequenceText]:
         """Return what a response's rows go into; a sequence begins when it is first met.
 
         Several rows are beams, which come whole: they may change places between responses.
         """
         if len(rows) > 1:
-            return [Answer(vocabulary, self.words, self.prompt) for _ in rows]
-        return [self.answers[index] if index in self.answers else self.begin(vocabulary, index)]
+            return [SequenceText(token_texts, self.words, self.prompt) for _ in rows]
+        known = self.sequences.get(index)
+        return [self.begin(token_texts, index) if known is None else known]
 
-    def begin(self, vocabulary: Vocabulary, index: int = 0) -> Answer:
-        """Return a sequence's answer, from now on the one that responses go into."""
-        self.answers[index] = Answer(vocabulary, self.words, self.prompt)
-        return self.answers[index]
+    def begin(self, token_texts: TokenTexts, index: int = 0) -> SequenceText:
+        """Begin the sequence that responses of an index go into from now on, and return it."""
+        self.sequences[index] = SequenceText(token_texts, self.words, self.prompt)
+        return self.sequences[index]
 
-    def _is_over(self, answer: Answer, ids: Sequence[int]) -> bool:
+    def _is_over(self, sequence: SequenceText, ids: Sequence[int]) -> bool:
         """Return whether these are a sequence's last ids, as far as a runtime lets one know."""
-        return not (self.streaming and ids) or answer.tokens + len(ids) >= self.max_tokens
+        # Without streaming the first response is the last; in a stream an empty one may be it.
+        return not (self.streaming and ids) or sequence.tokens + len(ids) >= self.max_tokens
 
-    def _reason(self, answer: Answer, given: str, last: bool) -> str:
+    def _reason(self, sequence: SequenceText, reason: str, last: bool) -> str:
         """Return why a sequence ended: at a stop word, as the runtime says, or as can be told.
 
         Empty while it goes on, and where nobody knows.
         """
-        if answer.stopped:
+        if sequence.stopped:
             return STOP
-        if given or not last:
-            return given
-        if answer.tokens >= self.max_tokens:
+        if reason or not last:
+            return reason
+        if sequence.tokens >= self.max_tokens:
             return LENGTH
         return "" if self.streaming else STOP
 
 
-class Streams:
-    """The streams by their names, of which each may have some; the least recently used go."""
+class TextStreams:
+    """The streams by their names, of which each may have several; the least recently used go."""
 
     def __init__(self, most: int = MOST_STREAMS) -> None:
         self._most = most
-        self._by_name: OrderedDict[Hashable, Stream] = OrderedDict()
+        self._by_name: OrderedDict[Hashable, TextStream] = OrderedDict()
 
-    def open(self, stream: Stream) -> None:
+    def open(self, stream: TextStream) -> None:
         """Remember a stream; a name that is taken goes over to it."""
         for name in stream.names:
             self._by_name[name] = stream
@@ -155,14 +157,14 @@ class Streams:
         while len(self._by_name) > self._most:
             self._by_name.popitem(last=False)
 
-    def find(self, name: Hashable) -> Stream | None:
+    def find(self, name: Hashable) -> TextStream | None:
         """Return the stream of a name, None when it is not known or no longer."""
         stream = self._by_name.get(name)
         if stream is not None:
             self._by_name.move_to_end(name)
         return stream
 
-    def close(self, stream: Stream) -> None:
+    def close(self, stream: TextStream) -> None:
         """Forget a stream."""
         for name in stream.names:
             if self._by_name.get(name) is stream:

@@ -1,31 +1,32 @@
 """Who still reads the streams of the ensemble, which a runtime has to find out by itself.
 
-Triton does not cancel the step of an ensemble that is running when the client leaves; it cancels
-the steps that would come after, and drops those from the queue of a model that takes batches.
-Whatever was sent before postprocessing is asked lies in that queue before the question. So a stream
-of which postprocessing has had fewer responses than were sent by then has no reader any more.
+When a client leaves, Triton does not cancel the step of the ensemble that runs: tensorrt_llm. It
+cancels those that follow: each response is a step of postprocessing, whose queue takes batches, and
+from such a queue Triton drops what is cancelled. A response lies in that queue before any question
+that tensorrt_llm asks later. So a stream of which postprocessing has seen fewer responses than were
+sent before the question has no reader any more.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from minitron_models.requests import Sender, tensor
+from minitron_models.triton_io import Sender, tensor
+from minitron_models.triton_types import TritonRequest, TritonResponse
 
 
-class Readers:
+class StreamReaders:
     """The responses sent to each stream that is under way; for any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sent: dict[int, int] = {}
-        self._unanswered = False
+        self._warned = False
 
-    def sender(self, request: Any) -> Sender:
+    def sender(self, request: TritonRequest) -> Sender:
         """Return the sender of a request, which counts when the request is a stream's."""
         stream_id = tensor(request, "stream_id")
         if stream_id is None or stream_id.size != 1:
@@ -40,30 +41,34 @@ class Readers:
             else:
                 self._sent[stream_id] = self._sent.get(stream_id, 0) + 1
 
-    def gone(self) -> list[int]:
+    def find_abandoned(self) -> list[int]:
         """Ask postprocessing; return the streams that nobody reads. One thread may ask."""
         with self._lock:
             sent = dict(self._sent)
         if not sent:
             return []
-        answer = pb_utils.InferenceRequest(
+        answer: TritonResponse = pb_utils.InferenceRequest(
             model_name="postprocessing",
             requested_output_names=["WATCHED_RESPONSES"],
             inputs=[
+                # Required of every request; no ids here.
                 pb_utils.Tensor("TOKENS_BATCH", np.empty((1, 1, 0), np.int32)),
                 pb_utils.Tensor("WATCHED_STREAM_IDS", np.array([list(sent)], np.uint64)),
             ],
         ).exec()
         if answer.has_error():
-            if not self._unanswered:
-                # No fault where tensorrt_llm is served alone and its clients name streams.
-                self._unanswered = True
-                said = answer.error().message()
-                pb_utils.Logger.log_warn(f"cannot tell who reads the ensemble's streams: {said}")
+            self._warn(answer.error().message())
             return []
-        had = answer.output_tensors()[0].as_numpy()[0].tolist()
+        arrived = answer.output_tensors()[0].as_numpy()[0].tolist()
         return [
             stream_id
-            for (stream_id, count), seen in zip(sent.items(), had, strict=True)
+            for (stream_id, count), seen in zip(sent.items(), arrived, strict=True)
+            # -1 is of a stream that postprocessing does not know, or no longer.
             if 0 <= seen < count
         ]
+
+    def _warn(self, reason: str) -> None:
+        """Say once why nobody is missed: no fault where tensorrt_llm is served alone."""
+        if not self._warned:
+            self._warned = True
+            pb_utils.Logger.log_warn(f"cannot tell who reads the ensemble's streams: {reason}")

@@ -11,46 +11,46 @@ Name = str | int
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RunningRequest:
     """A client's request: the names it goes by, and the executor's ids of its rows."""
 
     names: frozenset[Name]
     request_ids: tuple[str, ...]
 
 
-class Running:
+class RunningRequests:
     """Every request that has not had its last response; for any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._entries: dict[str, Entry] = {}  # by the executor's id of the first row
+        self._requests: dict[str, RunningRequest] = {}  # by the executor's id of the first row
 
-    def add(self, entry: Entry) -> None:
+    def add(self, request: RunningRequest) -> None:
         """Remember a request that begins."""
         with self._changed:
-            self._entries[entry.request_ids[0]] = entry
+            self._requests[request.request_ids[0]] = request
             self._changed.notify_all()
 
     def remove(self, request_id: str) -> None:
         """Forget a request that has ended."""
         with self._changed:
-            self._entries.pop(request_id, None)
+            self._requests.pop(request_id, None)
 
     def named(self, names: Iterable[Name]) -> list[str]:
         """Return the executor's ids of every request that goes by one of the names."""
         wanted = frozenset(names)
         return [
             request_id
-            for entry in self._all()
-            if entry.names & wanted
-            for request_id in entry.request_ids
+            for request in self._all()
+            if request.names & wanted
+            for request_id in request.request_ids
         ]
 
     def wait(self, closing: threading.Event) -> bool:
         """Sleep until a request runs, or the model closes; return whether one runs."""
         with self._changed:
-            self._changed.wait_for(lambda: self._entries or closing.is_set())
-            return bool(self._entries)
+            self._changed.wait_for(lambda: self._requests or closing.is_set())
+            return bool(self._requests)
 
     def wake(self) -> None:
         """End the sleep of who waits."""
@@ -58,8 +58,8 @@ class Running:
             self._changed.notify_all()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._requests)
 
-    def _all(self) -> tuple[Entry, ...]:
+    def _all(self) -> tuple[RunningRequest, ...]:
         with self._changed:
-            return tuple(self._entries.values())
+            return tuple(self._requests.values())

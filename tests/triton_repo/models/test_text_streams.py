@@ -6,39 +6,39 @@ from typing import Any
 
 import numpy as np
 import pytest
-from minitron_models.decode import Vocabulary
-from minitron_models.stop import StopWords
-from minitron_models.stream import Answer, Stream, Streams, id_rows
+from minitron_models.stop_words import StopWords
+from minitron_models.text_streams import SequenceText, TextStream, TextStreams, id_rows
+from minitron_models.token_texts import TokenTexts
 from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS
 
 TOKENIZER = TOKENIZERS["sample"]
-VOCABULARY = Vocabulary(TOKENIZER, skip_special=True)
+TOKEN_TEXTS = TokenTexts(TOKENIZER, skip_special=True)
 
 
 def ids(text: str) -> list[int]:
     return list(TOKENIZER(text, add_special_tokens=False)["input_ids"])
 
 
-def stream(*names: Any, **changes: Any) -> Stream:
-    return Stream(**{"names": names, "max_tokens": 99, "streaming": True, **changes})
+def stream(*names: Any, **changes: Any) -> TextStream:
+    return TextStream(**{"names": names, "max_tokens": 99, "streaming": True, **changes})
 
 
 def test_a_held_back_tail_comes_when_the_answer_ends() -> None:
-    answer = Answer(VOCABULARY, StopWords(["Mars!"]))
+    answer = SequenceText(TOKEN_TEXTS, StopWords(["Mars!"]))
 
     assert answer.push(ids("to Mars"), last=False) == "to "
     assert answer.push([], last=True) == "Mars"
 
 
 def test_nothing_comes_after_a_stop_word() -> None:
-    answer = Answer(VOCABULARY, StopWords(["Mars"]))
+    answer = SequenceText(TOKEN_TEXTS, StopWords(["Mars"]))
 
     assert answer.push(ids("to Mars and"), last=False) == "to "
     assert (answer.push(ids(" back"), last=True), answer.stopped) == ("", True)
 
 
 def test_a_prompt_goes_before_the_answer_and_its_words_do_not_stop_it() -> None:
-    answer = Answer(VOCABULARY, StopWords(["Mars"]), ids("Why is Mars"))
+    answer = SequenceText(TOKEN_TEXTS, StopWords(["Mars"]), ids("Why is Mars"))
 
     assert answer.push(ids(" red"), last=True) == "Why is Mars red"
 
@@ -47,12 +47,12 @@ def test_beams_are_whole_texts_and_sequences_go_on() -> None:
     beams, sequences = stream("a"), stream("a")
     one, two = ids("one"), ids("two")
 
-    assert [beams.push([one, two], 0, "", VOCABULARY).texts for _ in range(2)] == [
+    assert [beams.push([one, two], 0, "", TOKEN_TEXTS).texts for _ in range(2)] == [
         ["one", "two"]
     ] * 2
-    assert beams.answers == {}
-    assert sequences.push([one], 1, "", VOCABULARY).texts == ["one"]
-    assert sequences.push([ids(" more")], 1, "", VOCABULARY).texts == [" more"]
+    assert beams.sequences == {}
+    assert sequences.push([one], 1, "", TOKEN_TEXTS).texts == ["one"]
+    assert sequences.push([ids(" more")], 1, "", TOKEN_TEXTS).texts == [" more"]
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,20 @@ def test_beams_are_whole_texts_and_sequences_go_on() -> None:
 def test_why_an_answer_ended_is_what_can_be_known(
     tokens: int, given: str, changes: dict[str, Any], reasons: list[str]
 ) -> None:
-    pushed = stream("a", **changes).push([[0] * tokens], 0, given, VOCABULARY)
+    pushed = stream("a", **changes).push([[0] * tokens], 0, given, TOKEN_TEXTS)
 
     assert (pushed.reasons, pushed.over) == (reasons, bool(reasons))
 
 
 @pytest.mark.parametrize(("given", "cut"), [("cancelled", False), ("", True)])
 def test_a_stop_word_is_the_reason_whatever_the_runtime_says(given: str, cut: bool) -> None:
-    pushed = stream("a", words=StopWords(["Mars"])).push([ids("to Mars")], 0, given, VOCABULARY)
+    pushed = stream("a", words=StopWords(["Mars"])).push([ids("to Mars")], 0, given, TOKEN_TEXTS)
 
     assert pushed == (["to "], ["stop"], True, cut)
 
 
 def test_the_least_recently_used_streams_go() -> None:
-    streams = Streams(most=2)
+    streams = TextStreams(most=2)
     first, second, third = stream(1), stream(2), stream(3)
     for opened in (first, second):
         streams.open(opened)
@@ -93,7 +93,7 @@ def test_the_least_recently_used_streams_go() -> None:
 
 
 def test_closing_a_stream_leaves_another_that_took_its_request_id() -> None:
-    streams = Streams()
+    streams = TextStreams()
     old, new = stream(1, "same"), stream(2, "same")
     streams.open(old)
     streams.open(new)

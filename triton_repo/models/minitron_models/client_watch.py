@@ -6,51 +6,53 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from minitron_models.requests import CANCEL_CHECK_S
+from minitron_models.triton_io import CANCEL_CHECK_S
+from minitron_models.triton_types import Cancellable
 
 
-class Watched:
+class WatchedRequest:
     """One request: whether its client has left it, or its time is up."""
 
-    def __init__(self, asker: Any, request_id: str, timeout_us: int) -> None:
+    def __init__(self, client: Cancellable, request_id: str, timeout_us: int) -> None:
         self.left = False
         self.late = False
         self.request_id = request_id
-        self._asker = asker
+        self._client = client
         self._deadline = time.monotonic() + timeout_us / 1e6 if timeout_us else None
 
     def look(self) -> bool:
-        """Return whether nobody wants the answer any more; costs a message to the server."""
-        self.left = bool(self._asker.is_cancelled())
+        """Note whether somebody still wants the answer, and return whether nobody does."""
+        self.left = bool(self._client.is_cancelled())
         self.late = self._deadline is not None and time.monotonic() >= self._deadline
         return self.left or self.late
 
 
-class Watch:
+class ClientWatch:
     """A thread that looks after one request at a time."""
 
     def __init__(self, end: Callable[[str], None]) -> None:
         """`end`, called on the thread, has the request of an id ended."""
         self._end = end
         self._changed = threading.Condition()
-        self._watched: Watched | None = None
-        self._thread = threading.Thread(target=self._run, name="minitron_models.watch", daemon=True)
+        self._watched: WatchedRequest | None = None
+        self._thread = threading.Thread(target=self._run, name="client_watch", daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
-    def over(self, asker: Any, request_id: str, timeout_us: int) -> Iterator[Watched]:
+    def over(
+        self, client: Cancellable, request_id: str, timeout_us: int
+    ) -> Iterator[WatchedRequest]:
         """Look after a request until the block ends, which must be before its last response."""
-        watched = Watched(asker, request_id, timeout_us)
+        watched = WatchedRequest(client, request_id, timeout_us)
         self._watch(watched)
         try:
             yield watched
         finally:
             self._watch(None)
 
-    def _watch(self, watched: Watched | None) -> None:
+    def _watch(self, watched: WatchedRequest | None) -> None:
         with self._changed:
             self._watched = watched
             self._changed.notify()

@@ -1,4 +1,4 @@
-"""From a Triton request to what TensorRT-LLM's LLM class is asked; what it cannot do is refused."""
+"""From a Triton request to a call of TensorRT-LLM's LLM class; what it cannot do is refused."""
 
 from __future__ import annotations
 
@@ -8,21 +8,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from minitron_models.requests import scalar, tensor
+from minitron_models.triton_io import scalar, tensor
+from minitron_models.triton_types import TritonRequest
 from numpy.typing import NDArray
 
 REFUSED = (
-    *("prompt_embedding_table", "prompt_table_extra_ids", "prompt_vocab_size", "lora_task_id"),
-    *("lora_weights", "lora_config", "context_phase_params", "retention_token_range_starts"),
-    *("retention_token_range_ends", "retention_token_range_priorities"),
-    *("retention_token_range_durations_ms", "retention_decode_priority"),
-    *("retention_decode_duration_ms", "lookahead_window_size", "lookahead_ngram_size"),
-    *("lookahead_verification_set_size", "draft_input_ids", "draft_logits"),
+    "prompt_embedding_table",
+    "prompt_table_extra_ids",
+    "prompt_vocab_size",
+    "lora_task_id",
+    "lora_weights",
+    "lora_config",
+    "context_phase_params",
+    "retention_token_range_starts",
+    "retention_token_range_ends",
+    "retention_token_range_priorities",
+    "retention_token_range_durations_ms",
+    "retention_decode_priority",
+    "retention_decode_duration_ms",
+    "lookahead_window_size",
+    "lookahead_ngram_size",
+    "lookahead_verification_set_size",
+    "draft_input_ids",
+    "draft_logits",
     "draft_acceptance_threshold",
 )
-"""Inputs that mean nothing here, whatever they hold."""
+"""Inputs that are refused, whatever they hold."""
 
-FREE = {
+EVERY_SAMPLER = {
     "temperature": "temperature",
     "runtime_top_k": "top_k",
     "runtime_top_p": "top_p",
@@ -30,9 +43,9 @@ FREE = {
     "seed": "seed",
     "num_return_sequences": "n",
 }
-"""From inputs to the fields of SamplingParams that any sampler knows."""
+"""From inputs to the fields of SamplingParams that every sampler obeys."""
 
-SAMPLER_BOUND = {
+NOT_EVERY_SAMPLER = {
     "repetition_penalty": ("repetition_penalty", 1.0),
     "presence_penalty": ("presence_penalty", 0.0),
     "frequency_penalty": ("frequency_penalty", 0.0),
@@ -40,10 +53,10 @@ SAMPLER_BOUND = {
     "runtime_top_p_decay": ("top_p_decay", 1.0),
     "runtime_top_p_reset_ids": ("top_p_reset_ids", -1),
 }
-"""Same for those that the default sampler drops in silence, with the values that say nothing."""
+"""Same for those that the default sampler silently ignores, with the values that change nothing."""
 
-BEAM_BOUND = {"len_penalty": 0.0, "beam_search_diversity_rate": 0.0, "early_stopping": True}
-"""Inputs that beam search drops in silence, with the values that say nothing."""
+IGNORED_BY_BEAMS = {"len_penalty": 0.0, "beam_search_diversity_rate": 0.0, "early_stopping": True}
+"""Inputs that beam search silently ignores, with the values that change nothing."""
 
 GUIDES = {
     "json": "json_object",
@@ -66,13 +79,13 @@ class Abilities:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LlmCall:
     """One request: ids to continue, how, and what to answer with."""
 
     prompt: list[int]
-    sampling: dict[str, Any]
-    guide: dict[str, Any]
-    bias: NDArray[np.float32] | None
+    sampling: dict[str, Any]  # fields of SamplingParams
+    guide: dict[str, Any]  # fields of GuidedDecodingParams
+    bias: NDArray[np.float32] | None  # [vocabulary]
     bad_words: list[list[int]]
     stop_words: list[list[int]]  # of several ids; the others are in `sampling`
     end_id: int
@@ -105,12 +118,17 @@ class Asked:
 
 
 WISHES = (
-    *("return_log_probs", "return_context_logits", "return_generation_logits"),
-    *("return_perf_metrics", "return_num_input_tokens", "return_num_output_tokens"),
+    "return_log_probs",
+    "return_context_logits",
+    "return_generation_logits",
+    "return_perf_metrics",
+    "return_num_input_tokens",
+    "return_num_output_tokens",
 )
+"""Inputs that ask for further outputs."""
 
 
-def read_request(request: Any, abilities: Abilities, excludes_input: bool) -> Asked:
+def read_llm_call(request: TritonRequest, abilities: Abilities, excludes_input: bool) -> LlmCall:
     """Read a request; ValueError names the input that is wrong or cannot be served."""
     for name in REFUSED:
         if tensor(request, name) is not None:
@@ -132,11 +150,12 @@ def read_request(request: Any, abilities: Abilities, excludes_input: bool) -> As
         "return_generation_logits": "return_generation_logits" in wishes,
         "return_perf_metrics": "return_perf_metrics" in wishes,
         "detokenize": False,
-        **({"logprobs": 1} if "return_log_probs" in wishes else {}),
     }
+    if "return_log_probs" in wishes:
+        sampling["logprobs"] = 1
     bias = tensor(request, "embedding_bias")
     timeout_us = request.timeout()
-    asked = Asked(
+    call = LlmCall(
         prompt=_prompt(request),
         sampling=sampling,
         guide=_guide(request, abilities),
@@ -150,41 +169,41 @@ def read_request(request: Any, abilities: Abilities, excludes_input: bool) -> As
         timeout_s=timeout_us / 1e6 if timeout_us else None,
         wishes=wishes,
     )
-    if asked.sequences > 1 and not abilities.streaming:
+    if call.sequences > 1 and not abilities.streaming:
         raise ValueError("num_return_sequences is above 1, but the model is not decoupled")
-    return asked
+    return call
 
 
-def _prompt(request: Any) -> list[int]:
-    given = tensor(request, "input_ids")
-    ids: list[int] = [] if given is None else given.reshape(-1).tolist()
+def _prompt(request: TritonRequest) -> list[int]:
+    values = tensor(request, "input_ids")
+    ids: list[int] = [] if values is None else values.reshape(-1).tolist()
     length = scalar(request, "input_lengths", len(ids))
     if not 0 < length <= len(ids):
         raise ValueError(f"input_lengths is {length} but input_ids holds {len(ids)} ids")
     return ids[:length]
 
 
-def _sampling(request: Any, abilities: Abilities) -> dict[str, Any]:
+def _sampling(request: TritonRequest, abilities: Abilities) -> dict[str, Any]:
     length = scalar(request, "request_output_len", 0)
     if length < 1:
         raise ValueError(f"max_tokens is {length}; expected at least 1")
-    found = {"max_tokens": length}
-    for name, target in FREE.items():
+    fields = {"max_tokens": length}
+    for name, target in EVERY_SAMPLER.items():
         if (value := scalar(request, name)) is not None:
-            found[target] = value
-    if found.get("n", 1) < 1:
-        raise ValueError(f"num_return_sequences is {found['n']}; expected at least 1")
-    for name, (target, neutral) in SAMPLER_BOUND.items():
+            fields[target] = value
+    if fields.get("n", 1) < 1:
+        raise ValueError(f"num_return_sequences is {fields['n']}; expected at least 1")
+    for name, (target, neutral) in NOT_EVERY_SAMPLER.items():
         value = scalar(request, name)
         if value is None or math.isclose(value, neutral, rel_tol=1e-5):
             continue
         if not abilities.every_penalty:
             raise ValueError(_needs_sampler(f"{name} is {value}"))
-        found[target] = value
-    return found
+        fields[target] = value
+    return fields
 
 
-def _beams(request: Any, abilities: Abilities, streaming: bool) -> dict[str, Any]:
+def _beams(request: TritonRequest, abilities: Abilities, streaming: bool) -> dict[str, Any]:
     """Return the fields of SamplingParams for a search, none for a width of 1."""
     width = scalar(request, "beam_width", 1)
     if width != abilities.beams:
@@ -202,27 +221,27 @@ def _beams(request: Any, abilities: Abilities, streaming: bool) -> dict[str, Any
             f"num_return_sequences is {sequences}, but beam_width is {width}; expected 1 for the "
             f"best beam, or {width} for all"
         )
-    for name, neutral in BEAM_BOUND.items():
+    for name, neutral in IGNORED_BY_BEAMS.items():
         if (value := scalar(request, name, neutral)) != neutral:
             raise ValueError(f"{name} is {value}, which TensorRT-LLM 1.2's beam search ignores")
     return {"use_beam_search": True, "best_of": width, "n": sequences}
 
 
-def _bad_words(request: Any, abilities: Abilities) -> list[list[int]]:
+def _bad_words(request: TritonRequest, abilities: Abilities) -> list[list[int]]:
     words = read_words(request, "bad_words_list")
     if words and not abilities.every_penalty:
         raise ValueError(_needs_sampler("bad_words are given"))
     return words
 
 
-def _needs_sampler(found: str) -> str:
+def _needs_sampler(option: str) -> str:
     return (
-        f"{found}, which TensorRT-LLM's default sampler ignores; serve with "
+        f"{option}, which TensorRT-LLM's default sampler ignores; serve with "
         "sampler_type: TRTLLMSampler in model.yaml"
     )
 
 
-def _guide(request: Any, abilities: Abilities) -> dict[str, Any]:
+def _guide(request: TritonRequest, abilities: Abilities) -> dict[str, Any]:
     kind, guide = (_text(request, f"guided_decoding_{name}") for name in ("guide_type", "guide"))
     if kind is None:
         if guide is not None:
@@ -244,12 +263,12 @@ def _guide(request: Any, abilities: Abilities) -> dict[str, Any]:
     return {GUIDES[kind]: guide}
 
 
-def _text(request: Any, name: str) -> str | None:
+def _text(request: TritonRequest, name: str) -> str | None:
     value = scalar(request, name)
     return None if value is None else str(value.decode("utf-8"))
 
 
-def read_words(request: Any, name: str) -> list[list[int]]:
+def read_words(request: TritonRequest, name: str) -> list[list[int]]:
     """Unpack words: ids one after another, and below them where each word ends, then -1."""
     packed = tensor(request, name)
     if packed is None:

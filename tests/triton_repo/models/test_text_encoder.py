@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from minitron_models.encode import TextEncoder, TextTensors, pack_words
+from minitron_models.text_encoder import TextEncoder, TextTensors, pack_words
 from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS
 
 from minitron_trt.samples import sample_folder
@@ -62,14 +62,14 @@ def ids_of(text: str, *, special: bool = False) -> list[int]:
 def test_a_prompt_has_the_ids_of_the_tokenizer(special: bool, text: str) -> None:
     made = encoder(sample_folder("solar-llama"), add_special_tokens=json.dumps(special))
 
-    prompt = made.prompt(TextTensors(strings(text)))
+    prompt = made.encode(TextTensors(strings(text)))
 
     assert prompt.ids == TOKENIZER(text, add_special_tokens=special)["input_ids"]
     assert prompt.inputs["input_lengths"].tolist() == [[len(prompt.ids)]]
 
 
 def test_every_end_id_ends_a_text_and_nothing_else_is_sent(plain: TextEncoder) -> None:
-    inputs = plain.prompt(TextTensors(strings("x"))).inputs
+    inputs = plain.encode(TextTensors(strings("x"))).inputs
 
     assert sorted(inputs) == ["end_id", "input_ids", "input_lengths", "pad_id", "stop_words_list"]
     assert inputs["end_id"].tolist() == inputs["pad_id"].tolist() == [[EOS]]
@@ -77,7 +77,7 @@ def test_every_end_id_ends_a_text_and_nothing_else_is_sent(plain: TextEncoder) -
 
 
 def test_a_clients_end_id_replaces_them(plain: TextEncoder) -> None:
-    inputs = plain.prompt(TextTensors(strings("x"), end_id=5, pad_id=6)).inputs
+    inputs = plain.encode(TextTensors(strings("x"), end_id=5, pad_id=6)).inputs
 
     assert (inputs["end_id"].item(), inputs["pad_id"].item()) == (5, 6)
     assert "stop_words_list" not in inputs
@@ -85,7 +85,7 @@ def test_a_clients_end_id_replaces_them(plain: TextEncoder) -> None:
 
 def test_words_are_spelt_as_at_a_start_and_after_a_space(plain: TextEncoder) -> None:
     given = TextTensors(strings("x"), strings("Mars", ""), strings("star"), end_id=5)
-    prompt = plain.prompt(given)
+    prompt = plain.encode(given)
 
     stop, bad = ([ids_of(word), ids_of(f" {word}")] for word in ("Mars", "star"))
     assert prompt.words == ("Mars",)
@@ -97,7 +97,7 @@ def test_a_bias_covers_the_models_vocabulary_and_adds_up(plain: TextEncoder) -> 
     weights = np.array([[1.5, -2.0]], np.float32)
     given = TextTensors(strings("x"), bias_words=strings("ab", "ab"), bias_weights=weights)
 
-    bias = plain.prompt(given).inputs["embedding_bias"]
+    bias = plain.encode(given).inputs["embedding_bias"]
 
     assert bias.shape == (1, 1030)
     assert {int(i) for i in np.flatnonzero(bias)} == set(ids_of("ab"))
@@ -106,7 +106,7 @@ def test_a_bias_covers_the_models_vocabulary_and_adds_up(plain: TextEncoder) -> 
 
 
 def test_virtual_tokens_get_the_tables_id(plain: TextEncoder) -> None:
-    prompt = plain.prompt(TextTensors(strings("Mars"), table_id=2**63))
+    prompt = plain.encode(TextTensors(strings("Mars"), table_id=2**63))
 
     extra = prompt.inputs["prompt_table_extra_ids"]
     assert extra.dtype == np.uint64
@@ -128,8 +128,8 @@ def test_virtual_tokens_get_the_tables_id(plain: TextEncoder) -> None:
 def test_a_chat_goes_through_the_tokenizers_template(
     chatting: TextEncoder, text: str, rendered: str
 ) -> None:
-    assert chatting.prompt(TextTensors(strings(text), chat=True)).ids == ids_of(rendered)
-    assert chatting.prompt(TextTensors(strings(text))).ids == ids_of(text, special=True)
+    assert chatting.encode(TextTensors(strings(text), chat=True)).ids == ids_of(rendered)
+    assert chatting.encode(TextTensors(strings(text))).ids == ids_of(text, special=True)
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def test_what_is_wrong_is_refused_by_the_tensors_name(
     plain: TextEncoder, given: TextTensors, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        plain.prompt(given)
+        plain.encode(given)
 
 
 def test_a_message_without_a_role_is_refused(chatting: TextEncoder) -> None:
     with pytest.raises(ValueError, match="role or content"):
-        chatting.prompt(TextTensors(strings('[{"content": "x"}]'), chat=True))
+        chatting.encode(TextTensors(strings('[{"content": "x"}]'), chat=True))
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from minitron_models.decode import Vocabulary
-from minitron_models.stream import Stream
+from minitron_models.text_streams import TextStream
+from minitron_models.token_texts import TokenTexts
 from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS
 
 TOKENIZER = TOKENIZERS["sample"]
 WORDS: list[int] = TOKENIZER("the family of worlds", add_special_tokens=False)["input_ids"]
 ONE = np.ones((1, 1), np.int32)
+OVER_THE_STUB = tuple(
+    f"minitron_models.{name}"
+    for name in ("triton_io", "model_calls", "stream_readers", "client_watch", "bls_relay")
+)
+"""Modules that take Triton's own by its name when they are imported."""
 
 
 class Responses:
@@ -82,8 +87,8 @@ class Request:
 
 
 @pytest.fixture
-def requests(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module under test, loaded over the stand-in."""
+def stub(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The stand-in, over which the modules under test are loaded."""
     stub: Any = types.ModuleType("triton_python_backend_utils")
     stub.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
     stub.Tensor, stub.InferenceResponse, stub.TritonError = Named, Message, Failure
@@ -92,24 +97,37 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Call:
         """Stands in for a request to another model."""
 
-        def __init__(self, **asked: Any) -> None:
-            self.asked = asked
+        def __init__(self, **options: Any) -> None:
+            self.options = options
 
         def exec(self, *, decoupled: bool = False) -> Any:
             if not decoupled:
-                return stub.postprocessing(self.asked["inputs"][1].value)
-            stub.answers[-1][1].append(self.asked["model_name"])
+                return stub.postprocessing(self.options["inputs"][1].value)
+            stub.answers[-1][1].append(self.options["model_name"])
             return stub.answers[-1][0]
 
     stub.InferenceRequest = Call
     stub.get_input_tensor_by_name = lambda request, name: request.inputs.get(name)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
-    for name in ("minitron_models.requests", "minitron_models.readers", "minitron_models.watch"):
+    for name in OVER_THE_STUB:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    module = importlib.import_module("minitron_models.requests")
-    yield module
-    for name in ("minitron_models.requests", "minitron_models.readers", "minitron_models.watch"):
+    yield stub
+    for name in OVER_THE_STUB:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def triton_io(stub: Any) -> Any:
+    """How requests are read and answered, over the stand-in."""
+    del stub
+    return importlib.import_module("minitron_models.triton_io")
+
+
+@pytest.fixture
+def model_calls(stub: Any) -> Any:
+    """How other models are called, over the stand-in."""
+    del stub
+    return importlib.import_module("minitron_models.model_calls")
 
 
 class Collecting:
@@ -140,8 +158,8 @@ class Engine:
     def end(self, _: str) -> None:
         self.ended.set()
 
-    def is_left(self, asker: Any) -> bool:
-        return bool(asker.is_cancelled())
+    def check_client(self, client: Any) -> bool:
+        return not client.is_cancelled()
 
     def generate(self, *_: Any) -> Iterator[dict[str, Any]]:
         for ids in self._parts:
@@ -153,27 +171,27 @@ class Engine:
 
 
 @pytest.fixture
-def relayed(requests: Any) -> Iterator[Callable[..., list[tuple[str, str, bool]]]]:
+def relayed(stub: Any) -> Callable[..., list[tuple[str, str, bool]]]:
     """What tensorrt_llm_bls makes of an engine's responses: text, why it ended, whether last."""
-    del requests
-    relay = importlib.import_module("minitron_models.relay")
+    del stub
+    relay = importlib.import_module("minitron_models.bls_relay")
 
     def run(engine: Engine, sender: Collecting, timeout_us: int = 0) -> list[tuple[str, str, bool]]:
-        asked = relay.Relayed(
-            stream=Stream(names=(), max_tokens=10**6, streaming=True),
+        request = relay.RelayedRequest(
+            stream=TextStream(names=(), max_tokens=10**6, streaming=True),
             inputs={},
             sequences=1,
             statistics=(),
             timeout_us=timeout_us,
-            ours=False,
+            reports_streams=False,
             accumulate=False,
         )
-        vocabulary = Vocabulary(TOKENIZER, skip_special=True)
-        relay.Relay(engine, relay.Watch(engine.end), vocabulary, asked, sender).run()
+        token_texts = TokenTexts(TOKENIZER, skip_special=True)
+        watch = relay.ClientWatch(engine.end)
+        relay.BlsRelay(engine, watch, token_texts, request, sender).run()
         return sender.sent
 
-    yield run
-    del sys.modules["minitron_models.relay"]
+    return run
 
 
 def test_a_response_without_ids_is_not_the_end_of_a_relayed_stream(relayed: Any) -> None:
@@ -215,22 +233,22 @@ def test_a_relayed_answer_ends_when_its_client_leaves(relayed: Any) -> None:
 
 
 @pytest.fixture
-def readers(requests: Any) -> Any:
+def readers(stub: Any) -> Any:
     """The readers of a runtime, over the stand-in."""
-    del requests
-    return importlib.import_module("minitron_models.readers").Readers()
+    del stub
+    return importlib.import_module("minitron_models.stream_readers").StreamReaders()
 
 
-def answer_with(module: Any, *responses: Message) -> Responses:
+def answer_with(stub: Any, *responses: Message) -> Responses:
     """Have the next call of tensorrt_llm give these responses."""
-    found = Responses(*responses)
-    module.pb_utils.answers.append((found, []))
-    return found
+    call = Responses(*responses)
+    stub.answers.append((call, []))
+    return call
 
 
-def test_outputs_that_were_not_asked_for_never_reach_the_stub(requests: Any) -> None:
+def test_outputs_that_were_not_asked_for_never_reach_the_stub(triton_io: Any) -> None:
     request = Request("output_ids")
-    sender = requests.Sender(request)
+    sender = triton_io.Sender(request)
 
     sender.send({"output_ids": ONE, "sequence_length": ONE})
     sender.send({"sequence_length": ONE, "output_ids": ONE}, last=True)
@@ -238,48 +256,50 @@ def test_outputs_that_were_not_asked_for_never_reach_the_stub(requests: Any) -> 
     assert request.sent == [(["output_ids"], 0), (["output_ids"], 1)]
 
 
-def test_a_request_ends_with_an_error_or_without_a_word(requests: Any) -> None:
+def test_a_request_ends_with_an_error_or_without_a_word(triton_io: Any) -> None:
     failed, closed = Request(), Request()
 
-    requests.Sender(failed).fail("no", 3)
-    requests.Sender(closed).close()
+    triton_io.Sender(failed).fail("no", 3)
+    triton_io.Sender(closed).close()
 
     assert (failed.sent, closed.sent) == ([("no", 1)], [(None, 1)])
 
 
-def test_a_call_is_held_until_the_stub_has_answered_a_later_question(requests: Any) -> None:
-    model, asker = requests.TokenModel(), Request()
-    call = answer_with(requests, Message(), Message())
+def test_a_call_is_held_until_the_stub_has_answered_a_later_question(
+    stub: Any, model_calls: Any
+) -> None:
+    model, client = model_calls.TokenModel(), Request()
+    call = answer_with(stub, Message(), Message())
     before = sys.getrefcount(call)
 
     assert len(list(model.generate("id", ["output_ids"], 0, {"input_ids": ONE}))) == 2
     assert sys.getrefcount(call) == before + 1
-    asker.cancelled = True  # the stub knows it, and does not ask the server again
-    assert model.is_left(asker)
+    client.cancelled = True  # the stub knows it, and does not ask the server again
+    assert not model.check_client(client)
     assert sys.getrefcount(call) == before + 1
-    asker.cancelled = False
-    assert not model.is_left(asker)
+    client.cancelled = False
+    assert model.check_client(client)
     assert sys.getrefcount(call) == before
 
 
-def test_what_tensorrt_llm_refuses_is_raised_with_its_code(requests: Any) -> None:
-    model = requests.TokenModel()
-    call = answer_with(requests, Message(error=Failure("too long", 3)), Message())
+def test_what_tensorrt_llm_refuses_is_raised_with_its_code(stub: Any, model_calls: Any) -> None:
+    model = model_calls.TokenModel()
+    call = answer_with(stub, Message(error=Failure("too long", 3)), Message())
     before = sys.getrefcount(call)
 
-    with pytest.raises(requests.ModelError, match="too long") as caught:
+    with pytest.raises(model_calls.ModelError, match="too long") as caught:
         list(model.generate("id", ["output_ids"], 0, {}))
 
     assert caught.value.code == 3
     assert sys.getrefcount(call) > before
 
 
-def test_stopping_what_has_ended_by_itself_is_no_error(requests: Any) -> None:
-    answer_with(requests, Message(error=Failure("there is no such request", 3)))
+def test_stopping_what_has_ended_by_itself_is_no_error(stub: Any, model_calls: Any) -> None:
+    answer_with(stub, Message(error=Failure("there is no such request", 3)))
 
-    requests.TokenModel().stop("id", 7)
+    model_calls.TokenModel().stop("id", 7)
 
-    assert requests.pb_utils.answers[-1][1] == ["tensorrt_llm"]
+    assert stub.answers[-1][1] == ["tensorrt_llm"]
 
 
 def sender_of(readers: Any, stream_id: int) -> Any:
@@ -287,39 +307,37 @@ def sender_of(readers: Any, stream_id: int) -> Any:
     return readers.sender(Request(stream_id=Named("stream_id", np.array([[stream_id]], np.uint64))))
 
 
-def test_a_stream_has_no_reader_once_its_responses_stop_arriving(
-    readers: Any, requests: Any
-) -> None:
-    asked: list[list[int]] = []
+def test_a_stream_has_no_reader_once_its_responses_stop_arriving(readers: Any, stub: Any) -> None:
+    questions: list[list[int]] = []
     arrived = {1: 2, 2: 1, 3: -1, 4: 0}
 
     def postprocessing(stream_ids: Any) -> Message:
-        asked.append(stream_ids[0].tolist())
-        counts = np.array([[arrived[stream_id] for stream_id in asked[-1]]], np.int32)
+        questions.append(stream_ids[0].tolist())
+        counts = np.array([[arrived[stream_id] for stream_id in questions[-1]]], np.int32)
         return Message([Named("WATCHED_RESPONSES", counts)])
 
-    requests.pb_utils.postprocessing = postprocessing
+    stub.postprocessing = postprocessing
     senders = {stream_id: sender_of(readers, stream_id) for stream_id in arrived}
-    assert (readers.gone(), asked) == ([], [])
+    assert (readers.find_abandoned(), questions) == ([], [])
     for sender in senders.values():
         sender.send({})
         sender.send({})
 
-    assert readers.gone() == [2, 4]
+    assert readers.find_abandoned() == [2, 4]
     senders[2].send({}, last=True)
     senders[4].fail("cancelled", 1)
-    assert readers.gone() == []
-    assert asked == [[1, 2, 3, 4], [1, 3]]
+    assert readers.find_abandoned() == []
+    assert questions == [[1, 2, 3, 4], [1, 3]]
 
 
 def test_without_postprocessing_nobody_is_missed_which_is_said_once(
-    readers: Any, requests: Any
+    readers: Any, stub: Any
 ) -> None:
     logged: list[str] = []
-    requests.pb_utils.Logger = types.SimpleNamespace(log_warn=logged.append)
-    requests.pb_utils.postprocessing = lambda _: Message(error=Failure("no such model", 5))
+    stub.Logger = types.SimpleNamespace(log_warn=logged.append)
+    stub.postprocessing = lambda _: Message(error=Failure("no such model", 5))
     sender_of(readers, 1).send({})
     readers.sender(Request()).send({})
 
-    assert (readers.gone(), readers.gone()) == ([], [])
+    assert (readers.find_abandoned(), readers.find_abandoned()) == ([], [])
     assert logged == ["cannot tell who reads the ensemble's streams: no such model"]

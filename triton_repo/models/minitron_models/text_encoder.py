@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from minitron_models.stop import StopWords
-from minitron_models.text_model import flag, load_tokenizer, parameter
+from minitron_models.config_parameters import flag, parameter
+from minitron_models.stop_words import StopWords
+from minitron_models.tokenizer_loading import load_tokenizer
 from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class TextTensors:
-    """The tensors of a text request that become ids; None where the client sent none."""
+    """The tensors of a text request that become ids; None where the client sent none.
+
+    Each has the batch axis of one request: text is [1, 1], words and weights are [1, n].
+    """
 
     text: NDArray[Any] | None
     stop_words: NDArray[Any] | None = None
@@ -31,11 +35,11 @@ class TextTensors:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a text request is to tensorrt_llm: inputs of its, without those that say nothing."""
+    """A text request as inputs of tensorrt_llm, without those that would say nothing."""
 
     inputs: dict[str, NDArray[Any]]
-    words: tuple[str, ...]  # the stop words, as text
-    stops: StopWords | None
+    words: tuple[str, ...]  # the stop words as the client wrote them
+    stop_words: StopWords | None
 
     @property
     def ids(self) -> list[int]:
@@ -55,36 +59,36 @@ class TextEncoder:
         # The engine's, which is what an embedding bias must cover; a tokenizer may have fewer.
         self._vocab_size = int(parameter(args, "vocab_size", "0"))
 
-    def prompt(self, given: TextTensors) -> Prompt:
+    def encode(self, request: TextTensors) -> Prompt:
         """Encode one request; ValueError names the tensor that is wrong."""
-        text = _texts("text_input", given.text)
+        text = _texts("text_input", request.text)
         if len(text) != 1:
             raise ValueError(f"text_input holds {len(text)} texts; send one per request")
         if not text[0]:
             raise ValueError("text_input is empty; expected some text")
-        chat = self._chat if given.chat is None else given.chat
-        ids = self._chat_ids(text[0]) if chat else self._encode(text[0], self._special)
+        chat = self._chat if request.chat is None else request.chat
+        ids = self._chat_ids(text[0]) if chat else self._ids_of(text[0], self._special)
         if not ids:
             raise ValueError("text_input has no tokens; expected some text")
         # Any id of generation_config ends a text; the contract has one end_id and many stop words.
-        ends = self._end_ids if given.end_id is None else [given.end_id]
-        words = tuple(word for word in _texts("stop_words", given.stop_words) if word)
-        bad_words = [word for word in _texts("bad_words", given.bad_words) if word]
+        ends = self._end_ids if request.end_id is None else [request.end_id]
+        words = tuple(word for word in _texts("stop_words", request.stop_words) if word)
+        bad_words = [word for word in _texts("bad_words", request.bad_words) if word]
         stop_ids = [*self._spellings(words), *([end] for end in ends[1:])]
         inputs: dict[str, NDArray[Any] | None] = {
             "input_ids": np.array([ids], np.int32),
             "input_lengths": np.array([[len(ids)]], np.int32),
             "stop_words_list": pack_words(stop_ids),
             "bad_words_list": pack_words(self._spellings(bad_words)),
-            "embedding_bias": self._bias(given.bias_words, given.bias_weights),
+            "embedding_bias": self._bias(request.bias_words, request.bias_weights),
             "end_id": _id(ends[0] if ends else None),
-            "pad_id": _id(self._pad_id(given.pad_id, ends)),
-            "prompt_table_extra_ids": self._table_ids(ids, given.table_id),
+            "pad_id": _id(self._pad_id(request.pad_id, ends)),
+            "prompt_table_extra_ids": self._table_ids(ids, request.table_id),
         }
         present = {name: value for name, value in inputs.items() if value is not None}
         return Prompt(present, words, StopWords(words) if words else None)
 
-    def _encode(self, text: str, special: bool) -> list[int]:
+    def _ids_of(self, text: str, special: bool) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def _chat_ids(self, text: str) -> list[int]:
@@ -99,12 +103,12 @@ class TextEncoder:
             )
         except Exception as error:  # whatever the model's own template raises
             raise ValueError(f"text_input does not fit the chat template: {error}") from error
-        return self._encode(prompt, special=False)
+        return self._ids_of(prompt, special=False)
 
     def _spellings(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids under which each word can appear: at a start, and after a space."""
         spellings = (spelling for word in words for spelling in (word, f" {word}"))
-        ids = dict.fromkeys(tuple(self._encode(spelling, False)) for spelling in spellings)
+        ids = dict.fromkeys(tuple(self._ids_of(spelling, False)) for spelling in spellings)
         return [list(word) for word in ids if word]
 
     def _bias(
@@ -124,7 +128,7 @@ class TextEncoder:
             raise ValueError("embedding_bias_words needs the parameter vocab_size in config.pbtxt")
         bias = np.zeros((1, self._vocab_size), np.float32)
         for text, weight in zip(texts, values, strict=True):
-            ids = self._encode(text, False)
+            ids = self._ids_of(text, False)
             if any(token_id >= self._vocab_size for token_id in ids):
                 raise ValueError(
                     f"embedding_bias_words has {text!r}, which the model has no id for"
@@ -132,9 +136,9 @@ class TextEncoder:
             np.add.at(bias[0], ids, weight)
         return bias
 
-    def _pad_id(self, given: int | None, ends: Sequence[int]) -> int | None:
-        if given is not None:
-            return given
+    def _pad_id(self, requested: int | None, ends: Sequence[int]) -> int | None:
+        if requested is not None:
+            return requested
         own: int | None = self.tokenizer.pad_token_id
         return own if own is not None else next(iter(ends), None)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from minitron_models.stop import MOST_CHARACTERS, StopMatcher, StopWords
+from minitron_models.stop_words import MOST_CHARACTERS, StopMatcher, StopWords
 
 LETTERS = st.text(alphabet="ab日\n", max_size=40)
 WORDS = st.lists(st.text(alphabet="ab日\n", min_size=1, max_size=5), min_size=1, max_size=4)

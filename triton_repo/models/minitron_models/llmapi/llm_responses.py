@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from minitron_models.llmapi.request import Asked, find_word
-from minitron_models.requests import Sender, strings
+from minitron_models.llmapi.llm_call import LlmCall, find_word
+from minitron_models.triton_io import Sender, strings
+from minitron_models.triton_types import Outputs
 from numpy.typing import NDArray
 
 TIMES = ("arrival_time", "first_scheduled_time", "first_token_time", "last_token_time")
@@ -19,13 +20,13 @@ CACHE = {
 DRAFTS = ("total_accepted_draft_tokens", "total_draft_tokens")
 
 
-class Answer:
+class LlmResponses:
     """The responses of one request; sends what is new, or without streaming everything at once."""
 
-    def __init__(self, asked: Asked, sender: Sender) -> None:
-        self._asked = asked
+    def __init__(self, call: LlmCall, sender: Sender) -> None:
+        self._call = call
         self._sender = sender
-        self._sequences = [_Sequence(index, asked) for index in range(asked.sequences)]
+        self._sequences = [_Sequence(index, call) for index in range(call.sequences)]
 
     @property
     def ended(self) -> bool:
@@ -34,11 +35,11 @@ class Answer:
 
     def take(self, output: Any) -> None:
         """Send what a RequestOutput has that was not sent; LLM changes it in place."""
-        found = output.outputs
-        for sequence, rows in zip(self._sequences, _split(found, self._asked.rows), strict=True):
+        split = _split(output.outputs, self._call.rows)
+        for sequence, rows in zip(self._sequences, split, strict=True):
             if sequence.reason is None and sequence.take(rows, output.finished):
                 done = sequence.reason is not None
-                if done or (self._asked.streaming and sequence.unsent):
+                if done or (self._call.streaming and sequence.unsent):
                     self._send(sequence, output)
 
     def end(self, reason: str) -> None:
@@ -49,7 +50,7 @@ class Answer:
                 self._send(sequence, None)
 
     def _send(self, sequence: _Sequence, output: Any) -> None:
-        self._sender.send(sequence.tensors(output), last=self.ended)
+        self._sender.send(sequence.take_tensors(output), last=self.ended)
 
 
 def _split(outputs: Sequence[Any], rows: int) -> list[Sequence[Any]]:
@@ -60,36 +61,36 @@ def _split(outputs: Sequence[Any], rows: int) -> list[Sequence[Any]]:
 class _Row:
     """The ids of one continuation, or of one beam, and what was said of each."""
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, call: LlmCall) -> None:
+        self._call = call
         self.ids: list[int] = []
         self.log_probs: list[float] = []
         self.logits: list[NDArray[np.float32]] = []
         self.reason: str | None = None
 
-    def take(self, found: Any, finished: bool, sent: int) -> None:
+    def take(self, completion: Any, finished: bool, sent: int) -> None:
         """Read a CompletionOutput, of which the first ids were sent."""
         before = len(self.ids)
-        self.ids = list(found.token_ids)
-        if found.logprobs:
-            self.log_probs = _chosen(self.ids, found.logprobs)
-        if "return_generation_logits" in self._asked.wishes:
-            self._keep_logits(found.generation_logits, len(self.ids) - before)
-        self.reason = found.finish_reason
+        self.ids = list(completion.token_ids)
+        if completion.logprobs:
+            self.log_probs = _chosen(self.ids, completion.logprobs)
+        if "return_generation_logits" in self._call.wishes:
+            self._keep_logits(completion.generation_logits, len(self.ids) - before)
+        self.reason = completion.finish_reason
         if finished and self.reason is None:
-            full = len(self.ids) >= self._asked.sampling["max_tokens"]
+            full = len(self.ids) >= self._call.sampling["max_tokens"]
             self.reason = "length" if full else "stop"
-        cut = find_word(self.ids, self._asked.stop_words, before)
+        cut = find_word(self.ids, self._call.stop_words, before)
         if cut is not None:
             self._cut(max(cut, sent))
-        elif self.reason == "stop" and self.ids and self.ids[-1] == self._asked.end_id:
+        elif self.reason == "stop" and self.ids and self.ids[-1] == self._call.end_id:
             self._cut(max(len(self.ids) - 1, sent))
 
     def _keep_logits(self, logits: Any, new: int) -> None:
         """Keep the logits of the newest ids: of a stream LLM gives those of each step alone."""
         if logits is not None and new > 0:
             rows = _logits(logits)
-            self.logits.extend(rows[-new:] if self._asked.in_steps else rows[:new])
+            self.logits.extend(rows[-new:] if self._call.in_steps else rows[:new])
 
     def _cut(self, end: int) -> None:
         self.reason = "stop"
@@ -100,11 +101,11 @@ class _Row:
 class _Sequence:
     """One answer to the prompt, of one row unless it has beams, and how much of it was sent."""
 
-    def __init__(self, index: int, asked: Asked) -> None:
+    def __init__(self, index: int, call: LlmCall) -> None:
         self._index = index
-        self._asked = asked
+        self._call = call
         self._sent = 0
-        self._rows = [_Row(asked) for _ in range(asked.rows)]
+        self._rows = [_Row(call) for _ in range(call.rows)]
         self._metrics: Any = None
         self.reason: str | None = None
 
@@ -113,40 +114,43 @@ class _Sequence:
         """Return how many ids were not sent yet."""
         return len(self._rows[0].ids) - self._sent
 
-    def take(self, found: Sequence[Any], finished: bool) -> bool:
+    def take(self, completions: Sequence[Any], finished: bool) -> bool:
         """Read its CompletionOutputs, the best first; return whether anything is new."""
         before = len(self._rows[0].ids)
-        for row, output in zip(self._rows, found, strict=True):
-            row.take(output, finished, self._sent)
-        self._metrics = found[0].request_perf_metrics
+        for row, completion in zip(self._rows, completions, strict=True):
+            row.take(completion, finished, self._sent)
+        self._metrics = completions[0].request_perf_metrics
         self.reason = self._rows[0].reason
         return self.reason is not None or len(self._rows[0].ids) > before
 
-    def tensors(self, output: Any) -> dict[str, NDArray[Any]]:
+    def take_tensors(self, output: Any) -> Outputs:
         """Return the tensors of the next response, which is the last one once there is a reason.
+
+        Ids are [1, rows, n], -1 where a row is shorter; in a stream those that were not sent yet.
 
         ValueError when `output`, which there is unless time was up, lacks what was asked for.
         """
-        asked, wishes, start = self._asked, self._asked.wishes, self._sent
+        call, wishes, start = self._call, self._call.wishes, self._sent
         self._sent = len(self._rows[0].ids)
-        whole = [] if asked.excludes_input or asked.streaming else asked.prompt
-        rows = [np.array([*whole, *row.ids[start:]], np.int32) for row in self._rows]
+        before = [] if call.excludes_input or call.streaming else call.prompt
+        rows = [np.array([*before, *row.ids[start:]], np.int32) for row in self._rows]
         lengths = np.array([[len(row) for row in rows]], np.int32)
-        found: dict[str, NDArray[Any]] = {"output_ids": _stacked(rows), "sequence_length": lengths}
-        if asked.stream_id is not None:
-            found["stream_id"] = np.array([[asked.stream_id]], np.uint64)
-        if asked.sequences > 1:
-            found |= {"sequence_index": _int(self._index), "batch_index": _int(0)}
+        tensors = {"output_ids": _stacked(rows), "sequence_length": lengths}
+        if call.stream_id is not None:
+            tensors["stream_id"] = np.array([[call.stream_id]], np.uint64)
+        if call.sequences > 1:
+            tensors |= {"sequence_index": _int(self._index), "batch_index": _int(0)}
         if "return_log_probs" in wishes:
             new = [np.array(row.log_probs[start:], np.float32) for row in self._rows]
-            found["output_log_probs"] = _stacked(new)
-            found["cum_log_probs"] = np.array([[sum(r.log_probs) for r in self._rows]], np.float32)
+            tensors["output_log_probs"] = _stacked(new)
+            sums = [sum(row.log_probs) for row in self._rows]
+            tensors["cum_log_probs"] = np.array([sums], np.float32)
         if "return_generation_logits" in wishes:
-            found |= self._generation_logits(start, output)
+            tensors |= self._generation_logits(start, output)
         if self.reason is not None:
-            found["finish_reason"] = strings([self.reason])
-            found |= self._last(output)
-        return found
+            tensors["finish_reason"] = strings([self.reason])
+            tensors |= self._last(output)
+        return tensors
 
     def _generation_logits(self, start: int, output: Any) -> dict[str, NDArray[Any]]:
         lacking = [row for row in self._rows if len(row.logits) < len(row.ids)]
@@ -162,7 +166,7 @@ class _Sequence:
 
     def _last(self, output: Any) -> dict[str, NDArray[Any]]:
         """Return what only the last response has."""
-        wishes, count = self._asked.wishes, len(self._asked.prompt)
+        wishes, count = self._call.wishes, len(self._call.prompt)
         tensors: dict[str, NDArray[Any]] = {}
         if "return_num_input_tokens" in wishes:
             tensors["num_input_tokens"] = _int(count)
@@ -219,12 +223,12 @@ def _chosen(ids: Sequence[int], log_probs: Sequence[Any]) -> list[float]:
 
 def _metrics(metrics: Any) -> dict[str, NDArray[Any]]:
     """Return what a request took; times are of the runtime's clock, in nanoseconds."""
-    found: dict[str, NDArray[Any]] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for name in TIMES:
         seconds = getattr(metrics.timing_metrics, name).total_seconds()
-        found[f"{name}_ns"] = np.array([[round(seconds * 1e9)]], np.int64)
+        tensors[f"{name}_ns"] = np.array([[round(seconds * 1e9)]], np.int64)
     for name, source in CACHE.items():
-        found[name] = _int(getattr(metrics.kv_cache_metrics, source))
+        tensors[name] = _int(getattr(metrics.kv_cache_metrics, source))
     drafts = metrics.speculative_decoding
-    found["acceptance_rate"] = np.array([[drafts.acceptance_rate]], np.float32)
-    return found | {name: _int(getattr(drafts, name)) for name in DRAFTS}
+    tensors["acceptance_rate"] = np.array([[drafts.acceptance_rate]], np.float32)
+    return tensors | {name: _int(getattr(drafts, name)) for name in DRAFTS}

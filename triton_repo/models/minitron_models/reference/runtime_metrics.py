@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import triton_python_backend_utils as pb_utils
+from minitron_models.triton_types import Gauge, Histogram, MetricFamily
 
 from minitron_trt.executor import Stats
 
@@ -44,15 +45,15 @@ _GAUGES: Final = (
 )
 
 
-class Metrics:
+class RuntimeMetrics:
     """The gauges and histograms of one model; `finished` is for any thread, `publish` for one."""
 
     def __init__(self, args: Mapping[str, str], max_seq_len: int) -> None:
         self._labels = {"model": args["model_name"], "version": args["model_version"]}
         self._max_seq_len = max_seq_len
         # Triton deletes a family, and its metrics with it, when Python forgets it.
-        self._families: list[Any] = []
-        self._gauges: dict[tuple[str, str], Any] = {}
+        self._families: list[MetricFamily] = []
+        self._gauges: dict[tuple[str, str], Gauge] = {}
         self._values: dict[tuple[str, str], float] = {}
         for name, description, label, kinds in _GAUGES:
             family = self._family(name, description, pb_utils.MetricFamily.GAUGE)
@@ -81,15 +82,16 @@ class Metrics:
             self._inputs.observe(input_tokens)
             self._outputs.observe(output_tokens)
 
-    def _family(self, name: str, description: str, kind: Any) -> Any:
-        family = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+    def _family(self, name: str, description: str, kind: Any) -> MetricFamily:
+        family: MetricFamily = pb_utils.MetricFamily(name=name, description=description, kind=kind)
         self._families.append(family)
         return family
 
-    def _histogram(self, name: str, side: str) -> Any:
+    def _histogram(self, name: str, side: str) -> Histogram:
         description = f"Histogram of {side} token lengths in number of tokens"
         family = self._family(name, description, pb_utils.MetricFamily.HISTOGRAM)
-        return family.Metric(labels=self._labels, buckets=list(_LENGTHS))
+        histogram: Histogram = family.Metric(labels=self._labels, buckets=list(_LENGTHS))
+        return histogram
 
 
 def _values(stats: Stats, max_seq_len: int) -> dict[tuple[str, str], float]:

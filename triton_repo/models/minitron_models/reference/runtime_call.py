@@ -47,8 +47,10 @@ _NEUTRAL: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = MappingProxyT
         "runtime_top_p_reset_ids": (lambda value: value < 0, "a top-p that decays"),
     }
 )
-"""What may be given only with a value that changes nothing; len_penalty, early_stopping and
-beam_search_diversity_rate never do without beams."""
+"""Inputs that may be sent with a value that changes nothing alone, and what others would need.
+
+len_penalty, early_stopping and beam_search_diversity_rate may have any: without beams they never
+change anything."""
 
 _PROMPT_TABLE, _LORA, _REUSE = "a prompt table", "LoRA adapters", "reuse of its KV cache"
 _GUIDED, _LOOKAHEAD, _DRAFT = "guided decoding", "lookahead decoding", "speculative decoding"
@@ -77,12 +79,12 @@ _LACKS: Final[Mapping[str, str]] = MappingProxyType(
         "draft_acceptance_threshold": _DRAFT,
     }
 )
-"""What may not be given, by what it would need."""
+"""Inputs that may not be sent, and what each would need."""
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
-    """What a model of the repository offers, whoever asks."""
+class RuntimeOffer:
+    """What the model offers, the same to every request."""
 
     vocab: int
     max_seq_len: int
@@ -91,8 +93,8 @@ class Serving:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One row of a client's request: what to run, and what to answer."""
+class RuntimeCall:
+    """One row of a client's request: what to run, and what to answer with."""
 
     request: Request
     streaming: bool
@@ -101,7 +103,7 @@ class Asked:
     count_output: bool
 
 
-def rows(arrays: Arrays) -> list[dict[str, NDArray[Any]]]:
+def split_rows(arrays: Arrays) -> list[dict[str, NDArray[Any]]]:
     """Split a batch into requests of one row each; BadInputError names a tensor of other rows."""
     if "input_lengths" not in arrays:
         raise BadInputError("input_lengths is missing; expected the number of the prompt's ids")
@@ -121,16 +123,21 @@ def scalar(arrays: Arrays, name: str, default: Any = None) -> Any:
     return arrays[name].item()
 
 
-def read(arrays: Arrays, number: str, timeout_us: int, serving: Serving) -> Asked:
-    """Read one row; BadInputError or UnsupportedError names the tensor that is wrong."""
+def read_runtime_call(
+    arrays: Arrays, request_id: str, timeout_us: int, offer: RuntimeOffer
+) -> RuntimeCall:
+    """Read one row; BadInputError or UnsupportedError names the tensor that is wrong.
+
+    `request_id` is the executor's name for it, which no client chooses.
+    """
     _refuse_what_is_lacking(arrays)
-    prompt, max_tokens = _prompt(arrays, serving), scalar(arrays, "request_output_len", 0)
+    prompt, max_tokens = _prompt(arrays, offer), scalar(arrays, "request_output_len", 0)
     if max_tokens < 1:
         # Text models pass max_tokens on by this name, and their users know no other.
         raise BadInputError(f"request_output_len / max_tokens is {max_tokens}; expected at least 1")
-    asked = Asked(
+    call = RuntimeCall(
         request=Request(
-            request_id=number,
+            request_id=request_id,
             prompt=prompt,
             max_tokens=max_tokens,
             sampling=_sampling(arrays),
@@ -141,12 +148,12 @@ def read(arrays: Arrays, number: str, timeout_us: int, serving: Serving) -> Aske
             timing=scalar(arrays, "return_perf_metrics", False),
         ),
         streaming=scalar(arrays, "streaming", False),
-        prepend_prompt=not scalar(arrays, "exclude_input_in_output", serving.exclude_input),
+        prepend_prompt=not scalar(arrays, "exclude_input_in_output", offer.exclude_input),
         count_input=scalar(arrays, "return_num_input_tokens", False),
         count_output=scalar(arrays, "return_num_output_tokens", False),
     )
-    _check(asked, serving)
-    return asked
+    _check(call, offer)
+    return call
 
 
 def _refuse_what_is_lacking(arrays: Arrays) -> None:
@@ -160,49 +167,49 @@ def _refuse_what_is_lacking(arrays: Arrays) -> None:
             )
 
 
-def _check(asked: Asked, serving: Serving) -> None:
-    request = asked.request
-    if not serving.decoupled and asked.streaming:
+def _check(call: RuntimeCall, offer: RuntimeOffer) -> None:
+    request = call.request
+    if not offer.decoupled and call.streaming:
         raise BadInputError("streaming is true, which needs a model with decoupled responses")
-    if not serving.decoupled and request.sequences > 1:
+    if not offer.decoupled and request.sequences > 1:
         raise BadInputError(
             f"num_return_sequences is {request.sequences}; more than one needs a model with "
             "decoupled responses"
         )
-    at_once = 1 if asked.streaming else request.max_tokens
+    at_once = 1 if call.streaming else request.max_tokens
     for name, wanted, count in (
         ("return_context_logits", request.context_logits, len(request.prompt)),
         ("return_generation_logits", request.generation_logits, at_once),
     ):
-        size = count * serving.vocab * 4
+        size = count * offer.vocab * 4
         if wanted and size > MAX_LOGITS_BYTES:
             raise BadInputError(
-                f"{name} would send {count} × {serving.vocab} logits, {size / 1e9:.2f} GB, in one "
+                f"{name} would send {count} × {offer.vocab} logits, {size / 1e9:.2f} GB, in one "
                 f"response; at most {MAX_LOGITS_BYTES / 1e9:.2f} GB: ask for fewer tokens"
             )
 
 
-def _prompt(arrays: Arrays, serving: Serving) -> tuple[int, ...]:
+def _prompt(arrays: Arrays, offer: RuntimeOffer) -> tuple[int, ...]:
     if "input_ids" not in arrays:
         raise BadInputError("input_ids is missing; expected the prompt's token ids")
     ids = arrays["input_ids"].reshape(-1)
     length = scalar(arrays, "input_lengths")
     if not 0 <= length <= len(ids):
         raise BadInputError(f"input_lengths is {length} but input_ids holds {len(ids)} ids")
-    if length > serving.max_seq_len:
+    if length > offer.max_seq_len:
         raise BadInputError(
-            f"input_ids has {length} tokens; this model holds max_seq_len {serving.max_seq_len} "
+            f"input_ids has {length} tokens; this model holds max_seq_len {offer.max_seq_len} "
             "with the answer: shorten the prompt"
         )
     return tuple(ids[:length].tolist())
 
 
 def _sampling(arrays: Arrays) -> Sampling:
-    given = {field: scalar(arrays, name) for name, field in _SAMPLING.items() if name in arrays}
+    options = {field: scalar(arrays, name) for name, field in _SAMPLING.items() if name in arrays}
     end_id, bias = scalar(arrays, "end_id", -1), arrays.get("embedding_bias")
     return Sampling(
-        **given,
-        # 0 is "off" here and nothing else.
+        **options,
+        # Upstream 0 means that top-p is off; to the executor only None does.
         top_p=scalar(arrays, "runtime_top_p") or None,
         seed=scalar(arrays, "seed", 0),
         end_ids=(end_id,) if end_id >= 0 else (),
