@@ -9,7 +9,8 @@ import click
 
 from minitron_trt.console import Console, console_options
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM_BLS
-from minitron_trt.triton_repo.parameters import RUNTIMES, table
+from minitron_trt.triton_repo.parameters import table
+from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES
 
 
 def _list_parameters(context: click.Context, _: click.Parameter, requested: bool) -> None:

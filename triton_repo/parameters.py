@@ -17,11 +17,7 @@ from minitron_trt.triton_repo.contract.model_names import (
     TENSORRT_LLM,
     TENSORRT_LLM_BLS,
 )
-
-REFERENCE: Final = "reference"
-TRTLLM: Final = "trtllm"
-LLMAPI: Final = "llmapi"
-RUNTIMES: Final = (REFERENCE, TRTLLM, LLMAPI)
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, RUNTIMES, TRTLLM
 
 
 @dataclass(frozen=True, slots=True)

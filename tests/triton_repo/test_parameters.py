@@ -15,8 +15,9 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import UsageError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_config import from_text
-from minitron_trt.triton_repo.parameters import PARAMETERS, RUNTIMES, parse_settings, table
+from minitron_trt.triton_repo.parameters import PARAMETERS, parse_settings, table
 from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
+from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES
 
 Command = Callable[..., Result]
 

@@ -26,7 +26,7 @@ from minitron_trt.triton_repo.contract.tensors import (
     Tensor,
     text_model,
 )
-from minitron_trt.triton_repo.parameters import TRTLLM
+from minitron_trt.triton_repo.runtimes.runtime_names import TRTLLM
 
 _ENGINES_CHOICE: Final = {
     **dict.fromkeys((*LOGITS_OUTPUTS, "draft_logits"), tuple(LOGITS_TYPES.values())),

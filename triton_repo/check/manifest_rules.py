@@ -12,7 +12,7 @@ from minitron_trt.triton_repo.check.model_on_disk import RepositoryFolder
 from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, TRTLLM_BACKEND
-from minitron_trt.triton_repo.parameters import RUNTIMES, TRTLLM
+from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES, TRTLLM
 
 _AGAIN: Final = "make the repository again"
 

@@ -23,7 +23,8 @@ from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.contract.model_names import ENSEMBLE, TENSORRT_LLM, TENSORRT_LLM_BLS
 from minitron_trt.triton_repo.contract.tensors import LOGITS_OUTPUTS, LOGITS_TYPES
 from minitron_trt.triton_repo.model_config import TRTLLM_BACKEND
-from minitron_trt.triton_repo.parameters import BOOL, LLMAPI, PARAMETERS, REFERENCE, Parameter
+from minitron_trt.triton_repo.parameters import BOOL, PARAMETERS, Parameter
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE
 
 _PATH_KEY: Final = "gpt_model_path"
 _PATH: Final = f'parameters["{_PATH_KEY}"]'

@@ -19,10 +19,10 @@ from minitron_trt.artifacts import (
 from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.runtimes.llmapi_runtime import HfFolder, plan_llmapi
 from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
 from minitron_trt.triton_repo.runtimes.runtime import Runtime
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.runtimes.trtllm_runtime import plan_trtllm
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 

@@ -10,8 +10,9 @@ from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
 from minitron_trt.triton_repo.model_config import python_model
-from minitron_trt.triton_repo.parameters import REFERENCE, defaults
+from minitron_trt.triton_repo.parameters import defaults
 from minitron_trt.triton_repo.runtimes.runtime import Runtime, check_max_seq_len, find_tokenizer
+from minitron_trt.triton_repo.runtimes.runtime_names import REFERENCE
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 DEFAULT_MAX_BATCH_SIZE: Final = 8

@@ -25,9 +25,10 @@ from minitron_trt.triton_repo.contract.tensors import (
     ElementTypes,
 )
 from minitron_trt.triton_repo.model_config import Queue, engine_model
-from minitron_trt.triton_repo.parameters import SPECULATIVE, TRTLLM, defaults
+from minitron_trt.triton_repo.parameters import SPECULATIVE, defaults
 from minitron_trt.triton_repo.runtimes.guided_decoding import INFO_NAME, tokenizer_info
 from minitron_trt.triton_repo.runtimes.runtime import Runtime, find_end_ids, find_tokenizer
+from minitron_trt.triton_repo.runtimes.runtime_names import TRTLLM
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 _ENGINE: Final = "engine"

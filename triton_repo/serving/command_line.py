@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving.server_options import ServerOptions
 

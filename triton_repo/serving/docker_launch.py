@@ -12,7 +12,7 @@ from minitron_trt.build.containers import find_container
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.host.docker import check_docker, explain_docker, mount_option
 from minitron_trt.host.machine import local_gpus
-from minitron_trt.triton_repo.parameters import REFERENCE
+from minitron_trt.triton_repo.runtimes.runtime_names import REFERENCE
 from minitron_trt.triton_repo.serving.command_line import (
     MPIRUN_WRAPPER,
     Program,

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from minitron_trt.errors import MissingExtraError, UnsupportedError
-from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 
 SERVER: Final = "tritonserver"
 _OPT: Final = Path("/opt/tritonserver")

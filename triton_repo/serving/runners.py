@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
 from minitron_trt.host.machine import local_gpus
-from minitron_trt.triton_repo.parameters import LLMAPI, TRTLLM
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM
 from minitron_trt.triton_repo.serving.command_line import (
     Program,
     command_line,

@@ -13,8 +13,8 @@ from minitron_trt.build.containers import container_for, same_version
 from minitron_trt.build.engine import Engine
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, from_text
-from minitron_trt.triton_repo.parameters import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.repository import ModelRepository
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 
 OTHER: Final = "other"
 """A repository of others without TensorRT-LLM."""
