@@ -15,6 +15,7 @@ from minitron_trt.build.trtllm.run import BuildJob, check_local
 from minitron_trt.console import size_text
 from minitron_trt.errors import MinitronError, UnsupportedError
 from minitron_trt.host.machine import find_builder
+from minitron_trt.quantization.precisions import TENSORRT_PRECISIONS
 from minitron_trt.spec import Parallelism
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 COMPILERS: Final = ("auto", "trtllm", "tensorrt")
 RUNNERS: Final = ("local", "docker", "slurm", "kubernetes")
-TENSORRT_PRECISIONS: Final = ("bf16", "fp16", "fp8")
 
 
 def choose_compiler(job: BuildJob, asked: str, runner: str) -> str:

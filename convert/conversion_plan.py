@@ -8,13 +8,14 @@ from math import prod
 from typing import Any, Final
 
 from minitron_trt.checkpoint import rank_file
+from minitron_trt.checkpoint_tensors import CheckpointTensor, rank_tensors
 from minitron_trt.convert.sharding import shard
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.stored_scales import Scale
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.families import Place, Split, TensorRule, family_of
-from minitron_trt.quantization.precisions import KV_SCALE, Precision, Side, Stored
+from minitron_trt.families import TensorRule
+from minitron_trt.quantization.precisions import Precision, Side, Stored
 from minitron_trt.spec import ModelSpec, Parallelism
 from minitron_trt.tensorfile import TensorEntry
 
@@ -134,16 +135,6 @@ class _Rank:
     pp_rank: int
     tp_rank: int
 
-    @property
-    def layers(self) -> dict[Place, range]:
-        """The layers held in each place; the model's ends count as one."""
-        last = self.pp_rank == self.parallelism.pp - 1
-        return {
-            Place.FIRST: range(self.pp_rank == 0),
-            Place.LAYER: self.parallelism.layers_of(self.pp_rank, self.source.spec.layers),
-            Place.LAST: range(last),
-        }
-
 
 def _is_weight(tensor: TensorPlan) -> bool:
     """Scales go first: an engine builder maps fc and gate as one matrix when they lie together."""
@@ -151,45 +142,45 @@ def _is_weight(tensor: TensorPlan) -> bool:
 
 
 def _rank_tensors(rank: _Rank, kv_cache: str | None) -> Iterator[TensorPlan]:
-    rules = family_of(rank.source.spec.architecture).rules
-    for place, layers in rank.layers.items():
-        for layer in layers:
-            for rule in rules:
-                if rule.place is place:
-                    yield from _tensors(rule, layer, layer - layers.start, rank)
-            if kv_cache and place is Place.LAYER:
-                name = f"transformer.layers.{{}}.{KV_SCALE.suffix}"
-                yield TensorPlan(
-                    name=name.format(layer - layers.start),
-                    dtype=KV_SCALE.storage,
-                    shape=(1,),
-                    parts=(),
-                    linear=name.format(layer),
-                    stored=KV_SCALE,
-                )
+    """Yield the tensors of a rank with the bytes that each is made of."""
+    for tensor in rank_tensors(
+        rank.source.spec,
+        rank.precision,
+        rank.parallelism,
+        pp_rank=rank.pp_rank,
+        kv_cache=kv_cache,
+    ):
+        if tensor.rule is None:
+            # The scale of a KV cache is measured, not made of a tensor of the source.
+            yield TensorPlan(
+                name=tensor.name,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                parts=(),
+                linear=tensor.whole_name,
+                stored=tensor.stored,
+            )
+        else:
+            yield _tensor(tensor, tensor.rule, rank)
 
 
-def _tensors(rule: TensorRule, layer: int, local: int, rank: _Rank) -> Iterator[TensorPlan]:
-    """Yield the tensors of a rule: one, or a quantized layer's several."""
-    # TensorRT-LLM counts a rank's layers from 0.
-    name, linear = rule.target.format(local), rule.linear
-    shape, parts = _shard(rule, layer, rank)
-    if linear is None or not rank.precision.tensors:
-        yield TensorPlan(name, rank.precision.storage, shape, parts, rule.plus_one)
-        return
-    rows, columns = shape
-    for stored in rank.precision.tensors:
-        check_groups(stored, name, parts, rank.precision, rank.parallelism.tp)
-        yield TensorPlan(
-            f"{linear.format(local)}.{stored.suffix}",
-            stored.storage,
-            stored.shape(rows, columns),
-            parts,
-            linear=linear.format(layer),
-            stored=stored,
-            calibrated_as=linear.format(layer),
-            amax_group=fused(linear.format(layer)),
-        )
+def _tensor(tensor: CheckpointTensor, rule: TensorRule, rank: _Rank) -> TensorPlan:
+    parts = tuple(_parts(rule, tensor.layer, rank))
+    if tensor.stored is None:
+        return TensorPlan(tensor.name, tensor.dtype, tensor.shape, parts, rule.plus_one)
+    weight = f"{tensor.name.removesuffix(tensor.stored.suffix)}weight"
+    check_groups(tensor.stored, weight, parts, rank.precision, rank.parallelism.tp)
+    linear = str(rule.linear).format(tensor.layer)
+    return TensorPlan(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        parts=parts,
+        linear=linear,
+        stored=tensor.stored,
+        calibrated_as=linear,
+        amax_group=fused(linear),
+    )
 
 
 def fused(linear: str) -> str:
@@ -215,18 +206,19 @@ def check_groups(
                 )
 
 
-def _shard(rule: TensorRule, layer: int, rank: _Rank) -> tuple[tuple[int, ...], tuple[Part, ...]]:
-    """Return the shape of a rank's tensor and the source rectangles that fill it."""
-    spec, tp = rank.source.spec, rank.parallelism.tp
-    parts, at = [], 0
+def _parts(rule: TensorRule, layer: int, rank: _Rank) -> Iterator[Part]:
+    """Yield the source rectangles that fill a rank's tensor, one below the other."""
+    at = 0
     for origin in rule.sources:
         name = origin.name.format(layer)
         entry = rank.source.tensors[name]
-        rows, columns = shard(rule.split, origin, entry, spec, tp_rank=rank.tp_rank, tp=tp)
-        parts.append(Part(entry, rows, columns, at, rank.source.scale_of(name)))
+        rows, columns = shard(
+            rule.split,
+            origin,
+            entry,
+            rank.source.spec,
+            tp_rank=rank.tp_rank,
+            tp=rank.parallelism.tp,
+        )
+        yield Part(entry, rows, columns, at, rank.source.scale_of(name))
         at += rows[1] - rows[0]
-    if rule.split is Split.VOCAB:
-        at = -(-spec.vocab // tp)
-    width = parts[0].columns[1] - parts[0].columns[0]
-    matrix = len(parts[0].source.shape) == 2
-    return ((at, width) if matrix else (at,)), tuple(parts)

@@ -1,4 +1,8 @@
-"""Which rectangle of a source tensor belongs to a tensor-parallel rank."""
+"""Which rectangle of a source tensor belongs to a tensor-parallel rank.
+
+`executor.merged_weights` joins the shards again and shares no code with this module on purpose:
+each is the other's witness.
+"""
 
 from __future__ import annotations
 

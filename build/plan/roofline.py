@@ -17,8 +17,8 @@ from minitron_trt.build.recipe.engine_memory import (
     embedding_bytes,
     kv_bytes_per_layer,
     pipeline_weights_bytes,
-    rank_shape,
 )
+from minitron_trt.checkpoint_tensors import shard_shape
 from minitron_trt.families import Place, family_of
 from minitron_trt.gpus import Gpu
 
@@ -66,9 +66,9 @@ def _layer_flops(model: EngineModel, context: int) -> int:
     """Return what one token costs in all layers of one GPU, at a context length."""
     spec, tp = model.spec, model.parallelism.tp
     weights = sum(
-        prod(rank_shape(rule, spec, tp))
+        prod(shard_shape(rule, spec, tp))
         for rule in family_of(spec.architecture).rules
-        if rule.place is Place.LAYER and len(rank_shape(rule, spec, tp)) == 2
+        if rule.place is Place.LAYER and len(shard_shape(rule, spec, tp)) == 2
     )
     # Scores and their sum over the values: two products with the context.
     attention = 2 * context * spec.query_size // tp

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.plan.roofline import Bounds, bounds
-from minitron_trt.build.recipe.engine_memory import kv_bytes_per_token, rank_shape
+from minitron_trt.build.recipe.engine_memory import kv_bytes_per_token
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.recipe.request import BuildRequest
+from minitron_trt.checkpoint_tensors import shard_shape
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.families import Place, family_of
 from minitron_trt.gpus import Target, support
@@ -110,7 +111,7 @@ def make_plan(model: EngineModel, request: PlanRequest) -> Plan:
 def parameters(spec: ModelSpec) -> int:
     """Return the number of weights, norms included."""
     return sum(
-        (spec.layers if rule.place is Place.LAYER else 1) * prod(rank_shape(rule, spec, 1))
+        (spec.layers if rule.place is Place.LAYER else 1) * prod(shard_shape(rule, spec, 1))
         for rule in family_of(spec.architecture).rules
     )
 

@@ -19,9 +19,8 @@ from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.request import BuildRequest, Setting, switch
 from minitron_trt.errors import UsageError
 from minitron_trt.gpus import Target, check_support, support
+from minitron_trt.quantization.precisions import PRECISIONS
 
-FP8_ATTENTION: Final = frozenset({"fp8", "w4a8-awq", "nvfp4"})
-"""Weight precisions whose context attention may run in FP8."""
 _REUSE: Final = "KV cache blocks can be reused and long prompts come in chunks"
 
 
@@ -47,7 +46,7 @@ def choose_attention(model: EngineModel, target: Target, request: BuildRequest) 
     """Apply the rules of the module; UsageError when an explicit option breaks one."""
     if request.fp8_context_fmha:
         check_support("fp8-context-fmha", target)
-    fp8_weights = model.precision in FP8_ATTENTION
+    fp8_weights = PRECISIONS[model.precision].fp8_attention
     barred = _paged_is_barred(model, request, fp8_weights)
     if barred:
         _refuse(request.kv_cache_reuse, "--kv-cache-reuse", barred)

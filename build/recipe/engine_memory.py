@@ -11,68 +11,38 @@ Weights and KV bytes follow from the shapes and are exact. The rest is an estima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
-from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.build.engine_model import EngineModel
-from minitron_trt.families import FAMILIES, Place, Split, TensorRule, family_of
-from minitron_trt.spec import ModelSpec
+from minitron_trt.checkpoint_tensors import held_layers, shard_shape
+from minitron_trt.dtypes import DTYPES
+from minitron_trt.families import FAMILIES, Place, family_of
+from minitron_trt.quantization.precisions import KV_SCALE, PRECISIONS
 
 RESERVE_BYTES: Final = 3 << 29
 NCCL_BYTES: Final = 1 << 29
 KV_FRACTION: Final = 0.9
 LOGIT_BYTES: Final = 4
-GROUP: Final = 128  # weights that share a scale in the AWQ formats
-NVFP4_BLOCK: Final = 16
-
-Sizes = Mapping[str, Callable[[int, int], int]]
-# Bytes of a linear layer of `rows` outputs and `columns` inputs, with its scales.
-_RESIDENT: Final[Sizes] = MappingProxyType(
-    {
-        "bf16": lambda rows, columns: 2 * rows * columns,
-        "fp16": lambda rows, columns: 2 * rows * columns,
-        "fp8": lambda rows, columns: rows * columns + 8,
-        "fp8-rowwise": lambda rows, columns: rows * columns + 4 * rows,
-        "w8a16": lambda rows, columns: rows * columns + 2 * rows,
-        "w4a16": lambda rows, columns: rows * columns // 2 + 2 * rows,
-        "w4a16-awq": lambda rows, columns: _awq(rows, columns, 2),
-        "w4a8-awq": lambda rows, columns: _awq(rows, columns, 2) + 8,
-        "nvfp4": lambda rows, columns: rows * columns // 2 + rows * columns // NVFP4_BLOCK + 12,
-    }
-)
-# In a checkpoint, TensorRT-LLM expects some of them otherwise than it keeps them.
-_STORED: Final[Sizes] = MappingProxyType(
-    {
-        **_RESIDENT,
-        "w8a16": lambda rows, columns: 2 * rows * columns,
-        "w4a16": lambda rows, columns: 2 * rows * columns,
-        "w4a16-awq": lambda rows, columns: _awq(rows, columns, 4),
-        "w4a8-awq": lambda rows, columns: _awq(rows, columns, 4) + 8,
-        "nvfp4": lambda rows, columns: rows * columns // 2 + rows * columns // NVFP4_BLOCK + 8,
-    }
-)
-
-
-def _awq(rows: int, columns: int, scale_bytes: int) -> int:
-    return rows * columns // 2 + scale_bytes * (rows * columns // GROUP) + 2 * columns
+LinearBytes = Callable[[int, int], int]
+"""The bytes of a linear layer of [rows, columns], with its scales."""
 
 
 def checkpoint_bytes(model: EngineModel) -> int:
     """Return the bytes of all tensors of a checkpoint, all ranks."""
-    return model.parallelism.tp * sum(_stages(model, _STORED))
+    return model.parallelism.tp * sum(_stages(model, PRECISIONS[model.precision].stored_bytes))
 
 
 def weights_bytes(model: EngineModel) -> int:
     """Return the bytes of the weights on the fullest GPU."""
-    return max(_stages(model, _RESIDENT))
+    return max(_stages(model, PRECISIONS[model.precision].resident_bytes))
 
 
 def pipeline_weights_bytes(model: EngineModel) -> int:
     """Return the bytes of the weights of one tensor-parallel rank in all pipeline stages."""
-    return sum(_stages(model, _RESIDENT))
+    return sum(_stages(model, PRECISIONS[model.precision].resident_bytes))
 
 
 def embedding_bytes(model: EngineModel) -> int:
@@ -80,39 +50,21 @@ def embedding_bytes(model: EngineModel) -> int:
     return 2 * model.spec.vocab * model.spec.hidden
 
 
-def _stages(model: EngineModel, sizes: Sizes) -> list[int]:
-    return [_stage_bytes(model, stage, sizes) for stage in range(model.parallelism.pp)]
+def _stages(model: EngineModel, linear_bytes: LinearBytes) -> list[int]:
+    return [_stage_bytes(model, stage, linear_bytes) for stage in range(model.parallelism.pp)]
 
 
-def _stage_bytes(model: EngineModel, stage: int, sizes: Sizes) -> int:
+def _stage_bytes(model: EngineModel, stage: int, linear_bytes: LinearBytes) -> int:
     spec, parallelism = model.spec, model.parallelism
-    counts = {
-        Place.FIRST: int(stage == 0),
-        Place.LAYER: len(parallelism.layers_of(stage, spec.layers)),
-        Place.LAST: int(stage == parallelism.pp - 1),
-    }
+    plain_bytes = DTYPES[PRECISIONS[model.precision].storage].size_bytes
+    held = held_layers(spec, parallelism, stage)
     total = 0
     for rule in family_of(spec.architecture).rules:
-        shape = rank_shape(rule, spec, parallelism.tp)
-        linear = rule.place is Place.LAYER and len(shape) == 2
-        size = sizes[model.precision](*shape) if linear else 2 * prod(shape)
-        total += counts[rule.place] * size
-    scale = 4 if model.kv_cache else 0
-    return total + counts[Place.LAYER] * scale
-
-
-def rank_shape(rule: TensorRule, spec: ModelSpec, tp: int) -> tuple[int, ...]:
-    """Return the shape of a tensor on one of `tp` ranks."""
-    rows, *columns = rule.sources[0].shape(spec)
-    if rule.split is Split.QKV:
-        return ((spec.heads + 2 * max(spec.kv_heads, tp)) * spec.head_size // tp, *columns)
-    if rule.split is Split.COLUMN:
-        return (rows // tp, *columns)
-    if rule.split is Split.ROW:
-        return (rows, columns[0] // tp)
-    if rule.split is Split.VOCAB:
-        return (-(-rows // tp), *columns)
-    return (rows, *columns)
+        shape = shard_shape(rule, spec, parallelism.tp)
+        size = linear_bytes(*shape) if rule.linear else plain_bytes * prod(shape)
+        total += len(held[rule.place]) * size
+    scale = KV_SCALE.size_bytes(1, 1) if model.kv_cache else 0
+    return total + len(held[Place.LAYER]) * scale
 
 
 def kv_bytes_per_token(model: EngineModel) -> int:

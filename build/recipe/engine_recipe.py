@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.context_attention import ContextAttention, choose_attention
-from minitron_trt.build.recipe.engine_memory import GROUP, NVFP4_BLOCK, Forecast, rank_shape
+from minitron_trt.build.recipe.engine_memory import Forecast
 from minitron_trt.build.recipe.flags import check_arguments
 from minitron_trt.build.recipe.limits import SAFE_NUM_TOKENS, LimitChoice, Limits
 from minitron_trt.build.recipe.plugins import plugin_settings
 from minitron_trt.build.recipe.request import BuildRequest, Setting
+from minitron_trt.checkpoint_tensors import shard_shape
 from minitron_trt.console import size_text
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.families import Split, family_of
@@ -22,7 +22,6 @@ from minitron_trt.gpus import Sure, Target, check_support
 from minitron_trt.quantization.precisions import PRECISIONS
 
 COMPILER: Final = "trtllm-build"
-_GROUPS: Final = MappingProxyType({"w4a16-awq": GROUP, "w4a8-awq": GROUP, "nvfp4": NVFP4_BLOCK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def _check_model(model: EngineModel, target: Target) -> Iterator[str]:
         yield f"TensorRT-LLM's table does not list {model.precision} for {architecture}"
     if model.kv_cache:
         features.append(f"kv-{model.kv_cache}")
-        if (model.precision, model.kv_cache) == ("w8a16", "fp8"):
+        if model.kv_cache in precision.refused_kv_caches:
             raise UnsupportedError(
                 "an FP8 KV cache does not build with w8a16 weights (TensorRT-LLM issue 1113); "
                 "convert with --kv-cache auto or int8"
@@ -131,14 +130,14 @@ def _check_model(model: EngineModel, target: Target) -> Iterator[str]:
 
 def _check_groups(model: EngineModel) -> None:
     """Refuse a cut through a group of weights that share a scale."""
-    size = _GROUPS.get(model.precision)
+    size = PRECISIONS[model.precision].group_size
     if size is None:
         return
     spec, tp = model.spec, model.parallelism.tp
     for rule in family_of(spec.architecture).rules:
-        if rule.split is Split.ROW and rank_shape(rule, spec, tp)[1] % size:
+        if rule.split is Split.ROW and shard_shape(rule, spec, tp)[1] % size:
             raise UnsupportedError(
-                f"--tp {tp} leaves {rank_shape(rule, spec, tp)[1]} inputs of "
+                f"--tp {tp} leaves {shard_shape(rule, spec, tp)[1]} inputs of "
                 f"{rule.target.format(0)} per rank; {model.precision} needs a multiple of {size}"
             )
 

@@ -7,36 +7,23 @@ but tensor-parallel ranks are refused, since that would mean copying.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from minitron_trt.checkpoint import Checkpoint, rank_file
+from minitron_trt.checkpoint_tensors import rank_tensors
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.families import Place, Split, TensorRule, family_of
-from minitron_trt.spec import ModelSpec
+from minitron_trt.quantization.number_formats import NUMPY_DTYPES
+from minitron_trt.quantization.precisions import TENSORRT_PRECISIONS
 from minitron_trt.tensorfile import TensorEntry
 
 Array: TypeAlias = npt.NDArray[Any]
 Weights: TypeAlias = Mapping[str, Array]
-
-DTYPES: Final[Mapping[str, npt.DTypeLike]] = MappingProxyType(
-    {
-        "BF16": ml_dtypes.bfloat16,
-        "F16": np.float16,
-        "F32": np.float32,
-        "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    }
-)
-"""What numpy calls the dtypes of a checkpoint's tensors."""
-PRECISION_NAMES: Final = ("bf16", "fp16", "fp8")
-"""What the network can compute; the others need kernels that only TensorRT-LLM has."""
 
 
 def map_weights(checkpoint: Checkpoint) -> Weights:
@@ -45,10 +32,10 @@ def map_weights(checkpoint: Checkpoint) -> Weights:
     UnsupportedError when the network cannot compute its precision or it is cut for several GPUs;
     BadInputError names the tensors that are missing, left over or of another shape or dtype.
     """
-    if checkpoint.precision.name not in PRECISION_NAMES:
+    if checkpoint.precision.name not in TENSORRT_PRECISIONS:
         raise UnsupportedError(
             f"{checkpoint.folder} is {checkpoint.precision.name} and --compiler tensorrt builds "
-            f"{', '.join(PRECISION_NAMES)}; convert again or use --compiler trtllm"
+            f"{', '.join(TENSORRT_PRECISIONS)}; convert again or use --compiler trtllm"
         )
     if checkpoint.kv_cache:
         raise UnsupportedError(
@@ -71,7 +58,10 @@ def map_weights(checkpoint: Checkpoint) -> Weights:
 def _map_rank(checkpoint: Checkpoint, rank: int) -> dict[str, Array]:
     path = checkpoint.folder / rank_file(rank)
     entries = checkpoint.tensors(rank)
-    expected = {tensor.name: tensor for tensor in _expected(checkpoint, rank)}
+    tensors = rank_tensors(
+        checkpoint.spec, checkpoint.precision, checkpoint.parallelism, pp_rank=rank
+    )
+    expected = {tensor.name: tensor for tensor in tensors}
     missing = sorted(expected.keys() - entries.keys())
     extra = sorted(entries.keys() - expected.keys())
     if missing or extra:
@@ -80,9 +70,9 @@ def _map_rank(checkpoint: Checkpoint, rank: int) -> dict[str, Array]:
         raise BadInputError(f"{path} {' and '.join(said)}; convert again")
     for name, tensor in expected.items():
         entry = entries[name]
-        if (entry.dtype, entry.shape) != (tensor.storage, tensor.shape):
+        if (entry.dtype, entry.shape) != (tensor.dtype, tensor.shape):
             raise BadInputError(
-                f"{path}: {name} is {entry.dtype} {list(entry.shape)}, expected {tensor.storage} "
+                f"{path}: {name} is {entry.dtype} {list(entry.shape)}, expected {tensor.dtype} "
                 f"{list(tensor.shape)}; convert again"
             )
     data = _map_file(path)
@@ -97,52 +87,12 @@ def joined(first: Array, second: Array) -> Array:
     return np.lib.stride_tricks.as_strided(first, shape, writeable=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """A tensor that a rank's file must hold."""
-
-    name: str
-    whole_name: str
-    storage: str
-    shape: tuple[int, ...]
-
-
-def _expected(checkpoint: Checkpoint, rank: int) -> Iterator[_Expected]:
-    spec, parallelism = checkpoint.spec, checkpoint.parallelism
-    layers = parallelism.layers_of(rank, spec.layers)
-    for rule in family_of(spec.architecture).rules:
-        for target, storage, shape in _stored(rule, checkpoint):
-            if rule.place is Place.LAYER:
-                for layer in layers:
-                    name = target.format(layer - layers.start)
-                    yield _Expected(name, target.format(layer), storage, shape)
-            elif rank == (0 if rule.place is Place.FIRST else parallelism.pp - 1):
-                yield _Expected(target, target, storage, shape)
-
-
-def _stored(rule: TensorRule, checkpoint: Checkpoint) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Yield the name, dtype and shape of each tensor that a rule comes to in a precision."""
-    precision, shape = checkpoint.precision, _shape(rule, checkpoint.spec)
-    if rule.linear is None or not precision.tensors:
-        yield rule.target, precision.storage, shape
-        return
-    for stored in precision.tensors:
-        yield f"{rule.linear}.{stored.suffix}", stored.storage, stored.shape(*shape)
-
-
-def _shape(rule: TensorRule, spec: ModelSpec) -> tuple[int, ...]:
-    rows, *columns = rule.sources[0].shape(spec)
-    if rule.split is Split.QKV:
-        rows = spec.query_size + 2 * spec.kv_size
-    return (rows, *columns)
-
-
 def _map_file(path: Path) -> npt.NDArray[np.uint8]:
     return np.memmap(path, dtype=np.uint8, mode="r")
 
 
 def _view(data: npt.NDArray[np.uint8], entry: TensorEntry) -> Array:
-    dtype = np.dtype(DTYPES[entry.dtype])
+    dtype = NUMPY_DTYPES[entry.dtype]
     part = data[entry.offset : entry.offset + entry.size_bytes]
     # Another writer's header may leave the data at an odd offset.
     aligned = part if entry.offset % dtype.itemsize == 0 else part.copy()

@@ -10,7 +10,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
@@ -23,7 +23,7 @@ from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.writing.quantize import Calibration
 from minitron_trt.errors import BadInputError, MissingExtraError
 from minitron_trt.families import TensorRule, family_of
-from minitron_trt.quantization.precisions import KV_SCALE, Need
+from minitron_trt.quantization.precisions import KV_CACHES, KV_SCALE, Need
 from minitron_trt.quantization.schemes import Ranges
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _NAMED_AT_MOST: Final = 4
 _MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD of malloc.h
 _RETURNED_BYTES: Final = 1 << 20
 _KEPT_BYTES: Final = 32 << 20  # what the threshold grows to by itself
-_KV_BITS: Final[Mapping[str, Any]] = {"fp8": (4, 3), "int8": 8}
 
 
 def calibrate(
@@ -120,7 +119,7 @@ def _settings(mtq: Any, plan: ConversionPlan) -> dict[str, Any]:
             # The converter finds the range of the weights itself.
             settings["quant_cfg"].append(_switch("*weight_quantizer", False))
     if plan.kv_cache:
-        bits = {"num_bits": _KV_BITS[plan.kv_cache], "axis": None}
+        bits = {"num_bits": KV_CACHES[plan.kv_cache].calibration_bits, "axis": None}
         settings["quant_cfg"].append({"quantizer_name": "*[kv]_bmm_quantizer", "cfg": bits})
     return settings
 

@@ -1,15 +1,15 @@
-"""Read a TensorRT-LLM checkpoint back into whole tensors: ranks merged, pipeline layers in place.
+"""Read a TensorRT-LLM checkpoint back into whole tensors: shards merged, layers counted through.
 
-A checkpoint cuts each tensor across its tensor-parallel ranks as the tensor's rule says, and counts
-the layers of each pipeline rank from 0. A quantized layer has several tensors instead of a weight;
-an axis of theirs that counts the weight's rows or columns is cut as those are, the others are not.
+Which tensors a rank must hold is said by `checkpoint_tensors`. How their shards become whole again
+is written here, from the meaning of each `Split` and apart from `convert.sharding`, which makes
+them: each is the other's witness. An axis of a quantized layer's tensor that counts the weight's
+rows or columns is joined as those are; tensors without such an axis are copies of each other.
 Files are memory-mapped; only joining a tensor copies it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -17,10 +17,11 @@ from typing import Final
 import torch
 
 from minitron_trt.checkpoint import Checkpoint, rank_file
+from minitron_trt.checkpoint_tensors import CheckpointTensor, rank_tensors
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError
-from minitron_trt.families import Place, Split, TensorRule, family_of
-from minitron_trt.quantization.precisions import KV_SCALE, Axis, Side, Stored
+from minitron_trt.families import Split
+from minitron_trt.quantization.precisions import Side
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
 
@@ -33,17 +34,6 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 """What torch calls the dtypes of stored tensors; 1-byte floats are read as their codes."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """A tensor that every tensor-parallel rank of a pipeline rank must hold."""
-
-    name: str
-    whole_name: str
-    split: Split
-    stored: Stored
-    shape: tuple[int, ...]
-
-
 def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return the whole tensors of a checkpoint by name, layers counted through the model.
 
@@ -53,7 +43,15 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     weights = {}
     tp = checkpoint.parallelism.tp
     for pp_rank in range(checkpoint.parallelism.pp):
-        expected = tuple(_expected(checkpoint, pp_rank))
+        expected = tuple(
+            rank_tensors(
+                checkpoint.spec,
+                checkpoint.precision,
+                checkpoint.parallelism,
+                pp_rank=pp_rank,
+                kv_cache=checkpoint.kv_cache,
+            )
+        )
         ranks = [_read_rank(checkpoint, pp_rank * tp + rank, expected) for rank in range(tp)]
         for tensor in expected:
             shards = [rank[tensor.name] for rank in ranks]
@@ -67,54 +65,6 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _expected(checkpoint: Checkpoint, pp_rank: int) -> Iterator[_Expected]:
-    spec, parallelism = checkpoint.spec, checkpoint.parallelism
-    layers = parallelism.layers_of(pp_rank, spec.layers)
-    for rule in family_of(spec.architecture).rules:
-        if rule.place is Place.LAYER:
-            for layer in layers:
-                yield from _tensors(rule, checkpoint, layer - layers.start, layer)
-        elif pp_rank == (0 if rule.place is Place.FIRST else parallelism.pp - 1):
-            yield from _tensors(rule, checkpoint, 0, 0)
-    if checkpoint.kv_cache:
-        name = f"transformer.layers.{{}}.{KV_SCALE.suffix}"
-        for layer in layers:
-            local = name.format(layer - layers.start)
-            yield _Expected(local, name.format(layer), Split.WHOLE, KV_SCALE, (1,))
-
-
-def _tensors(
-    rule: TensorRule, checkpoint: Checkpoint, local: int, layer: int
-) -> Iterator[_Expected]:
-    """Yield the tensors of a rule: its weight, or what a quantized layer has instead."""
-    precision = checkpoint.precision
-    shape = _rank_shape(rule, checkpoint.spec, checkpoint.parallelism.tp)
-    if rule.linear is None or not precision.tensors:
-        plain = Stored("", precision.storage, (Axis(Side.OUT), Axis(Side.IN))[: len(shape)])
-        yield _Expected(
-            rule.target.format(local), rule.target.format(layer), rule.split, plain, shape
-        )
-        return
-    rows, columns = shape
-    for stored in precision.tensors:
-        yield _Expected(
-            f"{rule.linear.format(local)}.{stored.suffix}",
-            f"{rule.linear.format(layer)}.{stored.suffix}",
-            *(rule.split, stored, stored.shape(rows, columns)),
-        )
-
-
-def _rank_shape(rule: TensorRule, spec: ModelSpec, tp: int) -> tuple[int, ...]:
-    rows, *columns = rule.sources[0].shape(spec)
-    if rule.split is Split.QKV:
-        rows = _query_rows(spec, tp) + 2 * _kv_rows(spec, tp)
-    elif rule.split in (Split.COLUMN, Split.VOCAB):
-        rows = -(-rows // tp)
-    elif rule.split is Split.ROW:
-        columns = [columns[0] // tp]
-    return (rows, *columns)
-
-
 def _query_rows(spec: ModelSpec, tp: int) -> int:
     return spec.query_size // tp
 
@@ -124,11 +74,11 @@ def _kv_rows(spec: ModelSpec, tp: int) -> int:
 
 
 def _read_rank(
-    checkpoint: Checkpoint, rank: int, expected: Sequence[_Expected]
+    checkpoint: Checkpoint, rank: int, expected: Sequence[CheckpointTensor]
 ) -> dict[str, torch.Tensor]:
     entries = checkpoint.tensors(rank)
     path = checkpoint.folder / rank_file(rank)
-    wanted = {tensor.name: (tensor.stored.storage, tensor.shape) for tensor in expected}
+    wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in expected}
     missing, extra = sorted(wanted.keys() - entries.keys()), sorted(entries.keys() - wanted.keys())
     if missing or extra:
         said = [f"lacks {', '.join(missing)}"] * bool(missing)
@@ -164,15 +114,17 @@ class _CopiesDiffer(Exception):  # noqa: N818 - it never leaves this module
     pass
 
 
-def _merge(tensor: _Expected, spec: ModelSpec, shards: Sequence[torch.Tensor]) -> torch.Tensor:
+def _merge(
+    tensor: CheckpointTensor, spec: ModelSpec, shards: Sequence[torch.Tensor]
+) -> torch.Tensor:
     side = Side.IN if tensor.split is Split.ROW else Side.OUT
-    dimension = tensor.stored.dimension(side)
+    dimension = tensor.dimension(side)
     if tensor.split is Split.WHOLE or dimension is None:
         return _same(shards)
     if len(shards) == 1:
         return shards[0]
     if tensor.split is Split.QKV:
-        return _merge_qkv(spec, shards, tensor.stored.axes[dimension].per)
+        return _merge_qkv(spec, shards, tensor.values_per_entry(dimension))
     joined = torch.cat(list(shards), dim=dimension)
     return joined[: spec.vocab] if tensor.split is Split.VOCAB else joined
 

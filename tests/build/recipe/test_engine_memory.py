@@ -129,7 +129,7 @@ def test_checkpoint_bytes_are_those_that_convert_plans(
 def test_checkpoint_bytes_of_every_precision_are_those_that_convert_plans(
     name: str, precision: str, tp: int, kv_cache: str | None
 ) -> None:
-    """Two sums written apart: the converter's tensors and the sizes here."""
+    """Two sums: by tensor, as the converter writes them, and by rule, as a forecast needs it."""
     folder = sample_folder(name)
     options = ConvertOptions(precision=precision, tp=tp, kv_cache=kv_cache or "auto")
     try:
