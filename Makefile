@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -8,6 +8,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := .venv/.ready
 COMPLETE := .venv/.complete
 MODEL ?= .bench/llama-width-4b
+WORKERS ?= 2
+TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,7 +30,10 @@ demo: $(READY) ## Walk from a sample model to text from Triton, without a GPU
 	@$(BIN)/minitron-trt demo
 
 test: $(COMPLETE) ## Run the tests; those that need a GPU skip without one
-	$(BIN)/python -m pytest
+	$(TESTS)
+
+test-quick: $(COMPLETE) ## Run the tests that start no server and take no time
+	$(TESTS) -m "not server and not slow"
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+
+# Workers and their servers share the cores. Read by numpy and torch when they are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +20,28 @@ from safetensors.numpy import save_file
 
 from minitron_trt.cli import main
 from minitron_trt.console import log
+
+# A shell starts what runs in its background with SIGINT ignored, and so would every program that
+# a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Hand tests to several workers; `pytest -n 2` asks for them."""
+    from tests.side_by_side import ByServer
+
+    return ByServer(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let workers begin with what takes long, so that short tests fill up the end."""
+    if hasattr(config, "workerinput"):
+        marks = ("server", "slow")
+        items.sort(key=lambda item: [item.get_closest_marker(mark) is None for mark in marks])
+
 
 # Twelve heads of 8 do not fit a hidden size of 40, two key/value heads are fewer than four ranks,
 # three layers do not divide by two, and 131 tokens do not divide by four.

@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from tests.calibrations import calibrate_once as calibrate_once
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
 

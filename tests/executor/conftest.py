@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.calibrations import calibrate_once as calibrate_once
 from transformers import LlamaConfig, MistralConfig, NemotronConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM as _AutoModelForCausalLM
 

@@ -75,7 +75,9 @@ def needs_modelopt(precision: str, kv_cache: str = "auto") -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint]:
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, calibrate_once: None
+) -> Callable[..., Checkpoint]:
     """Return a sample's checkpoint, converted once."""
 
     @functools.cache

@@ -19,7 +19,7 @@ from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.contract.model_names import MODELS
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import serving
-from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 MODEL = "tensorrt_llm"
@@ -38,13 +38,24 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Runtime:
-    """A server with nothing but `tensorrt_llm`, and the Hugging Face model behind it."""
+    """A server's `tensorrt_llm`, and the Hugging Face model behind it."""
 
     url: str
     metrics_url: str
     model: Path
     pid: int
     http_url: str = ""
+
+    @classmethod
+    def of(cls, endpoints: Endpoints, model: Path, pid: int) -> Runtime:
+        """Return the runtime of a server."""
+        return cls(
+            endpoints.grpc_url.removeprefix("grpc://"),
+            f"http://127.0.0.1:{endpoints.metrics_port}/metrics",
+            model,
+            pid,
+            endpoints.http_url,
+        )
 
     def ask(self, ids: list[int], count: int, **inputs: Any) -> list[dict[str, NDArray[Any]]]:
         """Return the outputs of every response to one prompt; raises what the server says."""
@@ -121,10 +132,4 @@ def serve(folder: Path, recipe: ServingRecipe, sample: str = "solar-llama") -> I
     # Without its manifest it is any Triton repository, which may have one model.
     (repository / "minitron.json").unlink()
     with serving(repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300) as server:
-        yield Runtime(
-            server.endpoints.grpc_url.removeprefix("grpc://"),
-            f"http://127.0.0.1:{server.endpoints.metrics_port}/metrics",
-            model,
-            server.pid,
-            server.endpoints.http_url,
-        )
+        yield Runtime.of(server.endpoints, model, server.pid)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tests.triton_repo.runtimes.runtime_calls import Runtime, serve
+from tests.triton_repo.conftest import Served
+from tests.triton_repo.runtimes.runtime_calls import Runtime
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
-
-from minitron_trt.samples import NAMES
-from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 pytestmark = pytest.mark.server
 
@@ -26,14 +24,10 @@ COUNT = 24
 TOLERANCE = 0.5
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def runtime(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Runtime]:
-    """A server of each sample's tensorrt_llm."""
-    folder = tmp_path_factory.mktemp("runtime")
-    with serve(folder, ServingRecipe(max_batch_size=4), request.param) as served:
-        yield served
+@pytest.fixture(scope="module")
+def runtime(served: Served) -> Runtime:
+    """The model tensorrt_llm of each sample's server."""
+    return Runtime.of(served.endpoints, served.model, served.pid)
 
 
 @pytest.fixture(scope="module")

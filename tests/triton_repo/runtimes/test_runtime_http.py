@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from tests.triton_repo.runtimes.conftest import RECIPE
 from tests.triton_repo.runtimes.runtime_calls import (
     MODEL,
     WAIT_S,
@@ -57,14 +58,19 @@ LACKING: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def runtime(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Runtime]:
-    """A server of each sample's tensorrt_llm, which answers in one response."""
-    recipe = ServingRecipe(max_batch_size=4, decoupled=False)
-    with serve(tmp_path_factory.mktemp("http"), recipe, request.param) as served:
+@pytest.fixture(scope="module")
+def nemotron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
+    """A server of the other sample, which answers in one response too."""
+    recipe = ServingRecipe(**RECIPE, decoupled=False)
+    with serve(tmp_path_factory.mktemp("http"), recipe, "solar-nemotron") as served:
         yield served
+
+
+@pytest.fixture(params=["single", "nemotron"], ids=NAMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    """A server of each sample."""
+    found: Runtime = request.getfixturevalue(request.param)
+    return found
 
 
 def over_grpc(runtime: Runtime, **inputs: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from tests.triton_repo.runtimes.conftest import RECIPE
 from tests.triton_repo.runtimes.runtime_calls import (
     MODEL,
     WAIT_S,
@@ -30,21 +31,12 @@ pytestmark = pytest.mark.server
 IDS = [5, 6, 7]
 # Nothing ends such a request but its length, which is seconds away.
 ENDLESS: dict[str, Any] = {**prompt(IDS, 1000), "streaming": True}
-RECIPE: Any = {"max_batch_size": 4, "max_seq_len": 1024, "max_queue_size": 3, "stream_interval": 3}
 
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """A server that may answer many times."""
     with serve(tmp_path_factory.mktemp("runtime"), ServingRecipe(**RECIPE)) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """A server that answers once."""
-    recipe = ServingRecipe(**RECIPE, decoupled=False)
-    with serve(tmp_path_factory.mktemp("single"), recipe) as served:
         yield served
 
 

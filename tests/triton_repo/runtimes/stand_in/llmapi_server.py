@@ -65,12 +65,7 @@ def serve_knowing(folder: Path, llm: dict[str, str], sample: str = "solar-llama"
     ids = continued(model, inputs, 30)[0]
     answer = ids[length:].tolist()
     with serve(folder, recipe, sample) as server:
-        runtime = Runtime(
-            server.endpoints.grpc_url.removeprefix("grpc://"),
-            f"http://127.0.0.1:{server.endpoints.metrics_port}/metrics",
-            model,
-            server.pid,
-        )
+        runtime = Runtime.of(server.endpoints, model, server.pid)
         text = tokenizer.decode(answer, skip_special_tokens=True)
         yield Served(server.endpoints, runtime, tokenizer, ids[:length].tolist(), answer, text)
 

@@ -1,0 +1,38 @@
+"""How tests are handed to several workers: a server that modules share is started by one, once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from xdist.scheduler import LoadScopeScheduling
+
+from minitron_trt.samples import NAMES
+
+# Modules whose tests call the session's `served`, a server of each sample.
+SERVED: Final = frozenset(
+    {
+        "tests/triton_repo/test_fuzz.py",
+        "tests/triton_repo/test_fuzz_http.py",
+        "tests/triton_repo/test_server.py",
+        "tests/triton_repo/test_server_tensors.py",
+        "tests/triton_repo/test_soak.py",
+        "tests/triton_repo/runtimes/test_runtime.py",
+    }
+)
+# Modules whose tests call the session's `single`.
+SINGLE: Final = frozenset(
+    {
+        "tests/triton_repo/runtimes/test_runtime_http.py",
+        "tests/triton_repo/runtimes/test_runtime_serving.py",
+    }
+)
+
+
+class ByServer(LoadScopeScheduling):  # type: ignore[misc]
+    """Keep together the tests of a module, and those that share a server."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module, _, test = nodeid.partition("::")
+        if module in SERVED:
+            return next((name for name in NAMES if name in test), module)
+        return "single" if module in SINGLE else module
