@@ -14,12 +14,15 @@ class Transport(Protocol):
 
     def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come, the last one final; closing it cancels."""
+        ...
 
     def ready(self) -> bool:
         """Say whether the server can take requests; UnreachableError when there is none."""
+        ...
 
     def close(self) -> None:
         """Give back the connection."""
+        ...
 
 
 class AsyncTransport(Protocol):
@@ -27,12 +30,15 @@ class AsyncTransport(Protocol):
 
     def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come, the last one final; closing it cancels."""
+        ...
 
     async def ready(self) -> bool:
         """Say whether the server can take requests; UnreachableError when there is none."""
+        ...
 
     async def close(self) -> None:
         """Give back the connection."""
+        ...
 
 
 def echo(request: GenerateRequest) -> Iterator[Chunk]:
