@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron_trt.convert.source.hub import DATA_SET, HubRepository
 from minitron_trt.errors import BadInputError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -219,33 +220,11 @@ def _tokenizer(model: ModelSource) -> Any:
 
 def _download(repo: str) -> Path:
     """Return one file of a hub data set: of its train split, where the name says so."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        # Listing the files as a tree would be tried again for half a minute, with a line each time.
-        files = huggingface_hub.HfApi().dataset_info(repo).siblings or ()
-        names = sorted(
-            (file.rfilename for file in files if file.rfilename.endswith(_FORMATS)),
-            key=lambda name: ("train" not in name, name),
-        )
-        if not names:
-            raise BadInputError(f"data set {repo} has no file of {', '.join(_FORMATS)}")
-        return Path(huggingface_hub.hf_hub_download(repo, names[0], repo_type="dataset"))
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise BadInputError(
-            f"--calib-data {repo} is neither a file here nor a data set the hub shows you"
-        ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise BadInputError(
-            f"--calib-data {repo} is not a file here and the hub cannot be reached "
-            f"({type(error).__name__}); go online, or pass a file"
-        ) from error
-    except Exception as error:
-        # The hub's library raises its HTTP client's own errors too.
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
-            raise
-        raise BadInputError(
-            f"--calib-data {repo} is not a file here and the hub cannot be reached "
-            f"({type(error).__name__}); go online, or pass a file"
-        ) from error
+    repository = HubRepository(repo, kind=DATA_SET)
+    names = sorted(
+        (name for name in repository.data_set_files() if name.endswith(_FORMATS)),
+        key=lambda name: ("train" not in name, name),
+    )
+    if not names:
+        raise BadInputError(f"data set {repo} has no file of {', '.join(_FORMATS)}")
+    return repository.file(names[0])

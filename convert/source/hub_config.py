@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Final
 
 from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
-from minitron_trt.convert.source.locate import HUB_ID, hub_errors
+from minitron_trt.convert.source.hub import HUB_ID, HubRepository
 from minitron_trt.convert.source.weight_files import read_json
 from minitron_trt.errors import BadInputError
 from minitron_trt.spec import ModelSpec
@@ -30,40 +29,24 @@ def read_hub_spec(repo: str, *, revision: str | None, token: str | None) -> Mode
     Where config.json states no head size, the headers of its safetensors files do. BadInputError
     when the hub does not give them.
     """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    with hub_errors(repo, revision):
-        try:
-            path = huggingface_hub.hf_hub_download(
-                repo, CONFIG_NAME, revision=revision, token=token
-            )
-        except errors.RemoteEntryNotFoundError as error:
-            raise BadInputError(f"{repo} has no {CONFIG_NAME} on the hub") from error
-    config = HfConfig(read_json(Path(path).parent, CONFIG_NAME))
+    repository = HubRepository(repo, revision, token)
+    path = repository.file(CONFIG_NAME)
+    config = HfConfig(read_json(path.parent, CONFIG_NAME))
     stated = config.head_size
-    return read_spec(
-        config, _head_size(repo, config, revision, token) if stated is None else stated
-    )
+    return read_spec(config, _head_size(repository, config) if stated is None else stated)
 
 
-def _head_size(repo: str, config: HfConfig, revision: str | None, token: str | None) -> int:
+def _head_size(repository: HubRepository, config: HfConfig) -> int:
     """Return the head size that the weights have; hidden // heads is only a guess at it."""
-    import huggingface_hub
-    from huggingface_hub import errors
-
     heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
-    with hub_errors(repo, revision):
-        try:
-            files = huggingface_hub.get_safetensors_metadata(repo, revision=revision, token=token)
-            shape = files.files_metadata[files.weight_map[_QUERY]].tensors[_QUERY].shape
-            return int(shape[0]) // heads
-        except (errors.NotASafetensorsRepoError, errors.SafetensorsParsingError, KeyError):
-            pass
+    name = repository.name
+    shape = repository.tensor_shape(_QUERY)
+    if shape is not None:
+        return shape[0] // heads
     if hidden % heads:
         raise BadInputError(
-            f"{repo}: {CONFIG_NAME} states no head size and its {heads} heads do not divide "
+            f"{name}: {CONFIG_NAME} states no head size and its {heads} heads do not divide "
             f"{hidden}; download the model and pass its folder"
         )
-    log.warning("%s: config.json states no head size; %d is assumed", repo, hidden // heads)
+    log.warning("%s: config.json states no head size; %d is assumed", name, hidden // heads)
     return hidden // heads

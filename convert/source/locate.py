@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert.source.hub import HUB_ID, HubRepository
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.convert.source.weight_files import INDEX_NAME, TORCH_INDEX_NAME, has_weights
 from minitron_trt.errors import BadInputError
 
 GGUF_SUFFIX: Final = ".gguf"
-HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/([\w./ -]+\.gguf))?")
 _FACTS: Final = (CONFIG_NAME, QUANTIZATION_FILE, GENERATION_CONFIG, *TOKENIZER_FILES)
 _SAFETENSORS: Final = (INDEX_NAME, "model*.safetensors")
 _TORCH: Final = (TORCH_INDEX_NAME, "pytorch_model*.bin")
@@ -34,12 +30,13 @@ def locate(source: str, *, revision: str | None, token: str | None) -> Path:
     missing = hub_id is not None and hub_id[1].endswith(GGUF_SUFFIX)
     if path.exists() or hub_id is None or missing:
         return _local(path)
-    repo, file = hub_id.groups()
+    name, file = hub_id.groups()
+    repository = HubRepository(name, revision, token)
     if file:
-        return _download_file(repo, file, revision, token)
-    folder = _download(repo, (*_FACTS, *_SAFETENSORS), revision, token)
+        return repository.file(file, called=f"file {file}")
+    folder = repository.snapshot((*_FACTS, *_SAFETENSORS))
     # The weights of some repositories are there in both forms; only one is wanted.
-    return folder if has_weights(folder) else _download(repo, (*_FACTS, *_TORCH), revision, token)
+    return folder if has_weights(folder) else repository.snapshot((*_FACTS, *_TORCH))
 
 
 def _local(path: Path) -> Path:
@@ -62,58 +59,3 @@ def _local(path: Path) -> Path:
 def _is_gguf(path: Path) -> bool:
     with path.open("rb") as file:
         return path.suffix == GGUF_SUFFIX or file.read(4) == b"GGUF"
-
-
-def _download(
-    repo: str, patterns: tuple[str, ...], revision: str | None, token: str | None
-) -> Path:
-    import huggingface_hub
-
-    with hub_errors(repo, revision):
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo, revision=revision, token=token, allow_patterns=list(patterns)
-            )
-        )
-
-
-def _download_file(repo: str, file: str, revision: str | None, token: str | None) -> Path:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    with hub_errors(repo, revision):
-        try:
-            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision, token=token))
-        except errors.RemoteEntryNotFoundError as error:
-            raise BadInputError(f"{repo} has no file {file} on the hub") from error
-
-
-@contextmanager
-def hub_errors(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub's refusals into one line each."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise BadInputError(
-            f"{repo} is gated on the hub; accept its terms there, then pass --token or "
-            "run: hf auth login"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise BadInputError(f"{repo} has no revision {revision!r} on the hub") from error
-    except errors.RepositoryNotFoundError as error:
-        raise BadInputError(
-            f"{repo} is neither a folder here nor a model the hub shows you; check the "
-            "name, or pass --token"
-        ) from error
-    except errors.HFValidationError as error:
-        raise BadInputError(f"{repo} is neither a folder here nor a valid hub id") from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise BadInputError(
-            f"{repo} is not a folder here and the hub cannot be reached "
-            f"({type(error).__name__}); go online, or pass a folder"
-        ) from error

@@ -7,7 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
@@ -22,20 +25,26 @@ NOWHERE: Final = "http://127.0.0.1:9"
 
 
 def plan(
-    source: str, address: str, home: Path, *options: str, offline: bool = False
+    source: str,
+    address: str,
+    home: Path,
+    *options: str,
+    offline: bool = False,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own: the hub's library reads its environment once."""
-    environment = {
+    variables = {
         **os.environ,
         "HF_HOME": str(home / "cache"),
         "HF_ENDPOINT": address,
         "HF_HUB_OFFLINE": str(int(offline)),
-        "NO_PROXY": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1,nowhere.invalid",
+        **environment,
     }
     lengths = ("--input-len", "64", "--output-len", "64", "--json")
     return subprocess.run(
         [sys.executable, "-m", "minitron_trt", "plan", source, "--gpu", "H100", *lengths, *options],
-        env=environment,
+        env=variables,
         capture_output=True,
         text=True,
         timeout=120,
@@ -76,6 +85,59 @@ def test_a_head_size_that_the_config_lacks_is_read_from_the_weights_header(
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["kv_bytes_per_token"] == 192
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("address", "offline", "reason"),
+    [
+        (NOWHERE, False, "ConnectError"),
+        (NOWHERE, True, "OfflineModeIsEnabled"),
+        ("http://nowhere.invalid", False, "ConnectError"),
+        ("nowhere", False, "UnsupportedProtocol"),
+    ],
+    ids=["nobody answers", "offline", "no such host", "no address"],
+)
+def test_a_head_size_that_is_neither_in_the_cache_nor_to_be_asked_for_is_one_line(
+    address: str,
+    offline: bool,
+    reason: str,
+    hub: tuple[Any, str],
+    tiny_nemotron: Path,
+    tmp_path: Path,
+) -> None:
+    state, online = hub
+    publish(state, tiny_nemotron, head_dim=None)
+    first = plan(REPO, online, tmp_path)
+    result = plan(REPO, address, tmp_path, offline=offline)
+
+    assert first.returncode == 0, first.stderr
+    assert (result.returncode, result.stdout, result.stderr) == (
+        3,
+        "",
+        f"error: {REPO} is not a folder here and the hub cannot be reached ({reason}); go online, "
+        "or pass a folder\n",
+    )
+
+
+def test_a_hub_that_does_not_answer_in_time_is_one_line(
+    hub: tuple[Any, str], tiny_nemotron: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, address = hub
+    publish(state, tiny_nemotron, head_dim=None)
+    first = plan(REPO, address, tmp_path)
+    stopped = threading.Event()
+    monkeypatch.setattr(state, "answer", lambda path: (stopped.wait(), (404, {}, b""))[1])
+    soon = dict.fromkeys(("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), "1")
+    result = plan(REPO, address, tmp_path, environment=soon)
+    stopped.set()
+
+    assert first.returncode == 0, first.stderr
+    assert (result.returncode, result.stdout, result.stderr) == (
+        3,
+        "",
+        f"error: {REPO} is not a folder here and the hub cannot be reached (ReadTimeout); go "
+        "online, or pass a folder\n",
+    )
 
 
 def test_without_any_headers_the_head_size_is_assumed_or_asked_for(

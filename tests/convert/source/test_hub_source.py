@@ -6,19 +6,25 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
+import httpx2
+import huggingface_hub.errors
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from minitron_trt.artifacts import CHECKPOINT, Manifest
+from minitron_trt.convert.source.hub import DATA_SET, HubRepository, refusal
 
 WriteGguf = Callable[..., Path]
 REPO: Final = "some/model"
@@ -86,7 +92,9 @@ def hub(tmp_path: Path) -> Iterator[tuple[Hub, str]]:
     thread.join()
 
 
-def run(source: str, output: Path, address: str) -> subprocess.CompletedProcess[str]:
+def run(
+    source: str, output: Path, address: str, **changes: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own: the hub's library reads its environment once."""
     environment = {
         **os.environ,
@@ -94,6 +102,7 @@ def run(source: str, output: Path, address: str) -> subprocess.CompletedProcess[
         "HF_ENDPOINT": address,
         "HF_HUB_OFFLINE": "0",
         "NO_PROXY": "127.0.0.1",
+        **changes,
     }
     return subprocess.run(
         [sys.executable, "-m", "minitron_trt", "convert", source, "-o", str(output)],
@@ -173,3 +182,95 @@ def test_a_gguf_file_that_a_repository_lacks_is_named(hub: tuple[Hub, str], tmp_
 
     assert (result.returncode, result.stdout) == (3, "")
     assert result.stderr == f"error: {REPO} has no file c.gguf on the hub\n"
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_hub_that_refuses_without_a_code_is_one_line(
+    status: int, hub: tuple[Hub, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, address = hub
+    monkeypatch.setattr(state, "answer", lambda path: (status, {}, b""))
+    result = run(REPO, tmp_path / "out", address)
+
+    assert (result.returncode, result.stdout, result.stderr) == (
+        3,
+        "",
+        f"error: {REPO} is not a folder here and the hub refuses it (HTTP {status}); pass --token "
+        "or run: hf auth login\n",
+    )
+
+
+def test_a_page_in_the_place_of_the_hub_is_one_line(
+    hub: tuple[Hub, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, address = hub
+    page = (200, {"Content-Type": "text/html"}, b"<html>Sign in to this network</html>")
+    monkeypatch.setattr(state, "answer", lambda path: page)
+    result = run(REPO, tmp_path / "out", address)
+
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.startswith(
+        f"error: {REPO} cannot be read from the hub or its cache (JSONDecodeError: Expecting value"
+    )
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_damaged_cache_is_one_line(
+    hub: tuple[Hub, str], tiny_nemotron: Path, tmp_path: Path
+) -> None:
+    state, address = hub
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(tiny_nemotron / name, state.folder / name)
+    first = run(REPO, tmp_path / "out", address)
+    (branch,) = (tmp_path / "cache").rglob("refs/main")
+    branch.write_bytes(b"\xff\xfe")
+    result = run(REPO, tmp_path / "again", address, HF_HUB_OFFLINE="1")
+
+    assert first.returncode == 0, first.stderr
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.startswith(
+        f"error: {REPO} cannot be read from the hub or its cache (UnicodeDecodeError: "
+    )
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(hub: tuple[Hub, str], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file in the place of the folder")
+    result = run(REPO, tmp_path / "out", hub[1])
+
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.startswith(f"error: {REPO} needs the hub's cache, which cannot be used (")
+    assert result.stderr.endswith("; make room in it, or set HF_HOME to another folder\n")
+    assert result.stderr.count("\n") == 1
+
+
+def errors_of(module: ModuleType) -> list[type[Exception]]:
+    members = vars(module).values()
+    return [kind for kind in members if isinstance(kind, type) and issubclass(kind, Exception)]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [*errors_of(huggingface_hub.errors), *errors_of(httpx2), socket.gaierror, ssl.SSLError],
+)
+def test_no_error_of_the_hubs_library_is_taken_for_a_fault_of_this_tool(
+    kind: type[Exception],
+) -> None:
+    line = refusal(HubRepository(REPO, "v9"), kind.__new__(kind))
+
+    assert line is not None
+    assert line.startswith(f"{REPO} ")
+    assert "{" not in line
+
+
+def test_an_error_of_this_tools_own_code_is_not_laid_at_the_hubs_door() -> None:
+    assert refusal(HubRepository(REPO), AttributeError("'NoneType' has no attribute 'x'")) is None
+
+
+def test_a_data_set_is_refused_by_the_name_of_its_option() -> None:
+    gated = huggingface_hub.errors.GatedRepoError.__new__(huggingface_hub.errors.GatedRepoError)
+
+    assert refusal(HubRepository("some/news", kind=DATA_SET), gated) == (
+        "--calib-data some/news is gated on the hub; accept its terms there, then set HF_TOKEN or "
+        "run: hf auth login"
+    )
