@@ -80,7 +80,7 @@ def _plan(model: ModelSource, options: ConvertOptions) -> ConversionPlan:
 
 def _storage(options: ConvertOptions) -> str:
     """Return the format that a GGUF file's quantized tensors are dequantized to."""
-    return "F16" if PRECISIONS[options.precision or "bf16"].dtype == "float16" else "BF16"
+    return PRECISIONS[options.precision or "bf16"].storage
 
 
 def convert(

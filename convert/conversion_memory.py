@@ -14,6 +14,7 @@ from typing import Final
 
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, TensorPlan
 from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.dtypes import UNQUANTIZED
 from minitron_trt.quantization.precisions import Need
 
 _INTERPRETER_BYTES: Final = 23_000_000  # with numpy and the modules of a conversion
@@ -22,7 +23,6 @@ _LIBRARIES_BYTES: Final = 363_000_000  # torch, transformers and ModelOpt
 _GGUF_BYTES: Final = 2_000_000  # the package
 _UNPACKING_BYTES: Final = 50_000_000  # the blocks of its workers
 _PASSING_BYTES: Final = 8_000_000  # those of tensors that are not quantized
-_UNQUANTIZED_KINDS: Final = frozenset({"BF16", "F16", "F32"})
 
 # Blocks that a worker holds at once, of the source and of what is made of them.
 _COPIED_BLOCKS: Final = 0.0  # inside the kernel
@@ -50,7 +50,7 @@ def peak_memory_bytes(source: ModelSource, plan: ConversionPlan) -> int:
     if source.gguf:
         base += _GGUF_BYTES
         kinds = {tensor.source.kind for tensor in source.gguf.tensors}
-        unpacking = _UNPACKING_BYTES if kinds - _UNQUANTIZED_KINDS else _PASSING_BYTES
+        unpacking = _UNPACKING_BYTES if kinds - UNQUANTIZED else _PASSING_BYTES
     if not plan.calibrated:
         return base + max(unpacking, writing)
     return base + _LIBRARIES_BYTES + max(unpacking, writing, _calibrating_bytes(source, plan))

@@ -20,12 +20,13 @@ from minitron_trt.convert.conversion_plan import (
     check_groups,
     fused,
 )
+from minitron_trt.convert.source.hf_config import config_record
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, QUANTIZATION_KEYS
 from minitron_trt.errors import UnsupportedError, UsageError
-from minitron_trt.families import HEAD, Norm, Place, TensorRule, family_of
+from minitron_trt.families import HEAD, Place, TensorRule, family_of
 from minitron_trt.quantization.precisions import PRECISIONS, Inputs, Precision, Side
-from minitron_trt.spec import ModelSpec, Parallelism
+from minitron_trt.spec import Parallelism
 from minitron_trt.version import __version__
 
 _PRODUCER: Final = {"name": "minitron-trt", "version": __version__}
@@ -86,8 +87,9 @@ def _tensors(
 
 def write_hf_configs(folder: Path, source: ModelSource, plan: ConversionPlan) -> None:
     """Write config.json and, for a quantized model, hf_quant_config.json."""
-    path = source.folder / CONFIG_NAME
-    config = json.loads(path.read_text()) if path.is_file() else _config(plan.spec)
+    # The folder that a GGUF file was unpacked to is gone by now, and its config.json was ours.
+    own = (source.folder / CONFIG_NAME).read_text() if source.gguf is None else None
+    config = json.loads(own) if own else config_record(plan.spec)
     for key in ("torch_dtype", "dtype", *QUANTIZATION_KEYS):
         config.pop(key, None)
     config["torch_dtype"] = plan.precision.dtype
@@ -123,36 +125,4 @@ def _quantization(precision: Precision) -> dict[str, Any]:
         "quant_algo": precision.algorithm,
         "producer": _PRODUCER,
         "quant_method": "modelopt",
-    }
-
-
-def _config(spec: ModelSpec) -> dict[str, Any]:
-    """Return a Hugging Face config of a model that had none."""
-    family = family_of(spec.architecture)
-    scaling = spec.rope.scaling
-    layer_norm = family.norm is Norm.LAYER_1P
-    return {
-        "architectures": [spec.architecture],
-        "model_type": spec.architecture.removesuffix("ForCausalLM").lower(),
-        "hidden_size": spec.hidden,
-        "intermediate_size": spec.intermediate,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_size,
-        "vocab_size": spec.vocab,
-        "max_position_embeddings": spec.max_positions,
-        "hidden_act": family.activations[0],
-        family.epsilon_keys[0]: spec.norm_epsilon,
-        "rope_theta": spec.rope.theta,
-        **({"partial_rotary_factor": spec.rope.fraction} if layer_norm else {}),
-        "rope_scaling": scaling
-        and {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        },
-        "tie_word_embeddings": spec.tied,
     }

@@ -12,14 +12,15 @@ import torch
 import transformers
 
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES
+from minitron_trt.convert.source.hf_config import config_record
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.writing.blocks import Files, read_blocks
-from minitron_trt.dtypes import DTYPES, FLOATS
-from minitron_trt.families import HEAD, Norm, family_of
+from minitron_trt.dtypes import DTYPES, UNQUANTIZED
+from minitron_trt.families import HEAD
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
 
-_TORCH_DTYPES = {name: getattr(torch, DTYPES[name].name) for name in FLOATS}
+_TORCH_DTYPES = {name: getattr(torch, DTYPES[name].name) for name in UNQUANTIZED}
 
 
 def load_model(source: ModelSource, device: str) -> Any:
@@ -41,39 +42,9 @@ def load_model(source: ModelSource, device: str) -> Any:
 
 def config_of(spec: ModelSpec) -> Any:
     """Return transformers' config of a model."""
-    family = family_of(spec.architecture)
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": spec.rope.theta}
-    if spec.rope.scaling:
-        scaling = spec.rope.scaling
-        rope |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_positions,
-        }
-    norm = {"rms_norm_eps": spec.norm_epsilon}
-    if family.norm is Norm.LAYER_1P:
-        rope["partial_rotary_factor"] = spec.rope.fraction
-        norm = {"norm_eps": spec.norm_epsilon}
     kind = getattr(transformers, spec.architecture).config_class
-    return kind(
-        hidden_size=spec.hidden,
-        intermediate_size=spec.intermediate,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=spec.heads,
-        num_key_value_heads=spec.kv_heads,
-        head_dim=spec.head_size,
-        vocab_size=spec.vocab,
-        max_position_embeddings=spec.max_positions,
-        hidden_act=family.activations[0],
-        tie_word_embeddings=spec.tied,
-        rope_parameters=rope,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        **norm,
-    )
+    unset = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+    return kind.from_dict({**config_record(spec), **unset})
 
 
 def _tensor(entry: TensorEntry, files: Files) -> torch.Tensor:

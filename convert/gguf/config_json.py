@@ -13,7 +13,9 @@ import numpy as np
 
 from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.convert.gguf.rope_factors import read_scaling
+from minitron_trt.convert.source.hf_config import config_record
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.spec import ModelSpec, Rope
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +25,7 @@ class GgufArchitecture:
     """An architecture of llama.cpp and what transformers calls it."""
 
     name: str
-    model_type: str
     epsilon_key: str
-    hf_epsilon_key: str
-    activation: str
     interleaved: bool  # rows of query and key weights are in llama.cpp's order
     plus_one: bool  # LayerNorm1P: the factor itself is stored
 
@@ -35,19 +34,13 @@ ARCHITECTURES: Final[Mapping[str, GgufArchitecture]] = MappingProxyType(
     {
         "llama": GgufArchitecture(
             name="LlamaForCausalLM",
-            model_type="llama",
             epsilon_key="attention.layer_norm_rms_epsilon",
-            hf_epsilon_key="rms_norm_eps",
-            activation="silu",
             interleaved=True,
             plus_one=False,
         ),
         "nemotron": GgufArchitecture(
             name="NemotronForCausalLM",
-            model_type="nemotron",
             epsilon_key="attention.layer_norm_epsilon",
-            hf_epsilon_key="norm_eps",
-            activation="relu2",
             interleaved=False,
             plus_one=True,
         ),
@@ -108,28 +101,23 @@ class GgufModelFacts:
 
     def config(self) -> dict[str, Any]:
         """Return the config.json that the model had."""
-        one = self.architecture
         theta = _shortest(self.number("rope.freq_base", 10000.0))
-        record = {
-            "architectures": [one.name],
-            "model_type": one.model_type,
-            "hidden_act": one.activation,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.integer("feed_forward_length"),
-            "num_hidden_layers": self.integer("block_count"),
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_size,
-            "vocab_size": self._vocabulary(),
-            "max_position_embeddings": self.integer("context_length"),
-            one.hf_epsilon_key: _shortest(self.number(one.epsilon_key)),
-            "rope_theta": theta,
-            "tie_word_embeddings": "output.weight" not in self.file.tensors,
-            "attention_bias": False,
-            "mlp_bias": False,
-        }
+        spec = ModelSpec(
+            architecture=self.architecture.name,
+            layers=self.integer("block_count"),
+            hidden=self.hidden,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            intermediate=self.integer("feed_forward_length"),
+            vocab=self._vocabulary(),
+            max_positions=self.integer("context_length"),
+            norm_epsilon=_shortest(self.number(self.architecture.epsilon_key)),
+            rope=self._rope(theta),
+            tied="output.weight" not in self.file.tensors,
+        )
         window = self.integer("attention.sliding_window", 0)
-        return record | self._rotary(theta) | ({"sliding_window": window} if window else {})
+        return config_record(spec) | ({"sliding_window": window} if window else {})
 
     def _vocabulary(self) -> int:
         name = "token_embd.weight"
@@ -137,17 +125,16 @@ class GgufModelFacts:
             raise BadInputError(f"{self.file.path} has no tensor {name}; it is no complete model")
         return self.file.tensors[name].shape[0]
 
-    def _rotary(self, theta: float) -> dict[str, Any]:
+    def _rope(self, theta: float) -> Rope:
         size = self.integer("rope.dimension_count", self.head_size)
         if self.prefix == "nemotron":
-            return {"partial_rotary_factor": self._rotary_fraction(size)}
+            return Rope(theta, self._rotary_fraction(size))
         if size != self.head_size:
             raise UnsupportedError(
                 f"{self.file.path}: {self.prefix}.rope.dimension_count is {size} but a head has "
                 f"{self.head_size} values; partial rotary embedding is not in llama's graph"
             )
-        scaling = read_scaling(self.file, theta, self.head_size)
-        return {"rope_scaling": scaling} if scaling else {}
+        return Rope(theta, scaling=read_scaling(self.file, theta, self.head_size))
 
     def _rotary_fraction(self, size: int) -> float:
         usual = _ROTARY_FRACTION_OF_NEMOTRON

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.errors import UnsupportedError
+from minitron_trt.spec import Llama3Scaling
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
 _TOLERANCE = 1e-4  # of factors in float32, computed from frequencies in float32
-_USUAL_HIGH = 4.0
+_LOW, _USUAL_HIGH = 1.0, 4.0
 
 
-def read_scaling(file: GgufFile, theta: float, head_size: int) -> dict[str, Any] | None:
-    """Return the `rope_scaling` of a config, or None when no frequency is changed.
+def read_scaling(file: GgufFile, theta: float, head_size: int) -> Llama3Scaling | None:
+    """Return the scaling of a file, or None when no frequency is changed.
 
     UnsupportedError when the factors are not those of llama3's scaling.
     """
@@ -43,7 +44,7 @@ def read_scaling(file: GgufFile, theta: float, head_size: int) -> dict[str, Any]
     )
 
 
-def recover_scaling(factors: NDArray[Any], theta: float) -> dict[str, Any] | None:
+def recover_scaling(factors: NDArray[Any], theta: float) -> Llama3Scaling | None:
     """Return the scaling whose factors these are, or None when there is no such."""
     turns = theta ** (-np.arange(len(factors)) / len(factors)) / (2 * math.pi)
     factor = float(factors.max())
@@ -52,25 +53,19 @@ def recover_scaling(factors: NDArray[Any], theta: float) -> dict[str, Any] | Non
     between = (factors > 1) & (factors < factor)
     smooth = (1 / factors - 1 / factor) / (1 - 1 / factor)  # 1 at high, 0 at low
     original, high = _line(turns[between], smooth[between], turns, factors)
-    if not 1 <= original < 2**40 or high <= 1:
+    high = _plain(high, 1e-4)
+    if not 1 <= original < 2**40 or high <= _LOW:
         return None
-    scaling = {
-        "rope_type": "llama3",
-        "factor": _plain(factor, 1e-6),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": _plain(high, 1e-4),
-        "original_max_position_embeddings": round(original),
-    }
+    scaling = Llama3Scaling(_plain(factor, 1e-6), _LOW, high, round(original))
     same = np.allclose(scaling_factors(scaling, turns), factors, rtol=_TOLERANCE, atol=0)
     return scaling if same else None
 
 
-def scaling_factors(scaling: dict[str, Any], turns: NDArray[Any]) -> NDArray[Any]:
+def scaling_factors(scaling: Llama3Scaling, turns: NDArray[Any]) -> NDArray[Any]:
     """Return what each frequency, in turns per position, is divided by."""
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    original = scaling["original_max_position_embeddings"]
-    smooth = np.clip((original * turns - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / scaling["factor"] + smooth))
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = np.clip((scaling.original_max_positions * turns - low) / (high - low), 0, 1)
+    return np.asarray(1 / ((1 - smooth) / scaling.factor + smooth))
 
 
 def _line(

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,19 +28,11 @@ from minitron_trt.convert.gguf.tensor_origins import GgufModel, HfTensor
 from minitron_trt.convert.gguf.tokenizer_json import build_tokenizer
 from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, Vocabulary
 from minitron_trt.convert.source.weight_files import SINGLE_NAME
+from minitron_trt.dtypes import DTYPES, UNQUANTIZED
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError
+from minitron_trt.quantization.number_formats import NUMPY_DTYPES
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
-_STORAGE: Final[Mapping[str, np.dtype[Any]]] = MappingProxyType(
-    {
-        "BF16": np.dtype(ml_dtypes.bfloat16),
-        "F16": np.dtype(np.float16),
-        "F32": np.dtype(np.float32),
-    }
-)
-_TORCH_NAMES: Final[Mapping[str, str]] = MappingProxyType(
-    {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-)
 _BLOCK_VALUES: Final = 1 << 21
 _WORKERS: Final = min(2, os.cpu_count() or 1)
 
@@ -69,7 +60,7 @@ class GgufFolder:
             weights.truncate(max(entry.offset + entry.size_bytes for entry in entries))
         tokens = _write_tokenizer(model.file, folder, model.config["max_position_embeddings"])
         _write_json(folder, GENERATION_CONFIG, tokens)
-        dtype = _TORCH_NAMES[dtypes["model.embed_tokens.weight"]]
+        dtype = DTYPES[dtypes["model.embed_tokens.weight"]].name
         _write_json(folder, CONFIG_NAME, {**model.config, **tokens, "torch_dtype": dtype})
         return cls(folder, model, entries)
 
@@ -108,7 +99,7 @@ class GgufFolder:
     ) -> None:
         at = entry.offset
         for raw in self._blocks(tensor, reader):
-            values = self._values(tensor, raw, _STORAGE[entry.dtype])
+            values = self._values(tensor, raw, NUMPY_DTYPES[entry.dtype])
             data = np.ascontiguousarray(values).view(np.uint8).reshape(-1).data
             advance(len(data))
             while data:
@@ -134,8 +125,8 @@ class GgufFolder:
             raw = restore_rows(raw, tensor.interleaved_rows)
         # A damaged file may hold scales beyond any number; what they give is kept as it is.
         with np.errstate(all="ignore"):
-            if tensor.source.kind in _STORAGE:
-                values = raw.view(_STORAGE[tensor.source.kind])
+            if tensor.source.kind in UNQUANTIZED:
+                values = raw.view(NUMPY_DTYPES[tensor.source.kind])
             else:
                 gguf = gguf_package(self.model.file.path)
                 values = gguf.dequantize(raw, gguf.GGMLQuantizationType[tensor.source.kind])
@@ -162,7 +153,7 @@ def restore_rows(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
 def _dtype(tensor: HfTensor, storage: str) -> str:
     if tensor.minus_one:
         return "F32"
-    return tensor.source.kind if tensor.source.kind in _STORAGE else storage
+    return tensor.source.kind if tensor.source.kind in UNQUANTIZED else storage
 
 
 def _write_json(folder: Path, name: str, record: Mapping[str, Any]) -> None:

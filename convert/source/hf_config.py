@@ -1,4 +1,4 @@
-"""Read a Hugging Face config.json, in every spelling the Minitron models were published with."""
+"""A Hugging Face config.json: read, in every spelling that Minitrons have, and written in one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.families import Family, family_of
+from minitron_trt.families import Family, Norm, family_of
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Rope
 
 log = logging.getLogger(__name__)
@@ -113,16 +113,37 @@ def _scaling(record: Mapping[str, Any]) -> Llama3Scaling | None:
     kind = record.get("rope_type") or record.get("type") or "default"
     if kind == "default":
         return None
-    if kind != "llama3":
+    if kind != Llama3Scaling.KIND:
         raise UnsupportedError(
             f"rope_scaling of type {kind!r} is not supported; known are 'default' and 'llama3'"
         )
-    return Llama3Scaling(
-        factor=_number(record, "factor"),
-        low_freq_factor=_number(record, "low_freq_factor"),
-        high_freq_factor=_number(record, "high_freq_factor"),
-        original_max_positions=int(_number(record, "original_max_position_embeddings")),
+    return Llama3Scaling.from_config(
+        {key: _number(record, key) for key in Llama3Scaling.CONFIG_KEYS}
     )
+
+
+def config_record(spec: ModelSpec) -> dict[str, Any]:
+    """Return the config.json of a model, which `read_spec` reads back."""
+    family, scaling = family_of(spec.architecture), spec.rope.scaling
+    partial = {"partial_rotary_factor": spec.rope.fraction}
+    return {
+        "architectures": [spec.architecture],
+        "model_type": next(k for k, name in _ARCHITECTURE_OF.items() if name == spec.architecture),
+        "hidden_size": spec.hidden,
+        "intermediate_size": spec.intermediate,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_size,
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.max_positions,
+        "hidden_act": family.activations[0],
+        family.epsilon_keys[0]: spec.norm_epsilon,
+        "rope_theta": spec.rope.theta,
+        **(partial if family.norm is Norm.LAYER_1P else {}),
+        "rope_scaling": scaling and scaling.to_config(),
+        "tie_word_embeddings": spec.tied,
+    }
 
 
 def read_spec(config: HfConfig, head_size: int) -> ModelSpec:

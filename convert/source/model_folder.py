@@ -14,13 +14,12 @@ from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
 from minitron_trt.convert.source.stored_scales import (
-    FP8,
-    UNQUANTIZED,
     Scale,
     StoredScales,
     take_scales,
 )
 from minitron_trt.convert.source.weight_files import inside, read_json, read_tensors, tensor_names
+from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import EMBEDDING, HEAD
 from minitron_trt.spec import ModelSpec, SpecialTokens

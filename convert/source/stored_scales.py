@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from minitron_trt.convert.source.quantization_config import HfQuantization
+from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.families import EMBEDDING, HEAD, family_of
 from minitron_trt.quantization.precisions import KV_SCALE, PRECISIONS, Inputs
@@ -14,8 +15,6 @@ from minitron_trt.quantization.scales import check_scale, read_scale
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
 
-FP8: Final = "F8_E4M3"
-UNQUANTIZED: Final = frozenset({"BF16", "F16", "F32"})
 # Where the scales of the KV cache may lie in a layer: as ModelOpt has them, as compressed-tensors
 # does now and did first, and as AutoFP8 did before that.
 _KV_FORMS: Final = (

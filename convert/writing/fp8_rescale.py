@@ -7,8 +7,8 @@ import os
 import numpy as np
 
 from minitron_trt.convert.conversion_plan import Part
-from minitron_trt.convert.source.stored_scales import FP8
 from minitron_trt.convert.writing.blocks import Files, read_blocks, row_bytes
+from minitron_trt.dtypes import FP8
 from minitron_trt.quantization.number_formats import E4M3, Array, Codes, Floats, widen
 from minitron_trt.tensorfile import TensorEntry
 

@@ -13,7 +13,6 @@ import numpy as np
 from minitron_trt.console import Advance
 from minitron_trt.convert.conversion_memory import workers
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, TensorPlan
-from minitron_trt.convert.source.stored_scales import FP8
 from minitron_trt.convert.writing.blocks import (
     SHORTER,
     Destination,
@@ -30,6 +29,7 @@ from minitron_trt.convert.writing.quantize import (
     with_weight_amax,
     write_constants,
 )
+from minitron_trt.dtypes import FP8
 from minitron_trt.errors import BadInputError
 from minitron_trt.quantization.number_formats import ARRAY_DTYPES, Array
 from minitron_trt.quantization.precisions import Precision

@@ -53,8 +53,9 @@ def trtllm_config(
 
 
 def _llama_keys(spec: ModelSpec) -> dict[str, Any]:
+    scaling = spec.rope.scaling
     return {
-        "rotary_scaling": _scaling_record(spec.rope.scaling),
+        "rotary_scaling": scaling and scaling.to_config(),
         "attn_bias": False,
         "mlp_bias": False,
         "residual_mlp": False,
@@ -74,20 +75,8 @@ def _nemotron_keys(spec: ModelSpec) -> dict[str, Any]:
         "apply_query_key_layer_scaling": False,
     }
     if spec.rope.scaling:
-        record["rotary_scaling"] = _scaling_record(spec.rope.scaling)
+        record["rotary_scaling"] = spec.rope.scaling.to_config()
     return record
-
-
-def _scaling_record(scaling: Llama3Scaling | None) -> dict[str, Any] | None:
-    if scaling is None:
-        return None
-    return {
-        "rope_type": "llama3",
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_positions,
-    }
 
 
 def spec_of(config: Mapping[str, Any]) -> ModelSpec:
@@ -107,13 +96,7 @@ def spec_of(config: Mapping[str, Any]) -> ModelSpec:
         rope=Rope(
             theta=config["rotary_base"],
             fraction=config.get("rotary_pct", 1.0),
-            scaling=scaling
-            and Llama3Scaling(
-                factor=scaling["factor"],
-                low_freq_factor=scaling["low_freq_factor"],
-                high_freq_factor=scaling["high_freq_factor"],
-                original_max_positions=scaling["original_max_position_embeddings"],
-            ),
+            scaling=Llama3Scaling.from_config(scaling) if scaling else None,
         ),
     )
 

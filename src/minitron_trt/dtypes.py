@@ -47,5 +47,7 @@ DTYPES: Final[Mapping[str, Dtype]] = MappingProxyType(
 )
 """Every dtype of a safetensors file, by safetensors' name."""
 
-FLOATS: Final = frozenset({"BF16", "F16", "F32"})
-"""What unquantized weights are stored in."""
+UNQUANTIZED: Final = frozenset({"BF16", "F16", "F32"})
+"""What weights are stored in that nothing has quantized."""
+FP8: Final = "F8_E4M3"
+"""What FP8 weights are stored in."""

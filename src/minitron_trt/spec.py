@@ -5,14 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from minitron_trt.errors import BadInputError, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """The `llama3` stretch of the rotary frequencies for long contexts."""
+    """The `llama3` stretch of the rotary frequencies for long contexts.
+
+    A config has it as an object: Hugging Face's under `rope_scaling`, TensorRT-LLM's under
+    `rotary_scaling`.
+    """
+
+    KIND: ClassVar[str] = "llama3"
+    CONFIG_KEYS: ClassVar[tuple[str, ...]] = (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    )
 
     factor: float
     low_freq_factor: float
@@ -31,6 +43,22 @@ class Llama3Scaling:
                 f"rope_scaling has original_max_position_embeddings {self.original_max_positions}; "
                 "expected at least 1"
             )
+
+    @classmethod
+    def from_config(cls, record: Mapping[str, Any]) -> Llama3Scaling:
+        """Read a config's object; KeyError names a missing key."""
+        factor, low, high, original = (record[key] for key in cls.CONFIG_KEYS)
+        return cls(factor, low, high, int(original))
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the object of a config."""
+        numbers = (
+            self.factor,
+            self.low_freq_factor,
+            self.high_freq_factor,
+            self.original_max_positions,
+        )
+        return {"rope_type": self.KIND, **dict(zip(self.CONFIG_KEYS, numbers, strict=True))}
 
 
 @dataclass(frozen=True, slots=True)

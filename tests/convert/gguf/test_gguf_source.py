@@ -83,13 +83,7 @@ def test_the_published_rope_scalings_are_recovered_number_by_number(name: str) -
     theta, size, factor, low, high, original = PUBLISHED[name]
     factors = written_factors(theta, size, Llama3Scaling(factor, low, high, original))
 
-    assert recover_scaling(factors, theta) == {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
-    }
+    assert recover_scaling(factors, theta) == Llama3Scaling(factor, low, high, original)
 
 
 @settings(deadline=None)

@@ -12,7 +12,7 @@ from click.testing import Result
 
 from minitron_trt.checkpoint import trtllm_config
 from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
-from minitron_trt.convert.source.hf_config import HfConfig, read_spec
+from minitron_trt.convert.source.hf_config import HfConfig, config_record, read_spec
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope
 
@@ -338,3 +338,10 @@ def test_fp16_changes_the_dtype_of_the_config_alone() -> None:
     found = trtllm_config(spec_of(LLAMA), PRECISIONS["fp16"], Parallelism(2, 2))
 
     assert found == {**LLAMA_BASE, "dtype": "float16"}
+
+
+@pytest.mark.parametrize("config", [LLAMA, MINITRON_4B], ids=["llama", "nemotron"])
+def test_a_config_that_is_written_reads_back_to_the_facts(config: dict[str, Any]) -> None:
+    spec = spec_of(config)
+
+    assert spec_of(config_record(spec)) == spec
