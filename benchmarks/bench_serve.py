@@ -33,7 +33,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_config import from_text, to_text
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -89,7 +89,7 @@ def make_stub_repository(folder: Path, checkpoint: Path, interval: int, pace: fl
 @contextlib.contextmanager
 def address_of(repository: Path) -> Iterator[str]:
     """Run tritonserver on a repository; yield the gRPC address."""
-    with serving(repository, ServerOptions(free_endpoints()), "embedded") as server:
+    with running_server(repository, ServerOptions(free_endpoints()), "embedded") as server:
         yield server.endpoints.grpc_url.removeprefix("grpc://")
 
 

@@ -12,7 +12,7 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -44,7 +44,7 @@ def served(
     convert(str(model), folder / "checkpoint", ConvertOptions(tp=2, pp=2))
     recipe = ServingRecipe(max_batch_size=4)
     emit_repository(folder / "checkpoint", folder / "repository", recipe)
-    with serving(
+    with running_server(
         folder / "repository", ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
     ) as server:
         yield Served(server.endpoints, model, server.pid)

@@ -20,7 +20,7 @@ from tests.triton_repo.test_fuzz import ANSWER_S, MODELS, datatype, plain, stayi
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -318,7 +318,9 @@ def single(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     repository = tmp_path_factory.mktemp("single") / "repository"
     emit_repository(checkpoint.folder, repository, ServingRecipe(max_batch_size=4, decoupled=False))
     with (
-        serving(repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300) as server,
+        running_server(
+            repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
+        ) as server,
         staying_up(server.endpoints.grpc_url, server.pid),
     ):
         yield server.endpoints

@@ -16,7 +16,7 @@ from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -53,7 +53,7 @@ def test_the_served_text_of_a_q8_0_file_is_its_source_models(
         tmp_path / "checkpoint", tmp_path / "repository", ServingRecipe(bls_instances=1)
     )
     with (
-        serving(
+        running_server(
             tmp_path / "repository", ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
         ) as server,
         Client.connect(server.endpoints.grpc_url, timeout_s=120) as client,

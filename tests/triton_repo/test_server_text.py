@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -58,7 +58,7 @@ def talking(
     change(model / "generation_config.json", eos_token_id=[tokenizer.eos_token_id, ids[at]])
     convert(str(model), folder / "checkpoint", ConvertOptions())
     emit_repository(folder / "checkpoint", folder / "repository", ServingRecipe(max_batch_size=4))
-    with serving(
+    with running_server(
         folder / "repository", ServerOptions(free_endpoints(), drain_s=3), timeout_s=600
     ) as server:
         served = Served(server.endpoints, model, server.pid)

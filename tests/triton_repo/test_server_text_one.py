@@ -12,7 +12,7 @@ from tests.triton_repo.text_calls import RefusalError, ask
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -29,7 +29,9 @@ def endpoints(
     """Serve the Llama sample with models that send one response."""
     folder = tmp_path_factory.mktemp("one") / "repository"
     emit_repository(checkpoint.folder, folder, ServingRecipe(max_batch_size=4, decoupled=False))
-    with serving(folder, ServerOptions(free_endpoints(), drain_s=3), timeout_s=600) as server:
+    with running_server(
+        folder, ServerOptions(free_endpoints(), drain_s=3), timeout_s=600
+    ) as server:
         yield server.endpoints
 
 

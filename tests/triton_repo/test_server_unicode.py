@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -72,7 +72,9 @@ def parrot(
     (repository / "tensorrt_llm/1/model.py").write_text(PARROT)
     (repository / "minitron.json").unlink()  # it is no longer what was emitted
     tokenizer: Any = AutoTokenizer.from_pretrained(sample_folder(request.param))
-    with serving(repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300) as server:
+    with running_server(
+        repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
+    ) as server:
         yield Parrot(server.endpoints, tokenizer)
 
 

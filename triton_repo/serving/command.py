@@ -15,7 +15,8 @@ import click
 from minitron_trt.console import Console, console_options
 
 if TYPE_CHECKING:
-    from minitron_trt.triton_repo.serving.server import Launch, TritonServer
+    from minitron_trt.triton_repo.serving.launch import Launch
+    from minitron_trt.triton_repo.serving.server import TritonServer
     from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def serve(
     timeout_s: float,
     log_file: Path | None,
     dry_run: bool,
-    **asked: Any,
+    **server_options: Any,
 ) -> None:
     """Run Triton on a model repository until SIGTERM or Ctrl-C.
 
@@ -98,9 +99,8 @@ def serve(
     from minitron_trt.triton_repo.serving.served_repository import ServedRepository
     from minitron_trt.triton_repo.serving.server import TritonServer
 
-    options = _options(**asked)
+    options = _server_options(**server_options)
     served = ServedRepository.open(repository)
-    stop = _Stop()
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
         launch = plan(served, options, Path(scratch), runner, image)
         if dry_run:
@@ -112,26 +112,31 @@ def serve(
                 "whoever reaches %s can also operate the server: add --restrict-admin HEADER=VALUE",
                 options.endpoints.host,
             )
-        stop.install()
         server = TritonServer(launch, options, timeout_s=timeout_s, log_file=log_file)
-        with server:
-            stop.server = server
-            try:
-                record = _record(launch, options, server.pid)
-                console.result(record, describe(record))
-                server.wait()
-            except KeyboardInterrupt:
-                log.info("stopping")
-            if not server.stop():
-                log.warning("requests or streams were open at the end; they were cut")
+        _run_until_stopped(server, launch, console)
 
 
-class _Stop:
+def _run_until_stopped(server: TritonServer, launch: Launch, console: Console) -> None:
+    signals = _StopSignals()
+    signals.install()
+    with server:
+        signals.server = server
+        try:
+            record = _record(launch, server.options, server.pid)
+            console.result(record, describe(record))
+            server.wait()
+        except KeyboardInterrupt:
+            log.info("stopping")
+        if not server.stop():
+            log.warning("requests or streams were open at the end; they were cut")
+
+
+class _StopSignals:
     """What SIGTERM and Ctrl-C do: the first interrupts, one more hurries the server."""
 
     def __init__(self) -> None:
         self.server: TritonServer | None = None
-        self._asked = False
+        self._came = False
 
     def install(self) -> None:
         """Take both signals, also where a shell's background job would ignore one of them."""
@@ -139,15 +144,20 @@ class _Stop:
             signal.signal(number, self._take)
 
     def _take(self, _: int, __: FrameType | None) -> None:
-        if not self._asked:
-            self._asked = True
+        if not self._came:
+            self._came = True
             raise KeyboardInterrupt
         if self.server is not None:
             self.server.hurry()
 
 
-def _options(
+def _server_options(
     *,
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    metrics_host: str,
     gpus: str | None,
     multi_model: bool,
     grpc_tls_cert: Path | None,
@@ -155,19 +165,26 @@ def _options(
     grpc_tls_ca: Path | None,
     restrict_admin: str | None,
     drain_s: int,
-    **addresses: Any,
 ) -> ServerOptions:
     from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, Tls
 
     tls = None
     if grpc_tls_cert and grpc_tls_key:
         tls = Tls(
-            grpc_tls_cert.resolve(), grpc_tls_key.resolve(), grpc_tls_ca and grpc_tls_ca.resolve()
+            cert=grpc_tls_cert.resolve(),
+            key=grpc_tls_key.resolve(),
+            ca=grpc_tls_ca and grpc_tls_ca.resolve(),
         )
     elif grpc_tls_cert or grpc_tls_key or grpc_tls_ca:
         raise click.UsageError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
     return ServerOptions(
-        endpoints=Endpoints(**addresses),
+        endpoints=Endpoints(
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            metrics_host=metrics_host,
+        ),
         tls=tls,
         admin=restrict_admin,
         drain_s=drain_s,

@@ -15,7 +15,7 @@ MPIRUN_WRAPPER: Final = Path(__file__).with_name("mpirun_wrapper.py")
 # Two ranks would get a core each, models and tokenizers included.
 _MPIRUN: Final = ("mpirun", "--allow-run-as-root", "--bind-to", "none")
 _NO_SERVICE: Final = ("--allow-http=false", "--allow-grpc=false", "--allow-metrics=false")
-_LLMAPI_LAUNCH: Final = "trtllm-llmapi-launch"
+LLMAPI_LAUNCH: Final = "trtllm-llmapi-launch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +62,17 @@ def command_line(
         first += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(program.gpus)]
     if ranks == 1 and not multi_model:
         return tuple(first)
-    launch = [_LLMAPI_LAUNCH] if served.runtime == LLMAPI else []
+    launch = [LLMAPI_LAUNCH] if served.runtime == LLMAPI else []
     command = [program.python, str(program.mpirun_wrapper), *_MPIRUN]
     if ranks > 1:
         command.append("--tag-output")
     for rank in range(ranks):
         server = first if rank == 0 else _server(program, _worker(served))
         prefix = f"--backend-config=python,shm-region-prefix-name=prefix{rank}_"
-        command += [*([":"] if rank else []), "-n", "1", *launch, *server, prefix]
+        if rank:
+            # mpirun's mark between the programs of different ranks.
+            command.append(":")
+        command += ["-n", "1", *launch, *server, prefix]
     return tuple(command)
 
 

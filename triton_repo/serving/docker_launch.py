@@ -21,12 +21,12 @@ from minitron_trt.triton_repo.serving.command_line import (
     is_multi_model,
     rank_count,
 )
+from minitron_trt.triton_repo.serving.launch import Launch
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository, runs_anywhere
-from minitron_trt.triton_repo.serving.server import Launch
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE, Endpoints, ServerOptions, Tls
 
-_OURS: Final = Path("/minitron-trt")
-_TLS: Final = _OURS / "tls"
+_INSIDE: Final = Path("/minitron-trt")
+_TLS: Final = _INSIDE / "tls"
 _STOP_MARGIN_S: Final = 10
 # Triton's own user in NVIDIA's images, for when this tool runs as root.
 _TRITON_USER: Final = "1000:1000"
@@ -37,18 +37,23 @@ _SHM: Final = "--shm-size=2g"
 def plan_docker(
     served: ServedRepository, options: ServerOptions, image: str | None = None
 ) -> Launch:
-    """Return the launch of a container; nothing is asked of docker until it is prepared."""
+    """Return the launch of a container; docker is not called until it is prepared."""
     name = f"minitron-trt-{secrets.token_hex(4)}"
     chosen = _choose_image(served, image)
     multi_model = is_multi_model(served, options)
     program = Program(
         server="tritonserver",
         repository=served.mount,
-        mpirun_wrapper=_OURS / MPIRUN_WRAPPER.name,
+        mpirun_wrapper=_INSIDE / MPIRUN_WRAPPER.name,
         gpus=(len(options.gpus) or len(local_gpus())) if multi_model else 0,
     )
     argv = (
-        *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
+        "docker",
+        "run",
+        "--rm",
+        "--init",
+        "--pull=never",
+        f"--name={name}",
         f"--stop-timeout={options.drain_s + _STOP_MARGIN_S}",
         *_gpus(served, options),
         *_ports(options.endpoints),
@@ -69,31 +74,30 @@ def plan_docker(
     )
 
 
-def _choose_image(served: ServedRepository, asked: str | None) -> str:
+def _choose_image(served: ServedRepository, name: str | None) -> str:
     if served.runtime == REFERENCE:
         raise UnsupportedError(
             f"{served.folder} is for the reference runtime, which needs minitron-trt beside the "
             "server; no image has it: use --runner embedded"
         )
-    if asked is None:
+    if name is None:
         return served.find_image()
-    if {"/", ":"} & set(asked):
+    if {"/", ":"} & set(name):
         # A full name, perhaps of an image of one's own.
-        return asked
-    container = find_container(asked)
-    served.check_version(container.trtllm, f"image {asked}")
+        return name
+    container = find_container(name)
+    served.check_version(container.trtllm, f"image {name}")
     return container.image
 
 
 def _inside(options: ServerOptions) -> ServerOptions:
     """Return the options as seen in the container: docker publishes what listens anywhere there."""
-    there = options.endpoints
-    endpoints = Endpoints(
-        ANYWHERE, there.http_port, there.grpc_port, there.metrics_port, metrics_host=ANYWHERE
-    )
+    endpoints = replace(options.endpoints, host=ANYWHERE, metrics_host=ANYWHERE)
     tls = options.tls
     if tls is not None:
-        tls = Tls(_TLS / "cert.pem", _TLS / "key.pem", _TLS / "ca.pem" if tls.ca else None)
+        tls = Tls(
+            cert=_TLS / "cert.pem", key=_TLS / "key.pem", ca=_TLS / "ca.pem" if tls.ca else None
+        )
     return replace(options, endpoints=endpoints, tls=tls)
 
 
@@ -118,10 +122,16 @@ def _ports(endpoints: Endpoints) -> tuple[str, ...]:
 def _confinement() -> tuple[str, ...]:
     user = f"{os.getuid()}:{os.getgid()}" if os.getuid() else _TRITON_USER
     return (
-        *(f"--user={user}", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
-        # TensorRT-LLM's just-in-time kernels are loaded from where they are compiled to.
-        *("--read-only", "--tmpfs=/tmp:rw,exec,nosuid,nodev"),
-        *(_SHM, "--ulimit=memlock=-1", "--ulimit=stack=67108864"),
+        f"--user={user}",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--read-only",
+        # TensorRT-LLM's just-in-time kernels are loaded from where they are compiled to: exec.
+        "--tmpfs=/tmp:rw,exec,nosuid,nodev",
+        _SHM,
+        # As NVIDIA's images recommend: pinned memory without limit, a stack of 64 MiB.
+        "--ulimit=memlock=-1",
+        "--ulimit=stack=67108864",
     )
 
 
@@ -134,7 +144,7 @@ def _variables(served: ServedRepository, options: ServerOptions) -> tuple[str, .
 def _mounts(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]:
     mounts = {served.mount: served.folder, **{path: path for path in served.outside}}
     if rank_count(served, options) > 1 or is_multi_model(served, options):
-        mounts[_OURS / MPIRUN_WRAPPER.name] = MPIRUN_WRAPPER
+        mounts[_INSIDE / MPIRUN_WRAPPER.name] = MPIRUN_WRAPPER
     if options.tls:
         names = ("cert.pem", "key.pem", "ca.pem")
         mounts |= {_TLS / name: path for name, path in zip(names, options.tls.files, strict=False)}

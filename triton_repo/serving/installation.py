@@ -45,10 +45,10 @@ class Installation:
 
 def find_local() -> Installation | None:
     """Return the tritonserver on PATH or in /opt/tritonserver; None when there is none."""
-    found = shutil.which(SERVER) or shutil.which(str(_OPT / "bin" / SERVER))
-    if found is None:
+    path = shutil.which(SERVER) or shutil.which(str(_OPT / "bin" / SERVER))
+    if path is None:
         return None
-    binary = Path(found)
+    binary = Path(path)
     beside = binary.resolve().parent.parent / "backends"
     backends = beside if beside.is_dir() else _OPT / "backends"
     return Installation(binary, dict(os.environ), backends if backends.is_dir() else None)
@@ -60,10 +60,10 @@ def find_embedded() -> Installation:
     MissingExtraError when the wheel is not installed; UnsupportedError when it has no stub for this
     Python, or the stub's libpython is absent.
     """
-    found = importlib.util.find_spec("pytriton")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
         raise MissingExtraError("nvidia-pytriton", "server", "the embedded Triton server")
-    package = Path(found.origin).parent
+    package = Path(spec.origin).parent
     server = package / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
@@ -134,7 +134,9 @@ def _environment(libraries: list[str]) -> dict[str, str]:
     """
     environment = dict(os.environ)
     inherited = environment.get("LD_LIBRARY_PATH")
-    environment["LD_LIBRARY_PATH"] = ":".join([*libraries, *([inherited] if inherited else [])])
+    if inherited:
+        libraries = [*libraries, inherited]
+    environment["LD_LIBRARY_PATH"] = ":".join(libraries)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
     environment["TRANSFORMERS_OFFLINE"] = environment["HF_HUB_OFFLINE"] = "1"
     return environment

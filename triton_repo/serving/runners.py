@@ -18,6 +18,7 @@ from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
 from minitron_trt.host.machine import local_gpus
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM
 from minitron_trt.triton_repo.serving.command_line import (
+    LLMAPI_LAUNCH,
     Program,
     command_line,
     environment_of,
@@ -32,9 +33,10 @@ from minitron_trt.triton_repo.serving.installation import (
     find_embedded,
     find_local,
 )
+from minitron_trt.triton_repo.serving.launch import Launch
 from minitron_trt.triton_repo.serving.relocation import view_of
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository, runs_anywhere
-from minitron_trt.triton_repo.serving.server import Launch, TritonServer
+from minitron_trt.triton_repo.serving.server import TritonServer
 from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
 EMBEDDED: Final = "embedded"
@@ -52,10 +54,10 @@ def choose(served: ServedRepository) -> str:
         return LOCAL
     if shutil.which("docker"):
         return DOCKER
-    found = f"{local.binary} has no tensorrtllm backend" if local else f"there is no {SERVER}"
+    problem = f"{local.binary} has no tensorrtllm backend" if local else f"there is no {SERVER}"
     raise UnsupportedError(
-        f"runtime {served.runtime} needs NVIDIA's Triton with TensorRT-LLM; {found} and no docker: "
-        "run minitron-trt serve inside NVIDIA's container, or install docker"
+        f"runtime {served.runtime} needs NVIDIA's Triton with TensorRT-LLM; {problem} and no "
+        "docker: run minitron-trt serve inside NVIDIA's container, or install docker"
     )
 
 
@@ -98,7 +100,7 @@ def plan(
 
 
 @contextlib.contextmanager
-def serving(
+def running_server(
     repository: Path, options: ServerOptions, runner: str | None = None, **settings: Any
 ) -> Iterator[TritonServer]:
     """Serve a repository inside the block; `settings` are those of TritonServer."""
@@ -110,45 +112,44 @@ def serving(
 
 
 def _plan_embedded(served: ServedRepository, options: ServerOptions, scratch: Path) -> Launch:
-    found = find_embedded()
+    installation = find_embedded()
     check_packages(served.runtime)
     if rank_count(served, options) > 1:
         raise UnsupportedError(
             f"the embedded server runs one rank; {served.folder} is for {served.world_size}: use "
             "--runner local in NVIDIA's container, or --runner docker"
         )
-    return _on_this_machine(EMBEDDED, found, served, options, scratch)
+    return _on_this_machine(EMBEDDED, installation, served, options, scratch)
 
 
 def _plan_local(served: ServedRepository, options: ServerOptions, scratch: Path) -> Launch:
-    found = find_local()
-    if found is None:
+    installation = find_local()
+    if installation is None:
         raise UnsupportedError(
             f"--runner local needs a {SERVER} on PATH or in /opt/tritonserver; there is none: run "
             "it in NVIDIA's container, or use --runner docker"
         )
     backend = "tensorrtllm" if served.runtime == TRTLLM else "python"
-    if not found.has(backend):
+    if not installation.has(backend):
         raise UnsupportedError(
-            f"{found.binary} has no {backend} backend, which {served.folder} needs; use NVIDIA's "
-            "image with TensorRT-LLM"
+            f"{installation.binary} has no {backend} backend, which {served.folder} needs; use "
+            "NVIDIA's image with TensorRT-LLM"
         )
     with contextlib.suppress(metadata.PackageNotFoundError):
         served.check_version(metadata.version("tensorrt-llm"), "this machine")
     if rank_count(served, options) > 1 or is_multi_model(served, options):
-        needed = ("mpirun", *(["trtllm-llmapi-launch"] if served.runtime == LLMAPI else []))
-        for program in needed:
+        for program in ("mpirun", LLMAPI_LAUNCH) if served.runtime == LLMAPI else ("mpirun",):
             if shutil.which(program) is None:
                 raise UnsupportedError(
                     f"{served.folder} needs {program} for its ranks, which is not on PATH; it is "
                     "in NVIDIA's image with TensorRT-LLM"
                 )
-    return _on_this_machine(LOCAL, found, served, options, scratch)
+    return _on_this_machine(LOCAL, installation, served, options, scratch)
 
 
 def _on_this_machine(
     runner: str,
-    found: Installation,
+    installation: Installation,
     served: ServedRepository,
     options: ServerOptions,
     scratch: Path,
@@ -156,13 +157,13 @@ def _on_this_machine(
     gathered = scratch / "backends"
     view = view_of(served, scratch / "models")
     program = Program(
-        server=str(found.binary),
+        server=str(installation.binary),
         repository=view.folder,
-        backends=found.backends or gathered,
+        backends=installation.backends or gathered,
         python=sys.executable,
         gpus=(len(options.gpus) or len(local_gpus())) if is_multi_model(served, options) else 0,
     )
-    environment = {**found.environment, **environment_of(served, options)}
+    environment = {**installation.environment, **environment_of(served, options)}
     if options.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(options.gpus)
     return Launch(
@@ -171,6 +172,6 @@ def _on_this_machine(
         models=served.models,
         ranks=rank_count(served, options),
         environment=environment,
-        links={**found.backend_links(gathered), **view.links},
+        links={**installation.backend_links(gathered), **view.links},
         texts=view.texts,
     )

@@ -1,4 +1,4 @@
-"""What a server must know of a repository, ours or one that others made."""
+"""What a server must know of a repository, one that this tool wrote or any other."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from minitron_trt.triton_repo.repository import ModelRepository
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 
 OTHER: Final = "other"
-"""A repository of others without TensorRT-LLM."""
+"""Runtime of a repository that this tool did not write and that has no TensorRT-LLM in it."""
 
 _BACKEND: Final = "tensorrtllm"
 _ENGINE: Final = "gpt_model_path"
 # Parameters of TensorRT-LLM's models that name files beside or outside the repository.
 PATHS: Final = (
     _ENGINE,
-    *("encoder_model_path", "tokenizer_dir", "engine_dir", "lora_prefetch_dir"),
-    *("multimodal_model_path", "xgrammar_tokenizer_info_path"),
+    "encoder_model_path",
+    "tokenizer_dir",
+    "engine_dir",
+    "lora_prefetch_dir",
+    "multimodal_model_path",
+    "xgrammar_tokenizer_info_path",
 )
 _YAML: Final = "1/model.yaml"
 _YAML_MODEL: Final = re.compile(r"^model:\s*[\"']?(/[^\"'\n]+)", re.MULTILINE)
@@ -56,11 +60,11 @@ class ServedRepository:
         # Triton and docker want absolute paths.
         folder = folder.resolve()
         if (folder / MANIFEST_NAME).is_file() or not folder.is_dir():
-            return cls._open_ours(folder)
-        return cls._open_foreign(folder)
+            return cls._open_by_manifest(folder)
+        return cls._open_by_configs(folder)
 
     @classmethod
-    def _open_ours(cls, folder: Path) -> ServedRepository:
+    def _open_by_manifest(cls, folder: Path) -> ServedRepository:
         repository = ModelRepository.open(folder)
         facts = Manifest.read(folder, REPOSITORY).facts
         mount = Path(facts.get("mount") or folder)
@@ -77,7 +81,7 @@ class ServedRepository:
         )
 
     @classmethod
-    def _open_foreign(cls, folder: Path) -> ServedRepository:
+    def _open_by_configs(cls, folder: Path) -> ServedRepository:
         configs = {
             path.parent.name: from_text(path.read_text(encoding="utf-8"), str(path))
             for path in sorted(folder.glob(f"*/{CONFIG_PBTXT}"))
@@ -136,7 +140,7 @@ def _open_without_engine(folder: Path, configs: Mapping[str, Any]) -> ServedRepo
             world_size = 1
             for ranks in _YAML_RANKS.findall(text):
                 world_size *= int(ranks)
-            model = [Path(found) for found in _YAML_MODEL.findall(text)]
+            named = [Path(value) for value in _YAML_MODEL.findall(text)]
             return ServedRepository(
                 folder=folder,
                 runtime=LLMAPI,
@@ -144,9 +148,17 @@ def _open_without_engine(folder: Path, configs: Mapping[str, Any]) -> ServedRepo
                 generators=(name,),
                 world_size=world_size,
                 mount=folder,
-                outside=(*outside, *(path for path in model if path.exists())),
+                outside=(*outside, *(path for path in named if path.exists())),
             )
-    return ServedRepository(folder, OTHER, configs, (), 1, folder, outside)
+    return ServedRepository(
+        folder=folder,
+        runtime=OTHER,
+        configs=configs,
+        generators=(),
+        world_size=1,
+        mount=folder,
+        outside=outside,
+    )
 
 
 def _parameters(configs: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:

@@ -2,68 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import re
 import shlex
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from minitron_trt.artifacts import output_errors
 from minitron_trt.errors import ProcessError
 from minitron_trt.host.processes import OwnedProcess, is_running
+from minitron_trt.triton_repo.serving.launch import Launch
+from minitron_trt.triton_repo.serving.model_processes import model_processes
 from minitron_trt.triton_repo.serving.server_log import ServerLog
 from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
 log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.05
-_LOOK_S: Final = 1.0
+_CHECK_S: Final = 1.0
 # Triton gives up by itself after the drain time, but may hang in an open gRPC stream.
 _MARGIN_S: Final = 3.0
 _REMOVE_S: Final = 60.0
-# Python models run in processes of this name, and their argument is the path of their model.py.
-_STUB: Final = "triton_python_backend_stub"
-_MODEL: Final = re.compile(r"/(?P<model>[^/]+)/\d+/model\.py$")
-Explain = Callable[[int, str], str | None]
-"""Say what an exit status and the last lines of the log mean; None leaves it to the default."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One way to run a server: the command, and what must lie there before it starts.
-
-    SIGTERM to the command makes the server finish its requests and end. `links` and `texts` are
-    files to make, by their paths; `remove` is a command that afterwards makes sure of the end;
-    `check` raises when something that it needs is absent.
-    """
-
-    runner: str
-    argv: tuple[str, ...]
-    models: tuple[str, ...]
-    ranks: int = 1
-    environment: Mapping[str, str] | None = None
-    links: Mapping[Path, Path] = field(default_factory=dict)
-    texts: Mapping[Path, str] = field(default_factory=dict)
-    remove: tuple[str, ...] = ()
-    check: Callable[[], None] = lambda: None
-    explain: Explain = lambda code, tail: None
-
-    def prepare(self) -> None:
-        """Check what it needs and make the files."""
-        self.check()
-        for path in (*self.links, *self.texts):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        for path, target in self.links.items():
-            path.symlink_to(target)
-        for path, text in self.texts.items():
-            path.write_text(text, encoding="utf-8")
 
 
 class TritonServer:
@@ -84,7 +46,7 @@ class TritonServer:
         self._log_file = log_file
         self._log = ServerLog(log_file, launch.ranks)
         self._process: OwnedProcess | None = None
-        self._stubs: dict[int, str] = {}  # models by the ids of their processes
+        self._models_by_pid: dict[int, str] = {}
         self._hurried = False
 
     def __enter__(self) -> TritonServer:
@@ -114,24 +76,30 @@ class TritonServer:
         return self._process.pid
 
     def wait(self) -> None:
-        """Return never: raise ProcessError when the server, or a Python model of it, dies.
+        """Wait for an end that nobody asked for: ProcessError when the server or a model dies.
 
         Triton (2.51) neither ends the streams of a Python model whose process has died nor starts
-        it again, and says all the while that it is ready. In a container it is not seen from here.
+        it again, and says all the while that it is ready. Models in a container are not seen here.
         """
         process = self._process
         assert process is not None
-        while (code := process.wait(_LOOK_S)) is None:
-            if died := {model for pid, model in self._stubs.items() if not is_running(pid)}:
-                if process.wait(_LOOK_S) is not None:
+        while (code := process.wait(_CHECK_S)) is None:
+            if died := self._dead_models():
+                # The server may be ending, its models first: then that is the news.
+                if process.wait(_CHECK_S) is not None:
                     continue
                 self.hurry()
                 raise ProcessError(
-                    f"the process of model {', '.join(sorted(died))} died, which Triton leaves its "
+                    f"the process of model {', '.join(died)} died, which Triton leaves its "
                     "clients to wait for; the server is stopped: start it again"
                 )
         self._close()
-        raise ProcessError(self._words(code, "ended by itself"))
+        raise ProcessError(self._explain_end(code, "ended by itself"))
+
+    def _dead_models(self) -> list[str]:
+        """Return the names of the Python models of which a process has died."""
+        models = self._models_by_pid.items()
+        return sorted({model for pid, model in models if not is_running(pid)})
 
     def stop(self) -> bool:
         """Let running requests finish for the drain time, then end everything.
@@ -174,10 +142,10 @@ class TritonServer:
             code = process.poll()
             if code is not None:
                 self._close()
-                raise ProcessError(self._words(code, "ended while loading"))
-            if self._answers("/v2/health/ready"):
+                raise ProcessError(self._explain_end(code, "ended while loading"))
+            if self._is_answered("/v2/health/ready"):
                 self._check_models()
-                self._stubs = dict(_stubs(process.members()))
+                self._models_by_pid = model_processes(process.members())
                 return
             time.sleep(_POLL_S)
         waiting = self._log.waiting_for(self._launch.models)
@@ -189,7 +157,9 @@ class TritonServer:
     def _check_models(self) -> None:
         """Ask after each model: a server that is told to ignore failures is ready without some."""
         absent = [
-            name for name in self._launch.models if not self._answers(f"/v2/models/{name}/ready")
+            name
+            for name in self._launch.models
+            if not self._is_answered(f"/v2/models/{name}/ready")
         ]
         if absent:
             raise ProcessError(
@@ -200,24 +170,17 @@ class TritonServer:
         header, _, value = (self.options.admin or "").partition("=")
         return text.replace(f"{header}={value}", f"{header}=...") if value else text
 
-    def _words(self, code: int, what: str) -> str:
+    def _explain_end(self, code: int, what: str) -> str:
+        """Say why the server ended, in the runner's words where it has any."""
         explained = self._launch.explain(code, self._log.tail)
         return explained or f"tritonserver {what} with status {code}{self._log.failure()}"
 
-    def _answers(self, path: str) -> bool:
+    def _is_answered(self, path: str) -> bool:
+        """Return whether the server says yes to a health check."""
+        # No proxy of the environment: it could not reach this machine's own addresses.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"{self.endpoints.http_url}{path}", timeout=_LOOK_S) as response:
+            with opener.open(f"{self.endpoints.http_url}{path}", timeout=_CHECK_S) as response:
                 return bool(response.status == 200)
         except (OSError, urllib.error.URLError):
             return False
-
-
-def _stubs(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
-    """Yield the processes of Python models among these, each with its model."""
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
-            if Path(command[0]).name == _STUB:
-                models = (_MODEL.search(argument) for argument in command)
-                yield pid, next((found["model"] for found in models if found), "unknown")

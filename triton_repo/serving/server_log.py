@@ -64,13 +64,13 @@ class ServerLog:
         self._note(text)
 
     def _note(self, line: str) -> None:
-        if found := _LOADING.search(line):
-            self._loading.append(found["model"])
-        elif found := _FAILURE.search(line):
-            self._failures.setdefault(found["model"], found["reason"])
-        elif (found := _LOADED.search(line)) and found["model"] not in self.loaded:
-            self.loaded.append(found["model"])
-            log.info("%s is loaded", found["model"])
+        if match := _LOADING.search(line):
+            self._loading.append(match["model"])
+        elif match := _FAILURE.search(line):
+            self._failures.setdefault(match["model"], match["reason"])
+        elif (match := _LOADED.search(line)) and match["model"] not in self.loaded:
+            self.loaded.append(match["model"])
+            log.info("%s is loaded", match["model"])
 
     @property
     def tail(self) -> str:

@@ -91,7 +91,8 @@ def free_endpoints() -> Endpoints:
         probes = [stack.enter_context(socket.socket()) for _ in range(3)]
         for probe in probes:
             probe.bind((LOCALHOST, 0))
-        return Endpoints(LOCALHOST, *(probe.getsockname()[1] for probe in probes))
+        http_port, grpc_port, metrics_port = (probe.getsockname()[1] for probe in probes)
+        return Endpoints(http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,33 +106,34 @@ class Tls:
     @property
     def files(self) -> tuple[Path, ...]:
         """Return the files that there are."""
-        return (self.cert, self.key, *([self.ca] if self.ca else ()))
+        return (self.cert, self.key, self.ca) if self.ca else (self.cert, self.key)
 
     def check(self) -> None:
         """Raise BadInputError when a file is not there or is no PEM: Triton would not say so."""
         for path in self.files:
             try:
-                found = path.read_bytes()
+                content = path.read_bytes()
             except OSError as error:
                 raise BadInputError(f"{path} cannot be read: {error.strerror}") from error
-            if _PEM not in found:
+            if _PEM not in content:
                 raise BadInputError(
                     f"{path} is not a PEM file; expected text with {_PEM.decode()!r}"
                 )
 
     def arguments(self) -> list[str]:
         """Return Triton's options."""
-        mutual = ["--grpc-use-ssl-mutual=true"] if self.ca else []
-        root = [f"--grpc-root-cert={self.ca}"] if self.ca else []
-        return [
-            *("--grpc-use-ssl=true", *mutual),
-            *(f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}", *root),
-        ]
+        arguments = ["--grpc-use-ssl=true"]
+        if self.ca:
+            arguments.append("--grpc-use-ssl-mutual=true")
+        arguments += [f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
+        if self.ca:
+            arguments.append(f"--grpc-root-cert={self.ca}")
+        return arguments
 
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What the person who serves decides.
+    """How a server listens and ends, as its operator decides.
 
     `admin` is HEADER=VALUE, which the admin protocols ask for; `drain_s` is how long running
     requests may go on when the server is stopped; `gpus` are device ids, () for those needed.

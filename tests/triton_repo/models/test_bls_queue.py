@@ -19,7 +19,7 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -37,7 +37,9 @@ def endpoints(
     folder = tmp_path_factory.mktemp("bls") / "repository"
     recipe = ServingRecipe(max_batch_size=4, max_queue_size=2, bls_instances=1)
     emit_repository(checkpoint.folder, folder, recipe)
-    with serving(folder, ServerOptions(free_endpoints(), drain_s=3), timeout_s=600) as server:
+    with running_server(
+        folder, ServerOptions(free_endpoints(), drain_s=3), timeout_s=600
+    ) as server:
         yield server.endpoints
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from minitron_models.text_streams import TextStream
+from minitron_models.open_streams import OpenStream
 from minitron_models.token_texts import TokenTexts
 from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS
 
@@ -178,7 +178,7 @@ def relayed(stub: Any) -> Callable[..., list[tuple[str, str, bool]]]:
 
     def run(engine: Engine, sender: Collecting, timeout_us: int = 0) -> list[tuple[str, str, bool]]:
         request = relay.RelayedRequest(
-            stream=TextStream(names=(), max_tokens=10**6, streaming=True),
+            stream=OpenStream(names=(), max_tokens=10**6, streaming=True),
             inputs={},
             sequences=1,
             statistics=(),

@@ -18,7 +18,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.contract.model_names import MODELS
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -131,5 +131,7 @@ def serve(folder: Path, recipe: ServingRecipe, sample: str = "solar-llama") -> I
             shutil.rmtree(repository / name)
     # Without its manifest it is any Triton repository, which may have one model.
     (repository / "minitron.json").unlink()
-    with serving(repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300) as server:
+    with running_server(
+        repository, ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
+    ) as server:
         yield Runtime.of(server.endpoints, model, server.pid)

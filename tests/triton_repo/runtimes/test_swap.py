@@ -26,7 +26,7 @@ from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_config import from_text, to_text
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -61,7 +61,7 @@ def swapped(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
     emit_repository(engine, folder / "repository", ServingRecipe())
     swap_runtime(folder / "repository", checkpoint, folder)
     options = ServerOptions(free_endpoints(), drain_s=3)
-    with serving(folder / "repository", options, "embedded", timeout_s=300) as server:
+    with running_server(folder / "repository", options, "embedded", timeout_s=300) as server:
         yield Served(server.endpoints, sample_folder("solar-llama"), server.pid)
 
 

@@ -22,7 +22,7 @@ from minitron_trt.clients.client import Client
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.errors import MinitronError, RefusedError, ServerError, UnreachableError
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server import TritonServer
 from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -40,7 +40,7 @@ def server(checkpoint: Checkpoint, tmp_path: Path) -> Iterator[TritonServer]:
     recipe = ServingRecipe(max_batch_size=8, bls_instances=4)
     emit_repository(checkpoint.folder, tmp_path / "repository", recipe)
     options = ServerOptions(free_endpoints(), drain_s=3)
-    with serving(tmp_path / "repository", options, timeout_s=120) as server:
+    with running_server(tmp_path / "repository", options, timeout_s=120) as server:
         yield server
         if group_of(server.pid):
             # It would wait for streams that nothing ends.

@@ -33,7 +33,7 @@ def doubles(tmp_path: Path) -> Doubles:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository of ours with an engine of two ranks."""
+    """A repository that this tool wrote, with an engine of two ranks."""
     engine = add_manifest(write_engine(tmp_path / "engine", tp=2, size_bytes=2000))
     recipe = ServingRecipe(tokenizer=sample_folder("solar-llama"))
     emit_repository(engine, tmp_path / "repository", recipe)
@@ -92,8 +92,13 @@ def test_gpus_addresses_and_certificates_are_passed_on(
     for name in ("cert", "key"):
         (tmp_path / name).write_text("-----BEGIN SOMETHING-----\n")
     argv = planned(
-        *(repository, doubles, "--gpus=1,3", "--host=0.0.0.0", "--metrics-host=10.0.0.1"),
-        *(f"--grpc-tls-cert={tmp_path / 'cert'}", f"--grpc-tls-key={tmp_path / 'key'}"),
+        repository,
+        doubles,
+        "--gpus=1,3",
+        "--host=0.0.0.0",
+        "--metrics-host=10.0.0.1",
+        f"--grpc-tls-cert={tmp_path / 'cert'}",
+        f"--grpc-tls-key={tmp_path / 'key'}",
     )["argv"]
 
     assert {

@@ -17,7 +17,7 @@ from tests.triton_repo.ticker import children, write_ticker
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, ProcessError, UsageError
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import plan, serving
+from minitron_trt.triton_repo.serving.runners import plan, running_server
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving.server import TritonServer
 from minitron_trt.triton_repo.serving.server_log import ServerLog
@@ -121,7 +121,7 @@ def test_a_model_that_fails_is_named_with_its_reason(repository: Path) -> None:
 
     with (
         pytest.raises(ProcessError, match=r"'ticker'.*no such tokenizer"),
-        serving(repository, ServerOptions(free_endpoints())),
+        running_server(repository, ServerOptions(free_endpoints())),
     ):
         pass
 
@@ -133,7 +133,7 @@ def test_a_server_that_is_too_slow_is_stopped_at_the_deadline(repository: Path) 
 
     with (
         pytest.raises(ProcessError, match=r"not ready after 2 s; it was loading ticker"),
-        serving(repository, ServerOptions(free_endpoints()), timeout_s=2),
+        running_server(repository, ServerOptions(free_endpoints()), timeout_s=2),
     ):
         pass
 

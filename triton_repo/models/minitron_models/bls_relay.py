@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_models.client_watch import ClientWatch, WatchedRequest
 from minitron_models.model_calls import ModelError, TokenModel
-from minitron_models.text_streams import LENGTH, STOP, TIMEOUT, SequenceText, TextStream, id_rows
+from minitron_models.open_streams import LENGTH, STOP, TIMEOUT, OpenStream, SequenceText, id_rows
 from minitron_models.token_texts import TokenTexts
 from minitron_models.triton_io import ResponseSink, strings
 from minitron_models.triton_types import Inputs, Outputs
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 class RelayedRequest:
     """What a client wants: of tensorrt_llm, and of the text that its answer becomes."""
 
-    stream: TextStream
+    stream: OpenStream
     inputs: Inputs
     sequences: int
     statistics: Collection[str]  # outputs of tensorrt_llm that the client wants as they are

@@ -15,8 +15,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_models.config_parameters import flag
 from minitron_models.model_calls import TokenModel
+from minitron_models.open_streams import OpenStream, OpenStreams, id_rows
 from minitron_models.stop_words import StopWords
-from minitron_models.text_streams import TextStream, TextStreams, id_rows
 from minitron_models.token_texts import TokenTexts
 from minitron_models.tokenizer_loading import leave_out_torch, load_tokenizer
 from minitron_models.triton_io import CANCEL_CHECK_S, error_response, response, strings
@@ -32,7 +32,7 @@ class TritonPythonModel:
         leave_out_torch()
         skip_special = flag(args, "skip_special_tokens", True)
         self._token_texts = TokenTexts(load_tokenizer(args), skip_special=skip_special)
-        self._streams = TextStreams()
+        self._streams = OpenStreams()
         self._model = TokenModel()
 
     def execute(self, requests: list[TritonRequest]) -> list[TritonResponse]:
@@ -68,7 +68,7 @@ class TritonPythonModel:
         words = inputs.get("OPEN_STOP_WORDS")
         texts = [] if words is None else [word.decode("utf-8") for word in words.reshape(-1)]
         self._streams.open(
-            TextStream(
+            OpenStream(
                 names=tuple(names),
                 max_tokens=inputs["OPEN_MAX_TOKENS"].item(),
                 streaming=inputs["OPEN_STREAM"].item(),
@@ -108,7 +108,7 @@ class TritonPythonModel:
                 self._streams.close(stream)
         return _text_response(update.texts, update.reasons)
 
-    def _check_left(self, request: TritonRequest, stream: TextStream) -> bool:
+    def _check_left(self, request: TritonRequest, stream: OpenStream) -> bool:
         """Ask, though seldom, whether the client has left; who knows a stream's id asks itself."""
         now = time.monotonic()
         if stream.told_to_stop or now - stream.checked < CANCEL_CHECK_S:
@@ -116,7 +116,7 @@ class TritonPythonModel:
         stream.checked = now
         return not self._model.check_client(request)
 
-    def _stop(self, request: TritonRequest, stream: TextStream, stream_id: int | None) -> None:
+    def _stop(self, request: TritonRequest, stream: OpenStream, stream_id: int | None) -> None:
         """End the stream at tensorrt_llm, which the ensemble itself does not do."""
         # Without any id there is nothing to call the request by; it runs to its end.
         if not stream.told_to_stop and (stream_id is not None or request.request_id()):

@@ -9,9 +9,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_models.config_parameters import flag
 from minitron_models.model_calls import exchange
+from minitron_models.request_texts import read_text_tensors
 from minitron_models.tensor_names import ENCODED_INPUTS, TEXT_INPUTS
 from minitron_models.text_encoder import Prompt, TextEncoder
-from minitron_models.text_inputs import read_text_tensors
 from minitron_models.tokenizer_loading import leave_out_torch
 from minitron_models.triton_io import error_response, response, scalar, tensor
 from minitron_models.triton_types import TritonRequest, TritonResponse

@@ -15,10 +15,10 @@ from minitron_models.bls_relay import BlsRelay, RelayedRequest
 from minitron_models.client_watch import ClientWatch
 from minitron_models.config_parameters import flag
 from minitron_models.model_calls import TokenModel, exchange
+from minitron_models.open_streams import OpenStream
+from minitron_models.request_texts import read_text_tensors
 from minitron_models.tensor_names import PASSED_ON, TEXT_INPUTS
 from minitron_models.text_encoder import TextEncoder
-from minitron_models.text_inputs import read_text_tensors
-from minitron_models.text_streams import TextStream
 from minitron_models.token_texts import TokenTexts
 from minitron_models.tokenizer_loading import leave_out_torch
 from minitron_models.triton_io import (
@@ -88,7 +88,7 @@ class TritonPythonModel:
         }
         excluded = streaming or scalar(request, "exclude_input_in_output", self._exclude)
         return RelayedRequest(
-            stream=TextStream(
+            stream=OpenStream(
                 names=(),
                 max_tokens=scalar(request, "max_tokens"),
                 streaming=streaming,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runners import serving
+from minitron_trt.triton_repo.serving.runners import running_server
 from minitron_trt.triton_repo.serving.server import TritonServer
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -47,7 +47,7 @@ def serve(
     shutil.copytree(stand_in / "tensorrt_llm", repository / "tensorrt_llm/1/tensorrt_llm")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(stand_in))
-        with serving(
+        with running_server(
             repository, ServerOptions(free_endpoints(), drain_s=3), "embedded", timeout_s=300
         ) as server:
             yield server

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from minitron_models.open_streams import OpenStream, OpenStreams, SequenceText, id_rows
 from minitron_models.stop_words import StopWords
-from minitron_models.text_streams import SequenceText, TextStream, TextStreams, id_rows
 from minitron_models.token_texts import TokenTexts
 from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS
 
@@ -19,8 +19,8 @@ def ids(text: str) -> list[int]:
     return list(TOKENIZER(text, add_special_tokens=False)["input_ids"])
 
 
-def stream(*names: Any, **changes: Any) -> TextStream:
-    return TextStream(**{"names": names, "max_tokens": 99, "streaming": True, **changes})
+def stream(*names: Any, **changes: Any) -> OpenStream:
+    return OpenStream(**{"names": names, "max_tokens": 99, "streaming": True, **changes})
 
 
 def test_a_held_back_tail_comes_when_the_answer_ends() -> None:
@@ -82,7 +82,7 @@ def test_a_stop_word_is_the_reason_whatever_the_runtime_says(given: str, cut: bo
 
 
 def test_the_least_recently_used_streams_go() -> None:
-    streams = TextStreams(most=2)
+    streams = OpenStreams(most=2)
     first, second, third = stream(1), stream(2), stream(3)
     for opened in (first, second):
         streams.open(opened)
@@ -93,7 +93,7 @@ def test_the_least_recently_used_streams_go() -> None:
 
 
 def test_closing_a_stream_leaves_another_that_took_its_request_id() -> None:
-    streams = TextStreams()
+    streams = OpenStreams()
     old, new = stream(1, "same"), stream(2, "same")
     streams.open(old)
     streams.open(new)

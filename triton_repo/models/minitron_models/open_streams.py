@@ -79,7 +79,7 @@ class TextUpdate(NamedTuple):
 
 
 @dataclass
-class TextStream:
+class OpenStream:
     """A text request under way: what it said of its texts, and its sequences by their index."""
 
     names: tuple[Hashable, ...]
@@ -142,14 +142,14 @@ class TextStream:
         return "" if self.streaming else STOP
 
 
-class TextStreams:
+class OpenStreams:
     """The streams by their names, of which each may have several; the least recently used go."""
 
     def __init__(self, most: int = MOST_STREAMS) -> None:
         self._most = most
-        self._by_name: OrderedDict[Hashable, TextStream] = OrderedDict()
+        self._by_name: OrderedDict[Hashable, OpenStream] = OrderedDict()
 
-    def open(self, stream: TextStream) -> None:
+    def open(self, stream: OpenStream) -> None:
         """Remember a stream; a name that is taken goes over to it."""
         for name in stream.names:
             self._by_name[name] = stream
@@ -157,14 +157,14 @@ class TextStreams:
         while len(self._by_name) > self._most:
             self._by_name.popitem(last=False)
 
-    def find(self, name: Hashable) -> TextStream | None:
+    def find(self, name: Hashable) -> OpenStream | None:
         """Return the stream of a name, None when it is not known or no longer."""
         stream = self._by_name.get(name)
         if stream is not None:
             self._by_name.move_to_end(name)
         return stream
 
-    def close(self, stream: TextStream) -> None:
+    def close(self, stream: OpenStream) -> None:
         """Forget a stream."""
         for name in stream.names:
             if self._by_name.get(name) is stream:

@@ -1,0 +1,29 @@
+"""The processes of Python models below a server, which Triton starts and does not look after."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+# Triton runs each instance of a Python model in a program of this name, its stub; among the
+# arguments is the path of the model.py.
+_STUB: Final = "triton_python_backend_stub"
+_MODEL_PATH: Final = re.compile(r"/(?P<model>[^/]+)/\d+/model\.py$")
+
+
+def model_processes(pids: Iterable[int]) -> dict[int, str]:
+    """Return those of some processes that run a Python model, each with the model's name."""
+    return dict(_stubs(pids))
+
+
+def _stubs(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
+    for pid in pids:
+        # One that has ended since is none.
+        with contextlib.suppress(OSError):
+            command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+            if Path(command[0]).name == _STUB:
+                matches = (_MODEL_PATH.search(argument) for argument in command)
+                yield pid, next((match["model"] for match in matches if match), "unknown")
