@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from minitron_trt.build.engine import Engine as Engine
     from minitron_trt.build.engine_build import Built as Built
     from minitron_trt.build.engine_build import build_engine as build_engine
+    from minitron_trt.build.job import BuildJob as BuildJob
     from minitron_trt.build.plan.sizing import Plan as Plan
     from minitron_trt.build.plan.sizing import PlanRequest as PlanRequest
     from minitron_trt.build.plan.sizing import make_plan as make_plan
     from minitron_trt.build.recipe.engine_recipe import EngineRecipe as EngineRecipe
     from minitron_trt.build.recipe.engine_recipe import choose_recipe as choose_recipe
     from minitron_trt.build.recipe.request import BuildRequest as BuildRequest
-    from minitron_trt.build.trtllm.run import BuildJob as BuildJob
     from minitron_trt.gpus import find_target as find_target
 else:
     __all__, __getattr__, __dir__ = lazy_face(
         __name__,
         {
-            "BuildJob": "minitron_trt.build.trtllm.run",
+            "BuildJob": "minitron_trt.build.job",
             "BuildRequest": "minitron_trt.build.recipe.request",
             "Built": "minitron_trt.build.engine_build",
             "Engine": "minitron_trt.build.engine",

@@ -25,13 +25,14 @@ from minitron_trt.errors import BadInputError
 log = logging.getLogger(__name__)
 
 
-def content_key(checkpoint: Checkpoint, asked: Mapping[str, Any]) -> str:
-    """Return the key of a build: the checkpoint's bytes and everything that was asked."""
+def content_key(checkpoint: Checkpoint, requested: Mapping[str, Any]) -> str:
+    """Return the key of a build: the checkpoint's bytes and everything that was requested."""
     names = [CONFIG_NAME, *(rank_file(r) for r in range(checkpoint.parallelism.world_size))]
     names += [path.name for path in checkpoint.tokenizer_files]
     # A checkpoint's manifest need not have digests, and sizes do not tell contents.
     parts = {name: sha256(checkpoint.folder / name) for name in names}
-    text = json.dumps({"files": parts, "asked": asked}, sort_keys=True)
+    # The word is part of every key: with another, no engine of earlier versions would be found.
+    text = json.dumps({"files": parts, "asked": requested}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
 from minitron_trt.artifacts import CONFIG_NAME, check_output, output_errors
-from minitron_trt.build.compiler_choice import COMPILERS, RUNNERS, choose_compiler, job_file
+from minitron_trt.build.compiler_choice import (
+    AUTO,
+    CLUSTERS,
+    COMPILERS,
+    DOCKER,
+    LOCAL,
+    RUNNERS,
+    choose_compiler,
+)
 from minitron_trt.build.containers import container_for
 from minitron_trt.build.engine_model import model_of
+from minitron_trt.build.job import BuildJob
 from minitron_trt.build.recipe.engine_recipe import choose_recipe
 from minitron_trt.build.recipe.flags import DEFAULT_VERSION
 from minitron_trt.build.recipe.options import request_options
 from minitron_trt.build.recipe.request import BuildRequest
-from minitron_trt.build.trtllm.jobs import ClusterJob, kubernetes_job, slurm_script, yaml_text
-from minitron_trt.build.trtllm.run import BuildJob, docker_argv, finish, image_facts
+from minitron_trt.build.trtllm.cluster_job import ClusterJob, job_file
+from minitron_trt.build.trtllm.docker_build import docker_argv
+from minitron_trt.build.trtllm.finished_engine import finish, image_facts
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.errors import BadInputError, MinitronError
 from minitron_trt.gpus import find_target
-from minitron_trt.host.machine import trtllm_version
+from minitron_trt.host.machine import trtllm_version as local_trtllm_version
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -35,12 +45,12 @@ _FOLDER = click.Path(path_type=Path)
     "--arch", "--gpu", "arch", required=True, help="Architecture or GPU, like hopper or L40S"
 )
 @click.option(
-    "--compiler", type=click.Choice(COMPILERS), default="auto", show_default=True, help="Compiler"
+    "--compiler", type=click.Choice(COMPILERS), default=AUTO, show_default=True, help="Compiler"
 )
 @click.option(
     "--runner",
     type=click.Choice(RUNNERS),
-    default="local",
+    default=LOCAL,
     show_default=True,
     help="Where TensorRT-LLM runs; slurm and kubernetes write a job file",
 )
@@ -62,8 +72,19 @@ def build(
     checkpoint: Path,
     output: Path | None,
     arch: str,
-    asked: dict[str, Any],
-    **options: Any,
+    compiler: str,
+    runner: str,
+    trtllm_version: str | None,
+    request: BuildRequest,
+    timeout_s: float | None,
+    cache: Path | None,
+    timing_cache: Path | None,
+    claim: str,
+    *,
+    dry_run: bool,
+    explain: bool,
+    finished: bool,
+    overwrite: bool,
 ) -> None:
     """Build an engine from a checkpoint.
 
@@ -73,57 +94,58 @@ def build(
 
     Example: minitron-trt build checkpoint -o engine --arch hopper --runner docker
     """
-    version = options["trtllm_version"] or _local_version(options) or DEFAULT_VERSION
-    request = BuildRequest(version=version, **asked)
+    request = replace(request, version=trtllm_version or _version_for(runner))
     opened = Checkpoint.open(checkpoint)
     job = BuildJob(
         recipe=choose_recipe(model_of(opened), find_target(arch), request),
+        request=request,
         checkpoint=opened,
         output=output or Path("engine"),
-        overwrite=options["overwrite"],
-        timeout_s=options["timeout_s"],
-        timing_folder=options["timing_cache"] or _cache_home() / "timing",
+        overwrite=overwrite,
+        timeout_s=timeout_s,
+        timing_folder=timing_cache or _cache_home() / "timing",
     )
-    if options["dry_run"]:
-        _print_plan(console, job, options)
+    if dry_run:
+        _print_plan(console, job, compiler=compiler, runner=runner, explain=explain)
     elif output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    elif options["finished"]:
+    elif finished:
         _finish(console, job)
-    elif options["runner"] in ("slurm", "kubernetes"):
-        _write_job(console, job, options)
+    elif runner in CLUSTERS:
+        choose_compiler(job, compiler, runner)
+        _write_job(console, job, runner=runner, claim=claim)
     else:
-        from minitron_trt.build.engine_build import build_engine
-
-        check_output(output, overwrite=job.overwrite)
-        if options["explain"]:
+        check_output(output, overwrite=overwrite)
+        if explain:
             click.echo(job.recipe.explain(), err=True)
-        done = build_engine(job, request, options, console.progress)
-        console.result(done.to_json(), done.text)
+        _build(console, job, compiler=compiler, runner=runner, cache=cache)
 
 
-def _local_version(options: dict[str, Any]) -> str | None:
-    return trtllm_version() if options["runner"] == "local" else None
+def _version_for(runner: str) -> str:
+    """Return the TensorRT-LLM to build for where the user names none."""
+    return (local_trtllm_version() if runner == LOCAL else None) or DEFAULT_VERSION
 
 
 def _cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitron-trt"
 
 
-def _print_plan(console: Console, job: BuildJob, options: dict[str, Any]) -> None:
+def _print_plan(
+    console: Console, job: BuildJob, *, compiler: str, runner: str, explain: bool
+) -> None:
     """Print the recipe, the command and which compiler would run it here."""
     recipe = job.recipe
     try:
-        compiler, problem = choose_compiler(job, options["compiler"], options["runner"]), ""
+        chosen, problem = choose_compiler(job, compiler, runner), ""
     except MinitronError as error:
-        compiler, problem = "none", str(error)
+        chosen, problem = "none", str(error)
     argv = recipe.argv(job.checkpoint.folder, job.output)
-    if options["runner"] == "docker":
+    if runner == DOCKER:
         argv = docker_argv(job, job.output)
     record = {
         **recipe.to_json(),
-        "compiler": compiler,
-        "runner": options["runner"],
+        "compiler": chosen,
+        "runner": runner,
         "problem": problem,
         "argv": argv,
         "host_bytes": job.host_bytes,
@@ -132,44 +154,42 @@ def _print_plan(console: Console, job: BuildJob, options: dict[str, Any]) -> Non
     lines = [
         f"{recipe.model.name}, {recipe.model.precision}, for {recipe.target.label}, "
         f"TensorRT-LLM {recipe.version}, {recipe.profile}",
-        shlex.join(argv) if not options["explain"] else recipe.explain(),
+        recipe.explain() if explain else shlex.join(argv),
         f"GPU: weights {size_text(memory.weights_bytes)}, activations "
         f"{size_text(memory.activation_bytes)}, KV cache {size_text(memory.kv_pool_bytes)} "
         f"({memory.kv_tokens:,} tokens) of {size_text(memory.gpu_bytes)}",
         f"host: about {size_text(job.host_bytes)} of memory",
-        f"compiler: {compiler}, runner: {options['runner']}",
+        f"compiler: {chosen}, runner: {runner}",
         *([f"here it would end with: {problem}"] if problem else ()),
-        *([] if options["explain"] else [f"note: {note}" for note in recipe.notes]),
+        *([] if explain else [f"note: {note}" for note in recipe.notes]),
     ]
     console.result(record, "\n".join(lines))
 
 
-def _write_job(console: Console, job: BuildJob, options: dict[str, Any]) -> None:
-    choose_compiler(job, options["compiler"], options["runner"])
-    runner = options["runner"]
-    cluster = ClusterJob(
-        job.recipe,
-        container_for(job.recipe.version),
-        job.checkpoint.folder.resolve(),
-        job.output,
-        job.host_bytes,
-        *([int(job.timeout_s)] if job.timeout_s else ()),
+def _build(
+    console: Console, job: BuildJob, *, compiler: str, runner: str, cache: Path | None
+) -> None:
+    from minitron_trt.build.engine_build import build_engine
+
+    built = build_engine(
+        job, compiler=compiler, runner=runner, cache=cache, progress=console.progress
     )
-    if runner == "slurm":
-        text, submit = slurm_script(cluster), "sbatch"
-    else:
-        text, submit = yaml_text(kubernetes_job(cluster, options["claim"])), "kubectl apply -f"
-    path = job_file(job.output, runner)
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    console.result(built.to_json(), built.text)
+
+
+def _write_job(console: Console, job: BuildJob, *, runner: str, claim: str) -> None:
+    """Write a cluster's job file, and say how to submit it and what to do when it is done."""
+    file = job_file(ClusterJob(job, container_for(job.recipe.version)), runner, claim=claim)
+    with output_errors(file.path):
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        file.path.write_text(file.text, encoding="utf-8")
     finish_it = (
         f"minitron-trt build {job.checkpoint.folder} -o {job.output} "
         f"--arch {job.recipe.target.name} --finish"
     )
     console.result(
-        {"job": str(path), "submit": f"{submit} {path}", "finish": finish_it},
-        f"{path}: submit with `{submit} {path}`; when it is done: {finish_it}",
+        {"job": str(file.path), "submit": file.submit, "finish": finish_it},
+        f"{file.path}: submit with `{file.submit}`; when it is done: {finish_it}",
     )
 
 

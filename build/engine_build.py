@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from minitron_trt.build.cache import EngineCache, content_key
-from minitron_trt.build.compiler_choice import build_tensorrt, choose_compiler, tensorrt_limits
+from minitron_trt.build.compiler_choice import DOCKER, TENSORRT, choose_compiler
 from minitron_trt.build.engine import Engine
-from minitron_trt.build.recipe.request import BuildRequest
+from minitron_trt.build.job import BuildJob
 from minitron_trt.build.tensorrt.api import choose_library
-from minitron_trt.build.tensorrt.worker_process import Progress
-from minitron_trt.build.trtllm.run import BuildJob, build_docker, build_local
-from minitron_trt.console import size_text
+from minitron_trt.build.tensorrt.compile_job import build_tensorrt, tensorrt_limits
+from minitron_trt.build.trtllm.docker_build import build_docker
+from minitron_trt.build.trtllm.local_build import build_local
+from minitron_trt.console import ShowProgress, size_text
 
 log = logging.getLogger(__name__)
 
@@ -59,41 +59,39 @@ class Built:
 
 
 def build_engine(
-    job: BuildJob, request: BuildRequest, options: Mapping[str, Any], progress: Progress
+    job: BuildJob, *, compiler: str, runner: str, cache: Path | None, progress: ShowProgress
 ) -> Built:
-    """Build, or copy from `options['cache']`, and return what there is at the output."""
+    """Build, or copy what a cache has of the same request, and return what lies at the output."""
     start = time.monotonic()
-    compiler = choose_compiler(job, options["compiler"], options["runner"])
+    compiler = choose_compiler(job, compiler, runner)
     for note in job.recipe.notes:
         log.info("%s", note)
-    folder: Path | None = options["cache"]
+    engines = None if cache is None else EngineCache(cache)
     key = None
-    if folder is not None:
-        key = content_key(job.checkpoint, _asked(job, request, compiler))
-        if EngineCache(folder).fetch(key, job.output, overwrite=job.overwrite):
+    if engines is not None:
+        key = content_key(job.checkpoint, _what_decides(job, compiler))
+        if engines.fetch(key, job.output, overwrite=job.overwrite):
             seconds = time.monotonic() - start
             return Built(Engine.open(job.output), compiler, seconds, 0, key, cached=True)
-    peak = _compile(job, request, compiler, options["runner"], progress)
-    if folder is not None and key is not None:
-        EngineCache(folder).store(key, job.output)
+    peak = _compile(job, compiler, runner, progress)
+    if engines is not None and key is not None:
+        engines.store(key, job.output)
     return Built(Engine.open(job.output), compiler, time.monotonic() - start, peak, key)
 
 
-def _compile(
-    job: BuildJob, request: BuildRequest, compiler: str, runner: str, progress: Progress
-) -> int:
+def _compile(job: BuildJob, compiler: str, runner: str, progress: ShowProgress) -> int:
     """Build the engine and return the peak of private memory."""
-    if compiler == "tensorrt":
-        return build_tensorrt(job, request, progress).peak_private_bytes
-    return (build_docker(job) if runner == "docker" else build_local(job)).peak_bytes
+    if compiler == TENSORRT:
+        return build_tensorrt(job, progress).peak_private_bytes
+    return (build_docker(job) if runner == DOCKER else build_local(job)).peak_bytes
 
 
-def _asked(job: BuildJob, request: BuildRequest, compiler: str) -> dict[str, Any]:
+def _what_decides(job: BuildJob, compiler: str) -> dict[str, Any]:
     """Return everything about a build, besides the checkpoint, that changes the engine."""
     recipe = job.recipe
     common = {"compiler": compiler, "sm": recipe.target.sm}
-    if compiler == "tensorrt":
-        library, limits = choose_library(recipe.target.sm), tensorrt_limits(recipe, request)
+    if compiler == TENSORRT:
+        library, limits = choose_library(recipe.target.sm), tensorrt_limits(recipe, job.request)
         return {**common, **asdict(library), "version": library.version, "limits": asdict(limits)}
     settings = sorted(setting.argument for setting in recipe.settings)
     return {**common, "version": recipe.version, "settings": settings}

@@ -6,15 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from minitron_trt.console import Advance, Console, console_options, size_text
+from minitron_trt.console import Advance, Console, ShowProgress, console_options, size_text
 from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
-
-if TYPE_CHECKING:
-    from minitron_trt.convert.source.opening import ShowProgress
 
 
 @click.command()

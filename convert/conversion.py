@@ -19,14 +19,14 @@ from minitron_trt.artifacts import (
     staged,
 )
 from minitron_trt.checkpoint import manifest_facts, trtllm_config
-from minitron_trt.console import no_progress
+from minitron_trt.console import ShowProgress, no_progress
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion_plan import ConversionPlan, plan_conversion
 from minitron_trt.convert.fp8_source import resolve_formats, with_stored_scales
 from minitron_trt.convert.hf_output import plan_hf, write_hf_configs
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import ModelSource
-from minitron_trt.convert.source.opening import ShowProgress, opened, unpacked
+from minitron_trt.convert.source.opening import opened, unpacked
 from minitron_trt.convert.writing.quantize import Calibration
 from minitron_trt.convert.writing.ranks import write_ranks
 from minitron_trt.errors import OutputError

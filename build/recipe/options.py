@@ -92,13 +92,14 @@ _OPTIONS: Final = (
 
 
 def request_options(command: Callable[..., R]) -> Callable[..., R]:
-    """Give a command the options of a BuildRequest, gathered in its `asked` argument."""
+    """Give a command the options of a BuildRequest, which comes as its argument `request`."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> R:
+        # What to build for is the command's to say: it depends on where the build runs.
         names = {field.name for field in fields(BuildRequest)} - {"version"}
-        asked = {name: kwargs.pop(name) for name in names}
-        return command(*args, asked=asked, **kwargs)
+        request = BuildRequest(**{name: kwargs.pop(name) for name in names})
+        return command(*args, request=request, **kwargs)
 
     wrapped: Callable[..., R] = wrapper
     for option in reversed(_OPTIONS):

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import (
-    CONFIG_NAME,
-    ENGINE,
-    MANIFEST_NAME,
-    Manifest,
-    check_output,
-    sha256,
-    staged,
-)
+from minitron_trt.artifacts import CONFIG_NAME, check_output, staged
 from minitron_trt.build.engine import PLAN_NAME
+from minitron_trt.build.engine_manifest import checkpoint_facts, write_manifest
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.build.tensorrt.network import NetworkLimits
 from minitron_trt.build.tensorrt.worker import CompileRequest
-from minitron_trt.build.tensorrt.worker_process import Progress, run_worker
+from minitron_trt.build.tensorrt.worker_process import run_worker
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.console import Advance, no_progress
+from minitron_trt.console import ShowProgress, no_progress
 from minitron_trt.errors import OutputError
 from minitron_trt.gpus import check_support, find_target
 from minitron_trt.host.machine import cuda_version
@@ -38,11 +31,6 @@ DEFAULT_INPUT_TOKENS: Final = 1024
 _KERNEL_BYTES: Final = 64 << 20
 
 log = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def _unseen(_: str, __: int) -> Iterator[Advance]:
-    yield no_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +53,13 @@ def compile_engine(
     facts: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     timeout_s: float | None = None,
-    progress: Progress = _unseen,
+    progress: ShowProgress = lambda label, total: nullcontext(no_progress),
 ) -> CompiledEngine:
     """Compile a checkpoint for one GPU of an architecture, on that GPU or on none.
 
-    `facts` go into the manifest beside ours. UnsupportedError when TensorRT cannot compile this
-    checkpoint or for this architecture here, ProcessError when it tried and failed.
+    `facts` go into the manifest beside those of the compilation. UnsupportedError when TensorRT
+    cannot compile this checkpoint or for this architecture here, ProcessError when it tried and
+    failed.
     """
     check_output(output, overwrite=overwrite)
     library = choose_library(sm)
@@ -80,7 +69,12 @@ def compile_engine(
         _check_space(scratch, weights_bytes)
         plan = scratch / PLAN_NAME
         request = CompileRequest(
-            *(checkpoint.folder.resolve(), sm, limits, plan, weights_bytes, library.package)
+            checkpoint=checkpoint.folder.resolve(),
+            sm=sm,
+            limits=limits,
+            plan=plan,
+            weights_bytes=weights_bytes,
+            library=library.package,
         )
         start = time.monotonic()
         version, peak = run_worker(request, timeout_s, progress)
@@ -109,7 +103,8 @@ def default_limits(
     if max_seq_len > checkpoint.spec.max_positions:
         log.warning(
             "max_seq_len %d is beyond the %d positions the model was trained on",
-            *(max_seq_len, checkpoint.spec.max_positions),
+            max_seq_len,
+            checkpoint.spec.max_positions,
         )
     return NetworkLimits(
         max_batch_size, max_seq_len, max_input_len or min(max_seq_len, DEFAULT_INPUT_TOKENS)
@@ -141,22 +136,13 @@ def _describe(
         "build_config": asdict(request.limits),
     }
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
-    for path in checkpoint.tokenizer_files:
-        shutil.copyfile(path, folder / path.name)
-    source = {
-        "checkpoint": str(checkpoint.folder.resolve()),
-        "manifest_sha256": sha256(checkpoint.folder / MANIFEST_NAME),
-        "source": checkpoint.manifest.source,
-    }
     own = {
         "sm": request.sm,
         "compiler": compiler,
         "cuda": cuda_version(request.library),
         "limits": asdict(request.limits),
-        "spec": checkpoint.spec.to_json(),
-        "precision": checkpoint.precision.name,
-        "tokens": asdict(checkpoint.tokens),
+        **checkpoint_facts(checkpoint),
         "build_seconds": engine.build_seconds,
         "peak_memory_bytes": engine.peak_private_bytes,
     }
-    Manifest(ENGINE, source, {**facts, **own}).write(folder)
+    write_manifest(folder, checkpoint, {**facts, **own})

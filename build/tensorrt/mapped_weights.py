@@ -29,8 +29,8 @@ Weights: TypeAlias = Mapping[str, Array]
 def map_weights(checkpoint: Checkpoint) -> Weights:
     """Return a checkpoint's tensors by name, layers counted through the model.
 
-    UnsupportedError when the network cannot compute its precision or it is cut for several GPUs;
-    BadInputError names the tensors that are missing, left over or of another shape or dtype.
+    UnsupportedError when the network cannot compute its precision or it is sharded for several
+    GPUs; BadInputError names the tensors that are missing, left over or of another shape or dtype.
     """
     if checkpoint.precision.name not in TENSORRT_PRECISIONS:
         raise UnsupportedError(
@@ -40,14 +40,14 @@ def map_weights(checkpoint: Checkpoint) -> Weights:
     if checkpoint.kv_cache:
         raise UnsupportedError(
             f"{checkpoint.folder} asks for an {checkpoint.kv_cache} KV cache and TensorRT's cache "
-            "layer holds wide values only; convert again with --kv-cache auto or use --compiler "
-            "trtllm"
+            "layer holds unquantized values only; convert again with --kv-cache auto or use "
+            "--compiler trtllm"
         )
     parallelism = checkpoint.parallelism
     if parallelism.tp > 1:
         raise UnsupportedError(
-            f"{checkpoint.folder} is cut for {parallelism.tp} GPUs and --compiler tensorrt builds "
-            "for one; convert again with --tp 1 or use --compiler trtllm"
+            f"{checkpoint.folder} is sharded for {parallelism.tp} GPUs and --compiler tensorrt "
+            "builds for one; convert again with --tp 1 or use --compiler trtllm"
         )
     weights: dict[str, Array] = {}
     for rank in range(parallelism.pp):

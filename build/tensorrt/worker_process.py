@@ -9,23 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
 
 from minitron_trt.build.tensorrt.worker import CompileRequest
-from minitron_trt.console import Advance
+from minitron_trt.console import Advance, ShowProgress
 from minitron_trt.errors import ProcessError
 
 _SAMPLE_S: Final = 0.05
 _STOP_S: Final = 5.0
 
 log = logging.getLogger(__name__)
-
-
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Show how far some bytes are, under a label."""
 
 
 class _Watch:
@@ -35,7 +30,7 @@ class _Watch:
     but for two without steps, in which it copies the weights to its memory.
     """
 
-    def __init__(self, process: int, request: CompileRequest, progress: Progress) -> None:
+    def __init__(self, process: int, request: CompileRequest, progress: ShowProgress) -> None:
         self.peak = 0
         self._process, self._plan, self._progress = process, request.plan, progress
         self._weights_bytes = request.weights_bytes
@@ -62,7 +57,7 @@ class _Watch:
 
 
 def run_worker(
-    request: CompileRequest, timeout_s: float | None, progress: Progress
+    request: CompileRequest, timeout_s: float | None, progress: ShowProgress
 ) -> tuple[str, int]:
     """Run the worker; return the builder's version and the worker's peak private memory.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final
 
+from minitron_trt.build.job import BuildJob
 from minitron_trt.errors import ProcessError
 from minitron_trt.host.processes import OwnedProcess
 
@@ -41,6 +42,10 @@ Explain = Callable[[int, str], str | None]
 """Say what an exit status and the last lines of a log mean; None leaves it to the default."""
 
 
+def _leave_it(_code: int, _tail: str) -> None:
+    """Explain nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a finished compiler took: its process's memory here, and what its log says of it."""
@@ -50,13 +55,30 @@ class Outcome:
     reported_bytes: int = 0
 
 
+def run_job(job: BuildJob, argv: Sequence[str], *, explain: Explain = _leave_it) -> Outcome:
+    """Run a job's compiler, its log beside the output; ProcessError says why it failed."""
+    log.info("the compiler's log is %s", job.log_file)
+    try:
+        return run_compiler(
+            argv,
+            log_file=job.log_file,
+            memory_forecast=job.memory_words,
+            timeout_s=job.timeout_s,
+            explain=explain,
+        )
+    except ProcessError as error:
+        if not job.log_file.is_file():
+            raise
+        raise ProcessError(f"{error} (log: {job.log_file})") from error
+
+
 def run_compiler(
     argv: Sequence[str],
     *,
     log_file: Path,
     memory_forecast: str,
     timeout_s: float | None = None,
-    explain: Explain = lambda code, tail: None,
+    explain: Explain = _leave_it,
 ) -> Outcome:
     """Run a command to its end; ProcessError says why it failed. Nothing of it stays behind."""
     start = time.monotonic()
@@ -78,7 +100,7 @@ def run_compiler(
         reason = explain(code, text) or _reason(argv[0], code, tail, memory_forecast)
         raise ProcessError(reason)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    sizes = [float(found[1]) for line in tail if (found := _MEMORY.search(line))]
+    sizes = [float(match[1]) for line in tail if (match := _MEMORY.search(line))]
     reported = int(max(sizes, default=0) * (1 << 20))
     return Outcome(round(time.monotonic() - start, 2), peak, reported)
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.build.containers import Container
+from minitron_trt.artifacts import staged
+from minitron_trt.build.containers import Container, container_for
+from minitron_trt.build.job import BuildJob
+from minitron_trt.build.trtllm.compiler_process import Outcome, run_job
+from minitron_trt.build.trtllm.finished_engine import finish, image_facts
+from minitron_trt.build.trtllm.timing_cache import TIMING_NAME, TimingCache
 from minitron_trt.host.docker import check_docker, explain_docker, mount_option
 
 CHECKPOINT_AT: Final = "/checkpoint"
 OUTPUT_AT: Final = "/output"
 TIMING_AT: Final = "/timing"
 _NO_PROGRAM: Final = 127
+_REMOVE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,55 @@ class DockerRun:
         check_docker(self.container.image, "use --runner slurm or kubernetes")
 
 
-def explain_build(code: int, tail: str) -> str | None:
+def build_docker(job: BuildJob) -> Outcome:
+    """Build in the image of the recipe's version; an error says what docker lacks."""
+    image = container_for(job.recipe.version)
+    with staged(job.output, overwrite=job.overwrite) as scratch:
+        _docker_run(job, scratch).check()
+        try:
+            ran = run_job(job, docker_argv(job, scratch), explain=_explain)
+        except BaseException:
+            # The container outlives a client that was killed.
+            subprocess.run(
+                ("docker", "rm", "--force", _container_name()),
+                capture_output=True,
+                timeout=_REMOVE_S,
+                check=False,
+            )
+            raise
+        # The process here is docker's client; the compiler's memory is in its log.
+        outcome = Outcome(ran.seconds, ran.reported_bytes)
+        finish(job, scratch, outcome, image_facts(image))
+    return outcome
+
+
+def docker_argv(job: BuildJob, output: Path) -> list[str]:
+    """Return the whole command line of a build in docker that writes to `output`."""
+    command, timing = job.recipe.argv(CHECKPOINT_AT, OUTPUT_AT), TimingCache.of(job)
+    if timing is not None:
+        source, written = f"{TIMING_AT}/{timing.path.name}", f"{OUTPUT_AT}/{TIMING_NAME}"
+        command += timing.arguments(source, written)
+    return _docker_run(job, output).argv(command, name=_container_name())
+
+
+def _docker_run(job: BuildJob, output: Path) -> DockerRun:
+    timing = TimingCache.of(job)
+    return DockerRun(
+        container=container_for(job.recipe.version),
+        checkpoint=job.checkpoint.folder,
+        output=output,
+        # Without a cache there is nothing to mount; the new one is written to the output.
+        timing=timing.folder if timing is not None and timing.path.is_file() else None,
+        gpus=job.workers,
+    )
+
+
+def _container_name() -> str:
+    """Return the name of this process's container."""
+    return f"minitron-trt-{os.getpid()}"
+
+
+def _explain(code: int, tail: str) -> str | None:
     """Say what a failure of docker itself means; None when it is the compiler's."""
     if code == _NO_PROGRAM:
         return "the image has no trtllm-build; choose another with --trtllm-version"

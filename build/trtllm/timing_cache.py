@@ -6,6 +6,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+from minitron_trt.build.job import BuildJob
+
+TIMING_NAME: Final = "model.cache"
+"""The file that a build writes its timings to, beside the engine, until they are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +21,13 @@ class TimingCache:
     folder: Path
     sm: int
     version: str
+
+    @classmethod
+    def of(cls, job: BuildJob) -> TimingCache | None:
+        """Return the cache of a job's SM and version, if one is kept."""
+        if job.timing_folder is None:
+            return None
+        return cls(job.timing_folder, job.recipe.target.sm, job.recipe.version)
 
     @property
     def path(self) -> Path:

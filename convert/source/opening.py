@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from minitron_trt.console import Advance
+from minitron_trt.console import ShowProgress
 from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.gguf.unpack import GgufFolder
 from minitron_trt.convert.source.model_folder import ModelSource
-
-ShowProgress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Open a progress display for a label and a number of bytes."""
 
 
 @contextmanager

@@ -16,6 +16,8 @@ import click
 R = TypeVar("R")
 Advance = Callable[[int], None]
 """Tell a progress display that so many more bytes are done."""
+ShowProgress = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
+"""Show how far some bytes are, under a label; the number is all of them."""
 
 log = logging.getLogger("minitron_trt")
 

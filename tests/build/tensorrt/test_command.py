@@ -13,11 +13,11 @@ from click.testing import Result
 from tests.build.doubles import Doubles, install_package, make_doubles
 
 from minitron_trt.artifacts import MANIFEST_NAME
-from minitron_trt.build.compiler_choice import tensorrt_limits
 from minitron_trt.build.engine import Engine
 from minitron_trt.build.engine_model import find_model
 from minitron_trt.build.recipe.engine_recipe import choose_recipe
 from minitron_trt.build.recipe.request import BuildRequest
+from minitron_trt.build.tensorrt.compile_job import tensorrt_limits
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.gpus import find_target
 from minitron_trt.samples import sample_folder
@@ -122,9 +122,9 @@ def test_a_checkpoint_for_two_gpus_is_refused(
 
     assert result.exit_code == 4
     assert result.stderr == (
-        "error: --compiler tensorrt builds for one GPU; the checkpoint is cut for 2: convert with "
-        f"--tp 1; elsewhere, on a machine with a GPU of SM89: minitron-trt build {tmp_path}/two "
-        f"-o {output} --arch ada --runner docker (or slurm, or kubernetes)\n"
+        "error: --compiler tensorrt builds for one GPU; the checkpoint is sharded for 2: convert "
+        "with --tp 1; elsewhere, on a machine with a GPU of SM89: minitron-trt build "
+        f"{tmp_path}/two -o {output} --arch ada --runner docker (or slurm, or kubernetes)\n"
     )
 
 
@@ -140,14 +140,15 @@ def test_pipeline_ranks_are_joined_and_held_against_one_gpu() -> None:
     assert (sizes[0].max_batch_size, sizes[0].max_seq_len) == (8, 4096)
 
 
-def test_a_narrow_cache_is_refused(checkpoint: Path, output: Path, command: Command) -> None:
+def test_a_quantized_cache_is_refused(checkpoint: Path, output: Path, command: Command) -> None:
     with_quantization(checkpoint, kv_cache_quant_algo="FP8")
     arguments = ("build", checkpoint, "-o", output, "--arch", "ada")
     result = command(*arguments, "--compiler", "tensorrt")
 
     assert result.exit_code == 4
-    assert "has no fp8 KV cache: TensorRT's cache layer holds wide values only; convert with" in (
-        result.stderr
+    assert (
+        "has no fp8 KV cache: TensorRT's cache layer holds unquantized values only; convert with"
+        in (result.stderr)
     )
 
 

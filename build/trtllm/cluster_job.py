@@ -11,61 +11,84 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.build.containers import Container
-from minitron_trt.build.recipe.engine_recipe import EngineRecipe
+from minitron_trt.build.job import BuildJob
 from minitron_trt.build.trtllm.docker_build import CHECKPOINT_AT, OUTPUT_AT
 from minitron_trt.errors import UsageError
 
 MODELS_AT: Final = "/models"
 _CPUS: Final = 8
+_TIME_LIMIT_S: Final = 4 * 3600
 _GIB: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterJob:
-    """A build on a node with the target's GPUs; `memory_bytes` is what it may take on the host."""
+    """A build in an image, on a node with the target's GPUs."""
 
-    recipe: EngineRecipe
+    build: BuildJob
     container: Container
-    checkpoint: Path
-    output: Path
-    memory_bytes: int
-    time_limit_s: int = 4 * 3600
 
     @property
     def name(self) -> str:
         """Return the job's name: what Kubernetes takes as a label."""
-        text = f"build-{self.recipe.model.name}-sm{self.recipe.target.sm}".lower()
+        recipe = self.build.recipe
+        text = f"build-{recipe.model.name}-sm{recipe.target.sm}".lower()
         return re.sub(r"[^a-z0-9]+", "-", text).strip("-")[:63].strip("-")
 
     @property
-    def gpus(self) -> int:
-        """Return how many GPUs the build takes: one for each worker."""
-        return next(int(s.value) for s in self.recipe.settings if s.flag == "workers")
+    def checkpoint(self) -> Path:
+        """Return the checkpoint's folder, as the cluster's nodes are expected to see it."""
+        return self.build.checkpoint.folder.resolve()
 
     @property
     def memory_gib(self) -> int:
         """Return the memory to ask for, in whole GiB."""
-        return -(-self.memory_bytes // _GIB)
+        return -(-self.build.host_bytes // _GIB)
+
+    @property
+    def time_limit_s(self) -> int:
+        """Return when the cluster ends the job."""
+        return int(self.build.timeout_s or _TIME_LIMIT_S)
+
+
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """A job as a file beside the engine that it will write, and the command that submits it."""
+
+    path: Path
+    text: str
+    submit: str
+
+
+def job_file(job: ClusterJob, runner: str, *, claim: str) -> JobFile:
+    """Return the file of a job for `slurm` or `kubernetes`; only the latter has a volume claim."""
+    output = job.build.output
+    if runner == "slurm":
+        path = output.with_name(f"{output.name}.sbatch")
+        return JobFile(path, slurm_script(job), f"sbatch {path}")
+    path = output.with_name(f"{output.name}.yaml")
+    return JobFile(path, yaml_text(kubernetes_job(job, claim)), f"kubectl apply -f {path}")
 
 
 def slurm_script(job: ClusterJob) -> str:
     """Return an sbatch script for a cluster with pyxis; the engine appears when it is whole."""
     hours, rest = divmod(job.time_limit_s, 3600)
-    partial = job.output.resolve().with_name(f".{job.output.name}.partial")
-    for path in (job.checkpoint.resolve(), partial):
+    recipe, output = job.build.recipe, job.build.output
+    partial = output.resolve().with_name(f".{output.name}.partial")
+    for path in (job.checkpoint, partial):
         if {":", ","} & set(str(path)):
             raise UsageError(
                 f"{path}: a colon or comma in a path cannot be mounted by pyxis; rename"
             )
-    mounts = f"{job.checkpoint.resolve()}:{CHECKPOINT_AT}:ro,{partial}:{OUTPUT_AT}"
-    command = shlex.join(job.recipe.argv(CHECKPOINT_AT, OUTPUT_AT))
+    mounts = f"{job.checkpoint}:{CHECKPOINT_AT}:ro,{partial}:{OUTPUT_AT}"
+    command = shlex.join(recipe.argv(CHECKPOINT_AT, OUTPUT_AT))
     image = job.container.image.replace("nvcr.io/", "nvcr.io#", 1)
-    target, capability = job.recipe.target, f"{job.recipe.target.sm / 10:.1f}"
+    target, capability = recipe.target, f"{recipe.target.sm / 10:.1f}"
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name={job.name}",
         "#SBATCH --nodes=1",
-        f"#SBATCH --gpus-per-node={job.gpus}",
+        f"#SBATCH --gpus-per-node={job.build.workers}",
         f"#SBATCH --cpus-per-task={_CPUS}",
         f"#SBATCH --mem={job.memory_gib}G",
         f"#SBATCH --time={hours:02d}:{rest // 60:02d}:00",
@@ -84,20 +107,21 @@ def slurm_script(job: ClusterJob) -> str:
         f"    --container-mounts={shlex.quote(mounts)} \\",
         f"    --container-workdir={OUTPUT_AT} \\",
         f"    {command}",
-        f'mv -T -- "$partial" {shlex.quote(str(job.output.resolve()))}',
+        f'mv -T -- "$partial" {shlex.quote(str(output.resolve()))}',
     ]
     return "\n".join(lines) + "\n"
 
 
 def kubernetes_job(job: ClusterJob, claim: str) -> dict[str, Any]:
     """Return a Job that reads and writes a volume claim, on nodes with the target's GPUs."""
-    major, minor = divmod(job.recipe.target.sm, 10)
-    resources = {"nvidia.com/gpu": str(job.gpus), "memory": f"{job.memory_gib}Gi"}
-    source, output = f"{MODELS_AT}/{job.checkpoint.name}", f"{MODELS_AT}/{job.output.name}"
+    recipe = job.build.recipe
+    major, minor = divmod(recipe.target.sm, 10)
+    resources = {"nvidia.com/gpu": str(job.build.workers), "memory": f"{job.memory_gib}Gi"}
+    source, output = f"{MODELS_AT}/{job.checkpoint.name}", f"{MODELS_AT}/{job.build.output.name}"
     container = {
         "name": "trtllm-build",
         "image": job.container.image,
-        "command": job.recipe.argv(source, output),
+        "command": recipe.argv(source, output),
         "workingDir": "/tmp",
         "resources": {"limits": resources, "requests": {"cpu": str(_CPUS), **resources}},
         "securityContext": {

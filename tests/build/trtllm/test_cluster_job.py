@@ -12,7 +12,7 @@ import pytest
 from click.testing import Result
 from tests.build.engines import write_engine
 
-from minitron_trt.build.trtllm.jobs import yaml_text
+from minitron_trt.build.trtllm.cluster_job import yaml_text
 from minitron_trt.convert.conversion import ConvertOptions, convert
 
 yaml = pytest.importorskip("yaml", reason="the job files are read back with PyYAML")
