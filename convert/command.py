@@ -96,8 +96,8 @@ def convert(
     text = CalibrationText(**{key.removeprefix("calib_"): options.pop(key) for key in about_text})
     requested = ConvertOptions(**options, calibration=text)
     if dry_run:
-        model, plan = open_and_plan(source, requested)
-        record = {**plan.to_json(), "peak_memory_bytes": peak_memory_bytes(model, plan)}
+        with open_and_plan(source, requested) as (model, plan):
+            record = {**plan.to_json(), "peak_memory_bytes": peak_memory_bytes(model, plan)}
         console.result(record, describe(record))
         return
     if output is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,13 +57,19 @@ class ConvertOptions:
     token: str | None = None
 
 
-def open_and_plan(source: str, options: ConvertOptions) -> tuple[ModelSource, ConversionPlan]:
-    """Open a folder, GGUF file or hub id and lay out its conversion; nothing is written."""
+@contextmanager
+def open_and_plan(
+    source: str, options: ConvertOptions
+) -> Iterator[tuple[ModelSource, ConversionPlan]]:
+    """Open a folder, GGUF file or hub id and lay out its conversion; nothing is written.
+
+    The source's files are there until the end of the block: those of a GGUF file are temporary.
+    """
     path = locate(source, revision=options.revision, token=options.token)
     with opened(path, _storage(options)) as model:
         plan = _plan(model, options)
         _warn(model, plan)
-        return model, plan
+        yield model, plan
 
 
 def _plan(model: ModelSource, options: ConvertOptions) -> ConversionPlan:
@@ -94,8 +101,10 @@ def convert(
     Nothing is left at `output` unless everything is; MinitronError says why not.
     """
     check_output(output, overwrite=options.overwrite)
-    model, plan = open_and_plan(source, options)
-    with staged(output, overwrite=options.overwrite) as scratch:
+    with (
+        open_and_plan(source, options) as (model, plan),
+        staged(output, overwrite=options.overwrite) as scratch,
+    ):
         if not model.has_tokenizer:
             log.warning("%s has no tokenizer; serving text will need one", source)
         with unpacked(model, scratch, _storage(options), progress) as source_model:
@@ -109,7 +118,7 @@ def convert(
                 shutil.copyfile(path, scratch / path.name)
         facts = (plan.spec, plan.precision, plan.parallelism)
         if plan.form == "hf":
-            write_hf_configs(scratch, model, plan)
+            write_hf_configs(scratch, model.config, plan)
         else:
             config = trtllm_config(*facts, plan.kv_cache)
             (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")

@@ -8,7 +8,7 @@ says so twice: in hf_quant_config.json and in config.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,6 @@ from minitron_trt.convert.conversion_plan import (
     check_groups,
     fused,
 )
-from minitron_trt.convert.source.hf_config import config_record
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, QUANTIZATION_KEYS
 from minitron_trt.errors import UnsupportedError, UsageError
@@ -85,13 +84,10 @@ def _tensors(
             )
 
 
-def write_hf_configs(folder: Path, source: ModelSource, plan: ConversionPlan) -> None:
-    """Write config.json and, for a quantized model, hf_quant_config.json."""
-    # The folder that a GGUF file was unpacked to is gone by now, and its config.json was ours.
-    own = (source.folder / CONFIG_NAME).read_text() if source.gguf is None else None
-    config = json.loads(own) if own else config_record(plan.spec)
-    for key in ("torch_dtype", "dtype", *QUANTIZATION_KEYS):
-        config.pop(key, None)
+def write_hf_configs(folder: Path, source: Mapping[str, Any], plan: ConversionPlan) -> None:
+    """Write config.json, the source's but for its number format, and hf_quant_config.json."""
+    replaced = ("torch_dtype", "dtype", *QUANTIZATION_KEYS)
+    config = {key: value for key, value in source.items() if key not in replaced}
     config["torch_dtype"] = plan.precision.dtype
     if plan.precision.algorithm:
         block = _quantization(plan.precision)

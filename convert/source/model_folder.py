@@ -33,6 +33,7 @@ class ModelSource:
     """An opened model folder."""
 
     folder: Path
+    config: Mapping[str, Any]  # its config.json
     spec: ModelSpec
     tokens: SpecialTokens
     tensors: Mapping[str, TensorEntry]
@@ -77,6 +78,7 @@ class ModelSource:
         extras = (*TOKENIZER_FILES, GENERATION_CONFIG)
         return cls(
             folder=folder,
+            config=config.record,
             spec=spec,
             tokens=_special_tokens(folder, config),
             tensors={**tensors, HEAD: tensors[EMBEDDING]} if spec.tied else tensors,

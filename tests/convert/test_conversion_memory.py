@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.convert.plans import plan_of
 
 from minitron_trt.convert import conversion_memory
-from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES
 from minitron_trt.tensorfile import lay_out
 
@@ -134,7 +135,7 @@ def test_a_dry_run_forecasts_the_memory_of_a_calibration(
 def test_workers_are_as_many_as_cores_and_memory_allow(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, plan = open_and_plan(str(tiny_llama), ConvertOptions("fp8-rowwise"))
+    plan = plan_of(tiny_llama, ConvertOptions("fp8-rowwise"))
     worker = conversion_memory.worker_bytes(plan)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     found = []
@@ -150,7 +151,7 @@ def test_workers_are_as_many_as_cores_and_memory_allow(
 def test_copies_take_no_more_than_two_workers_and_no_memory(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, plan = open_and_plan(str(tiny_llama), ConvertOptions())
+    plan = plan_of(tiny_llama)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(conversion_memory, "available_bytes", lambda: 1)
 

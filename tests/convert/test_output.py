@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from tests.convert.plans import plan_of
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions
 
 Command = Callable[..., Result]
 
@@ -200,7 +201,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(
 def test_a_disk_that_fills_up_on_the_way_keeps_nothing(
     command: Command, tiny_llama: Path, mount: Mount
 ) -> None:
-    _, plan = open_and_plan(str(tiny_llama), ConvertOptions(tp=4))
+    plan = plan_of(tiny_llama, ConvertOptions(tp=4))
     page = os.sysconf("SC_PAGE_SIZE")
     # Room for the tensors but not for the four headers.
     disk = mount(f"size={-(-plan.output_bytes // page) * page}")

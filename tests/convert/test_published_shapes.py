@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.convert import plans
 
-from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions
 from minitron_trt.convert.conversion_memory import worker_bytes
 from minitron_trt.convert.conversion_plan import ConversionPlan
 from minitron_trt.errors import UnsupportedError
@@ -73,7 +74,7 @@ def plan_of(
         path.write_bytes(header)
         os.truncate(path, entries[-1].offset + entries[-1].size_bytes)
         (folder / "config.json").write_text(json.dumps(config))
-    return lambda name, **options: open_and_plan(str(folders[name]), ConvertOptions(**options))[1]
+    return lambda name, **options: plans.plan_of(folders[name], ConvertOptions(**options))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.convert.plans import plan_of
 
 from minitron_trt.build.engine_model import PRESETS, EngineModel, find_model
 from minitron_trt.build.recipe.engine_memory import (
@@ -16,7 +17,7 @@ from minitron_trt.build.recipe.engine_memory import (
     reserve_bytes,
     weights_bytes,
 )
-from minitron_trt.convert.conversion import ConvertOptions, convert, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import NAMES, sample_folder
@@ -116,7 +117,7 @@ def test_checkpoint_bytes_are_those_that_convert_plans(
     kind: str, tp: int, pp: int, make_model: Callable[..., Path]
 ) -> None:
     folder = make_model(kind)
-    _, plan = open_and_plan(str(folder), ConvertOptions(tp=tp, pp=pp))
+    plan = plan_of(folder, ConvertOptions(tp=tp, pp=pp))
     model = EngineModel("m", find_model(str(folder)).spec, parallelism=Parallelism(tp, pp))
 
     assert checkpoint_bytes(model) == plan.output_bytes
@@ -133,7 +134,7 @@ def test_checkpoint_bytes_of_every_precision_are_those_that_convert_plans(
     folder = sample_folder(name)
     options = ConvertOptions(precision=precision, tp=tp, kv_cache=kv_cache or "auto")
     try:
-        _, plan = open_and_plan(str(folder), options)
+        plan = plan_of(folder, options)
     except UnsupportedError as error:
         assert any(why in str(error) for why in ("issue 1113", "groups 128", "not available"))  # noqa: PT017
         return

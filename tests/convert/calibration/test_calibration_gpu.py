@@ -25,8 +25,8 @@ pytestmark = [
 
 
 def found_on(folder: Path, options: ConvertOptions) -> Calibration:
-    source, plan = open_and_plan(str(folder), options)
-    return calibrate(source, plan, options.calibration, no_progress)
+    with open_and_plan(str(folder), options) as (source, plan):
+        return calibrate(source, plan, options.calibration, no_progress)
 
 
 @pytest.mark.parametrize("precision", ["fp8", "w4a16-awq"])

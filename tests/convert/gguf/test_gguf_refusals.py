@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.convert.plans import plan_of
 
-from minitron_trt.convert.conversion import ConvertOptions, convert, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.errors import MinitronError
 
@@ -84,7 +85,7 @@ def test_any_cut_or_changed_byte_of_the_header_is_refused_or_harmless(
     for copy in copies:
         file.write_bytes(copy)
         try:
-            open_and_plan(str(file), ConvertOptions())
+            plan_of(file)
         except MinitronError:
             refused += 1
 

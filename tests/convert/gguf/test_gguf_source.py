@@ -17,10 +17,12 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from tests.convert.plans import plan_of
 
 from minitron_trt.artifacts import CHECKPOINT, Manifest
 from minitron_trt.convert.conversion import ConvertOptions, convert, open_and_plan
 from minitron_trt.convert.gguf.rope_factors import recover_scaling, scaling_factors
+from minitron_trt.samples import sample_folder
 from minitron_trt.spec import Llama3Scaling
 from minitron_trt.tensorfile import read_header
 
@@ -35,9 +37,8 @@ def test_the_facts_of_the_model_are_those_of_its_config(
     kind: str, make_model: MakeModel, write_gguf: WriteGguf, tmp_path: Path
 ) -> None:
     source = make_model(kind)
-    ours, _ = open_and_plan(str(write_gguf(source, tmp_path / "m.gguf", "F16")), ConvertOptions())
-    theirs, _ = open_and_plan(str(source), ConvertOptions())
-    known, expected = ours.spec.to_json(), theirs.spec.to_json()
+    path = write_gguf(source, tmp_path / "m.gguf", "F16")
+    known, expected = plan_of(path).spec.to_json(), plan_of(source).spec.to_json()
     # llama.cpp calls a Mistral a Llama, which is the same graph.
     expected["architecture"] = {"mistral": "LlamaForCausalLM"}.get(kind, known["architecture"])
     if kind == "llama":
@@ -55,7 +56,7 @@ def test_a_file_without_an_output_head_shares_the_embedding(
     convert(str(path), tmp_path / "a", ConvertOptions())
     convert(str(source), tmp_path / "b", ConvertOptions())
 
-    assert open_and_plan(str(path), ConvertOptions())[0].spec.tied
+    assert plan_of(path).spec.tied
     name = "rank0.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -130,7 +131,7 @@ def test_factors_of_one_are_no_scaling(
     plain = {"rope_freqs.weight": np.ones(4, np.float32)}
     path = write_gguf(source, tmp_path / "m.gguf", "F16", tensors=plain)
 
-    assert open_and_plan(str(path), ConvertOptions())[0].spec.rope.scaling is None
+    assert plan_of(path).spec.rope.scaling is None
 
 
 def test_the_share_of_a_head_that_turns_is_read_or_mended_where_the_converter_errs(
@@ -144,10 +145,7 @@ def test_the_share_of_a_head_that_turns_is_read_or_mended_where_the_converter_er
     wrong = write_gguf(source, tmp_path / "wrong.gguf", "F16")
     right = write_gguf(source, tmp_path / "right.gguf", "F16", facts=stated)
     with caplog.at_level(logging.WARNING):
-        shares = [
-            open_and_plan(str(path), ConvertOptions())[0].spec.rope.fraction
-            for path in (wrong, right)
-        ]
+        shares = [plan_of(path).spec.rope.fraction for path in (wrong, right)]
 
     assert shares == [0.5, 0.75]
     assert [record.getMessage() for record in caplog.records] == [
@@ -193,7 +191,46 @@ def test_safetensors_beside_a_file_go_first(
     shutil.copytree(tiny_llama, both)
     write_gguf(tiny_llama, both / "m.gguf", "F16")
 
-    assert open_and_plan(str(both), ConvertOptions())[0].folder == both
+    with open_and_plan(str(both), ConvertOptions()) as (source, _):
+        assert source.folder == both
+
+
+def test_the_files_of_an_opened_file_are_there_until_it_is_closed(
+    tiny_llama: Path, write_gguf: WriteGguf, tmp_path: Path
+) -> None:
+    path = write_gguf(tiny_llama, tmp_path / "m.gguf", "F16")
+    with open_and_plan(str(path), ConvertOptions()) as (source, plan):
+        files = {part.source.path for rank in plan.ranks for t in rank for part in t.parts}
+        inside = [file.is_file() for file in (*source.extras, *files)]
+
+    assert len(inside) > 1
+    assert all(inside)
+    assert not source.folder.exists()
+
+
+def test_a_dry_run_forecasts_the_memory_that_a_tokenizer_takes(
+    write_gguf: WriteGguf, command: Command, tmp_path: Path
+) -> None:
+    path = write_gguf(sample_folder("solar-llama"), tmp_path / "m.gguf", "F16")
+    result = command("convert", path, "--dry-run", "--precision", "fp8")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_the_config_of_a_hugging_face_folder_is_the_one_of_the_file(
+    write_gguf: WriteGguf, command: Command, tmp_path: Path
+) -> None:
+    folder = sample_folder("solar-llama")
+    path = write_gguf(folder, tmp_path / "m.gguf", "F16")
+    result = command("convert", path, "-o", tmp_path / "out", "--format", "hf")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    expected = json.loads((folder / "config.json").read_text())
+
+    assert result.exit_code == 0, result.stderr
+    assert {key: written[key] for key in ("bos_token_id", "eos_token_id", "rms_norm_eps")} == {
+        key: expected[key] for key in ("bos_token_id", "eos_token_id", "rms_norm_eps")
+    }
+    assert written["torch_dtype"] == "bfloat16"
 
 
 def test_a_dry_run_unpacks_no_weights(
@@ -223,7 +260,7 @@ def test_ranks_of_a_file_are_cut_as_those_of_a_folder(
 ) -> None:
     path = write_gguf(tiny_llama, tmp_path / "m.gguf", "F16")
     result = command("convert", path, "-o", tmp_path / "out", "--tp", "2", "--precision", "fp16")
-    whole = open_and_plan(str(path), ConvertOptions())[0].spec
+    whole = plan_of(path).spec
     embedding = load_file(tmp_path / "out" / "rank1.safetensors")[
         "transformer.vocab_embedding.weight"
     ]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from tests.convert.plans import plan_of
 
 from minitron_trt.checkpoint import trtllm_config
-from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
 from minitron_trt.convert.source.hf_config import HfConfig, config_record, read_spec
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope
@@ -224,9 +224,9 @@ def test_the_head_size_is_that_of_the_weights(
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(config))
     result = command("convert", folder, "--dry-run")
-    source, _ = open_and_plan(str(folder), ConvertOptions())
+    plan = plan_of(folder)
 
-    assert (result.exit_code, result.stderr, source.spec.head_size) == (0, warning, 8)
+    assert (result.exit_code, result.stderr, plan.spec.head_size) == (0, warning, 8)
 
 
 LLAMA_BASE = {

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 from safetensors.numpy import load_file, save_file
+from tests.convert.plans import plan_of
 
-from minitron_trt.convert.conversion import ConvertOptions, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions
 from minitron_trt.quantization.precisions import PRECISIONS, precision_of
 from minitron_trt.tensorfile import read_header
 
@@ -196,7 +197,7 @@ def test_progress_of_a_quantized_conversion_ends_at_its_bytes(
 ) -> None:
     from minitron_trt.convert.writing.ranks import write_ranks
 
-    _, plan = open_and_plan(str(tiny_llama), ConvertOptions("fp8-rowwise", tp=2))
+    plan = plan_of(tiny_llama, ConvertOptions("fp8-rowwise", tp=2))
     told: list[int] = []
     write_ranks(plan, tmp_path, told.append)
     padding = (-131 % 2) * 40 * 2

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tests.convert.plans import plan_of
 
 from minitron_trt.console import no_progress
-from minitron_trt.convert.conversion import ConvertOptions, convert, open_and_plan
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.convert.conversion_plan import ConversionPlan
 from minitron_trt.convert.writing.ranks import write_ranks
 from minitron_trt.errors import BadInputError
@@ -108,7 +109,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(
     tp: int, precision: str, make_model: MakeModel, tmp_path: Path
 ) -> None:
     source = make_model("llama")
-    _, plan = open_and_plan(str(source), ConvertOptions(precision=precision, tp=tp))
+    plan = plan_of(source, ConvertOptions(precision=precision, tp=tp))
     os.truncate(source / "model.safetensors", 20_000)
     with pytest.raises(BadInputError) as caught:
         write_ranks(plan, tmp_path, no_progress)
@@ -120,7 +121,7 @@ def test_a_source_that_shrinks_while_it_is_read_is_an_error(
 def test_progress_ends_at_the_bytes_that_have_a_source(
     tp: int, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    _, plan = open_and_plan(str(tiny_llama), ConvertOptions(tp=tp))
+    plan = plan_of(tiny_llama, ConvertOptions(tp=tp))
     steps: list[int] = []
     write_ranks(plan, tmp_path, steps.append)
 
