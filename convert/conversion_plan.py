@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
+from minitron_trt.artifacts import WEIGHTS_NAME
 from minitron_trt.checkpoint import rank_file
 from minitron_trt.checkpoint_tensors import CheckpointTensor, rank_tensors
 from minitron_trt.convert.sharding import shard
@@ -70,7 +71,7 @@ class ConversionPlan:
 
     def file(self, rank: int) -> str:
         """Return the name of a rank's file."""
-        return rank_file(rank) if self.form == "trtllm" else "model.safetensors"
+        return rank_file(rank) if self.form == "trtllm" else WEIGHTS_NAME
 
     @property
     def calibrated(self) -> bool:

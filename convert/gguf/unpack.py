@@ -20,14 +20,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
+from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.console import Advance, no_progress
 from minitron_trt.convert.gguf.file import GgufFile, gguf_package
 from minitron_trt.convert.gguf.tensor_origins import GgufModel, HfTensor
 from minitron_trt.convert.gguf.tokenizer_json import build_tokenizer
 from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, Vocabulary
-from minitron_trt.convert.source.weight_files import SINGLE_NAME
 from minitron_trt.dtypes import DTYPES, UNQUANTIZED
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError
 from minitron_trt.quantization.number_formats import NUMPY_DTYPES
@@ -54,8 +53,8 @@ class GgufFolder:
         """
         dtypes = {tensor.name: _dtype(tensor, storage) for tensor in model.tensors}
         named = ((t.name, dtypes[t.name], t.source.shape) for t in model.tensors)
-        header, entries = lay_out(folder / SINGLE_NAME, named)
-        with (folder / SINGLE_NAME).open("wb") as weights:
+        header, entries = lay_out(folder / WEIGHTS_NAME, named)
+        with (folder / WEIGHTS_NAME).open("wb") as weights:
             weights.write(header)
             weights.truncate(max(entry.offset + entry.size_bytes for entry in entries))
         tokens = _write_tokenizer(model.file, folder, model.config["max_position_embeddings"])
@@ -79,7 +78,7 @@ class GgufFolder:
             )
         with (
             self.model.file.path.open("rb") as source,
-            (self.folder / SINGLE_NAME).open("r+b") as target,
+            (self.folder / WEIGHTS_NAME).open("r+b") as target,
             ThreadPoolExecutor(_WORKERS) as pool,
         ):
             jobs = zip(self.model.tensors, self.entries, strict=True)

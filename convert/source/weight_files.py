@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from minitron_trt.artifacts import WEIGHTS_NAME
 from minitron_trt.convert.source.torch_bin import read_torch_header
 from minitron_trt.errors import BadInputError
 from minitron_trt.tensorfile import TensorEntry, read_header
 
 INDEX_NAME: Final = "model.safetensors.index.json"
-SINGLE_NAME: Final = "model.safetensors"
 TORCH_INDEX_NAME: Final = "pytorch_model.bin.index.json"
 TORCH_SINGLE_NAME: Final = "pytorch_model.bin"
 _NAMED_AT_MOST = 4
@@ -20,7 +20,7 @@ _NAMED_AT_MOST = 4
 _ReadHeader = Callable[[Path], dict[str, TensorEntry]]
 # What save_pretrained writes: an index of shards or one file. Safetensors go first.
 _FORMS: Final[tuple[tuple[str, str, _ReadHeader], ...]] = (
-    (INDEX_NAME, SINGLE_NAME, read_header),
+    (INDEX_NAME, WEIGHTS_NAME, read_header),
     (TORCH_INDEX_NAME, TORCH_SINGLE_NAME, read_torch_header),
 )
 
@@ -40,7 +40,7 @@ def read_tensors(folder: Path) -> dict[str, TensorEntry]:
     shards = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     if shards:
         raise BadInputError(f"{folder} holds {shards[0]} but no {TORCH_INDEX_NAME}: download it")
-    raise BadInputError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}")
+    raise BadInputError(f"{folder} has neither {WEIGHTS_NAME} nor {INDEX_NAME}")
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -26,6 +26,8 @@ HUGGING_FACE: Final = "huggingface"
 MANIFEST_NAME: Final = "minitron.json"
 CONFIG_NAME: Final = "config.json"
 """The facts of a checkpoint, an engine and a Hugging Face folder alike."""
+WEIGHTS_NAME: Final = "model.safetensors"
+"""The weights of a Hugging Face folder that has them in one file."""
 GENERATION_CONFIG: Final = "generation_config.json"
 """Where a Hugging Face folder says which ids begin and end a text."""
 SCHEMA_VERSION: Final = 1
