@@ -94,7 +94,13 @@ def convert(
 
     about_text = [key for key in options if key.startswith("calib_")]
     text = CalibrationText(**{key.removeprefix("calib_"): options.pop(key) for key in about_text})
-    requested = ConvertOptions(**options, calibration=text)
+    kv_cache = options.pop("kv_cache")
+    requested = ConvertOptions(
+        **options,
+        kv_cache=kv_cache if kv_cache in KV_CACHES else None,
+        keep_kv_cache=kv_cache == "auto",
+        calibration=text,
+    )
     if dry_run:
         with open_and_plan(source, requested) as (model, plan):
             record = {**plan.to_json(), "peak_memory_bytes": peak_memory_bytes(model, plan)}

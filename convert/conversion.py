@@ -42,11 +42,13 @@ class ConvertOptions:
     """How to convert.
 
     `precision` is a name in PRECISIONS; None is the source's own if that is FP8, else bf16.
-    `kv_cache` is one in KV_CACHES, `none`, or `auto`, which is the source's own.
+    `kv_cache` is a name in KV_CACHES, or None for the model's own dtype; with `keep_kv_cache` a
+    source that brings a format of its own, and its scales, keeps it where none is named.
     """
 
     precision: str | None = None
-    kv_cache: str | None = "auto"
+    kv_cache: str | None = None
+    keep_kv_cache: bool = True
     calibration: CalibrationText = field(default_factory=CalibrationText)
     form: str = "trtllm"
     tp: int = 1
@@ -74,9 +76,13 @@ def open_and_plan(
 
 def _plan(model: ModelSource, options: ConvertOptions) -> ConversionPlan:
     parallelism = Parallelism(options.tp, options.pp)
-    precision, kv_cache = resolve_formats(options.precision, options.kv_cache, model.scales)
-    if options.form == "hf" and options.kv_cache == "auto":
-        kv_cache = None  # which the form does not have, and `_warn` says so
+    precision, kv_cache = resolve_formats(
+        options.precision,
+        options.kv_cache,
+        model.scales,
+        # The hf form has no scales for it, as `_warn` says.
+        keep_kv_cache=options.keep_kv_cache and options.form == "trtllm",
+    )
     lay_out = plan_hf if options.form == "hf" else plan_conversion
     plan = lay_out(model, precision, parallelism, kv_cache)
     if model.scales:

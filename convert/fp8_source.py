@@ -21,15 +21,16 @@ _INPUT_SCALE: Final = "activation_scaling_factor"
 
 
 def resolve_formats(
-    precision: str | None, kv_cache: str | None, scales: StoredScales | None
+    precision: str | None, kv_cache: str | None, scales: StoredScales | None, *, keep_kv_cache: bool
 ) -> tuple[Precision, str | None]:
-    """Return the precision, and the KV cache's format; None and `auto` are the source's own.
+    """Return the precision, and the KV cache's format: None keeps it in the model's dtype.
 
-    A KV cache is None where it is kept in the model's dtype. UnsupportedError when the formats
-    would have to be computed from numbers that FP8 has rounded.
+    Without a precision it is the source's own. UnsupportedError when the formats would have to be
+    computed from numbers that FP8 has rounded.
     """
     stored = _KV_CACHE if scales and scales.kv_caches else None
-    kv_cache = {"auto": stored, "none": None}.get(kv_cache or "none", kv_cache)
+    if kv_cache is None and keep_kv_cache:
+        kv_cache = stored
     if scales is None:
         return PRECISIONS[precision or "bf16"], kv_cache
     chosen = PRECISIONS[precision or scales.precision]

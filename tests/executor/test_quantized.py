@@ -36,22 +36,22 @@ LLAMA, NEMOTRON = "solar-llama", "solar-nemotron"
 Logits = list[torch.Tensor]
 # sample, precision, KV cache: KL divergence from bf16, in nats per token.
 KL_AT_MOST = {
-    (LLAMA, "w8a16", "auto"): 1e-5,
-    (LLAMA, "w4a16", "auto"): 3e-4,
-    (LLAMA, "fp8-rowwise", "auto"): 5e-5,
-    (LLAMA, "fp8", "auto"): 4e-5,
+    (LLAMA, "w8a16", None): 1e-5,
+    (LLAMA, "w4a16", None): 3e-4,
+    (LLAMA, "fp8-rowwise", None): 5e-5,
+    (LLAMA, "fp8", None): 4e-5,
     (LLAMA, "fp8", "fp8"): 6e-5,
     (LLAMA, "bf16", "int8"): 4e-5,
-    (LLAMA, "nvfp4", "auto"): 6e-4,
-    (LLAMA, "w4a16-awq", "auto"): 3e-4,
-    (LLAMA, "w4a8-awq", "auto"): 4e-4,
-    (NEMOTRON, "w8a16", "auto"): 2e-5,
-    (NEMOTRON, "w4a16", "auto"): 2.5e-4,
-    (NEMOTRON, "fp8-rowwise", "auto"): 3e-5,
-    (NEMOTRON, "fp8", "auto"): 2e-4,
+    (LLAMA, "nvfp4", None): 6e-4,
+    (LLAMA, "w4a16-awq", None): 3e-4,
+    (LLAMA, "w4a8-awq", None): 4e-4,
+    (NEMOTRON, "w8a16", None): 2e-5,
+    (NEMOTRON, "w4a16", None): 2.5e-4,
+    (NEMOTRON, "fp8-rowwise", None): 3e-5,
+    (NEMOTRON, "fp8", None): 2e-4,
     (NEMOTRON, "fp8", "fp8"): 2.5e-4,
     (NEMOTRON, "bf16", "int8"): 3e-5,
-    (NEMOTRON, "w4a16-awq", "auto"): 3e-4,
+    (NEMOTRON, "w4a16-awq", None): 3e-4,
 }
 PERPLEXITY_RATIO = 1.002
 # A weight twice as large is another weight. An input's scale is divided out again, so that twice as
@@ -69,8 +69,8 @@ WRONG = {
 }
 
 
-def needs_modelopt(precision: str, kv_cache: str = "auto") -> None:
-    if PRECISIONS[precision].calibrated or kv_cache != "auto":
+def needs_modelopt(precision: str, kv_cache: str | None = None) -> None:
+    if PRECISIONS[precision].calibrated or kv_cache is not None:
         pytest.importorskip("modelopt", reason="NOT CHECKED: pip install minitron-trt[quantize]")
 
 
@@ -81,7 +81,9 @@ def checkpoint(
     """Return a sample's checkpoint, converted once."""
 
     @functools.cache
-    def make(name: str, precision: str, kv_cache: str = "auto", tp: int = 1, pp: int = 1) -> Any:
+    def make(
+        name: str, precision: str, kv_cache: str | None = None, tp: int = 1, pp: int = 1
+    ) -> Any:
         needs_modelopt(precision, kv_cache)
         folder = tmp_path_factory.mktemp("checkpoints") / "checkpoint"
         text = CalibrationText(samples=4, length=256)
@@ -132,7 +134,7 @@ def perplexity(found: Logits, name: str) -> float:
 def test_a_precision_costs_no_more_than_its_format_does(
     name: str,
     precision: str,
-    kv_cache: str,
+    kv_cache: str | None,
     checkpoint: Callable[..., Checkpoint],
     exact: Callable[[str], Logits],
 ) -> None:
@@ -152,7 +154,7 @@ def test_a_precision_costs_no_more_than_its_format_does(
     [
         (name, precision, suffix)
         for name, precision, kv_cache in KL_AT_MOST
-        if kv_cache == "auto"
+        if kv_cache is None
         for suffix in WRONG.get(precision, ())
     ],
 )
@@ -175,7 +177,7 @@ def test_a_wrong_scale_in_one_layer_breaks_the_bound(
     save_file(tensors, path)
     found = log_probabilities(replace(good, folder=tmp_path / "copy"), name)
 
-    assert divergence(exact(name), found) > KL_AT_MOST[name, precision, "auto"]
+    assert divergence(exact(name), found) > KL_AT_MOST[name, precision, None]
 
 
 SCALED = [
@@ -242,16 +244,16 @@ CUTS = [(2, 1), (4, 1), (1, 3), (2, 2), (4, 4)]
 @pytest.mark.parametrize(
     ("name", "precision", "kv_cache"),
     [
-        *((LLAMA, name, "auto") for name in PRECISIONS if not name.startswith("w4a")),
+        *((LLAMA, name, None) for name in PRECISIONS if not name.startswith("w4a")),
         (LLAMA, "fp8", "fp8"),
         (NEMOTRON, "fp8", "int8"),
-        (NEMOTRON, "fp8-rowwise", "auto"),
+        (NEMOTRON, "fp8-rowwise", None),
     ],
 )
 def test_every_cut_reads_back_to_the_tensors_of_one_rank(
     name: str,
     precision: str,
-    kv_cache: str,
+    kv_cache: str | None,
     tp: int,
     pp: int,
     checkpoint: Callable[..., Checkpoint],

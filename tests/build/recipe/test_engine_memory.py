@@ -132,7 +132,7 @@ def test_checkpoint_bytes_of_every_precision_are_those_that_convert_plans(
 ) -> None:
     """Two sums: by tensor, as the converter writes them, and by rule, as a forecast needs it."""
     folder = sample_folder(name)
-    options = ConvertOptions(precision=precision, tp=tp, kv_cache=kv_cache or "auto")
+    options = ConvertOptions(precision=precision, tp=tp, kv_cache=kv_cache)
     try:
         plan = plan_of(folder, options)
     except UnsupportedError as error:

@@ -35,7 +35,7 @@ def test_ranges_on_a_gpu_are_those_of_the_cpu(
     name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = CalibrationText(samples=4, length=64)
-    kv_cache = "int8" if precision == "fp8" else "auto"
+    kv_cache = "int8" if precision == "fp8" else None
     options = ConvertOptions(precision, kv_cache=kv_cache, calibration=text)
     torch.cuda.reset_peak_memory_stats()
     on_gpu = found_on(sample_folder(name), options)

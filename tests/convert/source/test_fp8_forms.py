@@ -127,7 +127,7 @@ def test_scales_of_the_kv_cache_are_found_under_every_name_they_had(
     write_scales(folder, **scales)
     convert(str(folder), tmp_path / "auto", ConvertOptions(precision, tp=2, pp=3))
     convert(str(folder), tmp_path / "fp8", ConvertOptions(precision, kv_cache="fp8", tp=2, pp=3))
-    convert(str(folder), tmp_path / "none", ConvertOptions(precision, kv_cache="none"))
+    convert(str(folder), tmp_path / "none", ConvertOptions(precision, keep_kv_cache=False))
     found = read_weights(Checkpoint.open(tmp_path / "auto"))
     name = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 

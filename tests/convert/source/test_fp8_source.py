@@ -208,7 +208,7 @@ def test_the_checkpoint_computes_what_the_folder_does(
     made: Made, folder_of: Callable[[Made], Path], tmp_path: Path
 ) -> None:
     folder, ids = folder_of(made), list(range(3, 120))
-    convert(str(folder), tmp_path / "out", ConvertOptions(tp=2, pp=2, kv_cache="none"))
+    convert(str(folder), tmp_path / "out", ConvertOptions(tp=2, pp=2, keep_kv_cache=False))
     checkpoint = Checkpoint.open(tmp_path / "out")
     model = ReferenceModel(checkpoint, slots=1, max_seq_len=len(ids), dtype=torch.float32)
     parts = (ids, range(len(ids)), [0], [len(ids)])
