@@ -164,7 +164,7 @@ def triton_repo(
     runtime = runtime_for(artifact, runtime)
     settings = parse_settings(pairs, runtime, LLM_ARGUMENTS)
     recipe = ServingRecipe(**options, settings=settings)
-    repository = emit_repository(artifact, output, recipe, overwrite=overwrite)
+    repository = emit_repository(artifact, output, recipe, runtime=runtime, overwrite=overwrite)
     at_once = repository.configs[TENSORRT_LLM_BLS].instance_group[0].count
     console.result(
         {

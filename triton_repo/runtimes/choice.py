@@ -1,4 +1,8 @@
-"""Which runtime serves an artifact, and how each is planned: one table."""
+"""Which runtime serves an artifact, and how each is planned: one table.
+
+A new runtime is a row here, a name in `runtime_names`, a module beside this one that plans it and a
+folder `models/tensorrt_llm_NAME` with its model.py, unless its backend is the server's own.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,7 @@ class RuntimeChoice(Generic[Artifact]):
     plan: Callable[[Artifact, ServingRecipe], Runtime]
 
 
+# The first of a kind serves it unless another is requested.
 _CHOICES: Final[tuple[RuntimeChoice[Any], ...]] = (
     RuntimeChoice(
         name=REFERENCE,
@@ -68,17 +73,17 @@ _CHOICES: Final[tuple[RuntimeChoice[Any], ...]] = (
 def runtime_for(artifact: Path, requested: str | None = None) -> str:
     """Return the runtime that serves an artifact; UnsupportedError when the requested cannot."""
     kind = _kind(artifact)
-    choice = next((choice for choice in _CHOICES if choice.kind == kind), None)
-    if choice is None:
+    able = [choice.name for choice in _CHOICES if choice.kind == kind]
+    if not able:
         raise BadInputError(
             f"{artifact} is a {kind}; expected a checkpoint, an engine or a model folder"
         )
-    if requested not in (None, choice.name):
+    if requested is not None and requested not in able:
         origin = next(other.origin for other in _CHOICES if other.name == requested)
         raise UnsupportedError(
             f"{artifact} is of kind {kind!r}; the runtime {requested} serves {origin}"
         )
-    return choice.name
+    return requested or able[0]
 
 
 def _kind(artifact: Path) -> str:
