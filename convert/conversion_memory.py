@@ -7,14 +7,13 @@ processes.
 
 from __future__ import annotations
 
-import os
 from math import prod
-from pathlib import Path
 from typing import Final
 
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, TensorPlan
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.dtypes import UNQUANTIZED
+from minitron_trt.host.machine import available_bytes, usable_cores
 from minitron_trt.quantization.precisions import Need
 
 _INTERPRETER_BYTES: Final = 23_000_000  # with numpy and the modules of a conversion
@@ -59,25 +58,14 @@ def peak_memory_bytes(source: ModelSource, plan: ConversionPlan) -> int:
 def workers(plan: ConversionPlan) -> int:
     """Return how many tensors are made at once: what the cores and the free memory allow."""
     most = _MOST_COMPUTING if plan.precision.tensors else _MOST_COPYING
-    cores = len(os.sched_getaffinity(0))
     fitting = available_bytes() // max(1, worker_bytes(plan))
-    return max(1, min(most, cores, fitting))
+    return max(1, min(most, usable_cores(), fitting))
 
 
 def worker_bytes(plan: ConversionPlan) -> int:
     """Return how much a worker holds for the most demanding tensor of a plan."""
     blocks = max((_blocks(plan, tensor) for rank in plan.ranks for tensor in rank), default=0.0)
     return int(blocks * BLOCK_BYTES)
-
-
-def available_bytes() -> int:
-    """Return how much memory the machine has to give, or the container if that is less."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        free.append(int(text))
-    return min(free)
 
 
 def _blocks(plan: ConversionPlan, tensor: TensorPlan) -> float:

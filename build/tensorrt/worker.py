@@ -1,16 +1,15 @@
 """The process in which TensorRT works: python -m minitron_trt.build.tensorrt.worker REQUEST.
 
 It is a process of its own so that a builder that crashes, hangs or runs out of memory ends nothing
-else. REQUEST is JSON with the fields of `CompileRequest`. The engine goes to its path, the
-builder's version to stdout as JSON, its log to stderr as lines of a level, a tab and a message.
+else. REQUEST is JSON with the fields of `CompileRequest`. The engine goes to its path. Its log is
+lines of a level, a tab and a message; the last one is ANSWER, a tab and JSON with the builder's
+version, or with the error.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
-import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from minitron_trt.build.tensorrt.network import NetworkLimits, define_network
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import MinitronError, ProcessError
 
-_SET_PARENT_DEATH_SIGNAL: Final = 1  # of Linux's prctl
+ANSWER: Final = "ANSWER"
+"""What the line of the worker's answer begins with, where lines of its log have a level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,7 @@ class _LineFormatter(logging.Formatter):
 
 
 def main() -> None:
-    """Serve one request, and end when the process that asked does."""
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    """Serve the request on the command line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_LineFormatter())
     logging.basicConfig(level=logging.DEBUG, handlers=[handler])
@@ -131,9 +130,14 @@ def main() -> None:
         request = CompileRequest.from_json(sys.argv[1])
         build(request)
     except MinitronError as error:
-        sys.stdout.write(json.dumps({"error": str(error)}))
+        _answer(error=str(error))
         raise SystemExit(error.exit_code) from None
-    sys.stdout.write(json.dumps({"version": LIBRARIES[request.library].version}))
+    _answer(version=LIBRARIES[request.library].version)
+
+
+def _answer(**record: str | None) -> None:
+    # What native code printed last may have left its line unfinished.
+    sys.stdout.write(f"\n{ANSWER}\t{json.dumps(record)}\n")
 
 
 if __name__ == "__main__":

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
 import sys
-import threading
 import time
 from contextlib import ExitStack
-from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-from minitron_trt.build.tensorrt.worker import CompileRequest
+from minitron_trt.build.tensorrt.worker import ANSWER, CompileRequest
 from minitron_trt.console import Advance, ShowProgress
 from minitron_trt.errors import ProcessError
+from minitron_trt.host.processes import OwnedProcess, private_bytes
 
 _SAMPLE_S: Final = 0.05
 _STOP_S: Final = 5.0
+_LEVELS: Final = logging.getLevelNamesMapping()
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ class _Watch:
 
     def look(self) -> None:
         """Take a sample and show it."""
-        held = _private_bytes(self._process)
+        held = private_bytes(self._process)
         self.peak = max(self.peak, held)
         written = self._plan.stat().st_size if self._plan.is_file() else 0
         stage, done = ("write", written) if written else ("compile", held)
@@ -67,39 +66,39 @@ def run_worker(
     module = "minitron_trt.build.tensorrt.worker"
     argv = [sys.executable, "-P", "-m", module, request.to_json()]
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    with subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        assert process.stdout
-        assert process.stderr
-        answer: list[str] = []
-        watch = _Watch(process.pid, request, progress)
-        readers = [
-            threading.Thread(target=_forward, args=(process.stderr,)),
-            threading.Thread(target=lambda out: answer.append(out.read()), args=(process.stdout,)),
-        ]
-        try:
-            for reader in readers:
-                reader.start()
-            while process.poll() is None:
-                watch.look()
-                if deadline is not None and time.monotonic() > deadline:
-                    raise ProcessError(
-                        f"{request.library} did not finish within {timeout_s:g} s; raise --timeout"
-                    )
-                time.sleep(_SAMPLE_S)
-        finally:
-            watch.close()
-            _stop(process)
-            for reader in readers:
-                reader.join()
-    return _version(request.library, process.returncode, "".join(answer), watch.peak), watch.peak
+    lines = _Lines()
+    process = OwnedProcess(argv, on_line=lines.add)
+    watch = _Watch(process.pid, request, progress)
+    try:
+        while (code := process.poll()) is None:
+            watch.look()
+            if deadline is not None and time.monotonic() > deadline:
+                raise ProcessError(
+                    f"{request.library} did not finish within {timeout_s:g} s; raise --timeout"
+                )
+            time.sleep(_SAMPLE_S)
+    finally:
+        watch.close()
+        process.close(_STOP_S)
+    return _version(request.library, code, lines.answer, watch.peak), watch.peak
+
+
+class _Lines:
+    """A worker's lines as they come: its log is passed on, its answer kept."""
+
+    def __init__(self) -> None:
+        self.answer = ""
+
+    def add(self, line: str) -> None:
+        """Log the next line at its own level; what has none is a crash's own words."""
+        name, _, message = line.partition("\t")
+        if name == ANSWER:
+            self.answer = message
+        elif message and name in _LEVELS:
+            # The reason of a failure is in the exception; here it is a detail.
+            log.log(min(_LEVELS[name], logging.WARNING), "%s", message)
+        elif line:
+            log.debug("%s", line)
 
 
 def _version(library: str, code: int, answer: str, peak: int) -> str:
@@ -118,33 +117,3 @@ def _version(library: str, code: int, answer: str, peak: int) -> str:
     if "error" in record:
         raise ProcessError(f"{library} could not build the engine: {record['error']}")
     return str(record["version"])
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _forward(lines: IO[str]) -> None:
-    """Log the worker's lines at their own level; what has none is a crash's own words."""
-    levels = logging.getLevelNamesMapping()
-    for line in lines:
-        name, _, message = line.rstrip("\n").partition("\t")
-        if message and name in levels:
-            # The reason of a failure is in the exception; here it is a detail.
-            log.log(min(levels[name], logging.WARNING), "%s", message)
-        else:
-            log.debug("%s", line.rstrip("\n"))
-
-
-def _private_bytes(process: int) -> int:
-    """Return a process's memory without the page cache and mapped files."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))

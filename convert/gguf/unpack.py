@@ -29,11 +29,12 @@ from minitron_trt.convert.gguf.tokenizer_json import build_tokenizer
 from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, Vocabulary
 from minitron_trt.dtypes import DTYPES, UNQUANTIZED
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError
+from minitron_trt.host.machine import usable_cores
 from minitron_trt.quantization.number_formats import NUMPY_DTYPES
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
 _BLOCK_VALUES: Final = 1 << 21
-_WORKERS: Final = min(2, os.cpu_count() or 1)
+_WORKERS: Final = min(2, usable_cores())
 
 
 @dataclass(frozen=True, slots=True)

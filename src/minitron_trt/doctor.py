@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from minitron_trt.console import Console, console_options
 from minitron_trt.errors import MinitronError
+from minitron_trt.host.machine import (
+    TRTLLM_PACKAGE,
+    memory_bytes,
+    package_version,
+    query_gpus,
+    usable_cores,
+)
+from minitron_trt.host.processes import output_of
 from minitron_trt.version import __version__
 
-_NVIDIA_SMI: Final = (
-    "nvidia-smi",
-    "--query-gpu=name,compute_cap,memory.total,driver_version",
-    "--format=csv,noheader",
-)
-_NVIDIA_SMI_S: Final = 20.0
 _DOCKER: Final = ("docker", "info", "--format", "{{json .}}")
 _DOCKER_S: Final = 5.0
 
@@ -40,45 +39,22 @@ class Capability:
 
 
 def _package(name: str, gives: str, extra: str) -> Capability:
-    return Capability(name, _version(name), gives, f"pip install 'minitron-trt[{extra}]'")
-
-
-def _version(package: str) -> str | None:
-    # It takes longer to import than help takes to print.
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _ask(argv: tuple[str, ...], timeout_s: float) -> str | None:
-    """Return what a program says; None when it is absent, fails or does not answer in time."""
-    try:
-        result = subprocess.run(
-            argv, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout if result.returncode == 0 else None
+    return Capability(name, package_version(name), gives, f"pip install 'minitron-trt[{extra}]'")
 
 
 def _gpus() -> Capability:
-    said = _ask(_NVIDIA_SMI, _NVIDIA_SMI_S)
-    found = "; ".join(said.split("\n")).strip("; ") if said else None
+    gpus = query_gpus("name", "compute_cap", "memory.total", "driver_version")
     return Capability(
-        *("NVIDIA GPU", found or None),
-        *("run TensorRT-LLM engines", "use a machine with an NVIDIA driver"),
+        name="NVIDIA GPU",
+        found="; ".join(gpus) or None,
+        gives="run TensorRT-LLM engines",
+        remedy="use a machine with an NVIDIA driver",
     )
 
 
 def _memory() -> Capability:
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return Capability("memory", f"{total / 1e9:.1f} GB, {os.cpu_count()} cores", "", "")
+    found = f"{memory_bytes() / 1e9:.1f} GB, {usable_cores()} cores"
+    return Capability("memory", found, gives="", remedy="")
 
 
 def _triton() -> Capability:
@@ -89,7 +65,7 @@ def _triton() -> Capability:
         binary = find_embedded().binary
     except MinitronError as error:
         return Capability("tritonserver", None, gives, str(error))
-    version = _version("nvidia-pytriton")
+    version = package_version("nvidia-pytriton")
     return Capability("tritonserver", f"nvidia-pytriton {version}, {binary}", gives, "")
 
 
@@ -103,18 +79,20 @@ def _docker() -> Iterator[Capability]:
         remedy = "its engine does not answer; start it, or join its group"
     yield Capability("docker", str(version) if version else None, gives, remedy)
     devices = [str(device.get("ID", "")) for device in engine.get("DiscoveredDevices") or ()]
-    found = "nvidia runtime" if "nvidia" in (engine.get("Runtimes") or {}) else None
-    if found is None and any("nvidia.com/gpu" in device for device in devices):
-        found = "nvidia devices by CDI"
+    way = "nvidia runtime" if "nvidia" in (engine.get("Runtimes") or {}) else None
+    if way is None and any("nvidia.com/gpu" in device for device in devices):
+        way = "nvidia devices by CDI"
     yield Capability(
-        *("docker with GPUs", found, "engines in NVIDIA's images"),
-        "install nvidia-container-toolkit and restart docker" if version else "see docker",
+        name="docker with GPUs",
+        found=way,
+        gives="engines in NVIDIA's images",
+        remedy="install nvidia-container-toolkit and restart docker" if version else "see docker",
     )
 
 
 def _docker_engine() -> dict[str, Any]:
     try:
-        record = json.loads(_ask(_DOCKER, _DOCKER_S) or "{}")
+        record = json.loads(output_of(_DOCKER, _DOCKER_S) or "{}")
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
@@ -132,11 +110,11 @@ CHECKS: Final[tuple[Callable[[], Capability], ...]] = (
     lambda: _package("nvidia-modelopt", "calibrated precisions", "quantize"),
     lambda: _package("tensorrt-rtx", "engines without a GPU", "rtx"),
     lambda: _package("tensorrt", "engines for this machine's GPU", "tensorrt"),
-    lambda: _package("tensorrt-llm", "TensorRT-LLM engines", "trtllm"),
+    lambda: _package(TRTLLM_PACKAGE, "TensorRT-LLM engines", "trtllm"),
 )
 
 
-def findings() -> list[Capability]:
+def capabilities() -> list[Capability]:
     """Look at this machine."""
     return [*(check() for check in CHECKS), *_docker()]
 
@@ -148,13 +126,13 @@ def doctor(console: Console) -> None:
 
     Example: minitron-trt doctor --json
     """
-    found = findings()
-    record = {"python": sys.executable, "findings": [asdict(finding) for finding in found]}
-    console.result(record, "\n".join(_line(finding) for finding in found))
+    looked_for = capabilities()
+    record = {"python": sys.executable, "findings": [asdict(one) for one in looked_for]}
+    console.result(record, "\n".join(_line(one) for one in looked_for))
 
 
-def _line(finding: Capability) -> str:
-    gives = f" ({finding.gives})" if finding.gives else ""
-    if finding.found is None:
-        return f"  -   {finding.name}{gives}: {finding.remedy}"
-    return f"  ok  {finding.name}{gives}: {finding.found}"
+def _line(capability: Capability) -> str:
+    gives = f" ({capability.gives})" if capability.gives else ""
+    if capability.found is None:
+        return f"  -   {capability.name}{gives}: {capability.remedy}"
+    return f"  ok  {capability.name}{gives}: {capability.found}"

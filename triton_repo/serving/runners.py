@@ -10,12 +10,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
-from minitron_trt.host.machine import local_gpus
+from minitron_trt.host.machine import local_gpus, trtllm_version
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM
 from minitron_trt.triton_repo.serving.command_line import (
     LLMAPI_LAUNCH,
@@ -135,8 +134,8 @@ def _plan_local(served: ServedRepository, options: ServerOptions, scratch: Path)
             f"{installation.binary} has no {backend} backend, which {served.folder} needs; use "
             "NVIDIA's image with TensorRT-LLM"
         )
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        served.check_version(metadata.version("tensorrt-llm"), "this machine")
+    if (version := trtllm_version()) is not None:
+        served.check_version(version, "this machine")
     if rank_count(served, options) > 1 or is_multi_model(served, options):
         for program in ("mpirun", LLMAPI_LAUNCH) if served.runtime == LLMAPI else ("mpirun",):
             if shutil.which(program) is None:

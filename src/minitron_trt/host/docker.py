@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Final
 
 from minitron_trt.errors import ProcessError, UnsupportedError
+from minitron_trt.host.processes import output_of
 
 _ASK_S: Final = 60.0
 _CANNOT_RUN: Final = 125
@@ -19,9 +19,9 @@ def check_docker(image: str, instead: str) -> None:
         raise UnsupportedError(
             f"--runner docker needs docker, which is not installed; install it, or {instead}"
         )
-    if _fails("docker", "info"):
+    if output_of(("docker", "info"), _ASK_S) is None:
         raise ProcessError("docker's daemon does not answer; start it, or join its group")
-    if _fails("docker", "image", "inspect", image):
+    if output_of(("docker", "image", "inspect", image), _ASK_S) is None:
         raise UnsupportedError(f"image {image} is absent; run: docker pull {image}")
 
 
@@ -48,11 +48,3 @@ def mount_option(source: Path, target: str | Path, *, read_only: bool = False) -
         for field in fields
     ]
     return f"--mount=type=bind,{','.join(quoted)}{end}"
-
-
-def _fails(*argv: str) -> bool:
-    try:
-        result = subprocess.run(argv, capture_output=True, timeout=_ASK_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return True
-    return result.returncode != 0

@@ -1,22 +1,23 @@
-"""What this machine has for a build: its GPUs, its memory and a TensorRT-LLM."""
+"""Facts of this machine: its memory and cores, its GPUs, the packages that are installed."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from minitron_trt.errors import MissingExtraError, UnsupportedError
+from minitron_trt.host.processes import output_of
 
+TRTLLM_PACKAGE: Final = "tensorrt-llm"
 BUILDER: Final = "trtllm-build"
-_QUERY: Final = ("nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader")
-_QUERY_S: Final = 20.0
+_NVIDIA_SMI: Final = "nvidia-smi"
+_NVIDIA_SMI_S: Final = 20.0
 _CUDAS: Final = ("13", "12")
-_CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
+_MEMINFO: Final = Path("/proc/meminfo")
+_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 _LLMAPI: Final = (
     "serve the model without an engine: minitron-trt triton-repo MODEL --runtime llmapi"
 )
@@ -38,30 +39,46 @@ class Builder:
     version: str | None
 
 
+def memory_bytes() -> int:
+    """Return this machine's memory, or what its container may use of it if that is less."""
+    return _limited(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def available_bytes() -> int:
+    """Return how much memory the machine has to give, or the container if that is less."""
+    lines = _MEMINFO.read_text().splitlines()
+    kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return _limited(1024 * kibibytes)
+
+
+def _limited(size_bytes: int) -> int:
+    """Return a size, or the container's limit if that is less; `max` stands for no limit."""
+    text = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else ""
+    return min(size_bytes, int(text)) if text.isdigit() else size_bytes
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on, which a container may have restricted."""
+    return len(os.sched_getaffinity(0))
+
+
+def query_gpus(*names: str) -> tuple[str, ...]:
+    """Return what the driver says of each GPU, a line of comma-separated values; () without one."""
+    said = output_of(
+        (_NVIDIA_SMI, f"--query-gpu={','.join(names)}", "--format=csv,noheader"), _NVIDIA_SMI_S
+    )
+    return tuple(line for line in (said or "").splitlines() if line)
+
+
 def local_gpus() -> tuple[LocalGpu, ...]:
     """Return the GPUs that the driver lists; none without a driver."""
-    if shutil.which(_QUERY[0]) is None:
-        return ()
-    try:
-        result = subprocess.run(
-            _QUERY, capture_output=True, text=True, timeout=_QUERY_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
     gpus = []
-    for line in result.stdout.splitlines() if result.returncode == 0 else ():
+    for line in query_gpus("name", "compute_cap"):
         name, _, capability = line.rpartition(",")
         digits = capability.strip().replace(".", "")
         if digits.isdigit():
             gpus.append(LocalGpu(name.strip(), int(digits)))
     return tuple(gpus)
-
-
-def memory_bytes() -> int:
-    """Return this machine's memory, or the share of it that its container may use."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    text = _CGROUP.read_text().strip() if _CGROUP.is_file() else ""
-    return min(total, int(text)) if text.isdigit() else total
 
 
 def find_builder() -> Builder:
@@ -75,12 +92,12 @@ def find_builder() -> Builder:
             f"TensorRT-LLM {version} is installed but has no {BUILDER}: newer versions have no "
             f"engine builder; build with --runner docker, or {_LLMAPI}"
         )
-    raise MissingExtraError("tensorrt-llm", "trtllm", "--compiler trtllm --runner local")
+    raise MissingExtraError(TRTLLM_PACKAGE, "trtllm", "--compiler trtllm --runner local")
 
 
 def trtllm_version() -> str | None:
     """Return the version of the installed TensorRT-LLM."""
-    return package_version("tensorrt-llm")
+    return package_version(TRTLLM_PACKAGE)
 
 
 def cuda_version(package: str) -> str | None:
@@ -90,6 +107,9 @@ def cuda_version(package: str) -> str | None:
 
 def package_version(name: str) -> str | None:
     """Return the version of an installed package, without importing it."""
+    # It takes longer to import than help takes to print.
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -20,6 +20,26 @@ _LOOK_S: Final = 0.01
 _STATE, _SESSION = 0, 3
 
 
+def output_of(argv: Sequence[str], timeout_s: float) -> str | None:
+    """Return what a program prints; None when it is absent, fails or is not done in time."""
+    try:
+        result = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout if result.returncode == 0 else None
+
+
+def private_bytes(pid: int) -> int:
+    """Return a process's memory without the page cache and mapped files; 0 when it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
 class OwnedProcess:
     """A running program and all that it started; it gets SIGTERM when this process dies.
 
