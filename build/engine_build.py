@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trt.build.cache import EngineCache, content_key
-from minitron_trt.build.compiler_choice import DOCKER, TENSORRT, choose_compiler
+from minitron_trt.build.compiler_choice import AUTO, DOCKER, LOCAL, TENSORRT, choose_compiler
 from minitron_trt.build.engine import Engine
 from minitron_trt.build.job import BuildJob
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.compile_job import build_tensorrt, tensorrt_limits
 from minitron_trt.build.trtllm.docker_build import build_docker
 from minitron_trt.build.trtllm.local_build import build_local
-from minitron_trt.console import ShowProgress, size_text
+from minitron_trt.console import ShowProgress, no_display, size_text
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,12 @@ class Built:
 
 
 def build_engine(
-    job: BuildJob, *, compiler: str, runner: str, cache: Path | None, progress: ShowProgress
+    job: BuildJob,
+    *,
+    compiler: str = AUTO,
+    runner: str = LOCAL,
+    cache: Path | None = None,
+    progress: ShowProgress = no_display,
 ) -> Built:
     """Build, or copy what a cache has of the same request, and return what lies at the output."""
     start = time.monotonic()

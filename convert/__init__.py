@@ -1,8 +1,8 @@
 """Stage one: a Hugging Face checkpoint becomes a TensorRT-LLM checkpoint.
 
-from minitron_trt.convert import ConvertOptions, convert
+    convert("nvidia/Minitron-4B-Base", Path("checkpoint"), ConvertOptions(precision="fp8", tp=2))
 
-convert("nvidia/Minitron-4B-Base", Path("checkpoint"), ConvertOptions(precision="fp8", tp=2))
+`open_and_plan` says the same beforehand, as a ConversionPlan, and writes nothing.
 """
 
 from typing import TYPE_CHECKING

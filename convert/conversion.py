@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from minitron_trt.artifacts import (
     staged,
 )
 from minitron_trt.checkpoint import manifest_facts, trtllm_config
-from minitron_trt.console import ShowProgress, no_progress
+from minitron_trt.console import ShowProgress, no_display
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion_plan import ConversionPlan, plan_conversion
 from minitron_trt.convert.fp8_source import resolve_formats, with_stored_scales
@@ -100,7 +100,7 @@ def convert(
     source: str,
     output: Path,
     options: ConvertOptions,
-    progress: ShowProgress = lambda label, total: nullcontext(no_progress),
+    progress: ShowProgress = no_display,
 ) -> ConversionPlan:
     """Convert a Hugging Face folder, GGUF file or hub id to a TensorRT-LLM checkpoint folder.
 

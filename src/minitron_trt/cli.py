@@ -14,6 +14,7 @@ import click
 from minitron_trt.errors import MinitronError
 from minitron_trt.version import __version__
 
+# By text, since importing a command's module loads what the other commands do not need.
 COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "convert": "minitron_trt.convert.command:convert",
@@ -29,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 INTERRUPTED: Final = 130
+"""The exit code of a program that Ctrl-C ended, as shells count: 128 and the signal's number."""
 
 
 class StageGroup(click.Group):
@@ -64,7 +66,7 @@ class StageGroup(click.Group):
             sys.stderr.close()
             ctx.exit(1)
         except Exception as error:
-            # Only -v lets these through.
+            # The trace is for a report, not for a user: the log shows it with -v only.
             logging.getLogger("minitron_trt").debug("", exc_info=error)
             click.echo(
                 f"error: a fault in minitron-trt ({type(error).__name__}: {error}); "

@@ -32,7 +32,12 @@ def size_text(size_bytes: float) -> str:
 
 
 def no_progress(_: int) -> None:
-    """Show nothing."""
+    """Tell nobody."""
+
+
+def no_display(label: str, total_bytes: int) -> contextlib.AbstractContextManager[Advance]:
+    """Show nothing either: what the stages do in a program that does not say."""
+    return contextlib.nullcontext(no_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Console:
     quiet: bool = False
 
     def result(self, record: Mapping[str, Any], text: str) -> None:
-        """Print the result: one JSON object with --json, else the text."""
+        """Print the result on stdout: the record as one JSON object with --json, else the text."""
         click.echo(json.dumps(record, ensure_ascii=False) if self.as_json else text)
 
     @contextlib.contextmanager
@@ -84,15 +89,13 @@ class _LineHandler(logging.Handler):
 
 
 def _configure_logging(verbose: int, quiet: bool) -> None:
-    level = logging.ERROR if quiet else (logging.INFO, logging.DEBUG)[min(verbose, 1)]
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     log.handlers = [_LineHandler()]
     log.setLevel(level)
     log.propagate = False
 
 
-def console_options(
-    command: Callable[..., R],
-) -> Callable[..., R]:
+def console_options(command: Callable[..., R]) -> Callable[..., R]:
     """Give a command --json, -v and -q, and a Console as its first argument."""
 
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the result")

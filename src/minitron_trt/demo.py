@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -41,7 +41,14 @@ _STOP_S: Final = 30.0
 @click.option("--max-tokens", type=int, default=200, show_default=True, help="Tokens to generate")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep every stage in this folder")
 @console_options
-def demo(console: Console, model: str | None, sample: str, keep: Path | None, **asked: Any) -> None:
+def demo(
+    console: Console,
+    model: str | None,
+    sample: str,
+    prompt: str,
+    max_tokens: int,
+    keep: Path | None,
+) -> None:
     """Walk from a model to streamed text.
 
     The steps are convert, triton-repo, serve and generate, each printed as you would type it.
@@ -51,7 +58,7 @@ def demo(console: Console, model: str | None, sample: str, keep: Path | None, **
     """
     from minitron_trt.triton_repo.serving.installation import check_packages, find_embedded
 
-    # First, so that what is missing is said before the work.
+    # Before the work, so that a missing package is not met at its end.
     find_embedded()
     check_packages("reference")
     with _folder(keep) as folder:
@@ -66,7 +73,7 @@ def demo(console: Console, model: str | None, sample: str, keep: Path | None, **
         walk.run("triton-repo", "checkpoint", "-o", "repository")
         with walk.serving("repository") as endpoints:
             answers = {
-                name: walk.ask(asked["prompt"], asked["max_tokens"], url)
+                name: walk.generate(prompt, max_tokens, url)
                 for name, url in (("grpc", endpoints.grpc_url), ("http", endpoints.http_url))
             }
     record = {"seconds": walk.seconds, "answers": answers}
@@ -80,7 +87,7 @@ def _has_engine_builder() -> bool:
 
 @contextlib.contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
-    """Yield where the stages go: the given folder, or one that is removed afterwards."""
+    """Yield where the stages go: the folder to keep, or one that is removed afterwards."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep
@@ -120,7 +127,7 @@ class Walk:
         self._note(arguments[0], start)
         return result.stdout or ""
 
-    def ask(self, prompt: str, max_tokens: int, url: str) -> str:
+    def generate(self, prompt: str, max_tokens: int, url: str) -> str:
         """Have the server continue a prompt; return the answer when output is captured."""
         form = ["--json"] if self._capture else []
         scheme = url.partition(":")[0]
@@ -136,11 +143,13 @@ class Walk:
         from minitron_trt.triton_repo.serving.server_options import free_endpoints
 
         endpoints = free_endpoints()
-        arguments = (
-            *("serve", repository, "--http-port", str(endpoints.http_port)),
-            *("--grpc-port", str(endpoints.grpc_port)),
-            *("--metrics-port", str(endpoints.metrics_port)),
-        )
+        ports = {
+            "--http-port": endpoints.http_port,
+            "--grpc-port": endpoints.grpc_port,
+            "--metrics-port": endpoints.metrics_port,
+        }
+        options = (text for option, port in ports.items() for text in (option, str(port)))
+        arguments = ("serve", repository, *options)
         self._show(arguments)
         start = time.monotonic()
         server = subprocess.Popen(
@@ -148,6 +157,7 @@ class Walk:
         )
         assert server.stdout is not None
         try:
+            # It prints its addresses once every model is ready, and nothing when it fails.
             if not server.stdout.readline():
                 raise click.exceptions.Exit(server.wait())
             self._note("serve", start)

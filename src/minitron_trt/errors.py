@@ -7,7 +7,7 @@
     ├── UnsupportedError     4  model, precision, architecture and version do not go together
     │   └── MissingExtraError   4  an optional dependency is not installed
     ├── ProcessError         5  a compiler or server process failed
-    └── ServerError          6  the server did not answer as asked
+    └── ServerError          6  the server did not answer a request as it should
         ├── UnreachableError     6  nothing that speaks the protocol answered in time
         └── RefusedError         6  the server answered with an error
 
@@ -41,7 +41,7 @@ class BadInputError(MinitronError):
 
 
 class UnsupportedError(MinitronError):
-    """The asked combination of model, precision, architecture and version does not exist."""
+    """Model, precision, architecture and version do not go together."""
 
     exit_code = 4
 
@@ -63,7 +63,7 @@ class ProcessError(MinitronError):
 
 
 class ServerError(MinitronError):
-    """The server did not answer as asked."""
+    """The server did not answer a request as it should."""
 
     exit_code = 6
 
