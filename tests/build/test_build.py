@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from tests.build.doubles import Doubles, install_package, make_doubles
+from tests.patience import PATIENCE_S
 
 from minitron_trt.artifacts import Manifest
 from minitron_trt.build.engine import Engine
@@ -21,7 +22,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 Command = Callable[..., Result]
 
 
-def ended(program: str, within_s: float = 5.0) -> bool:
+def ended(program: str, within_s: float = PATIENCE_S) -> bool:
     """Say whether no process has a program on its command line; the kernel may take a moment."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import pytest
+from tests.patience import PATIENCE_S
 from tritonclient.grpc.service_pb2_grpc import (
     GRPCInferenceServiceServicer,
     add_GRPCInferenceServiceServicer_to_server,
@@ -69,7 +70,7 @@ class TritonDouble:
         if verb == "cut":
             raise CutByScriptError
         if verb == "stall":
-            self.stopping.wait(20)
+            self.stopping.wait(PATIENCE_S)
         while verb == "forever" and not self.stopping.is_set():
             yield "on and "
             time.sleep(0.005)

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.patience import PATIENCE_S, until
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
@@ -229,8 +230,8 @@ def test_an_answer_must_be_complete_in_time(triton: TritonDouble, ask: Ask, prom
         f"the answer from {triton.url} was not complete after 0.4 s; "
         "ask for fewer tokens or raise the timeout"
     )
-    assert 0.3 < time.monotonic() - start < 1.5
-    assert prompt.startswith("stall") or triton.cancelled.wait(3)
+    assert 0.3 < time.monotonic() - start < PATIENCE_S
+    assert prompt.startswith("stall") or triton.cancelled.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -252,10 +253,12 @@ def test_what_is_not_triton_is_found_out_early(
     ask: Ask, request: pytest.FixtureRequest, scheme: str, where: str, detail: str
 ) -> None:
     url = f"{scheme}://127.0.0.1:{request.getfixturevalue(where)}"
+    # Only silence takes the whole time; what else there is says so before.
+    timeout_s = 0.5 if where == "silent_port" else PATIENCE_S
     start = time.monotonic()
 
     with pytest.raises(UnreachableError) as caught:
-        ask(url, GenerateRequest("say hello"), connect_timeout_s=0.5)
+        ask(url, GenerateRequest("say hello"), connect_timeout_s=timeout_s)
 
     message = str(caught.value)
     assert message.startswith(f"no Triton server answers at {url} (")
@@ -265,7 +268,7 @@ def test_what_is_not_triton_is_found_out_early(
     )
     assert "\n" not in message
     assert caught.value.__cause__ is not None
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < PATIENCE_S
 
 
 def test_a_path_in_the_url_comes_before_tritons_own(ask: Ask, web_port: int) -> None:
@@ -280,14 +283,15 @@ def test_a_server_may_come_up_after_its_client(serve: Serve, closed_port: int) -
         with pytest.raises(UnreachableError):
             client.ready()
         with serve(closed_port):
-            end = time.monotonic() + 3
-            while time.monotonic() < end:
-                with contextlib.suppress(UnreachableError):
-                    assert client.generate(GenerateRequest("say hello")) == "hello"
-                    return
-                time.sleep(0.05)
+            until(lambda: says_hello(client))
 
-    pytest.fail("the client did not find the server within 3 s")
+
+def says_hello(client: Client) -> bool:
+    """Say whether a server answers."""
+    with contextlib.suppress(UnreachableError):
+        assert client.generate(GenerateRequest("say hello")) == "hello"
+        return True
+    return False
 
 
 def test_a_server_may_go_and_come_back(serve: Serve, closed_port: int) -> None:
@@ -300,9 +304,8 @@ def test_a_server_may_go_and_come_back(serve: Serve, closed_port: int) -> None:
         with pytest.raises(UnreachableError, match="no Triton server answers"):
             client.generate(GenerateRequest("say hello"))
         stack.enter_context(serve(closed_port))
-        time.sleep(0.6)
 
-        assert client.generate(GenerateRequest("say hello")) == "hello"
+        until(lambda: says_hello(client))
 
 
 def test_the_environments_proxy_is_not_used_for_this_machine(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.patience import PATIENCE_S, longer_and_longer
 
 from minitron_trt.cli import main
 
@@ -160,8 +161,8 @@ def test_without_a_server_the_exit_code_is_6(
         (
             "stall half an",
             "half an\n",
-            "error: the answer from {url} was not complete after 0.4 s; ask for fewer tokens or "
-            "raise the timeout\n",
+            "error: the answer from {url} was not complete after {seconds} s; "
+            "ask for fewer tokens or raise the timeout\n",
         ),
     ],
     ids=["at once", "midway", "too slow"],
@@ -169,10 +170,13 @@ def test_without_a_server_the_exit_code_is_6(
 def test_what_goes_wrong_at_the_server_is_exit_code_6(
     triton: TritonDouble, prompt: str, stdout: str, stderr: str
 ) -> None:
-    result = run(prompt, "--url", triton.url, "--timeout", "0.4")
+    for seconds in longer_and_longer(0.4):
+        result = run(prompt, "--url", triton.url, "--timeout", str(seconds))
+        if result.stdout == stdout:
+            break
 
     assert (result.exit_code, result.stdout) == (6, stdout)
-    assert result.stderr == stderr.format(url=triton.url)
+    assert result.stderr == stderr.format(url=triton.url, seconds=seconds)
 
 
 def test_interrupting_cancels_the_request(triton: TritonDouble) -> None:
@@ -183,7 +187,7 @@ def test_interrupting_cancels_the_request(triton: TritonDouble) -> None:
     first = process.stdout.read(2)
     time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=10)
+    _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert (first, process.returncode, stderr) == ("on", 130, "interrupted\n")
-    assert triton.cancelled.wait(3)
+    assert triton.cancelled.wait(PATIENCE_S)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from tests.patience import PATIENCE_S
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.tensorfile import lay_out
@@ -50,7 +51,7 @@ def stopped_midway(source: Path, output: Path) -> Iterator[subprocess.Popen[str]
         [*command, "--precision", "fp16"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not (rank_file.exists() and rank_file.stat().st_size > 1 << 20):
             assert process.poll() is None, "the conversion ended before it was caught"
             assert time.monotonic() < deadline, "the conversion did not begin to write"
@@ -89,7 +90,7 @@ def test_ctrl_c_ends_with_one_word_and_leaves_nothing(slow_model: Path, tmp_path
     with stopped_midway(slow_model, tmp_path / "checkpoint") as process:
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGCONT)
-        printed = process.communicate(timeout=60)
+        printed = process.communicate(timeout=PATIENCE_S)
 
     assert (process.returncode, printed) == (130, ("", "interrupted\n"))
     assert list(tmp_path.iterdir()) == []
@@ -102,7 +103,7 @@ def test_a_second_conversion_to_the_same_output_is_refused_and_harms_nothing(
     with stopped_midway(slow_model, output) as process:
         second = command("convert", tiny_llama, "-o", output)
         process.send_signal(signal.SIGCONT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert (second.exit_code, second.stderr) == (
         2,
@@ -119,7 +120,7 @@ def test_a_folder_made_meanwhile_is_not_replaced(slow_model: Path, tmp_path: Pat
         output.mkdir()
         (output / "thesis.txt").write_text("precious")
         process.send_signal(signal.SIGCONT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 2
     assert [path.name for path in tmp_path.rglob("*")] == ["checkpoint", "thesis.txt"]
@@ -132,7 +133,7 @@ def stopped_while_unpacking(source: Path, output: Path) -> Iterator[subprocess.P
     scratch = output.parent / f".{output.name}.partial"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + PATIENCE_S
             # The file is a hole until the weights come.
             while not any(
                 p.stat().st_blocks > 512 for p in scratch.glob(".source-*/*.safetensors")

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 from tests.executor.doubles import Inbox, ScriptedModel, drain, submit
+from tests.patience import PATIENCE_S
 
 from minitron_trt.errors import RefusedError
 from minitron_trt.executor import Event, Executor, FinishReason, Request, StepBatch
 from minitron_trt.executor.step import Floats
-
-WAIT_S = 10.0
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_a_thread_of_its_own_serves_many_submitters(running: Executor) -> None:
     for thread in threads:
         thread.join()
 
-    assert all(done.acquire(timeout=WAIT_S) for _ in inboxes)
+    assert all(done.acquire(timeout=PATIENCE_S) for _ in inboxes)
     assert {name: inbox.tokens for name, inbox in inboxes.items()} == {
         name: [int(name) + n for n in (1, 2, 3)] for name in inboxes
     }
@@ -61,7 +60,7 @@ def test_closing_ends_what_is_outstanding_as_cancelled() -> None:
 
     executor.submit(Request("a", (1,), 10**8), on_event)
     queued = submit(executor, "b", (1,))
-    assert started.wait(WAIT_S)
+    assert started.wait(PATIENCE_S)
     executor.close()
     executor.close()
 
@@ -90,7 +89,7 @@ class SlowModel(ScriptedModel):
 
     def step(self, batch: StepBatch) -> Floats:
         self.entered.release()
-        assert self.gate.acquire(timeout=WAIT_S)
+        assert self.gate.acquire(timeout=PATIENCE_S)
         return super().step(batch)
 
 
@@ -101,10 +100,10 @@ def test_cancelling_during_a_slow_step_frees_the_slot_before_the_next(how: str) 
     with Executor(model) as executor:
         victim = submit(executor, "v", (1,), max_tokens=50, is_cancelled=lambda: bool(left))
         waiting = submit(executor, "w", (40,), max_tokens=1)
-        assert model.entered.acquire(timeout=WAIT_S)
+        assert model.entered.acquire(timeout=PATIENCE_S)
         executor.cancel("v") if how == "cancel" else left.append(True)
         model.gate.release()
-        assert model.entered.acquire(timeout=WAIT_S)
+        assert model.entered.acquire(timeout=PATIENCE_S)
         model.gate.release()
         while not waiting:
             time.sleep(0.001)
@@ -125,7 +124,7 @@ def test_an_idle_executor_sleeps() -> None:
     with Executor(ScriptedModel(), clock=clock) as executor:
         for name in "ab":
             executor.submit(Request(name, (1,), 1), lambda event: done.release())
-            assert done.acquire(timeout=WAIT_S)
+            assert done.acquire(timeout=PATIENCE_S)
         time.sleep(0.05)
 
     assert looks == [0.0] * 6  # one for each request as it came, two for its step

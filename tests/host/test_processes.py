@@ -6,20 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from minitron_trt.host.processes import OwnedProcess
+from tests.patience import PATIENCE_S, until
 
-WAIT_S = 20.0
+from minitron_trt.host.processes import OwnedProcess
 
 
 def started(program: str, lines: list[str]) -> OwnedProcess:
     """Run a Python program and wait for its first line."""
     process = OwnedProcess([sys.executable, "-c", program], on_line=lines.append)
-    deadline = time.monotonic() + WAIT_S
-    while not lines and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: lines)
     return process
 
 
@@ -50,7 +47,7 @@ def test_close_gives_it_time_to_end() -> None:
         lines,
     )
 
-    assert process.close(WAIT_S)
+    assert process.close(PATIENCE_S)
     assert lines == ["up", "ending"]
 
 
@@ -88,9 +85,7 @@ def test_it_is_asked_to_end_when_its_owner_is_killed() -> None:
         assert owner.stdout is not None
         owned = int(owner.stdout.readline())
         os.kill(owner.pid, signal.SIGKILL)
-    deadline = time.monotonic() + WAIT_S
-    while is_alive(owned) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: not is_alive(owned))
 
     assert not is_alive(owned)
 

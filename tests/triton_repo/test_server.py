@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import tritonclient.grpc as grpc
+from tests.patience import PATIENCE_S, until
 from tests.triton_repo.conftest import Served
 from tests.triton_repo.text_calls import tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -34,6 +35,7 @@ PROMPTS = (
     "Question: Why is Mars red? Answer:",
     "The planets have many names. Mars is also Marte, 火星",
 )
+LIMIT = 900  # tokens, for requests that nothing else ends
 FRONT_MODELS = ("ensemble", "tensorrt_llm_bls")
 
 
@@ -57,7 +59,7 @@ def expected(served: Served) -> dict[str, str]:
 def client(request: pytest.FixtureRequest, served: Served) -> Any:
     """A client of each protocol."""
     url = getattr(served.endpoints, f"{request.param}_url")
-    with Client.connect(url, timeout_s=60) as client:
+    with Client.connect(url, timeout_s=PATIENCE_S) as client:
         yield client
 
 
@@ -68,19 +70,28 @@ def ask(prompt: str, **changes: Any) -> GenerateRequest:
 
 def slots_in_use(served: Served) -> int:
     """Return how many requests tensorrt_llm works on, from its Prometheus metric."""
+    return metric(served, 'request_type="active"')
+
+
+def long_answers(served: Served) -> int:
+    """Return how many answers have had more than 500 tokens."""
+    name = "nv_llm_output_token_len"
+    return metric(served, f"{name}_count") - metric(served, f'{name}_bucket.*le="500"')
+
+
+def metric(served: Served, name: str) -> int:
+    """Return one of tensorrt_llm's Prometheus metrics."""
     url = f"http://127.0.0.1:{served.endpoints.metrics_port}/metrics"
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
         lines = answer.read().decode().splitlines()
-    (active,) = (line for line in lines if 'request_type="active"' in line)
-    return int(float(active.rpartition(" ")[2]))
+    (found,) = (line for line in lines if re.search(name, line) and not line.startswith("#"))
+    return int(float(found.rpartition(" ")[2]))
 
 
-def assert_freed(served: Served, seconds: float = 3) -> None:
-    """Fail unless every slot is free within a time in which no request would have ended."""
-    deadline = time.monotonic() + seconds
-    while slots_in_use(served) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert slots_in_use(served) == 0
+def assert_freed(served: Served, long_before: int) -> None:
+    """Wait until every slot is free; fail if a request has run to its limit for that."""
+    until(lambda: slots_in_use(served) == 0)
+    assert long_answers(served) == long_before
 
 
 @pytest.mark.parametrize("model", FRONT_MODELS)
@@ -112,7 +123,7 @@ def test_many_requests_at_once_get_the_answers_they_get_alone(
     """Four slots serve twelve requests, so that some join while others run."""
     prompts = PROMPTS * 2
     with (
-        Client.connect(served.endpoints.grpc_url, timeout_s=120) as client,
+        Client.connect(served.endpoints.grpc_url, timeout_s=PATIENCE_S) as client,
         ThreadPoolExecutor(len(prompts)) as threads,
     ):
         texts = list(threads.map(lambda p: client.generate(ask(p, model=model)), prompts))
@@ -122,7 +133,7 @@ def test_many_requests_at_once_get_the_answers_they_get_alone(
 
 def test_the_asyncio_client_streams_the_same(served: Served, expected: dict[str, str]) -> None:
     async def run(url: str) -> list[str]:
-        async with AsyncClient.connect(url, timeout_s=60) as client:
+        async with AsyncClient.connect(url, timeout_s=PATIENCE_S) as client:
             return list(await asyncio.gather(*(client.generate(ask(prompt)) for prompt in PROMPTS)))
 
     for url in (served.endpoints.grpc_url, served.endpoints.http_url):
@@ -198,13 +209,14 @@ def test_an_unknown_model_is_refused_by_name(client: Client) -> None:
 
 @pytest.mark.parametrize("model", FRONT_MODELS)
 def test_leaving_a_stream_frees_its_slot(client: Client, served: Served, model: str) -> None:
-    # Nothing ends it but the limit, which is some seconds away.
-    request = ask("The", model=model, max_tokens=900, end_id=0, temperature=1.0, seed=5)
+    before = long_answers(served)
+    # Nothing ends it but the limit.
+    request = ask("The", model=model, max_tokens=LIMIT, end_id=0, temperature=1.0, seed=5)
     with client.stream(request) as stream:
         next(iter(stream))
         assert slots_in_use(served) > 0
 
-    assert_freed(served)
+    assert_freed(served, before)
 
 
 def test_leaving_an_answer_that_comes_in_one_piece_frees_its_slot(served: Served) -> None:
@@ -216,24 +228,23 @@ def leave_before_the_answer(served: Served) -> None:
 
     Over gRPC: Triton's HTTP service does not notice that a client has gone before it writes.
     """
-    given = tensors({"text_input": "The", "max_tokens": 900, "end_id": 0, "stream": False})
+    before = long_answers(served)
+    given = tensors({"text_input": "The", "max_tokens": LIMIT, "end_id": 0, "stream": False})
     with grpc.InferenceServerClient(served.endpoints.grpc_url.removeprefix("grpc://")) as client:
         client.start_stream(lambda result, error: None)
         client.async_stream_infer("tensorrt_llm_bls", given)
-        deadline = time.monotonic() + 5
-        while not slots_in_use(served) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert slots_in_use(served) == 1
+        until(lambda: slots_in_use(served) == 1)
         client.stop_stream(cancel_requests=True)
 
-    assert_freed(served, seconds=1)
+    assert_freed(served, before)
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_ctrl_c_in_generate_frees_the_slot(served: Served, protocol: str) -> None:
     url = getattr(served.endpoints, f"{protocol}_url")
-    # Nothing ends it but the limit, which is some seconds away.
-    arguments = ["The", "--max-tokens", "900", "--end-id", "0", "--temperature", "1", "--seed", "5"]
+    before = long_answers(served)
+    # Nothing ends it but the limit.
+    arguments = ["The", f"--max-tokens={LIMIT}", "--end-id=0", "--temperature=1", "--seed=5"]
     with subprocess.Popen(
         [sys.executable, "-m", "minitron_trt", "generate", *arguments, "--url", url],
         stdout=subprocess.PIPE,
@@ -243,7 +254,7 @@ def test_ctrl_c_in_generate_frees_the_slot(served: Served, protocol: str) -> Non
         assert process.stdout is not None
         process.stdout.read(8)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert (process.returncode, stderr) == (130, "interrupted\n")
-    assert_freed(served)
+    assert_freed(served, before)

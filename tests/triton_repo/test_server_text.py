@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from tests.triton_repo.conftest import Served
-from tests.triton_repo.test_server import assert_freed
-from tests.triton_repo.text_calls import Answered, RefusalError, ask
+from tests.triton_repo.test_server import LIMIT, assert_freed, long_answers
+from tests.triton_repo.text_calls import Answered, RefusalError, ask, ask_in_time
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
@@ -204,13 +204,14 @@ def test_what_is_wrong_is_refused_by_the_tensors_name(
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_answer_ends_when_its_time_is_up(talking: Talking, model: str, stream: bool) -> None:
     """Over gRPC: Triton's generate over HTTP takes no timeout."""
-    # Nothing ends it but the limit, which is some seconds away.
-    given = {"text_input": PROMPT, "max_tokens": 900, "end_id": 0, "stream": stream}
-    answer = ask(talking.served.endpoints, "grpc", model, timeout_us=300_000, **given)
+    before = long_answers(talking.served)
+    # Nothing ends it but the limit.
+    given = {"text_input": PROMPT, "max_tokens": LIMIT, "end_id": 0, "stream": stream}
+    answer = ask_in_time(talking.served.endpoints, model, **given)
 
     assert answer.finish_reason == "timeout"
     assert answer.text
-    assert_freed(talking.served)
+    assert_freed(talking.served, before)
 
 
 @pytest.mark.parametrize("model", FRONT_MODELS)
@@ -218,9 +219,9 @@ def test_an_answer_ends_when_its_time_is_up(talking: Talking, model: str, stream
 def test_a_stop_word_frees_the_slot_while_a_namesake_goes_on(
     talking: Talking, model: str, request_id: str
 ) -> None:
-    endpoints = talking.served.endpoints
-    # Nothing ends it but the limit, which is some seconds away.
-    given = {"text_input": PROMPT, "max_tokens": 900, "end_id": 0, "request_id": request_id}
+    endpoints, before = talking.served.endpoints, long_answers(talking.served)
+    # Nothing ends it but the limit.
+    given = {"text_input": PROMPT, "max_tokens": LIMIT, "end_id": 0, "request_id": request_id}
     ask(endpoints, "grpc", model, stream=True, stop_words=[talking.text[4:13]], **given)
 
-    assert_freed(talking.served)
+    assert_freed(talking.served, before)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as grpc
+from tests.patience import PATIENCE_S
 
 from minitron_trt.triton_repo.serving.server_options import Endpoints, free_endpoints
 
@@ -48,7 +49,6 @@ class TritonPythonModel:
         sender.send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
 END = "end"
-WAIT_S = 40.0
 
 
 def write_ticker(folder: Path, name: str = "ticker", **parameters: str) -> Path:
@@ -105,7 +105,7 @@ class Stream:
         self._items: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=run, args=(self._items.put,), daemon=True).start()
 
-    def next(self, timeout_s: float = WAIT_S) -> Any:
+    def next(self, timeout_s: float = PATIENCE_S) -> Any:
         """Return the next item; queue.Empty when none comes."""
         return self._items.get(timeout=timeout_s)
 
@@ -141,7 +141,7 @@ def _run_grpc(url: str, count: int, put: Callable[[Any], None]) -> None:
         tensor = grpc.InferInput("count", [1], "INT32")
         tensor.set_data_from_numpy(np.array([count], np.int32))
         client.async_stream_infer("ticker", [tensor], enable_empty_final_response=True)
-        ended.wait(WAIT_S)
+        ended.wait(PATIENCE_S)
         # Else the server waits for the next request on the stream.
         client.stop_stream()
 
@@ -151,7 +151,7 @@ def _run_http(url: str, count: int, put: Callable[[Any], None]) -> None:
     request = urllib.request.Request(f"{url}/v2/models/ticker/generate_stream", data=body)
     ticks = 0
     try:
-        with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             for line in answer:
                 if line.strip():
                     event = json.loads(line.removeprefix(b"data: "))
@@ -187,7 +187,7 @@ def processes() -> Iterator[tuple[int, list[str]]]:
                     yield int(entry.name), fields
 
 
-def wait_until_gone(pid: int, seconds: float) -> list[int]:
+def wait_until_gone(pid: int, seconds: float = PATIENCE_S) -> list[int]:
     """Return what is left of a session after at most so many seconds."""
     deadline = time.monotonic() + seconds
     while (left := group_of(pid)) and time.monotonic() < deadline:

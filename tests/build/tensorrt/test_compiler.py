@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import until
 
 from minitron_trt.artifacts import Manifest
 from minitron_trt.build.tensorrt import worker
@@ -132,12 +133,10 @@ def test_a_failure_carries_the_builders_own_line(
 def test_a_build_that_takes_too_long_is_ended(
     sample: Callable[..., Checkpoint], tmp_path: Path
 ) -> None:
-    start = time.monotonic()
-
     with pytest.raises(ProcessError, match=r"did not finish within 0.2 s; raise --timeout"):
         compile_engine(sample(), tmp_path / "engine", sm=89, limits=LIMITS, timeout_s=0.2)
 
-    assert time.monotonic() - start < 10
+    assert _children(os.getpid()) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,11 +180,8 @@ def test_the_worker_ends_with_the_process_that_asked(
         workers = _children(parent.pid)
         parent.kill()
 
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{workers[0]}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
     assert len(workers) == 1
-    assert not Path(f"/proc/{workers[0]}").exists()
+    until(lambda: not Path(f"/proc/{workers[0]}").exists())
 
 
 def _children(parent: int) -> list[int]:

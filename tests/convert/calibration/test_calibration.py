@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.patience import until
 
 from minitron_trt.convert.calibration.text import DEFAULT_TEXT, CalibrationText
 from minitron_trt.convert.conversion import ConvertOptions, convert
@@ -244,10 +245,8 @@ def test_a_calibration_that_is_killed_leaves_no_output(tmp_path: Path) -> None:
         [*argv, str(output), "--precision", "w4a16-awq", "--calib-samples", "500"],
         stderr=subprocess.DEVNULL,
     ) as process:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / ".out.partial").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.5)
+        until((tmp_path / ".out.partial").exists)
+        time.sleep(0.5)  # a while into it
         os.kill(process.pid, signal.SIGKILL)
 
     assert not output.exists()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S, until
 from tests.triton_repo.upstream import write_upstream
 
 from minitron_trt.triton_repo.check.repository_check import check_repository
@@ -186,11 +186,8 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         )
     try:
         url = f"http://127.0.0.1:{port}/v2"
-        deadline = time.monotonic() + 60
-        while _post(f"{url}/repository/index") is None:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: process.poll() is not None or _post(f"{url}/repository/index") is not None)
+        assert process.poll() is None
         yield url
     finally:
         process.terminate()
@@ -205,7 +202,7 @@ def _post(url: str) -> str | None:
     """Return what the server answers: "" for success, its words, or None when it is not there."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(urllib.request.Request(url, b"{}"), timeout=60):
+        with opener.open(urllib.request.Request(url, b"{}"), timeout=PATIENCE_S):
             return ""
     except urllib.error.HTTPError as error:
         return str(json.load(error)["error"])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from tests.patience import PATIENCE_S
 from tests.triton_repo.runtimes.runtime_calls import inputs_of
 from tests.triton_repo.text_calls import RefusalError, ask, tensors
 
@@ -60,14 +61,17 @@ def test_a_row_too_many_is_refused_and_the_next_request_answered(endpoints: Endp
     with grpc.InferenceServerClient(grpc_address(endpoints)) as client:
         client.start_stream(lambda result, error: answers.put(error or result))
         client.async_stream_infer(BLS, inputs)
-        refused = answers.get(timeout=60)
+        refused = answers.get(timeout=PATIENCE_S)
 
     assert "text_input holds 2 texts; send one per request" in str(refused)
     assert short(endpoints)
 
 
 def test_a_full_queue_is_said_to_be_so_and_leaving_makes_room(endpoints: Endpoints) -> None:
-    with Client.connect(endpoints.grpc_url, timeout_s=60) as client, ThreadPoolExecutor(2) as pool:
+    with (
+        Client.connect(endpoints.grpc_url, timeout_s=PATIENCE_S) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
         running = client.stream(GenerateRequest(PROMPT, max_tokens=1000, model=BLS))
         next(running)
         waiting = [pool.submit(short, endpoints) for _ in range(2)]
@@ -108,11 +112,14 @@ def status_of(endpoints: Endpoints, model: str, **inputs: Any) -> str:
             headers={"triton_grpc_error": "true"},
         )
         client.async_stream_infer(model, tensors(inputs))
-        return str(answers.get(timeout=60).status())
+        return str(answers.get(timeout=PATIENCE_S).status())
 
 
 def test_a_request_whose_time_is_up_waits_no_longer(endpoints: Endpoints) -> None:
-    with Client.connect(endpoints.grpc_url, timeout_s=60) as client, ThreadPoolExecutor(1) as pool:
+    with (
+        Client.connect(endpoints.grpc_url, timeout_s=PATIENCE_S) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         running = client.stream(GenerateRequest(PROMPT, max_tokens=1000, model=BLS, end_id=0))
         next(running)
         # Triton keeps the next in turn ready beside the queue, where no time runs.
@@ -150,7 +157,7 @@ def grpc_address(endpoints: Endpoints) -> str:
 def metric(endpoints: Endpoints, name: str, label: str) -> int:
     """Return the sum of what Triton's metrics say."""
     url = f"http://127.0.0.1:{endpoints.metrics_port}/metrics"
-    with urllib.request.urlopen(url, timeout=60) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
         lines = answer.read().decode().splitlines()
     found = [line for line in lines if line.startswith(name) and label in line]
     return sum(round(float(line.split()[-1])) for line in found)

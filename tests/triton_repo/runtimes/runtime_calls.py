@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
+from tests.patience import PATIENCE_S
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import sample_folder
@@ -23,7 +24,6 @@ from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOpt
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 MODEL = "tensorrt_llm"
-WAIT_S = 30.0
 
 _TYPES = {
     **dict.fromkeys(("temperature", "runtime_top_p", "runtime_top_p_min"), np.float32),
@@ -88,7 +88,7 @@ class Runtime:
 def outputs(answers: queue.Queue[Any]) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the outputs of each response as it comes; raises what the server says."""
     while True:
-        answer = answers.get(timeout=WAIT_S)
+        answer = answers.get(timeout=PATIENCE_S)
         if isinstance(answer, Exception):
             raise answer
         names = [output.name for output in answer.get_response().outputs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 import tritonclient.grpc as grpc
 import yaml
+from tests.patience import PATIENCE_S, until
 from tests.triton_repo.runtimes.runtime_calls import Runtime, prompt
 from tests.triton_repo.runtimes.stand_in.llmapi_server import (
     PROMPT,
@@ -84,7 +84,7 @@ def model(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def client(served: Served) -> Iterator[Client]:
     """A client of the text models."""
-    with Client.connect(served.endpoints.grpc_url, timeout_s=60) as client:
+    with Client.connect(served.endpoints.grpc_url, timeout_s=PATIENCE_S) as client:
         yield client
 
 
@@ -390,23 +390,20 @@ def active(served: Served) -> int:
     """Return how many requests the model works on, from its Prometheus metric."""
     import urllib.request
 
-    with urllib.request.urlopen(served.runtime.metrics_url, timeout=5) as answer:
+    with urllib.request.urlopen(served.runtime.metrics_url, timeout=PATIENCE_S) as answer:
         lines = answer.read().decode().splitlines()
     (found,) = (line for line in lines if 'request_type="active"' in line)
     return int(float(found.rpartition(" ")[2]))
 
 
 def wait_until(served: Served, count: int) -> None:
-    """Fail unless so many requests run within a time in which no long one would have ended."""
-    deadline = time.monotonic() + 5
-    while active(served) != count and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert active(served) == count
+    """Wait until so many requests run."""
+    until(lambda: active(served) == count)
 
 
 def test_leaving_a_stream_ends_it(served: Served) -> None:
     with served.runtime.open(**prompt(served.ids, 1900), **LONG) as answers:
-        answers.get(timeout=30)
+        answers.get(timeout=PATIENCE_S)
         assert active(served) == 1
 
     wait_until(served, 0)
@@ -416,7 +413,7 @@ def test_leaving_a_stream_ends_it(served: Served) -> None:
 def test_stop_ends_the_request_that_it_names(served: Served, by: str) -> None:
     name: dict[str, Any] = {by: "mine" if by == "request_id" else 77}
     with served.runtime.open(**prompt(served.ids, 1900), **LONG, **name) as answers:
-        answers.get(timeout=30)
+        answers.get(timeout=PATIENCE_S)
         assert served.runtime.ask([1], 1, stop=True, **name) == []
 
         wait_until(served, 0)
@@ -436,7 +433,7 @@ def test_too_many_requests_are_refused_and_the_others_go_on(served: Served) -> N
         served.runtime.open(**prompt(served.ids, 1900), **LONG),
         served.runtime.open(**prompt(served.ids, 1900), **LONG) as last,
     ):
-        last.get(timeout=30)
+        last.get(timeout=PATIENCE_S)
         wait_until(served, 4)
         with pytest.raises(grpc.InferenceServerException, match="4 requests are running"):
             served.runtime.ask(served.ids, 1)
@@ -457,7 +454,7 @@ def test_short_requests_by_the_hundred_are_all_counted(served: Served) -> None:
 def test_without_streams_one_response_answers_and_more_are_refused(tmp_path: Path) -> None:
     with (
         serve(tmp_path, ServingRecipe(decoupled=False, bls_instances=1)) as server,
-        Client.connect(server.endpoints.grpc_url, timeout_s=60) as client,
+        Client.connect(server.endpoints.grpc_url, timeout_s=PATIENCE_S) as client,
     ):
         url = server.endpoints.grpc_url.removeprefix("grpc://")
         runtime = Runtime(url, "", tmp_path, server.pid)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from tests.patience import PATIENCE_S
 from tests.triton_repo.runtimes.conftest import RECIPE
 from tests.triton_repo.runtimes.runtime_calls import (
     MODEL,
-    WAIT_S,
     Runtime,
     inputs_of,
     prompt,
@@ -76,7 +76,7 @@ def runtime(request: pytest.FixtureRequest) -> Runtime:
 def over_grpc(runtime: Runtime, **inputs: Any) -> dict[str, Any]:
     """Return the values of every output."""
     with grpc.InferenceServerClient(runtime.url) as client:
-        result = client.infer(MODEL, inputs_of(inputs), client_timeout=WAIT_S)
+        result = client.infer(MODEL, inputs_of(inputs), client_timeout=PATIENCE_S)
         names = [output.name for output in result.get_response().outputs]
         return {name: _plain(result.as_numpy(name)) for name in names}
 
@@ -95,7 +95,7 @@ def over_http(runtime: Runtime, **inputs: Any) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{runtime.http_url}/v2/models/{MODEL}/infer", json.dumps({"inputs": tensors}).encode()
     )
-    with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         outputs = json.loads(answer.read())["outputs"]
     return {output["name"]: output["data"] for output in outputs}
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from tests.patience import PATIENCE_S, until
 from tests.triton_repo.runtimes.conftest import RECIPE
 from tests.triton_repo.runtimes.runtime_calls import (
     MODEL,
-    WAIT_S,
     Runtime,
     inputs_of,
     outputs,
@@ -29,7 +29,7 @@ from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 pytestmark = pytest.mark.server
 
 IDS = [5, 6, 7]
-# Nothing ends such a request but its length, which is seconds away.
+# Nothing ends such a request but its length.
 ENDLESS: dict[str, Any] = {**prompt(IDS, 1000), "streaming": True}
 
 
@@ -49,7 +49,7 @@ def any_runtime(request: pytest.FixtureRequest) -> Runtime:
 
 def metrics(runtime: Runtime) -> dict[str, float]:
     """Return the figures under TensorRT-LLM's names, by the label that tells them apart."""
-    with urllib.request.urlopen(runtime.metrics_url, timeout=5) as answer:
+    with urllib.request.urlopen(runtime.metrics_url, timeout=PATIENCE_S) as answer:
         lines = answer.read().decode().splitlines()
     found = {}
     for line in lines:
@@ -62,12 +62,14 @@ def metrics(runtime: Runtime) -> dict[str, float]:
 
 
 def assert_idle(runtime: Runtime) -> None:
-    """Fail unless every slot is free within a time in which no endless request would have ended."""
-    name = "nv_trt_llm_request_metrics.active"
-    deadline = time.monotonic() + 3
-    while metrics(runtime)[name] and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert metrics(runtime)[name] == 0
+    """Wait until every slot is free."""
+    until(lambda: metrics(runtime)["nv_trt_llm_request_metrics.active"] == 0)
+
+
+def long_answers(runtime: Runtime) -> float:
+    """Return how many answers have had more than 500 tokens."""
+    found, name = metrics(runtime), "nv_llm_output_token_len"
+    return found[f"{name}_count"] - found[f"{name}_bucket.500"]
 
 
 def first(answers: queue.Queue[Any]) -> dict[str, Any]:
@@ -125,10 +127,12 @@ def test_a_request_out_of_time_ends_with_what_it_has(any_runtime: Runtime) -> No
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_leaving_frees_every_slot(runtime: Runtime, count: int) -> None:
+    before = long_answers(runtime)
     with runtime.open(**ENDLESS, num_return_sequences=count) as answers:
         first(answers)
 
     assert_idle(runtime)
+    assert long_answers(runtime) == before
 
 
 def test_a_full_queue_is_said_to_be_unavailable(runtime: Runtime) -> None:
@@ -141,7 +145,7 @@ def test_a_full_queue_is_said_to_be_unavailable(runtime: Runtime) -> None:
             while metrics(runtime)["nv_trt_llm_request_metrics.waiting"] < place - 3:
                 time.sleep(0.02)
         refused = stack.enter_context(runtime.open(**ENDLESS))
-        error = refused.get(timeout=WAIT_S)
+        error = refused.get(timeout=PATIENCE_S)
 
     assert "3 requests are waiting, as many as max_queue_size allows" in str(error)
     assert_idle(runtime)

@@ -14,10 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from tests.patience import PATIENCE_S
 from tests.triton_repo.conftest import Served
 from tests.triton_repo.engines import sample_engine
-from tests.triton_repo.test_server import assert_freed, leave_before_the_answer, slots_in_use
-from tests.triton_repo.text_calls import Answered, ask
+from tests.triton_repo.test_server import (
+    LIMIT,
+    assert_freed,
+    leave_before_the_answer,
+    long_answers,
+    slots_in_use,
+)
+from tests.triton_repo.text_calls import Answered, ask, ask_in_time
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.checkpoint import Checkpoint
@@ -75,7 +82,7 @@ def protocol(request: pytest.FixtureRequest) -> str:
 def client(swapped: Served, protocol: str) -> Iterator[Client]:
     """A client of each protocol."""
     url = getattr(swapped.endpoints, f"{protocol}_url")
-    with Client.connect(url, timeout_s=60) as client:
+    with Client.connect(url, timeout_s=PATIENCE_S) as client:
         yield client
 
 
@@ -118,21 +125,23 @@ def test_text_ends_before_a_stop_word(client: Client, expected: str, model: str)
 def test_a_stop_word_frees_the_slot(
     client: Client, swapped: Served, expected: str, model: str
 ) -> None:
-    # Nothing else ends it but the limit, which is some seconds away.
-    options: dict[str, Any] = {"max_tokens": 900, "end_id": 0, "stop_words": (expected[4:13],)}
+    before = long_answers(swapped)
+    # Nothing else ends it but the limit.
+    options: dict[str, Any] = {"max_tokens": LIMIT, "end_id": 0, "stop_words": (expected[4:13],)}
     client.generate(GenerateRequest(PROMPT, model=model, **options))
 
-    assert_freed(swapped)
+    assert_freed(swapped, before)
 
 
 @pytest.mark.parametrize("model", FRONT_MODELS)
 def test_leaving_a_stream_frees_its_slot(client: Client, swapped: Served, model: str) -> None:
-    options: dict[str, Any] = {"max_tokens": 900, "end_id": 0}
+    before = long_answers(swapped)
+    options: dict[str, Any] = {"max_tokens": LIMIT, "end_id": 0}
     with client.stream(GenerateRequest(PROMPT, model=model, **options)) as stream:
         next(iter(stream))
         assert slots_in_use(swapped) == 1
 
-    assert_freed(swapped)
+    assert_freed(swapped, before)
 
 
 def test_leaving_an_answer_that_comes_in_one_piece_frees_its_slot(swapped: Served) -> None:
@@ -142,12 +151,13 @@ def test_leaving_an_answer_that_comes_in_one_piece_frees_its_slot(swapped: Serve
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_an_answer_ends_when_its_time_is_up(swapped: Served, stream: bool) -> None:
     """TensorRT-LLM's backend knows no timeout, so tensorrt_llm_bls ends it; here both do."""
-    given = {"text_input": PROMPT, "max_tokens": 900, "end_id": 0, "stream": stream}
+    before = long_answers(swapped)
+    given = {"text_input": PROMPT, "max_tokens": LIMIT, "end_id": 0, "stream": stream}
     given["return_num_output_tokens"] = True
-    answer = ask(swapped.endpoints, "grpc", "tensorrt_llm_bls", timeout_us=300_000, **given)
+    answer = ask_in_time(swapped.endpoints, "tensorrt_llm_bls", **given)
 
-    assert 0 < sum(r.get("num_output_tokens", 0) for r in answer.responses) < 800
-    assert_freed(swapped)
+    assert 0 < sum(r.get("num_output_tokens", 0) for r in answer.responses) < LIMIT
+    assert_freed(swapped, before)
 
 
 @pytest.mark.parametrize("model", FRONT_MODELS)

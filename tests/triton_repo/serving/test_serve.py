@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from tests.patience import PATIENCE_S
 from tests.triton_repo.ticker import END, group_of, serve, stream, wait_until_gone, write_ticker
 
 pytestmark = pytest.mark.server
@@ -30,14 +31,13 @@ def test_serve_stops_cleanly(repository: Path, stop: signal.Signals) -> None:
         pid = int(record["pid"])
         assert len(group_of(pid)) > 1
         process.send_signal(stop)
-        _, stderr = process.communicate(timeout=40)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert (process.returncode, stderr) == (0, "stopping\n")
     assert group_of(pid) == []
 
 
 @PROTOCOLS
-@pytest.mark.timeout(120)
 def test_a_running_stream_is_finished_before_the_end(repository: Path, protocol: str) -> None:
     with serve(repository) as (process, record):
         running = stream(record[protocol], 30)
@@ -46,7 +46,7 @@ def test_a_running_stream_is_finished_before_the_end(repository: Path, protocol:
         assert process.stderr is not None
         assert process.stderr.readline() == "stopping\n"
         rest = running.rest()
-        _, stderr = process.communicate(timeout=40)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert rest == [*range(1, 30), END]
     assert (process.returncode, stderr) == (0, "")
@@ -71,13 +71,13 @@ def test_what_outlasts_the_drain_time_is_cut_with_an_error(repository: Path, pro
         assert running.next() == 0
         process.send_signal(signal.SIGTERM)
         rest = running.rest()
-        _, stderr = process.communicate(timeout=40)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert isinstance(rest[-1], Exception)
     assert len(rest) < 300
     assert process.returncode == 0
     assert "stopping\n" in stderr
-    assert wait_until_gone(int(record["pid"]), 10) == []
+    assert wait_until_gone(int(record["pid"])) == []
 
 
 def test_a_second_interrupt_ends_it_at_once(repository: Path) -> None:
@@ -88,14 +88,14 @@ def test_a_second_interrupt_ends_it_at_once(repository: Path) -> None:
         assert process.stderr is not None
         assert process.stderr.readline() == "stopping\n"
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=40)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert isinstance(running.rest()[-1], Exception)
     assert (process.returncode, stderr) == (
         0,
         "warning: requests or streams were open at the end; they were cut\n",
     )
-    assert wait_until_gone(int(record["pid"]), 10) == []
+    assert wait_until_gone(int(record["pid"])) == []
 
 
 @PROTOCOLS
@@ -107,13 +107,13 @@ def test_a_server_killed_in_mid_stream_gives_its_clients_an_error(
         assert running.next() == 0
         os.kill(int(record["pid"]), signal.SIGKILL)
         rest = running.rest()
-        _, stderr = process.communicate(timeout=40)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert isinstance(rest[-1], Exception)
     assert process.returncode == 5
     assert stderr.startswith("error: tritonserver ended by itself with status -9")
     assert len(stderr.splitlines()) == 1
-    assert wait_until_gone(int(record["pid"]), 10) == []
+    assert wait_until_gone(int(record["pid"])) == []
 
 
 @PROTOCOLS
@@ -124,13 +124,13 @@ def test_a_model_whose_process_dies_ends_the_server(repository: Path, protocol: 
         (model,) = (pid for pid in group_of(int(record["pid"])) if "ticker/1" in command_of(pid))
         os.kill(model, signal.SIGKILL)
         rest = running.rest()
-        _, stderr = process.communicate(timeout=40)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert isinstance(rest[-1], Exception)
     assert process.returncode == 5
     assert stderr.startswith("error: the process of model ticker died")
     assert len(stderr.splitlines()) == 1
-    assert wait_until_gone(int(record["pid"]), 10) == []
+    assert wait_until_gone(int(record["pid"])) == []
 
 
 def command_of(pid: int) -> str:
@@ -145,7 +145,7 @@ def test_a_killed_serve_takes_the_server_with_it(repository: Path) -> None:
         process.kill()
         process.wait()
 
-    assert wait_until_gone(int(record["pid"]), 30) == []
+    assert wait_until_gone(int(record["pid"])) == []
 
 
 def test_the_log_is_kept(repository: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.build.engines import add_manifest, write_engine
+from tests.patience import PATIENCE_S
 from tests.triton_repo.serving.server_doubles import Doubles
 from tests.triton_repo.ticker import END, group_of, serve, stream, write_ticker
 
@@ -134,7 +135,7 @@ def test_a_container_serves_drains_and_is_removed(tmp_path: Path, doubles: Doubl
         assert running.next() == 0
         process.send_signal(signal.SIGTERM)
         rest = running.rest()
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
     name = doubles.docker_calls[-2][4].removeprefix("--name=")
 
     assert rest == [*range(1, 20), END]

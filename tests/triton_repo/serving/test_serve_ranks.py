@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.build.engines import write_engine
+from tests.patience import PATIENCE_S
 from tests.triton_repo.serving.server_doubles import Doubles
 from tests.triton_repo.ticker import (
     END,
@@ -56,7 +57,7 @@ def test_two_ranks_serve_drain_and_leave_nothing(
         assert (record["runner"], record["ranks"], running.next()) == ("local", 2, 0)
         process.send_signal(signal.SIGTERM)
         rest = running.rest()
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
 
     assert rest == [*range(1, 30), END]
     assert (process.returncode, stderr) == (0, "stopping\n")
@@ -76,7 +77,7 @@ def test_a_killed_serve_takes_every_rank_with_it(doubles: Doubles, two_ranks: Pa
         process.kill()
         process.wait()
 
-    assert wait_until_gone(int(record["pid"]), 30) == []
+    assert wait_until_gone(int(record["pid"])) == []
 
 
 @pytest.mark.server

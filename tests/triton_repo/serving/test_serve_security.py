@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc as grpc
+from tests.patience import PATIENCE_S
 from tests.triton_repo.ticker import serve, write_ticker
 from tritonclient.utils import InferenceServerException
 
@@ -51,7 +52,7 @@ def status(url: str, method: str, headers: dict[str, str]) -> int:
     """Return the status of an HTTP call."""
     request = urllib.request.Request(url, method=method, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -97,7 +98,7 @@ def test_inference_health_and_metadata_stay_open(restricted: dict[str, Any]) -> 
     body = json.dumps({"count": 1}).encode()
     url = f"{restricted['http']}/v2/models/ticker/generate_stream"
 
-    with urllib.request.urlopen(url, data=body, timeout=10) as answer:
+    with urllib.request.urlopen(url, data=body, timeout=PATIENCE_S) as answer:
         assert b'"tick":0' in answer.read()
 
 
@@ -165,7 +166,7 @@ def is_live(record: dict[str, Any], folder: Path, *, client: bool) -> bool:
         root_certificates=str(folder / "ca.pem"),
         **{key: str(folder / name) for key, name in own.items()},
     ) as asked:
-        return bool(asked.is_server_live(client_timeout=10))
+        return bool(asked.is_server_live(client_timeout=PATIENCE_S))
 
 
 @pytest.mark.server
