@@ -19,7 +19,7 @@ from minitron_trt.build.recipe.engine_memory import (
 from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.errors import BadInputError
 from minitron_trt.gpus import Gpu
-from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
+from minitron_trt.quantization.precisions import kv_cache_of, of_algorithm, precision_of
 from minitron_trt.spec import ModelSpec, Parallelism, Rope
 
 PLAN_NAME: Final = "engine.plan"
@@ -163,20 +163,12 @@ def _quantization(config: Mapping[str, Any]) -> tuple[str, str | None]:
     """
     block = config.get("quantization") or {}
     algorithm, kv_algorithm = block.get("quant_algo"), block.get("kv_cache_quant_algo")
-    # A foreign engine may keep FP8 beside float16, so an algorithm decides alone.
-    precisions = {
-        p.algorithm if algorithm else p.dtype: p.name
-        for p in PRECISIONS.values()
-        if bool(p.algorithm) is bool(algorithm)
-    }
-    kv_caches: dict[str | None, str | None] = {
-        None: None,
-        **{kind.algorithm: name for name, kind in KV_CACHES.items()},
-    }
-    precision = precisions.get(algorithm or config["dtype"])
-    if precision is None or kv_algorithm not in kv_caches:
+    try:
+        # A foreign engine may keep FP8 beside float16, so an algorithm decides alone.
+        precision = of_algorithm(algorithm) if algorithm else precision_of(config["dtype"], None)
+        return precision.name, kv_cache_of(kv_algorithm)
+    except KeyError:
         return OTHER_PRECISION, None
-    return precision, kv_caches[kv_algorithm]
 
 
 def _limits(build: Mapping[str, Any], plugins: Mapping[str, Any], spec: ModelSpec) -> Limits:

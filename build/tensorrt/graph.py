@@ -10,22 +10,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
-import ml_dtypes
 import numpy as np
 
 from minitron_trt.build.tensorrt.api import Layer, Network, Tensor, Trt, made
 from minitron_trt.build.tensorrt.mapped_weights import Array
+from minitron_trt.dtypes import DTYPES, FP8
 
-_NAMES: Final[Mapping[np.dtype[Any], str]] = MappingProxyType(
-    {
-        np.dtype(ml_dtypes.bfloat16): "bfloat16",
-        np.dtype(np.float16): "float16",
-        np.dtype(np.float32): "float32",
-        np.dtype(ml_dtypes.float8_e4m3fn): "fp8",
-        np.dtype(np.int32): "int32",
-        np.dtype(np.int64): "int64",
-    }
-)
+# Of all dtypes, TensorRT has a name of its own for FP8 alone.
+_OWN_NAMES: Final[Mapping[str, str]] = MappingProxyType({DTYPES[FP8].name: "fp8"})
 
 
 class Graph:
@@ -55,7 +47,7 @@ class Graph:
         """Add an array, as it lies in memory, with a shape of as many values."""
         values = np.asarray(values, order="C")
         self._held.append(values)
-        dtype = getattr(self.trt, _NAMES[values.dtype])
+        dtype = getattr(self.trt, _OWN_NAMES.get(values.dtype.name, values.dtype.name))
         weights = self.trt.Weights(dtype, values.ctypes.data, values.size)
         shape = values.shape if shape is None else tuple(shape)
         return made(self.network.add_constant(shape, weights)).get_output(0)

@@ -17,7 +17,7 @@ from minitron_trt.convert.writing.blocks import Destination, Files, read_blocks,
 from minitron_trt.errors import BadInputError
 from minitron_trt.quantization.number_formats import Array
 from minitron_trt.quantization.precisions import KV_CACHES, KV_SCALE, Need, Side, Stored
-from minitron_trt.quantization.schemes import Ranges, Scheme, largest
+from minitron_trt.quantization.schemes import Ranges, Scheme, amax_of
 from minitron_trt.tensorfile import TensorEntry
 
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
@@ -61,7 +61,7 @@ def _amax(entries: Iterable[TensorEntry], prequant: Array | None, files: Files) 
         reader = files.descriptor(entry.path, os.O_RDONLY)
         for _, rows in read_blocks(entry, reader, (0, entry.shape[0]), BLOCK_BYTES):
             with np.errstate(all="ignore"):
-                block_amax = largest(rows.astype(_BFLOAT16, copy=False), prequant)
+                block_amax = amax_of(rows.astype(_BFLOAT16, copy=False), prequant)
             if not math.isfinite(block_amax):
                 raise _not_finite(entry)
             amax = max(amax, block_amax)

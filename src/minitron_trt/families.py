@@ -1,4 +1,4 @@
-"""What distinguishes the architectures: norm, activation, rotary share, and their tensors.
+"""What distinguishes the architectures: norm, activation, rotary fraction, and their tensors.
 
 The tensor rules are the contract between a Hugging Face checkpoint and a TensorRT-LLM checkpoint:
 the converter reads them from source to target, the reference model merges ranks by their `split`.
@@ -17,7 +17,7 @@ from minitron_trt.spec import ModelSpec
 
 
 class Split(enum.Enum):
-    """How a tensor is cut across tensor-parallel ranks. Weights are [out, in]."""
+    """How a tensor is sharded across tensor-parallel ranks. Weights are [out, in]."""
 
     WHOLE = "whole"  # every rank holds all of it
     COLUMN = "column"  # axis 0: each rank computes some outputs
@@ -65,9 +65,9 @@ class TensorRule:
 
     @property
     def linear(self) -> str | None:
-        """Return the name of the linear layer whose weight this is, if a precision may narrow it.
+        """Return the name of the linear layer whose weight this is, if a precision may quantize it.
 
-        The embedding, the head and the norms stay wide in all of them.
+        The embedding, the head and the norms stay unquantized in all of them.
         """
         if self.split not in (Split.QKV, Split.COLUMN, Split.ROW):
             return None

@@ -12,7 +12,7 @@ from minitron_trt.errors import BadInputError, UnsupportedError
 
 @dataclass(frozen=True, slots=True)
 class Llama3Scaling:
-    """The `llama3` stretch of the rotary frequencies for long contexts.
+    """The `llama3` scaling of the rotary frequencies for long contexts.
 
     A config has it as an object: Hugging Face's under `rope_scaling`, TensorRT-LLM's under
     `rotary_scaling`.
@@ -63,7 +63,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary position embedding: base, share of each head that turns, and stretch."""
+    """Rotary position embedding: base, fraction of each head that turns, and scaling."""
 
     theta: float
     fraction: float = 1.0
@@ -156,7 +156,7 @@ class Parallelism:
         return self.tp * self.pp
 
     def check(self, spec: ModelSpec) -> None:
-        """Raise UnsupportedError when the model cannot be cut this way.
+        """Raise UnsupportedError when the model cannot be sharded this way.
 
         The rules are TensorRT-LLM's: heads and the MLP divide by tp; key/value heads divide by
         tp or are repeated a whole number of times; no pipeline rank is empty.

@@ -19,7 +19,7 @@ from minitron_trt.quantization.number_formats import (
     unpack_columns,
     unpack_rows,
 )
-from minitron_trt.quantization.schemes import SCHEMES, Ranges, largest
+from minitron_trt.quantization.schemes import SCHEMES, Ranges, amax_of
 
 BF16: Any = ml_dtypes.bfloat16
 THEIRS: dict[str, Any] = {"e4m3": ml_dtypes.float8_e4m3fn, "e2m1": ml_dtypes.float4_e2m1fn}
@@ -68,8 +68,8 @@ def test_packing_is_undone_by_unpacking() -> None:
 def test_the_largest_value_shows_what_is_not_finite(value: float) -> None:
     rows = np.array([[1.0, -3.0], [value, 2.0]], BF16)
 
-    assert not np.isfinite(largest(rows))
-    assert not np.isfinite(largest(rows, np.ones(2, BF16)))
+    assert not np.isfinite(amax_of(rows))
+    assert not np.isfinite(amax_of(rows, np.ones(2, BF16)))
 
 
 @st.composite
@@ -108,7 +108,7 @@ def steps(name: str, weight: Any, tensors: dict[str, Any], prequant: Any) -> Any
 def test_a_value_comes_back_within_the_step_of_its_format(name: str, weight: Any) -> None:
     scheme = SCHEMES[name]
     prequant = np.linspace(0.5, 2, weight.shape[1]).astype(BF16)
-    ranges = Ranges(largest(weight), 1.0, prequant if "awq" in name else None)
+    ranges = Ranges(amax_of(weight), 1.0, prequant if "awq" in name else None)
     tensors = scheme.constants(ranges) | scheme.rows(weight, ranges)
     factors = prequant.astype(np.float64) if "awq" in name else 1.0
     found = scheme.dequantize(tensors).astype(np.float64)
@@ -132,7 +132,7 @@ def test_weight_only_values_come_back_within_a_step_of_their_row(name: str, weig
 @given(weight=weights())
 @settings(max_examples=40, deadline=None)
 def test_codes_from_tables_are_those_of_the_formulas(weight: Any) -> None:
-    ranges, wide = Ranges(largest(weight), 1.0), weight.astype(np.float32)
+    ranges, wide = Ranges(amax_of(weight), 1.0), weight.astype(np.float32)
     fp8, nvfp4 = SCHEMES["fp8"], SCHEMES["nvfp4"]
     scale = fp8.constants(ranges)["weights_scaling_factor"]
     tensor_scale = nvfp4.constants(ranges)["weights_scaling_factor_2"]
@@ -151,7 +151,7 @@ def test_codes_from_tables_are_those_of_the_formulas(weight: Any) -> None:
 @settings(max_examples=30, deadline=None)
 def test_rows_are_quantized_alike_in_one_block_and_in_several(weight: Any, cut: int) -> None:
     cut = min(2 * cut, len(weight))
-    ranges = Ranges(largest(weight), 1.0, np.ones(weight.shape[1], BF16))
+    ranges = Ranges(amax_of(weight), 1.0, np.ones(weight.shape[1], BF16))
     for scheme in SCHEMES.values():
         whole = scheme.rows(weight, ranges)
         parts = [scheme.rows(part, ranges) for part in (weight[:cut], weight[cut:]) if len(part)]

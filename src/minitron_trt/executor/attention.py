@@ -1,4 +1,9 @@
-"""Attention of packed tokens over a KV cache with one row of memory per slot."""
+"""Attention of packed tokens over a KV cache with one row of memory per slot.
+
+A step has two kinds of rows: single tokens of sequences that generate, and chunks of prompts. The
+single ones go through one padded call for all slots, each chunk through a call of its own; padding
+a chunk to the others' lengths would multiply far more than is needed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,7 @@ SlotIndex = slice | Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class SlotChunk:
     """Several tokens of one sequence: rows of the packed batch, and their place in their slot."""
 
     rows: slice
@@ -33,13 +38,13 @@ class Chunk:
 class Layout:
     """Which rows of a packed batch are computed together: single tokens in one padded call."""
 
-    slots: Tensor  # of each token
-    positions: Tensor  # of each token
-    logit_rows: Tensor
-    single_rows: Tensor
-    single_slots: SlotIndex
+    slots: Tensor  # [tokens]
+    positions: Tensor  # [tokens]
+    logit_rows: Tensor  # [wanted], rows whose logits are wanted
+    single_rows: Tensor  # [singles], rows of the packed batch
+    single_slots: SlotIndex  # [singles]
     single_mask: Tensor  # [singles, 1, 1, longest]
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[SlotChunk, ...]
 
     @classmethod
     def of(cls, batch: StepBatch, device: torch.device) -> Layout:
@@ -50,7 +55,9 @@ class Layout:
         held = batch.positions[starts[single]]  # tokens before each single one
         mask = np.arange(held.max(initial=-1) + 1) <= held[:, None]
         chunks = tuple(
-            Chunk(slice(int(row), int(stop)), int(slot), int(position), int(position + stop - row))
+            SlotChunk(
+                slice(int(row), int(stop)), int(slot), int(position), int(position + stop - row)
+            )
             for row, stop, slot, position in zip(
                 starts[~single],
                 stops[~single],
@@ -135,7 +142,7 @@ class KVCache:
         if len(at.single_rows):
             result[at.single_rows] = self._singles(query[at.single_rows], keys, values, at)
         for chunk in at.chunks:
-            result[chunk.rows] = _chunk(query[chunk.rows], keys, values, chunk)
+            result[chunk.rows] = _attend_chunk(query[chunk.rows], keys, values, chunk)
         return result
 
     def _singles(self, query: Tensor, keys: Tensor, values: Tensor, at: Layout) -> Tensor:
@@ -143,22 +150,22 @@ class KVCache:
         # The query heads that share a key/value head stand where query positions usually do,
         # so nothing is repeated.
         grouped = query.view(len(query), -1, self._group, query.shape[-1])
-        found = F.scaled_dot_product_attention(
+        attended = F.scaled_dot_product_attention(
             grouped,
             keys[at.single_slots, :, :longest],
             values[at.single_slots, :, :longest],
             attn_mask=at.single_mask,
         )
-        return found.flatten(1, 2)
+        return attended.flatten(1, 2)
 
 
-def _chunk(query: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
+def _attend_chunk(query: Tensor, keys: Tensor, values: Tensor, chunk: SlotChunk) -> Tensor:
     mask = None
     if chunk.start:
         # torch's own causal mask would align a chunk with the cache's beginning.
         seen = torch.arange(chunk.stop, device=query.device)
         mask = seen <= seen[chunk.start :, None]
-    found = F.scaled_dot_product_attention(
+    attended = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         keys[None, chunk.slot, :, : chunk.stop],
         values[None, chunk.slot, :, : chunk.stop],
@@ -166,4 +173,4 @@ def _chunk(query: Tensor, keys: Tensor, values: Tensor, chunk: Chunk) -> Tensor:
         is_causal=mask is None,
         enable_gqa=True,
     )
-    return found[0].transpose(0, 1)
+    return attended[0].transpose(0, 1)

@@ -15,7 +15,7 @@ def pack(
 ) -> tuple[list[InFlight], StepBatch]:
     """Return one token of each generating sequence, then chunks of prompts up to `max_tokens`.
 
-    Prompts go in the order given; the last one that fits is cut and goes on in the next step.
+    Prompts go in order; of the last one that fits, a chunk is taken, and the next step goes on.
     """
     flights = list(generating)
     ids = [np.array([flight.last for flight in flights], dtype=np.int32)]

@@ -1,7 +1,7 @@
 """Linear layers and KV caches of any precision, rounded where the engine rounds.
 
-A weight is dequantized once, by the scheme that quantized it. Inputs are rounded to their narrow
-numbers at every call and kept as float32: the engine multiplies narrow numbers, sums in float32 and
+A weight is dequantized once, by the scheme that quantized it. Inputs are rounded to FP8 or FP4 at
+every call and kept as float32: the engine multiplies the quantized numbers, sums in float32 and
 applies both scales last, and float32 products of the scaled numbers are the same sums.
 """
 
@@ -61,7 +61,7 @@ class Linear:
 
 
 class KVRounding:
-    """Keys and values as a narrow KV cache keeps them."""
+    """Keys and values as a quantized KV cache keeps them."""
 
     def __init__(self, kind: str, scale: Tensor) -> None:
         """Take a name in KV_CACHES and the scale of a layer."""
@@ -70,11 +70,11 @@ class KVRounding:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the values rounded."""
-        wide = values.float()
+        exact = values.float()
         if self._whole_numbers:
-            rounded = (wide / self._scale).round().clamp(-128, 127) * self._scale
+            rounded = (exact / self._scale).round().clamp(-128, 127) * self._scale
         else:
-            rounded = to_e4m3(wide, self._scale)
+            rounded = to_e4m3(exact, self._scale)
         return rounded.to(values.dtype)
 
 
@@ -96,7 +96,7 @@ def linear_layers(
 def kv_roundings(
     checkpoint: Checkpoint, weights: dict[str, Tensor], target: Tensor
 ) -> list[KVRounding]:
-    """Take the KV caches' scales out of `weights`; return each layer's rounding, if narrow."""
+    """Take the KV caches' scales out of `weights`; return each layer's rounding, if any."""
     if checkpoint.kv_cache is None:
         return []
     names = [
@@ -113,8 +113,9 @@ def to_e4m3(values: Tensor, scale: Tensor) -> Tensor:
 
 def _to_nvfp4(values: Tensor, tensor_scale: Tensor) -> Tensor:
     blocks = values.reshape(*values.shape[:-1], -1, 16)
-    reach = blocks.abs().amax(-1, keepdim=True) / _LARGEST_E2M1
-    scale = to_e4m3(reach / tensor_scale, torch.ones_like(reach)) * tensor_scale
+    exact = blocks.abs().amax(-1, keepdim=True) / _LARGEST_E2M1
+    # A block's scale is itself stored as E4M3 times the tensor's scale.
+    scale = to_e4m3(exact / tensor_scale, torch.ones_like(exact)) * tensor_scale
     size = (blocks.abs() / scale).nan_to_num(0.0).clamp(max=_LARGEST_E2M1)
     # One bit of fraction: steps of half the power of two below, and of 0.5 under 1.
     step = torch.exp2(torch.log2(size.clamp(min=1.0)).floor() - 1)

@@ -83,8 +83,8 @@ class ReferenceModel:
             query, key = _turned(query, cosine, sine), _turned(key, cosine, sine)
             if self._kv_roundings:
                 key, value = map(self._kv_roundings[layer], (key, value))
-            found = self._cache.attend(layer, query, key, value, layout)
-            hidden = hidden + self._linears[f"{name}.attention.dense"](found.flatten(1))
+            attended = self._cache.attend(layer, query, key, value, layout)
+            hidden = hidden + self._linears[f"{name}.attention.dense"](attended.flatten(1))
             hidden = hidden + self._mlp(name, self._norm(f"{name}.post_layernorm", hidden))
         if not all_logits:
             hidden = hidden[layout.logit_rows]
@@ -93,16 +93,16 @@ class ReferenceModel:
 
     def _norm(self, name: str, values: Tensor) -> Tensor:
         weight, epsilon = self._weights[f"{name}.weight"], self._spec.norm_epsilon
-        wide = values.float()
+        exact = values.float()
         if self._family.norm is Norm.LAYER_1P:
             # The checkpoint's weight is the factor itself: the 1 was added at conversion.
             bias = self._weights[f"{name}.bias"]
-            return F.layer_norm(wide, weight.shape, weight.float(), bias.float(), epsilon).to(
+            return F.layer_norm(exact, weight.shape, weight.float(), bias.float(), epsilon).to(
                 values.dtype
             )
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+        scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + epsilon)
         # TensorRT-LLM rounds before it multiplies by the weight.
-        return (wide * scale).to(values.dtype) * weight
+        return (exact * scale).to(values.dtype) * weight
 
     def _qkv(self, name: str, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spec = self._spec
@@ -122,7 +122,7 @@ class ReferenceModel:
 def _turned(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn the first values of each head by its position: pairs are half the turned width apart."""
     half = cosine.shape[-1]
-    wide = heads.float()
-    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    exact = heads.float()
+    first, second, rest = exact.tensor_split((half, 2 * half), dim=-1)
     turned = [first * cosine - second * sine, second * cosine + first * sine, rest]
     return torch.cat(turned, dim=-1).to(heads.dtype)

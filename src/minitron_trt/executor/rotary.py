@@ -29,7 +29,7 @@ def _stretched(frequencies: Floats, scaling: Llama3Scaling) -> Floats:
     low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
     # How many whole turns fit into the context the model was first trained on.
     turns = np.float32(scaling.original_max_positions / (2 * math.pi)) * frequencies
-    share = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
+    kept = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
     slowed = frequencies / np.float32(scaling.factor)
-    blended: Floats = (1 - share) * slowed + share * frequencies
+    blended: Floats = (1 - kept) * slowed + kept * frequencies
     return blended

@@ -41,7 +41,7 @@ _SMALLEST_TEMPERATURE: Final = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a request's tokens are chosen; None is "not asked for".
+    """How a request's tokens are chosen; None leaves a step out.
 
     Fields are called what the client's tensors are called, so an error names what the user wrote.
     """
@@ -199,7 +199,7 @@ class Sampler:
 def log_prob(logits: Floats, token: int) -> float:
     """Return the natural log of the probability that the model itself gives a token.
 
-    That is before penalties, temperature and cuts, so it compares across requests.
+    That is before penalties, temperature, top-k and top-p, so it compares across requests.
     """
     shifted = logits - logits.max()
     return float(shifted[token] - np.log(np.exp(shifted).sum(dtype=np.float64)))
@@ -219,9 +219,9 @@ def _largest(weights: Doubles, count: int) -> Ids:
     return ids[np.argsort(-weights[ids], kind="stable")]
 
 
-def _nucleus(weights: Doubles, share: float) -> Ids:
-    """Return the ids of the fewest weights that make up a share of the sum, largest first."""
-    wanted = share * weights.sum()
+def _nucleus(weights: Doubles, fraction: float) -> Ids:
+    """Return the ids of the fewest weights that make up a fraction of the sum, largest first."""
+    wanted = fraction * weights.sum()
     count = _SMALL_NUCLEUS
     while True:
         ids = _largest(weights, count)

@@ -1,4 +1,7 @@
-"""The narrow waist between the scheduler and whatever computes logits."""
+"""What the scheduler asks of whatever computes logits: a batch of tokens, and a protocol.
+
+Nothing above it knows torch, and nothing below it knows requests.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Narrow floating-point formats in numpy, fast and exact: round to nearest, ties to even.
+"""Floating-point formats of 8 and 4 bits in numpy, fast and exact: to nearest, ties to even.
 
 Adding 2**(e + 23 - m) to a positive float32 a in [2**e, 2**(e+1)) leaves no room for more than m
 bits of its fraction: the processor rounds them off, to nearest even, and the low bits of the sum
@@ -106,11 +106,11 @@ EVERY_BFLOAT16: Final[Array] = np.arange(1 << 16, dtype=np.uint16).view(ml_dtype
 
 def look_up(table: Codes, index: Array) -> Codes:
     """Return table[index] for whole numbers, some times faster than numpy; none may be beyond."""
-    flat, found = index.reshape(-1), np.empty(index.size, np.uint8)
+    flat, codes = index.reshape(-1), np.empty(index.size, np.uint8)
     for start in range(0, flat.size, _RUN):
         # "clip" for its speed: "raise" looks at every index and copies the result.
-        table.take(flat[start : start + _RUN], out=found[start : start + _RUN], mode="clip")
-    return found.reshape(index.shape)
+        table.take(flat[start : start + _RUN], out=codes[start : start + _RUN], mode="clip")
+    return codes.reshape(index.shape)
 
 
 def widen(values: Array) -> Floats:

@@ -408,6 +408,11 @@ def precision_of(dtype: str, algorithm: str | None) -> Precision:
     return {(p.dtype, p.algorithm): p for p in PRECISIONS.values()}[dtype, algorithm]
 
 
+def of_algorithm(algorithm: str) -> Precision:
+    """Return the precision of a `quant_algo`, whatever dtype is beside it; KeyError for none."""
+    return {p.algorithm: p for p in PRECISIONS.values()}[algorithm]
+
+
 def kv_cache_of(algorithm: str | None) -> str | None:
     """Return the name of the KV cache format that a config.json describes; KeyError for none."""
     names = {kv_cache.algorithm: name for name, kv_cache in KV_CACHES.items()}

@@ -36,10 +36,10 @@ def check_scale(entry: TensorEntry, values: Array, advice: str) -> None:
         wrong = (values == 0) | (values >= 0x7F)
         values = E4M3.values[values[wrong][:1]] if wrong.any() else values
     else:
-        wide = widen(values)
+        numbers = widen(values)
         # Written so that NaN is wrong.
-        wrong = ~((wide >= np.finfo(np.float32).tiny) & (wide < np.inf))
-        values = wide[wrong][:1]
+        wrong = ~((numbers >= np.finfo(np.float32).tiny) & (numbers < np.inf))
+        values = numbers[wrong][:1]
     if wrong.any():
         where = f" at {int(np.flatnonzero(wrong)[0])}" if wrong.size > 1 else ""
         raise BadInputError(
