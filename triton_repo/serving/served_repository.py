@@ -14,7 +14,7 @@ from minitron_trt.build.engine import Engine
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, from_text
 from minitron_trt.triton_repo.repository import ModelRepository
-from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM, WITH_TENSORRT_LLM
 
 OTHER: Final = "other"
 """Runtime of a repository that this tool did not write and that has no TensorRT-LLM in it."""
@@ -192,4 +192,4 @@ def _outside(configs: Mapping[str, Any], folder: Path, mount: Path) -> tuple[Pat
 
 def runs_anywhere(repository: ServedRepository) -> bool:
     """Say whether a tritonserver without TensorRT-LLM can serve it."""
-    return repository.runtime in (REFERENCE, OTHER)
+    return repository.runtime not in WITH_TENSORRT_LLM
