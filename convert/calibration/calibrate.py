@@ -20,6 +20,7 @@ from minitron_trt.console import Advance
 from minitron_trt.convert.calibration.text import CalibrationText, Ids
 from minitron_trt.convert.conversion_plan import ConversionPlan
 from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.convert.source.weight_files import few_of
 from minitron_trt.convert.writing.quantize import Calibration
 from minitron_trt.errors import BadInputError, MissingExtraError
 from minitron_trt.families import TensorRule, family_of
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_NAMED_AT_MOST: Final = 4
 _MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD of malloc.h
 _RETURNED_BYTES: Final = 1 << 20
 _KEPT_BYTES: Final = 32 << 20  # what the threshold grows to by itself
@@ -175,11 +175,9 @@ def _check(calibration: Calibration, batches: list[Ids]) -> None:
         if not ((fine or _usable(ranges.input)) and np.all((factors > 0) & np.isfinite(factors))):
             wrong.append(name)
     if wrong:
-        more = len(wrong) - _NAMED_AT_MOST
-        names = ", ".join(wrong[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
         raise BadInputError(
             f"calibration on {sum(ids.size for ids in batches)} tokens found no finite range above "
-            f"0 for {names}; calibrate with more text, or check the model"
+            f"0 for {few_of(wrong)}; calibrate with more text, or check the model"
         )
 
 

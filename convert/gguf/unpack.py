@@ -7,28 +7,25 @@ once, to the format that the checkpoint will have.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
-from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.console import Advance, no_progress
-from minitron_trt.convert.gguf.file import GgufFile, gguf_package
+from minitron_trt.convert.gguf.file import gguf_package
 from minitron_trt.convert.gguf.tensor_origins import GgufModel, HfTensor
-from minitron_trt.convert.gguf.tokenizer_json import build_tokenizer
-from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, Vocabulary
+from minitron_trt.convert.gguf.tokenizer import write_tokenizer
+from minitron_trt.convert.source.folder_files import write_json
 from minitron_trt.dtypes import DTYPES, UNQUANTIZED
-from minitron_trt.errors import BadInputError, OutputError, UnsupportedError
+from minitron_trt.errors import BadInputError, OutputError
 from minitron_trt.host.machine import usable_cores
 from minitron_trt.quantization.number_formats import NUMPY_DTYPES
 from minitron_trt.tensorfile import TensorEntry, lay_out
@@ -58,10 +55,10 @@ class GgufFolder:
         with (folder / WEIGHTS_NAME).open("wb") as weights:
             weights.write(header)
             weights.truncate(max(entry.offset + entry.size_bytes for entry in entries))
-        tokens = _write_tokenizer(model.file, folder, model.config["max_position_embeddings"])
-        _write_json(folder, GENERATION_CONFIG, tokens)
+        tokens = write_tokenizer(model.file, folder, model.config["max_position_embeddings"])
+        write_json(folder, GENERATION_CONFIG, tokens)
         dtype = DTYPES[dtypes["model.embed_tokens.weight"]].name
-        _write_json(folder, CONFIG_NAME, {**model.config, **tokens, "torch_dtype": dtype})
+        write_json(folder, CONFIG_NAME, {**model.config, **tokens, "torch_dtype": dtype})
         return cls(folder, model, entries)
 
     @property
@@ -154,46 +151,3 @@ def _dtype(tensor: HfTensor, storage: str) -> str:
     if tensor.minus_one:
         return "F32"
     return tensor.source.kind if tensor.source.kind in UNQUANTIZED else storage
-
-
-def _write_json(folder: Path, name: str, record: Mapping[str, Any]) -> None:
-    (folder / name).write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(file: GgufFile, folder: Path, positions: int) -> dict[str, Any]:
-    """Write the tokenizer's files and return the ids that begin and end a text."""
-    if f"{KEY}.model" not in file.facts or file.facts[f"{KEY}.model"] in ("none", "no_vocab"):
-        return {}
-    vocabulary = Vocabulary.read(file)
-    ids = {name: vocabulary.special(key) for name, key in _SPECIAL.items()}
-    record = {
-        **{name: vocabulary.tokens[index] for name, index in ids.items() if index is not None},
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": positions,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    if CHAT_TEMPLATE in file.facts:
-        record["chat_template"] = file.string(CHAT_TEMPLATE)
-    try:
-        tokenizer = build_tokenizer(vocabulary)
-    except UnsupportedError:
-        if not (file.path.parent / "tokenizer.json").is_file():
-            raise
-        for name in TOKENIZER_FILES:
-            if (file.path.parent / name).is_file():
-                shutil.copyfile(file.path.parent / name, folder / name)
-    else:
-        _write_json(folder, "tokenizer.json", tokenizer)
-        _write_json(folder, "tokenizer_config.json", record)
-    turn = vocabulary.special("eot")
-    ends = [index for index in dict.fromkeys((ids["eos_token"], turn)) if index is not None]
-    special = {"bos_token_id": ids["bos_token"], "pad_token_id": ids["pad_token"]}
-    if ends:
-        special["eos_token_id"] = ends[0] if len(ends) == 1 else ends  # type: ignore[assignment]
-    return {name: index for name, index in special.items() if index is not None}
-
-
-_SPECIAL: Final[Mapping[str, str]] = MappingProxyType(
-    {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-)

@@ -6,9 +6,9 @@ import logging
 from typing import Final
 
 from minitron_trt.artifacts import CONFIG_NAME
+from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.hub import HUB_ID, HubRepository
-from minitron_trt.convert.source.weight_files import read_json
 from minitron_trt.errors import BadInputError
 from minitron_trt.spec import ModelSpec
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert.gguf.header import MAGIC
 from minitron_trt.convert.source.hub import HUB_ID, HubRepository
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.convert.source.weight_files import INDEX_NAME, TORCH_INDEX_NAME, has_weights
@@ -58,4 +59,4 @@ def _local(path: Path) -> Path:
 
 def _is_gguf(path: Path) -> bool:
     with path.open("rb") as file:
-        return path.suffix == GGUF_SUFFIX or file.read(4) == b"GGUF"
+        return path.suffix == GGUF_SUFFIX or file.read(len(MAGIC)) == MAGIC

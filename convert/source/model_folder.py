@@ -11,6 +11,7 @@ from typing import Any
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
+from minitron_trt.convert.source.folder_files import inside, read_json
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
 from minitron_trt.convert.source.stored_scales import (
@@ -18,7 +19,7 @@ from minitron_trt.convert.source.stored_scales import (
     StoredScales,
     take_scales,
 )
-from minitron_trt.convert.source.weight_files import inside, read_json, read_tensors, tensor_names
+from minitron_trt.convert.source.weight_files import read_tensors, tensor_names
 from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import EMBEDDING, HEAD

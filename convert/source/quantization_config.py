@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from minitron_trt.convert.source.weight_files import read_json
+from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.quantization.precisions import PRECISIONS
 

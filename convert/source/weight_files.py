@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from minitron_trt.artifacts import WEIGHTS_NAME
+from minitron_trt.convert.source.folder_files import inside, read_json
 from minitron_trt.convert.source.torch_bin import read_torch_header
 from minitron_trt.errors import BadInputError
 from minitron_trt.tensorfile import TensorEntry, read_header
@@ -43,35 +43,15 @@ def read_tensors(folder: Path) -> dict[str, TensorEntry]:
     raise BadInputError(f"{folder} has neither {WEIGHTS_NAME} nor {INDEX_NAME}")
 
 
-def inside(folder: Path, name: str) -> Path:
-    """Return the path of a folder's file; a link may lead within it or to its hub cache only."""
-    path, root = folder / name, folder.resolve()
-    real = path.resolve()
-    cached = root.parent.name == "snapshots" and real.is_relative_to(root.parent.parent / "blobs")
-    if not (real.is_relative_to(root) or cached):
-        raise BadInputError(f"{path} leads to {real}, outside the model folder; copy the file in")
-    return path
+def tensor_names(names: Sequence[str]) -> str:
+    """Return tensors' names for a message, the first few of many."""
+    return f"{'tensor' if len(names) == 1 else f'{len(names)} tensors:'} {few_of(names)}"
 
 
-def read_json(folder: Path, name: str) -> Mapping[str, Any]:
-    """Return the object in a folder's JSON file."""
-    if not (folder / name).is_file():
-        raise BadInputError(f"{folder} has no {name}; expected a Hugging Face model folder")
-    try:
-        record = json.loads(inside(folder, name).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise BadInputError(f"{folder / name} is not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise BadInputError(f"{folder / name} is not a JSON object")
-    return record
-
-
-def tensor_names(names: list[str]) -> str:
-    """Return names for a message, the first few of many."""
+def few_of(names: Sequence[str]) -> str:
+    """Return the first few names, and how many there are beside them."""
     more = len(names) - _NAMED_AT_MOST
-    shown = ", ".join(names[:_NAMED_AT_MOST])
-    kind = "tensor" if len(names) == 1 else f"{len(names)} tensors:"
-    return f"{kind} {shown}" + (f" and {more} more" if more > 0 else "")
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
 def _read_sharded(folder: Path, index: str, read: _ReadHeader) -> dict[str, TensorEntry]:

@@ -21,9 +21,9 @@ from minitron_trt.artifacts import (
 )
 from minitron_trt.build.containers import container_for
 from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
-from minitron_trt.convert.source.weight_files import read_json
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm

@@ -1,4 +1,4 @@
-"""Rebuild a tokenizer.json from the vocabulary in a GGUF file.
+"""Rebuild the tokenizer files of a Hugging Face folder from the vocabulary in a GGUF file.
 
 Two kinds are written for the architectures read here. `gpt2` is byte-level BPE: merges are listed,
 and the way text is split before them is only named. `llama` is SentencePiece's BPE: it has no list
@@ -8,12 +8,17 @@ every way to make a piece of two others is a merge, in the order of the scores.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from minitron_trt.convert.gguf.vocabulary import KEY, TokenType, Vocabulary
+from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert.gguf.file import GgufFile
+from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, TokenType, Vocabulary
+from minitron_trt.convert.source.folder_files import write_json
 from minitron_trt.errors import BadInputError, UnsupportedError
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
@@ -25,6 +30,12 @@ _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]
 _WORDS_OF_TEKKEN: Final = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+# Special tokens by their names in tokenizer_config.json and in GGUF.
+_SPECIAL: Final[Mapping[str, str]] = MappingProxyType(
+    {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 )
 
 
@@ -49,8 +60,46 @@ _SPLITTINGS: Final[Mapping[str, _Splitting]] = MappingProxyType(
 )
 
 
-def build_tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return the tokenizer.json; UnsupportedError names a kind of tokenizer that is not read."""
+def write_tokenizer(file: GgufFile, folder: Path, positions: int) -> dict[str, Any]:
+    """Write the tokenizer's files and return the ids that begin, end and fill up a text.
+
+    UnsupportedError names a kind of tokenizer that is not read, unless the model's own files lie
+    beside the GGUF file; those are copied then.
+    """
+    if f"{KEY}.model" not in file.facts or file.facts[f"{KEY}.model"] in ("none", "no_vocab"):
+        return {}
+    vocabulary = Vocabulary.read(file)
+    ids = {name: vocabulary.special(key) for name, key in _SPECIAL.items()}
+    record = {
+        **{name: vocabulary.tokens[index] for name, index in ids.items() if index is not None},
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": positions,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    if CHAT_TEMPLATE in file.facts:
+        record["chat_template"] = file.string(CHAT_TEMPLATE)
+    try:
+        tokenizer = _tokenizer(vocabulary)
+    except UnsupportedError:
+        if not (file.path.parent / "tokenizer.json").is_file():
+            raise
+        for name in TOKENIZER_FILES:
+            if (file.path.parent / name).is_file():
+                shutil.copyfile(file.path.parent / name, folder / name)
+    else:
+        write_json(folder, "tokenizer.json", tokenizer)
+        write_json(folder, "tokenizer_config.json", record)
+    turn = vocabulary.special("eot")
+    ends = [index for index in dict.fromkeys((ids["eos_token"], turn)) if index is not None]
+    special = {"bos_token_id": ids["bos_token"], "pad_token_id": ids["pad_token"]}
+    if ends:
+        special["eos_token_id"] = ends[0] if len(ends) == 1 else ends  # type: ignore[assignment]
+    return {name: index for name, index in special.items() if index is not None}
+
+
+def _tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the tokenizer.json."""
     kind = vocabulary.file.string(f"{KEY}.model")
     if kind == "gpt2":
         parts, begin = _byte_level(vocabulary)

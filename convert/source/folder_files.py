@@ -1,0 +1,38 @@
+"""The files of a model folder: none outside it is read, and its JSON files hold objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minitron_trt.errors import BadInputError
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a folder's file; a link may lead within it or to its hub cache only."""
+    path, root = folder / name, folder.resolve()
+    real = path.resolve()
+    cached = root.parent.name == "snapshots" and real.is_relative_to(root.parent.parent / "blobs")
+    if not (real.is_relative_to(root) or cached):
+        raise BadInputError(f"{path} leads to {real}, outside the model folder; copy the file in")
+    return path
+
+
+def read_json(folder: Path, name: str) -> Mapping[str, Any]:
+    """Return the object in a folder's JSON file."""
+    if not (folder / name).is_file():
+        raise BadInputError(f"{folder} has no {name}; expected a Hugging Face model folder")
+    try:
+        record = json.loads(inside(folder, name).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"{folder / name} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise BadInputError(f"{folder / name} is not a JSON object")
+    return record
+
+
+def write_json(folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Write an object to a folder's JSON file, text in any script as it is."""
+    (folder / name).write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
