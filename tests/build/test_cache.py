@@ -12,6 +12,8 @@ import pytest
 from click.testing import Result
 from tests.build.doubles import Doubles
 
+pytestmark = pytest.mark.slow
+
 Build = Callable[..., dict[str, Any]]
 
 

@@ -20,6 +20,8 @@ from minitron_trt.convert.conversion import ConvertOptions
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES
 from minitron_trt.tensorfile import lay_out
 
+pytestmark = pytest.mark.slow
+
 Shapes = dict[str, tuple[int, ...]]
 MakeFolder = Callable[[str], Path]
 WIDE: dict[str, Any] = {

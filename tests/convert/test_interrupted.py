@@ -20,6 +20,8 @@ from tests.patience import PATIENCE_S
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.tensorfile import lay_out
 
+pytestmark = pytest.mark.slow
+
 Shapes = dict[str, tuple[int, ...]]
 
 

@@ -29,7 +29,11 @@ from minitron_trt.convert.calibration.text import CalibrationText  # noqa: E402
 from minitron_trt.convert.conversion import ConvertOptions, convert  # noqa: E402
 from minitron_trt.convert.source.model_folder import ModelSource  # noqa: E402
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("calibrate_once")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("calibrate_once"),
+    pytest.mark.slow,
+]
 AutoModelForCausalLM: Any = _AutoModelForCausalLM  # its methods have no types
 
 # The heads are wider than the hidden size shared among them, in Nemotron not even a whole number.

@@ -31,7 +31,7 @@ from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import sample_folder
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 LLAMA, NEMOTRON = "solar-llama", "solar-nemotron"
 Logits = list[torch.Tensor]
 # sample, precision, KV cache: KL divergence from bf16, in nats per token.

@@ -16,6 +16,8 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.executor.merged_weights import read_weights
 
+pytestmark = pytest.mark.slow
+
 
 @st.composite
 def legal_cuts(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:

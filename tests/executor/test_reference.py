@@ -28,6 +28,8 @@ from minitron_trt.executor import Event, Executor, FinishReason, Request, StepBa
 from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.spec import ModelSpec, Rope
 
+pytestmark = pytest.mark.slow
+
 CheckpointOf = Callable[[str, ConvertOptions], Checkpoint]
 HfModel = Callable[[str, str, torch.dtype], Any]
 

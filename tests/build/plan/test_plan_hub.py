@@ -18,6 +18,8 @@ from tests.convert.source import test_hub_source
 
 from minitron_trt.build.engine_model import HUB_PRESETS, PRESETS, find_model
 
+pytestmark = pytest.mark.slow
+
 Hub = test_hub_source.Hub
 hub = test_hub_source.hub
 REPO: Final = test_hub_source.REPO

@@ -23,6 +23,8 @@ from minitron_trt.gpus import find_target
 from minitron_trt.samples import sample_folder
 from minitron_trt.spec import Parallelism
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tensorrt_rtx", reason="this needs: pip install 'minitron-trt[rtx]'")
 
 Command = Callable[..., Result]

@@ -30,6 +30,8 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import ProcessError, UnsupportedError, UsageError
 from minitron_trt.samples import NAMES, sample_folder
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("tensorrt_rtx", reason="building needs: pip install 'minitron-trt[rtx]'")
 
 LIMITS = NetworkLimits(max_batch_size=4, max_seq_len=256, max_input_len=128)

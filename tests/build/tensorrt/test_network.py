@@ -29,6 +29,8 @@ from minitron_trt.executor.step import StepBatch, StepModel
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.spec import ModelSpec
 
+pytestmark = pytest.mark.slow
+
 LIMITS = NetworkLimits(max_batch_size=3, max_seq_len=48, max_input_len=24)
 # Shares of the largest logit: what rounding of float32 may come to, and what a wrong fact must.
 SAME, DIFFERENT = 3e-6, 1e-3

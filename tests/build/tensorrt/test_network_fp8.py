@@ -37,6 +37,8 @@ from minitron_trt.families import family_of
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import NAMES, sample_folder
 
+pytestmark = pytest.mark.slow
+
 LARGEST = 448.0
 Pair = tuple[Checkpoint, Checkpoint]
 

@@ -23,7 +23,7 @@ from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.errors import BadInputError
 from minitron_trt.samples import sample_folder
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 MakeModel = Callable[..., Path]
 Refusal = Callable[..., str]
 LLAMA, NEMOTRON = sample_folder("solar-llama"), sample_folder("solar-nemotron")

@@ -20,6 +20,8 @@ from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.errors import BadInputError, MissingExtraError
 from minitron_trt.samples import sample_folder
 
+pytestmark = pytest.mark.slow
+
 REPO: Final = "some/news"
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 LLAMA: Final = sample_folder("solar-llama")

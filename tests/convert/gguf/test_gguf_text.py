@@ -21,6 +21,8 @@ from minitron_trt.executor import Event, Executor, Request
 from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.samples import NAMES, sample_folder
 
+pytestmark = pytest.mark.slow
+
 MakeModel = Callable[..., Path]
 WriteGguf = Callable[..., Path]
 Refusal = Callable[..., str]

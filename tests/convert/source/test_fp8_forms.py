@@ -34,6 +34,8 @@ from minitron_trt.convert.calibration.text import CalibrationText  # noqa: E402
 from minitron_trt.convert.conversion import ConvertOptions, convert  # noqa: E402
 from minitron_trt.executor.merged_weights import read_weights  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 MakeModel = Callable[..., Path]
 Command = Callable[..., Result]
 WEIGHTS = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor"}

@@ -32,7 +32,7 @@ from minitron_trt.executor import StepBatch  # noqa: E402
 from minitron_trt.executor.merged_weights import read_weights  # noqa: E402
 from minitron_trt.executor.reference import ReferenceModel  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 FP8, ROWWISE = "FP8_DEFAULT_CFG", "FP8_PER_CHANNEL_PER_TOKEN_CFG"
 # Who wrote the folder, the model, what was asked, whether with an FP8 KV cache.
 Made = tuple[str, str, Any, bool]

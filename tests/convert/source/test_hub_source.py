@@ -26,6 +26,8 @@ from safetensors.torch import load_file
 from minitron_trt.artifacts import CHECKPOINT, Manifest
 from minitron_trt.convert.source.hub import DATA_SET, HubRepository, refusal
 
+pytestmark = pytest.mark.slow
+
 WriteGguf = Callable[..., Path]
 REPO: Final = "some/model"
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
