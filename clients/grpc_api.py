@@ -4,9 +4,14 @@ Triton's protocol buffers and stubs are those of tritonclient. Its client classe
 has one stream at a time, and cancelling that ends every request on it.
 """
 
+from typing import Any
+
 import grpc
+import tritonclient.grpc.service_pb2
+import tritonclient.grpc.service_pb2_grpc
 from grpc import aio
-from tritonclient.grpc import service_pb2
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 __all__ = ["GRPCInferenceServiceStub", "aio", "grpc", "service_pb2"]
+
+service_pb2: Any = tritonclient.grpc.service_pb2
+GRPCInferenceServiceStub: Any = tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub

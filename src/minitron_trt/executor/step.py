@@ -39,14 +39,18 @@ class StepModel(Protocol):
     @property
     def slots(self) -> int:
         """Return how many sequences the KV cache holds."""
+        ...
 
     @property
     def max_seq_len(self) -> int:
         """Return how many tokens a sequence may have, prompt and output together."""
+        ...
 
     @property
     def vocab(self) -> int:
         """Return the number of token ids."""
+        ...
 
     def step(self, batch: StepBatch) -> Floats:
         """Return the logits that follow the wanted tokens: [S, vocab], or as many as are named."""
+        ...

@@ -63,12 +63,15 @@ class Scheme(Protocol):
 
     def constants(self, ranges: Ranges) -> Tensors:
         """Return the tensors that do not grow with the weight's rows."""
+        ...
 
     def rows(self, rows: Array, ranges: Ranges) -> Tensors:
         """Return the other tensors, for some rows of the weight, which are bfloat16."""
+        ...
 
     def dequantize(self, tensors: Mapping[str, Array]) -> Floats:
         """Return the weight that the engine computes with, [out, in]."""
+        ...
 
 
 def amax_of(rows: Array, prequant: Array | None = None) -> float:

@@ -23,9 +23,11 @@ class Detokenizer(Protocol):
 
     def push(self, ids: Sequence[int]) -> str:
         """Return the text that the next ids add, without characters that are not whole yet."""
+        ...
 
     def finish(self) -> str:
         """Return what is still held back, as it decodes where the ids end."""
+        ...
 
 
 class TokenTexts:

@@ -56,15 +56,19 @@ class ResponseSink(Protocol):
 
     def send(self, outputs: Outputs, *, last: bool = False) -> None:
         """Send a response."""
+        ...
 
     def fail(self, message: str, code: int) -> None:
         """End the request with what is wrong."""
+        ...
 
     def close(self) -> None:
         """End the request without a further response."""
+        ...
 
     def is_cancelled(self) -> bool:
         """Return whether the client has left."""
+        ...
 
 
 class Sender:

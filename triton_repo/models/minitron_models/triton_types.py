@@ -20,9 +20,11 @@ class TritonTensor(Protocol):
 
     def name(self) -> str:
         """Return the name that config.pbtxt gives it."""
+        ...
 
     def as_numpy(self) -> NDArray[Any]:
         """Return the value, its first axis the batch's; memory that the request owns."""
+        ...
 
 
 class TritonError(Protocol):
@@ -30,9 +32,11 @@ class TritonError(Protocol):
 
     def message(self) -> str:
         """Return what a client is told."""
+        ...
 
     def code(self) -> int:
         """Return one of the constants of pb_utils.TritonError."""
+        ...
 
 
 class TritonResponse(Protocol):
@@ -40,12 +44,15 @@ class TritonResponse(Protocol):
 
     def output_tensors(self) -> Sequence[TritonTensor]:
         """Return the outputs; none in a response that is an error or only marks the end."""
+        ...
 
     def has_error(self) -> bool:
         """Return whether it says what is wrong instead."""
+        ...
 
     def error(self) -> TritonError:
         """Return what is wrong."""
+        ...
 
 
 class Cancellable(Protocol):
@@ -53,6 +60,7 @@ class Cancellable(Protocol):
 
     def is_cancelled(self) -> bool:
         """Return whether the client has left; costs a message to the server and back."""
+        ...
 
 
 class TritonSender(Cancellable, Protocol):
@@ -60,6 +68,7 @@ class TritonSender(Cancellable, Protocol):
 
     def send(self, response: TritonResponse | None = None, flags: int = 0) -> None:
         """Send a response, or nothing but the flag that marks the end."""
+        ...
 
 
 class TritonRequest(Cancellable, Protocol):
@@ -67,18 +76,23 @@ class TritonRequest(Cancellable, Protocol):
 
     def inputs(self) -> Sequence[TritonTensor]:
         """Return the inputs that the client sent."""
+        ...
 
     def request_id(self) -> str:
         """Return the client's id for it, "" without one; several clients may use the same."""
+        ...
 
     def timeout(self) -> int:
         """Return how long it may take in microseconds, 0 for as long as it takes."""
+        ...
 
     def requested_output_names(self) -> Sequence[str]:
         """Return the outputs that the client, or the ensemble, wants."""
+        ...
 
     def get_response_sender(self) -> TritonSender:
         """Return what its responses are sent with."""
+        ...
 
 
 class Gauge(Protocol):
@@ -86,9 +100,11 @@ class Gauge(Protocol):
 
     def set(self, value: float) -> None:
         """Replace the value."""
+        ...
 
     def increment(self, value: float) -> None:
         """Add to the value, also less than nothing."""
+        ...
 
 
 class Histogram(Protocol):
@@ -96,6 +112,7 @@ class Histogram(Protocol):
 
     def observe(self, value: float) -> None:
         """Count a value in its bucket."""
+        ...
 
 
 class MetricFamily(Protocol):
@@ -105,3 +122,4 @@ class MetricFamily(Protocol):
         self, *, labels: Mapping[str, str], buckets: Sequence[float] | None = None
     ) -> Any:
         """Return a gauge or a histogram, as the family's kind is."""
+        ...
