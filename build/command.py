@@ -19,11 +19,10 @@ from minitron_trt.build.compiler_choice import (
     RUNNERS,
     choose_compiler,
 )
-from minitron_trt.build.containers import container_for
+from minitron_trt.build.containers import TRTLLM_VERSION, container_for
 from minitron_trt.build.engine_model import model_of
 from minitron_trt.build.job import BuildJob
 from minitron_trt.build.recipe.engine_recipe import choose_recipe
-from minitron_trt.build.recipe.flags import DEFAULT_VERSION
 from minitron_trt.build.recipe.options import request_options
 from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.build.trtllm.cluster_job import ClusterJob, job_file
@@ -54,7 +53,7 @@ _FOLDER = click.Path(path_type=Path)
     show_default=True,
     help="Where TensorRT-LLM runs; slurm and kubernetes write a job file",
 )
-@click.option("--trtllm-version", help=f"TensorRT-LLM to build for  [default: {DEFAULT_VERSION}]")
+@click.option("--trtllm-version", help=f"TensorRT-LLM to build for  [default: {TRTLLM_VERSION}]")
 @request_options
 @click.option("--timeout", "timeout_s", type=click.FloatRange(1), help="Seconds to wait at most")
 @click.option("--cache", type=_FOLDER, help="Folder of finished engines to look in and add to")
@@ -115,15 +114,12 @@ def build(
         choose_compiler(job, compiler, runner)
         _write_job(console, job, runner=runner, claim=claim)
     else:
-        check_output(output, overwrite=overwrite)
-        if explain:
-            click.echo(job.recipe.explain(), err=True)
-        _build(console, job, compiler=compiler, runner=runner, cache=cache)
+        _build(console, job, compiler=compiler, runner=runner, cache=cache, explain=explain)
 
 
 def _version_for(runner: str) -> str:
     """Return the TensorRT-LLM to build for where the user names none."""
-    return (local_trtllm_version() if runner == LOCAL else None) or DEFAULT_VERSION
+    return (local_trtllm_version() if runner == LOCAL else None) or TRTLLM_VERSION
 
 
 def _cache_home() -> Path:
@@ -167,10 +163,20 @@ def _print_plan(
 
 
 def _build(
-    console: Console, job: BuildJob, *, compiler: str, runner: str, cache: Path | None
+    console: Console,
+    job: BuildJob,
+    *,
+    compiler: str,
+    runner: str,
+    cache: Path | None,
+    explain: bool,
 ) -> None:
+    # A dry run needs none of it.
     from minitron_trt.build.engine_build import build_engine
 
+    check_output(job.output, overwrite=job.overwrite)
+    if explain:
+        click.echo(job.recipe.explain(), err=True)
     built = build_engine(
         job, compiler=compiler, runner=runner, cache=cache, progress=console.progress
     )

@@ -13,13 +13,13 @@ from minitron_trt.build.containers import (
 )
 from minitron_trt.build.engine import TRTLLM, Engine
 from minitron_trt.console import size_text
-from minitron_trt.gpus import ARCHITECTURES, GPUS, Target, support
+from minitron_trt.gpus import GPUS, Target, support
 from minitron_trt.quantization.precisions import PRECISIONS
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFault:
-    """One thing compared: fits (None: cannot be known), what was found, what to do about it."""
+    """What may keep an engine from loading: whether it fits (None: cannot be known), what to do."""
 
     name: str
     fits: bool | None
@@ -72,24 +72,26 @@ def check_engine(
 
 
 def _architecture(engine: Engine, target: Target) -> LoadFault:
-    found = f"engine for SM{engine.sm}, {target.label}"
+    name, both = "architecture", f"engine for SM{engine.sm}, {target.label}"
     if engine.sm is None:
         return LoadFault(
-            *("architecture", None, "the engine does not say which architecture it is for"),
-            "give the one it was built on with --sm",
+            name,
+            fits=None,
+            found="the engine does not say which architecture it is for",
+            remedy="give the one it was built on with --sm",
         )
     if engine.sm == target.sm:
-        return LoadFault("architecture", True, found)
+        return LoadFault(name, fits=True, found=both)
     able = ", ".join(gpu.name for gpu in GPUS if gpu.sm == engine.sm)
-    name = next((a.name for a in ARCHITECTURES if target.sm in a.sms), "")
     where = f"SM{engine.sm} is {able}" if able else f"no known GPU is SM{engine.sm}"
-    arch = name if target.sm == target.architecture.sms[0] else f"sm{target.sm}"
+    generation = target.architecture
+    arch = generation.name if target.sm == generation.sms[0] else f"sm{target.sm}"
     again = f"build again with --arch {arch}"
     precision = engine.model.precision
     if precision in PRECISIONS and not (verdict := support(precision, target)).supported:
         # Building is not enough where the weights' format does not run.
         again = f"convert to {' or '.join(verdict.alternatives)} and {again}"
-    return LoadFault("architecture", False, found, f"{where}; or {again}")
+    return LoadFault(name, fits=False, found=both, remedy=f"{where}; or {again}")
 
 
 def _memory(engine: Engine, target: Target) -> LoadFault:
@@ -108,15 +110,18 @@ def _memory(engine: Engine, target: Target) -> LoadFault:
     )
     if missing <= 0:
         return LoadFault(
-            *("memory", True),
-            f"{held}; {forecast.kv_tokens:,} tokens of KV cache, "
+            "memory",
+            fits=True,
+            found=f"{held}; {forecast.kv_tokens:,} tokens of KV cache, "
             f"{forecast.sequences(limits.max_seq_len):,} sequences of {limits.max_seq_len}",
         )
     able = [gpu for gpu in GPUS if gpu.memory_bytes >= target.gpu.memory_bytes + missing / 0.9]
     fitting = [gpu.name for gpu in able if gpu.sm == engine.sm]
     return LoadFault(
-        *("memory", False, f"{held}; {size_text(missing)} are missing for {tokens} cached tokens"),
-        (f"{', '.join(fitting)} would hold it; or " if fitting else "")
+        "memory",
+        fits=False,
+        found=f"{held}; {size_text(missing)} are missing for {tokens} cached tokens",
+        remedy=(f"{', '.join(fitting)} would hold it; or " if fitting else "")
         + "build with a smaller --max-seq-len or --max-batch-size, or more --tp ranks",
     )
 
@@ -124,40 +129,51 @@ def _memory(engine: Engine, target: Target) -> LoadFault:
 def _ranks(engine: Engine, gpus: int) -> LoadFault:
     parallelism = engine.model.parallelism
     need = parallelism.world_size
-    found = f"tp {parallelism.tp} x pp {parallelism.pp} on {gpus} GPU(s)"
+    both = f"tp {parallelism.tp} x pp {parallelism.pp} on {gpus} GPU(s)"
     if need <= gpus:
-        return LoadFault("ranks", True, found)
+        return LoadFault("ranks", fits=True, found=both)
     return LoadFault(
-        "ranks", False, found, f"use {need} GPUs, or convert with fewer ranks and build again"
+        "ranks",
+        fits=False,
+        found=both,
+        remedy=f"use {need} GPUs, or convert with fewer ranks and build again",
     )
 
 
 def _versions(engine: Engine, container: Container) -> Iterator[LoadFault]:
+    name = "TensorRT-LLM"
     if engine.compiler != TRTLLM:
         yield LoadFault(
-            *("TensorRT-LLM", False),
-            f"engine of {engine.compiler} {engine.compiler_version}, which {container.tag} does "
-            "not run",
-            "build with --compiler trtllm for NVIDIA's images",
+            name,
+            fits=False,
+            found=f"engine of {engine.compiler} {engine.compiler_version}, which {container.tag} "
+            "does not run",
+            remedy="build with --compiler trtllm for NVIDIA's images",
         )
         return
     version = engine.compiler_version
-    found = f"engine of {version}, {container.tag} has {container.trtllm}"
+    both = f"engine of {version}, {container.tag} has {container.trtllm}"
     if version is None:
-        yield LoadFault("TensorRT-LLM", None, "the engine does not say which version built it")
+        yield LoadFault(name, fits=None, found="the engine does not say which version built it")
     elif same_version(version, container.trtllm):
-        yield LoadFault("TensorRT-LLM", True, found)
+        yield LoadFault(name, fits=True, found=both)
     else:
         tags = ", ".join(fitting.tag for fitting in containers_with(version))
         way = f"use image {tags}; or " if tags else f"no image has {version}; "
         yield LoadFault(
-            *("TensorRT-LLM", False, found),
-            f"{way}build again with --trtllm-version {container.trtllm}",
+            name,
+            fits=False,
+            found=both,
+            remedy=f"{way}build again with --trtllm-version {container.trtllm}",
         )
     if engine.tensorrt and container.tensorrt:
         same = same_version(engine.tensorrt, container.tensorrt)
-        found = f"engine of {engine.tensorrt}, {container.tag} has {container.tensorrt}"
-        yield LoadFault("TensorRT", same, found, "" if same else "build in the image that serves")
+        yield LoadFault(
+            "TensorRT",
+            fits=same,
+            found=f"engine of {engine.tensorrt}, {container.tag} has {container.tensorrt}",
+            remedy="" if same else "build in the image that serves",
+        )
 
 
 def _fitting_images(engine: Engine) -> tuple[str, ...]:

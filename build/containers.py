@@ -1,4 +1,4 @@
-"""NVIDIA's Triton images with TensorRT-LLM: which image carries which versions.
+"""TensorRT-LLM's versions: the one that this package is written for, and the images with each.
 
 An engine loads only where TensorRT-LLM has the version that built it. The images' versions are not
 monotone: 25.11 has a release candidate newer than what 25.12 to 26.02 have.
@@ -12,6 +12,8 @@ from typing import Final
 
 from minitron_trt.errors import UnsupportedError
 
+TRTLLM_VERSION: Final = "1.2.1"
+"""The last release with an engine builder, and the LLM class that `llmapi` is written for."""
 REPOSITORY: Final = "nvcr.io/nvidia/tritonserver"
 _SUFFIX: Final = "-trtllm-python-py3"
 
@@ -49,9 +51,9 @@ CONTAINERS: Final = (
 
 def find_container(name: str) -> Container:
     """Return the image of a tag or full image name; UnsupportedError names the known tags."""
-    found = re.search(r"(\d\d\.\d\d)", name.rpartition("/")[2])
+    tag = re.search(r"(\d\d\.\d\d)", name.rpartition("/")[2])
     for container in CONTAINERS:
-        if found and container.tag == found[1]:
+        if tag and container.tag == tag[1]:
             return container
     raise UnsupportedError(
         f"image {name!r} is not known; known are {CONTAINERS[0].tag} to {CONTAINERS[-1].tag} of "
@@ -66,13 +68,13 @@ def containers_with(trtllm: str) -> tuple[Container, ...]:
 
 def container_for(trtllm: str) -> Container:
     """Return the newest image that carries a version; UnsupportedError names those there are."""
-    found = containers_with(trtllm)
-    if not found:
+    fitting = containers_with(trtllm)
+    if not fitting:
         versions = ", ".join(dict.fromkeys(container.trtllm for container in CONTAINERS))
         raise UnsupportedError(
             f"no Triton image carries TensorRT-LLM {trtllm}; there are {versions}"
         )
-    return found[-1]
+    return fitting[-1]
 
 
 def same_version(one: str, other: str) -> bool:

@@ -1,14 +1,15 @@
-"""An engine folder: ours with its manifest, or one that others built with TensorRT-LLM."""
+"""An engine folder: one of `build`, with a manifest, or one that others built with TensorRT-LLM."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest
+from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest, sha256
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import (
     Forecast,
@@ -17,13 +18,16 @@ from minitron_trt.build.recipe.engine_memory import (
     reserve_bytes,
 )
 from minitron_trt.build.recipe.limits import Limits
+from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError
 from minitron_trt.gpus import Gpu
+from minitron_trt.host.machine import TRTLLM_PACKAGE
 from minitron_trt.quantization.precisions import kv_cache_of, of_algorithm, precision_of
 from minitron_trt.spec import ModelSpec, Parallelism, Rope
 
 PLAN_NAME: Final = "engine.plan"
-TRTLLM: Final = "tensorrt-llm"
+TRTLLM: Final = TRTLLM_PACKAGE
+"""A compiler's name in an engine is that of its package."""
 OTHER_PRECISION: Final = "other"
 """What an engine is in that uses an algorithm which `convert` does not write."""
 _DAMAGE: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -183,3 +187,24 @@ def _limits(build: Mapping[str, Any], plugins: Mapping[str, Any], spec: ModelSpe
         max_beam_width=int(build.get("max_beam_width") or 1),
         tokens_per_block=int(plugins.get("tokens_per_block") or 32),
     )
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what an engine's manifest repeats of its checkpoint's."""
+    return {
+        "spec": checkpoint.spec.to_json(),
+        "tokens": asdict(checkpoint.tokens),
+        "precision": checkpoint.precision.name,
+    }
+
+
+def write_engine_manifest(folder: Path, checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
+    """Copy the tokenizer to a finished engine and write its manifest, which must come last."""
+    for path in checkpoint.tokenizer_files:
+        shutil.copyfile(path, folder / path.name)
+    source = {
+        "checkpoint": str(checkpoint.folder.resolve()),
+        "manifest_sha256": sha256(checkpoint.folder / MANIFEST_NAME),
+        "source": checkpoint.manifest.source,
+    }
+    Manifest(ENGINE, source, facts).write(folder)

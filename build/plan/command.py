@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import click
 
 from minitron_trt.build.engine_model import find_model
 from minitron_trt.build.plan.sizing import Plan, PlanRequest, PlanRow, make_plan, parameters
+from minitron_trt.build.recipe.limits import PROFILE_SIZES
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.gpus import Sure, find_target
 from minitron_trt.quantization.precisions import PRECISIONS
 
-_HEADER = (
-    *("GPU", "precision", "tp", "weights", "KV cache", "tokens", "sequences"),
-    *("prefill", "decode", "full batch", "batch x seq"),
+_PROFILE_LEN: Final = min(profile.seq_len for profile in PROFILE_SIZES.values())
+_HEADER: Final = (
+    "GPU",
+    "precision",
+    "tp",
+    "weights",
+    "KV cache",
+    "tokens",
+    "sequences",
+    "prefill",
+    "decode",
+    "full batch",
+    "batch x seq",
 )
 
 
@@ -41,7 +52,22 @@ _HEADER = (
 @click.option("--explain", is_flag=True, help="Print each recommended setting with its reason")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write a chart of the memory (SVG)")
 @console_options
-def plan(console: Console, model: str, gpus: tuple[str, ...], **asked: Any) -> None:
+def plan(
+    console: Console,
+    model: str,
+    gpus: tuple[str, ...],
+    precision: tuple[str, ...],
+    tp: tuple[int, ...],
+    input_len: int,
+    output_len: int,
+    kv_cache: str | None,
+    profile: str,
+    revision: str | None,
+    token: str | None,
+    plot: Path | None,
+    *,
+    explain: bool,
+) -> None:
     """Say what a model takes on a GPU, and how much fits beside it.
 
     MODEL is a model folder, a checkpoint, a hub id, of which only config.json is read, or
@@ -50,20 +76,26 @@ def plan(console: Console, model: str, gpus: tuple[str, ...], **asked: Any) -> N
 
     Example: minitron-trt plan minitron-8b --gpu H100 --gpu L40 --input-len 2048
     """
-    facts = find_model(model, revision=asked["revision"], token=asked["token"])
-    if asked["kv_cache"] not in (None, "auto") and not facts.sharded:
-        facts = dataclasses.replace(facts, kv_cache=asked["kv_cache"])
-    total = asked["input_len"] + asked["output_len"]
-    longest = total if total > 4096 else None
-    build = BuildRequest(profile=asked["profile"], max_seq_len=longest)
-    targets = tuple(find_target(name) for name in gpus)
-    request = PlanRequest(
-        *(targets, asked["input_len"], asked["output_len"], asked["precision"], asked["tp"], build)
+    sized = find_model(model, revision=revision, token=token)
+    if kv_cache not in (None, "auto") and not sized.sharded:
+        sized = dataclasses.replace(sized, kv_cache=kv_cache)
+    total = input_len + output_len
+    # Up to there a sequence is within what every profile builds for.
+    longest = total if total > _PROFILE_LEN else None
+    result = make_plan(
+        sized,
+        PlanRequest(
+            targets=tuple(find_target(name) for name in gpus),
+            input_len=input_len,
+            output_len=output_len,
+            precisions=precision,
+            tps=tp,
+            build=BuildRequest(profile=profile, max_seq_len=longest),
+        ),
     )
-    result = make_plan(facts, request)
-    if asked["plot"] is not None:
-        _write_chart(result, asked["plot"])
-    console.result(result.to_json(), describe(result, explain=asked["explain"]))
+    if plot is not None:
+        _write_chart(result, plot)
+    console.result(result.to_json(), describe(result, explain=explain))
 
 
 def _write_chart(result: Plan, path: Path) -> None:

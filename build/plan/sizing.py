@@ -24,7 +24,7 @@ TP_TRIED: Final = (1, 2, 4, 8)
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One GPU, precision and cut; without a recipe, `problem` says why there is none."""
+    """One GPU, precision and number of ranks; `problem` says why there is no recipe."""
 
     target: Target
     precision: str
@@ -154,8 +154,8 @@ def _first_that_fits(rows: Iterable[PlanRow]) -> PlanRow:
 def _row(model: EngineModel, target: Target, tp: int, request: PlanRequest) -> PlanRow:
     total = request.input_len + request.output_len
     try:
-        cut = model if model.sharded else model.sharded_for(tp)
-        recipe = choose_recipe(cut, target, request.build)
+        sharded = model if model.sharded else model.sharded_for(tp)
+        recipe = choose_recipe(sharded, target, request.build)
         if recipe.limits.max_seq_len < total:
             raise UnsupportedError(
                 f"a sequence of {total} tokens does not fit: the KV cache holds "
@@ -164,5 +164,5 @@ def _row(model: EngineModel, target: Target, tp: int, request: PlanRequest) -> P
     except UnsupportedError as error:
         return PlanRow(target, model.precision, tp, problem=str(error))
     sequences = recipe.forecast.sequences(total)
-    limit = bounds(cut, target.gpu, request.input_len, request.output_len, sequences)
+    limit = bounds(sharded, target.gpu, request.input_len, request.output_len, sequences)
     return PlanRow(target, model.precision, tp, recipe, sequences, limit)

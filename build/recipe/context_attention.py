@@ -4,8 +4,8 @@ TensorRT-LLM switches one or the other off by itself, silently. Its rules are ap
 so that what is printed is what is built:
 
     weights     KV cache   paged context FMHA          FP8 context FMHA
-    FP8 kind    FP8        asked, else on              on; forced when paged
-    FP8 kind    other      asked, else on              off when paged
+    FP8 kind    FP8        requested, or on             on; forced when paged
+    FP8 kind    other      requested, or on             off when paged
     other       FP8        off                         off
     any         INT8       off                         off
 """
@@ -75,7 +75,7 @@ def _paged_is_barred(model: EngineModel, request: BuildRequest, fp8_weights: boo
 def _choose_fp8(
     model: EngineModel, target: Target, request: BuildRequest, fp8_weights: bool, paged: bool
 ) -> tuple[bool, str]:
-    asked = request.fp8_context_fmha
+    requested = request.fp8_context_fmha
     barred = ""
     if not fp8_weights:
         barred = f"{model.precision} weights have no FP8 context attention"
@@ -86,18 +86,19 @@ def _choose_fp8(
     elif paged and not model.kv_cache:
         barred = "beside paged blocks it needs an FP8 KV cache"
     if barred:
-        _refuse(asked, "--fp8-context-fmha", barred)
+        _refuse(requested, "--fp8-context-fmha", barred)
         return False, barred
     if paged:
-        if asked is False:
+        if requested is False:
             raise UsageError(
                 "TensorRT-LLM forces FP8 context attention on with paged blocks and an FP8 KV "
                 "cache; add --no-kv-cache-reuse or leave --no-fp8-context-fmha out"
             )
         return True, "TensorRT-LLM forces it on with paged blocks and an FP8 KV cache"
-    return asked is not False, "as asked" if asked is not None else "FP8 weights, no paged blocks"
+    why = "FP8 weights, no paged blocks" if requested is None else "as asked"
+    return requested is not False, why
 
 
-def _refuse(asked: bool | None, option: str, why: str) -> None:
-    if asked:
+def _refuse(requested: bool | None, option: str, why: str) -> None:
+    if requested:
         raise UsageError(f"{option} cannot be met: {why}")

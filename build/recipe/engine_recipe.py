@@ -74,7 +74,7 @@ class EngineRecipe:
 
 
 def choose_recipe(model: EngineModel, target: Target, request: BuildRequest) -> EngineRecipe:
-    """Turn what is asked into a recipe; an error says which rule it breaks and what to do."""
+    """Turn a request into a recipe; an error says which rule it breaks and what to do."""
     notes = list(_check_model(model, target))
     attention = choose_attention(model, target, request)
     choice = LimitChoice(model, target, request, attention)
@@ -97,8 +97,15 @@ def choose_recipe(model: EngineModel, target: Target, request: BuildRequest) -> 
     )
     check_arguments((setting.argument for setting in settings), request.version)
     return EngineRecipe(
-        *(model, target, request.version, request.profile, limits, forecast, attention),
-        *(settings, (*notes, *choice.notes)),
+        model=model,
+        target=target,
+        version=request.version,
+        profile=request.profile,
+        limits=limits,
+        forecast=forecast,
+        attention=attention,
+        settings=settings,
+        notes=(*notes, *choice.notes),
     )
 
 
@@ -129,7 +136,7 @@ def _check_model(model: EngineModel, target: Target) -> Iterator[str]:
 
 
 def _check_groups(model: EngineModel) -> None:
-    """Refuse a cut through a group of weights that share a scale."""
+    """Refuse shards that would end within a group of weights of one scale."""
     size = PRECISIONS[model.precision].group_size
     if size is None:
         return

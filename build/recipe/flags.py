@@ -11,9 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from minitron_trt.build.containers import TRTLLM_VERSION
 from minitron_trt.errors import UnsupportedError, UsageError
 
-DEFAULT_VERSION: Final = "1.2.1"
+_LAST_BUILDER: Final = (1, 2)  # later versions have no trtllm-build
 _DATA: Final = Path(__file__).with_name("trtllm_flags.json")
 
 
@@ -39,19 +40,17 @@ class Flag:
 
 def minor_of(version: str) -> str:
     """Return `1.2` of `1.2.1`; UnsupportedError when that version has no engine builder we know."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if not found:
-        raise UsageError(
-            f"TensorRT-LLM version {version!r} is not a version like {DEFAULT_VERSION}"
-        )
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if not numbers:
+        raise UsageError(f"TensorRT-LLM version {version!r} is not a version like {TRTLLM_VERSION}")
     known: tuple[str, ...] = tuple(_data()["versions"])
-    minor = f"{found[1]}.{found[2]}"
+    minor = f"{numbers[1]}.{numbers[2]}"
     if minor in known:
         return minor
-    if (int(found[1]), int(found[2])) > (1, 2):
+    if (int(numbers[1]), int(numbers[2])) > _LAST_BUILDER:
         raise UnsupportedError(
             f"TensorRT-LLM {version} is newer than the engine builder, which {known[-1]} has last; "
-            f"build with --trtllm-version {DEFAULT_VERSION}, or serve the model without an engine: "
+            f"build with --trtllm-version {TRTLLM_VERSION}, or serve the model without an engine: "
             "minitron-trt triton-repo MODEL --runtime llmapi"
         )
     raise UnsupportedError(f"TensorRT-LLM {version} is too old; known are {', '.join(known)}")

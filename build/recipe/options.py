@@ -95,13 +95,14 @@ def request_options(command: Callable[..., R]) -> Callable[..., R]:
     """Give a command the options of a BuildRequest, which comes as its argument `request`."""
 
     @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> R:
+    def with_request(*args: Any, **kwargs: Any) -> R:
+        """Call the command with a request in place of its options."""
         # What to build for is the command's to say: it depends on where the build runs.
         names = {field.name for field in fields(BuildRequest)} - {"version"}
         request = BuildRequest(**{name: kwargs.pop(name) for name in names})
         return command(*args, request=request, **kwargs)
 
-    wrapped: Callable[..., R] = wrapper
+    wrapped: Callable[..., R] = with_request
     for option in reversed(_OPTIONS):
         wrapped = option(wrapped)
     return wrapped

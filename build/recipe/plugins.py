@@ -33,15 +33,15 @@ def plugin_settings(
 
 
 def _gemm(model: EngineModel, target: Target, request: BuildRequest) -> Setting:
-    name, asked = "gemm_plugin", request.gemm_plugin
-    if asked is not None:
-        if asked not in _GEMM_CHOICES:
-            raise UsageError(f"gemm_plugin {asked!r} is not one of {', '.join(_GEMM_CHOICES)}")
-        if asked in ("fp8", "nvfp4") and model.precision != asked:
+    name, plugin = "gemm_plugin", request.gemm_plugin
+    if plugin is not None:
+        if plugin not in _GEMM_CHOICES:
+            raise UsageError(f"gemm_plugin {plugin!r} is not one of {', '.join(_GEMM_CHOICES)}")
+        if plugin in ("fp8", "nvfp4") and model.precision != plugin:
             raise UnsupportedError(
-                f"gemm_plugin {asked} needs {asked} weights; the checkpoint has {model.precision}"
+                f"gemm_plugin {plugin} needs {plugin} weights; the checkpoint has {model.precision}"
             )
-        return Setting(name, asked, _AS_ASKED)
+        return Setting(name, plugin, _AS_ASKED)
     if request.weight_streaming:
         return Setting(name, "disable", "weight streaming works on TensorRT's own GEMMs")
     if model.precision == "nvfp4":
@@ -102,7 +102,7 @@ def _fusions(model: EngineModel, request: BuildRequest) -> Iterator[Setting]:
 def _profiles(
     model: EngineModel, request: BuildRequest, limits: Limits, gemm: Setting
 ) -> Iterator[Setting]:
-    asked = request.multiple_profiles
+    requested = request.multiple_profiles
     useful = (
         model.precision == "fp8"
         and request.profile == "throughput"
@@ -110,13 +110,13 @@ def _profiles(
         and not request.opt_num_tokens
         and limits.max_num_tokens <= SAFE_NUM_TOKENS
     )
-    on = useful if asked is None else asked
+    on = useful if requested is None else requested
     if on and limits.max_num_tokens > SAFE_NUM_TOKENS:
         raise UsageError(
             f"multiple profiles with max_num_tokens {limits.max_num_tokens} were seen to fail; "
             f"lower it to {SAFE_NUM_TOKENS} or drop one of them"
         )
-    if asked is not None:
+    if requested is not None:
         why = _AS_ASKED
     elif on:
         why = "TensorRT's GEMMs get tuned for several step sizes"

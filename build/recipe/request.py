@@ -1,11 +1,12 @@
-"""What the user asks of an engine, before the rules turn it into settings."""
+"""What the user requests of an engine, before the rules turn it into settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-from minitron_trt.build.recipe.flags import DEFAULT_VERSION, flags_of
+from minitron_trt.build.containers import TRTLLM_VERSION
+from minitron_trt.build.recipe.flags import flags_of
 from minitron_trt.errors import UsageError
 
 PROFILES: Final = ("latency", "balanced", "throughput")
@@ -13,6 +14,15 @@ GATHERED: Final = ("none", "context", "generation", "all")
 SPECULATION: Final = ("none", "lookahead_decoding", "draft_tokens_external")
 """The modes that work on any base checkpoint; the others need one trained for them."""
 BLOCK_SIZES: Final = (8, 16, 32, 64, 128)
+_COUNTS: Final = (
+    "max_batch_size",
+    "max_input_len",
+    "max_seq_len",
+    "max_num_tokens",
+    "opt_num_tokens",
+    "max_beam_width",
+    "workers",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +30,7 @@ class BuildRequest:
     """Explicit options; None leaves the choice to the profile."""
 
     profile: str = "balanced"
-    version: str = DEFAULT_VERSION
+    version: str = TRTLLM_VERSION
     max_batch_size: int | None = None
     max_input_len: int | None = None
     max_seq_len: int | None = None
@@ -45,10 +55,7 @@ class BuildRequest:
 
     def __post_init__(self) -> None:
         flags_of(self.version)
-        for name in (
-            *("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens"),
-            *("opt_num_tokens", "max_beam_width", "workers"),
-        ):
+        for name in _COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; expected at least 1")
@@ -93,8 +100,8 @@ class BuildRequest:
             "--low-latency-gemm": self.low_latency_gemm,
             "--gemm-swiglu": self.gemm_swiglu,
         }
-        for name, asked in kernels.items():
-            if asked:
+        for name, requested in kernels.items():
+            if requested:
                 raise UsageError(f"weight streaming does not go with {name}; leave one of them out")
 
 

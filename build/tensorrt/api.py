@@ -4,7 +4,7 @@
     tensorrt       on a GPU, for that GPU's own architecture
 
 Neither has types. Everything reached through the names below is Any, and they are defined here
-alone, so that a reader of the other modules can tell a TensorRT object from ours.
+alone, so that a reader of the other modules can tell TensorRT's objects from the others.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def choose_library(sm: int, gpus: Sequence[LocalGpu] | None = None) -> Library:
 
     UnsupportedError says what is missing for that.
     """
-    found = local_gpus() if gpus is None else gpus
+    gpus = local_gpus() if gpus is None else gpus
     # TensorRT compiles for the GPU that it runs on, which is the first.
-    own = bool(found) and found[0].sm == sm
+    own = bool(gpus) and gpus[0].sm == sm
     version = TENSORRT.version
     if own and version is not None and _numbers(version) >= FIRST_TENSORRT:
         return TENSORRT
@@ -103,7 +103,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def make_logger(trt: Trt) -> tuple[Any, list[str]]:
-    """Return a builder's logger that writes to ours, and the list where it keeps the errors."""
+    """Return a builder's logger that writes to Python's, and the list where it keeps the errors."""
     severity = trt.ILogger.Severity
     levels = {
         severity.INTERNAL_ERROR: logging.ERROR,
@@ -116,7 +116,7 @@ def make_logger(trt: Trt) -> tuple[Any, list[str]]:
     base: Any = trt.ILogger
 
     class BuilderLog(base):  # type: ignore[misc]  # the library has no types
-        """Messages at our levels; the library calls `log`."""
+        """Messages at Python's levels; the library calls `log`."""
 
         def __init__(self) -> None:
             super().__init__()

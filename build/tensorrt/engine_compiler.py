@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import CONFIG_NAME, check_output, staged
-from minitron_trt.build.engine import PLAN_NAME
-from minitron_trt.build.engine_manifest import checkpoint_facts, write_manifest
+from minitron_trt.build.engine import PLAN_NAME, checkpoint_facts, write_engine_manifest
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.build.tensorrt.network import NetworkLimits
@@ -145,4 +144,4 @@ def _describe(
         "build_seconds": engine.build_seconds,
         "peak_memory_bytes": engine.peak_private_bytes,
     }
-    write_manifest(folder, checkpoint, {**facts, **own})
+    write_engine_manifest(folder, checkpoint, {**facts, **own})

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trt.build.containers import Container, same_version
-from minitron_trt.build.engine import TRTLLM, Engine
-from minitron_trt.build.engine_manifest import checkpoint_facts, write_manifest
+from minitron_trt.build.engine import TRTLLM, Engine, checkpoint_facts, write_engine_manifest
 from minitron_trt.build.job import LOG_NAME, BuildJob
 from minitron_trt.build.trtllm.compiler_process import Outcome
 from minitron_trt.build.trtllm.timing_cache import TIMING_NAME, TimingCache
@@ -53,7 +52,7 @@ def finish(
         "peak_memory_bytes": outcome.peak_bytes if outcome else None,
         **(facts or {}),
     }
-    write_manifest(folder, job.checkpoint, record)
+    write_engine_manifest(folder, job.checkpoint, record)
 
 
 def image_facts(container: Container) -> dict[str, Any]:

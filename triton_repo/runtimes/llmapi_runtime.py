@@ -19,7 +19,7 @@ from minitron_trt.artifacts import (
     MANIFEST_NAME,
     Manifest,
 )
-from minitron_trt.build.containers import container_for
+from minitron_trt.build.containers import TRTLLM_VERSION, container_for
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig
@@ -40,8 +40,6 @@ from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 DEFAULT_MAX_BATCH_SIZE: Final = 64
-TENSORRT_LLM_VERSION: Final = "1.2.1"
-"""The version whose LLM class this is written for."""
 
 LLM_ARGUMENTS: Final = frozenset(
     (
@@ -199,8 +197,8 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
             "tp": tp,
             "pp": pp,
             "world_size": tp * pp,
-            "tensorrt_llm": TENSORRT_LLM_VERSION,
-            "image": container_for(TENSORRT_LLM_VERSION).image,
+            "tensorrt_llm": TRTLLM_VERSION,
+            "image": container_for(TRTLLM_VERSION).image,
         },
     )
 

@@ -55,7 +55,10 @@ def test_two_pipeline_stages_help_many_sequences_and_not_one() -> None:
     one, two = (
         bounds(
             EngineModel("m", PRESETS[LLAMA], parallelism=Parallelism(1, pp)),
-            *(find_gpu("H100"), 1000, 1000, 64),
+            find_gpu("H100"),
+            input_len=1000,
+            output_len=1000,
+            batch=64,
         )
         for pp in (1, 2)
     )

@@ -139,7 +139,8 @@ def test_checkpoint_bytes_of_every_precision_are_those_that_convert_plans(
         assert any(why in str(error) for why in ("issue 1113", "groups 128", "not available"))  # noqa: PT017
         return
     model = EngineModel(
-        *("m", find_model(str(folder)).spec),
+        "m",
+        find_model(str(folder)).spec,
         kv_cache=kv_cache,
         parallelism=Parallelism(tp),
     )
