@@ -263,6 +263,14 @@ BATCHING: Final = (
 )
 
 
+RELAY_KEYS: Final = (
+    "accumulate_tokens",
+    "tensorrt_llm_model_name",
+    "tensorrt_llm_draft_model_name",
+    "multimodal_encoders_name",
+)
+
+
 def templates() -> dict[str, str]:
     """Return the five configs, nothing filled in."""
     tokenizer = _same(["tokenizer_dir"])
@@ -270,7 +278,6 @@ def templates() -> dict[str, str]:
     runtime = {"FORCE_CPU_ONLY_INPUT_TENSORS": "no", "gpt_model_type": "${batching_strategy}"}
     runtime |= {"gpt_model_path": "${engine_dir}"} | _same(RUNTIME_KEYS)
     runtime |= {"executor_worker_path": "/opt/tritonserver/backends/tensorrtllm/worker"}
-    relay = ["accumulate_tokens", "tensorrt_llm_model_name", "tensorrt_llm_draft_model_name"]
     python = 'backend: "python"\n'
     return {
         "preprocessing": _model(
@@ -310,7 +317,7 @@ def templates() -> dict[str, str]:
             inputs=TEXT_INPUTS,
             outputs=TEXT_OUTPUTS,
             middle=python + DECOUPLED,
-            parameters=_same([*relay, "multimodal_encoders_name"]),
+            parameters=_same(RELAY_KEYS),
             end=_instances("${bls_instance_count}"),
         ),
     }

@@ -21,7 +21,7 @@ _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.N
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Destination:
+class EngineDestination:
     """Where an engine should load; None leaves a question out."""
 
     target: Target | None
@@ -72,7 +72,7 @@ def check(
     """
     from minitron_trt.triton_repo.check.repository_check import is_repository
 
-    destination = Destination(
+    destination = EngineDestination(
         target=find_target(gpu) if gpu else None,
         gpus=gpus,
         container=find_container(image) if image else None,
@@ -86,7 +86,7 @@ def check(
         _check_engine(console, folder, destination)
 
 
-def _check_engine(console: Console, folder: Path, destination: Destination) -> None:
+def _check_engine(console: Console, folder: Path, destination: EngineDestination) -> None:
     engine = Engine.open(folder)
     if not destination.is_named:
         raise UsageError("nothing to check against; give --gpu, --gpus or --image")
@@ -95,7 +95,7 @@ def _check_engine(console: Console, folder: Path, destination: Destination) -> N
     _refuse(report)
 
 
-def _check_repository(console: Console, folder: Path, destination: Destination) -> None:
+def _check_repository(console: Console, folder: Path, destination: EngineDestination) -> None:
     from minitron_trt.triton_repo.check.repository_check import check_repository, engine_of
 
     report = check_repository(folder)

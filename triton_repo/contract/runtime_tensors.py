@@ -1,7 +1,5 @@
 """The tensors of the model `tensorrt_llm`, whichever runtime is behind it.
 
-Its outputs that clients get as they are stand in `tensors.statistics`.
-
 Source: config.pbtxt of TensorRT-LLM's `inflight_batcher_llm/tensorrt_llm`.
 """
 

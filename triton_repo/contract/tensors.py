@@ -3,9 +3,6 @@
 Source: config.pbtxt of TensorRT-LLM's `inflight_batcher_llm` models, without what only
 encoder-decoder and multimodal models use. What is `added` to theirs is how text is split exactly,
 whatever a runtime puts into one response.
-
-A new output of tensorrt_llm that clients get as it is goes into `statistics` alone: the ensemble
-and tensorrt_llm_bls offer and pass on what stands there.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
 from minitron_trt.host.machine import local_gpus, trtllm_version
+from minitron_trt.triton_repo.model_config import PYTHON_BACKEND, TRTLLM_BACKEND
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM
 from minitron_trt.triton_repo.serving.command_line import (
     LLMAPI_LAUNCH,
@@ -49,7 +50,7 @@ def choose(served: ServedRepository) -> str:
     local = find_local()
     if runs_anywhere(served):
         return _choose_for_anywhere(local)
-    if local is not None and local.has("tensorrtllm"):
+    if local is not None and local.has(TRTLLM_BACKEND):
         return LOCAL
     if shutil.which("docker"):
         return DOCKER
@@ -64,7 +65,7 @@ def _choose_for_anywhere(local: Installation | None) -> str:
     try:
         find_embedded()
     except MinitronError:
-        if local is None or not local.has("python"):
+        if local is None or not local.has(PYTHON_BACKEND):
             raise
         return LOCAL
     return EMBEDDED
@@ -128,7 +129,7 @@ def _plan_local(served: ServedRepository, options: ServerOptions, scratch: Path)
             f"--runner local needs a {SERVER} on PATH or in /opt/tritonserver; there is none: run "
             "it in NVIDIA's container, or use --runner docker"
         )
-    backend = "tensorrtllm" if served.runtime == TRTLLM else "python"
+    backend = TRTLLM_BACKEND if served.runtime == TRTLLM else PYTHON_BACKEND
     if not installation.has(backend):
         raise UnsupportedError(
             f"{installation.binary} has no {backend} backend, which {served.folder} needs; use "

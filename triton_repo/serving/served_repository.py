@@ -12,14 +12,14 @@ from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
 from minitron_trt.build.containers import container_for, same_version
 from minitron_trt.build.engine import Engine
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, from_text
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
+from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, TRTLLM_BACKEND, from_text
 from minitron_trt.triton_repo.repository import ModelRepository
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM, WITH_TENSORRT_LLM
 
 OTHER: Final = "other"
 """Runtime of a repository that this tool did not write and that has no TensorRT-LLM in it."""
 
-_BACKEND: Final = "tensorrtllm"
 _ENGINE: Final = "gpt_model_path"
 # Parameters of TensorRT-LLM's models that name files beside or outside the repository.
 PATHS: Final = (
@@ -72,7 +72,7 @@ class ServedRepository:
             folder=folder,
             runtime=repository.runtime,
             configs=repository.configs,
-            generators=("tensorrt_llm",),
+            generators=(TENSORRT_LLM,),
             world_size=int(facts.get("world_size") or 1),
             mount=mount,
             outside=_outside(repository.configs, folder, mount),
@@ -93,7 +93,7 @@ class ServedRepository:
         engines = {
             name: Path(path)
             for name, path in _parameters(configs, _ENGINE)
-            if configs[name].backend == _BACKEND or Path(path).is_absolute()
+            if configs[name].backend == TRTLLM_BACKEND or Path(path).is_absolute()
         }
         if engines:
             opened = [_open_engine(name, path) for name, path in engines.items()]
