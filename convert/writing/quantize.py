@@ -21,7 +21,6 @@ from minitron_trt.quantization.schemes import Ranges, Scheme, amax_of
 from minitron_trt.tensorfile import TensorEntry
 
 _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
-_ROWS_AT_ONCE: Final = 2  # rows that share bytes in some format
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,9 @@ def quantize(
     wanted = [d for d in destinations if d.tensor.stored and d.tensor.stored.per_row]
     first = min(d.part.rows[0] for d in wanted)
     last = max(d.part.rows[1] for d in wanted)
-    blocks = read_blocks(source, reader, (first, last), BLOCK_BYTES, _ROWS_AT_ONCE)
+    # Rows that share an entry of some tensor must not come apart.
+    together = math.lcm(*(d.tensor.stored.axes[0].per for d in wanted if d.tensor.stored))
+    blocks = read_blocks(source, reader, (first, last), BLOCK_BYTES, together)
     for start, rows in blocks:
         if files.stop.is_set():
             return
