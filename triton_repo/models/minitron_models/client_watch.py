@@ -23,7 +23,7 @@ class WatchedRequest:
         self._deadline = time.monotonic() + timeout_us / 1e6 if timeout_us else None
 
     def look(self) -> bool:
-        """Note whether somebody still wants the answer, and return whether nobody does."""
+        """Ask whether the client has left or its time is up; keep the answers, return if either."""
         self.left = bool(self._client.is_cancelled())
         self.late = self._deadline is not None and time.monotonic() >= self._deadline
         return self.left or self.late

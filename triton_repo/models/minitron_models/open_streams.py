@@ -73,7 +73,7 @@ class TextUpdate(NamedTuple):
     """What a response of tensorrt_llm adds to a sequence; a text and a reason for each row."""
 
     texts: list[str]
-    reasons: list[str]  # why it ended, "" where nobody knows; none as long as it goes on
+    reasons: list[str]  # why it ended, "" where that is unknown; [] as long as it goes on
     over: bool
     cut: bool  # stop words ended the text; tensorrt_llm may still be generating
 
@@ -131,7 +131,7 @@ class OpenStream:
     def _reason(self, sequence: SequenceText, reason: str, last: bool) -> str:
         """Return why a sequence ended: at a stop word, as the runtime says, or as can be told.
 
-        Empty while it goes on, and where nobody knows.
+        "" while it goes on, and where that is unknown.
         """
         if sequence.stopped:
             return STOP

@@ -68,7 +68,7 @@ class StreamReaders:
         ]
 
     def _warn(self, reason: str) -> None:
-        """Say once why nobody is missed: no fault where tensorrt_llm is served alone."""
+        """Log, once, why it cannot be told: no fault where tensorrt_llm is served alone."""
         if not self._warned:
             self._warned = True
             pb_utils.Logger.log_warn(f"cannot tell who reads the ensemble's streams: {reason}")

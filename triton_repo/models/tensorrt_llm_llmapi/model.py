@@ -12,6 +12,7 @@ import json
 import threading
 import uuid
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class TritonPythonModel:
         # Deleting them takes the server, which is gone by the time the interpreter ends.
         del self._calls, self._family
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> Any:
+    def _start(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _take(self, request: TritonRequest, sender: Sender) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from minitron_models.llmapi.llm_call import LlmCall, find_word
+from minitron_models.llmapi.llm_types import CompletionOutput, RequestOutput
 from minitron_models.triton_io import Sender, strings
 from minitron_models.triton_types import Outputs
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ class LlmResponses:
         """Return whether every sequence has come to its end."""
         return all(sequence.reason for sequence in self._sequences)
 
-    def take(self, output: Any) -> None:
+    def take(self, output: RequestOutput) -> None:
         """Send what a RequestOutput has that was not sent; LLM changes it in place."""
         split = _split(output.outputs, self._call.rows)
         for sequence, rows in zip(self._sequences, split, strict=True):
@@ -49,11 +50,11 @@ class LlmResponses:
                 sequence.reason = reason
                 self._send(sequence, None)
 
-    def _send(self, sequence: _Sequence, output: Any) -> None:
+    def _send(self, sequence: _Sequence, output: RequestOutput | None) -> None:
         self._sender.send(sequence.take_tensors(output), last=self.ended)
 
 
-def _split(outputs: Sequence[Any], rows: int) -> list[Sequence[Any]]:
+def _split(outputs: Sequence[CompletionOutput], rows: int) -> list[Sequence[CompletionOutput]]:
     """Return the outputs of each sequence: all of them for beams, else one."""
     return [outputs[start : start + rows] for start in range(0, len(outputs), rows)]
 
@@ -68,7 +69,7 @@ class _Row:
         self.logits: list[NDArray[np.float32]] = []
         self.reason: str | None = None
 
-    def take(self, completion: Any, finished: bool, sent: int) -> None:
+    def take(self, completion: CompletionOutput, finished: bool, sent: int) -> None:
         """Read a CompletionOutput, of which the first ids were sent."""
         before = len(self.ids)
         self.ids = list(completion.token_ids)
@@ -114,7 +115,7 @@ class _Sequence:
         """Return how many ids were not sent yet."""
         return len(self._rows[0].ids) - self._sent
 
-    def take(self, completions: Sequence[Any], finished: bool) -> bool:
+    def take(self, completions: Sequence[CompletionOutput], finished: bool) -> bool:
         """Read its CompletionOutputs, the best first; return whether anything is new."""
         before = len(self._rows[0].ids)
         for row, completion in zip(self._rows, completions, strict=True):
@@ -123,7 +124,7 @@ class _Sequence:
         self.reason = self._rows[0].reason
         return self.reason is not None or len(self._rows[0].ids) > before
 
-    def take_tensors(self, output: Any) -> Outputs:
+    def take_tensors(self, output: RequestOutput | None) -> Outputs:
         """Return the tensors of the next response, which is the last one once there is a reason.
 
         Ids are [1, rows, n], -1 where a row is shorter; in a stream those that were not sent yet.
@@ -152,7 +153,9 @@ class _Sequence:
             tensors |= self._last(output)
         return tensors
 
-    def _generation_logits(self, start: int, output: Any) -> dict[str, NDArray[Any]]:
+    def _generation_logits(
+        self, start: int, output: RequestOutput | None
+    ) -> dict[str, NDArray[Any]]:
         lacking = [row for row in self._rows if len(row.logits) < len(row.ids)]
         if lacking and output is not None:
             raise ValueError(
@@ -164,7 +167,7 @@ class _Sequence:
             return {}
         return {"generation_logits": _stacked([np.array(row.logits[start:]) for row in self._rows])}
 
-    def _last(self, output: Any) -> dict[str, NDArray[Any]]:
+    def _last(self, output: RequestOutput | None) -> dict[str, NDArray[Any]]:
         """Return what only the last response has."""
         wishes, count = self._call.wishes, len(self._call.prompt)
         tensors: dict[str, NDArray[Any]] = {}
