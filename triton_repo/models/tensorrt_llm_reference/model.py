@@ -147,7 +147,12 @@ class TritonPythonModel:
             self._metrics.finished(sum(len(call.request.prompt) for call in calls), tokens)
 
         responses = RequestResponses(
-            sender, calls, stream_id, self._stream_interval, self._cancel_period_s, done
+            sender,
+            calls,
+            stream_id=stream_id,
+            stream_interval=self._stream_interval,
+            check_period_s=self._cancel_period_s,
+            done=done,
         )
         self._running.add(RunningRequest(names, request_ids))
         try:

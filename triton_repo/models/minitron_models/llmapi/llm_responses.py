@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from minitron_models.llmapi.llm_call import LlmCall, find_word
-from minitron_models.llmapi.llm_types import CompletionOutput, RequestOutput
+from minitron_models.llmapi.trtllm_results import CompletionOutput, RequestOutput
 from minitron_models.triton_io import Sender, strings
 from minitron_models.triton_types import Outputs
 from numpy.typing import NDArray

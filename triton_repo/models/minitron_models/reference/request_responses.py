@@ -36,6 +36,7 @@ class RequestResponses:
         self,
         sender: Sender,
         calls: Sequence[RuntimeCall],
+        *,
         stream_id: int | None,
         stream_interval: int,
         check_period_s: float,
