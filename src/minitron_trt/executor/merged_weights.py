@@ -120,12 +120,14 @@ def _merge(
     side = Side.IN if tensor.split is Split.ROW else Side.OUT
     dimension = tensor.dimension(side)
     if tensor.split is Split.WHOLE or dimension is None:
+        # Ranks that differ here would compute with different models.
         return _same(shards)
     if len(shards) == 1:
         return shards[0]
     if tensor.split is Split.QKV:
         return _merge_qkv(spec, shards, tensor.values_per_entry(dimension))
     joined = torch.cat(list(shards), dim=dimension)
+    # Rows beyond the vocabulary only make it divide by the ranks.
     return joined[: spec.vocab] if tensor.split is Split.VOCAB else joined
 
 

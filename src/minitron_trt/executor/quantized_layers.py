@@ -21,7 +21,7 @@ from minitron_trt.quantization.number_formats import Array
 from minitron_trt.quantization.precisions import KV_SCALE, Inputs, Precision
 
 _LARGEST_E4M3, _LARGEST_E2M1 = 448.0, 6.0
-_SMALLEST_TOKEN_SCALE = 1 / (448 * 512)
+_SMALLEST_TOKEN_SCALE = 1 / (448 * 512)  # TensorRT-LLM's; a token of zeros has no scale of its own
 _INPUT_SCALE, _PREQUANT = "activation_scaling_factor", "prequant_scaling_factor"
 
 
@@ -33,6 +33,7 @@ class Linear:
     ) -> None:
         """Dequantize a layer's tensors to the device and dtype of `target`."""
         self._inputs = precision.inputs
+        # A product with quantized inputs is summed in float32; the others are the GPU's usual ones.
         dtype = target.dtype if self._inputs is Inputs.UNQUANTIZED else torch.float32
         weight = tensors["weight"]
         if precision.scheme:

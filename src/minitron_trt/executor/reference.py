@@ -61,7 +61,10 @@ class ReferenceModel:
         self._cache = KVCache(spec, slots, max_seq_len, self._device, dtype)
         log.info(
             "KV cache: %d slots × %d tokens, %.2f GB in %s",
-            *(slots, max_seq_len, self._cache.size_bytes / 1e9, dtype),
+            slots,
+            max_seq_len,
+            self._cache.size_bytes / 1e9,
+            dtype,
         )
 
     def step(self, batch: StepBatch) -> Floats:
