@@ -60,11 +60,11 @@ class Graph:
         """Convert to a dtype."""
         return made(self.network.add_cast(values, dtype)).get_output(0)
 
-    def wide(self, values: Tensor) -> Tensor:
+    def float32(self, values: Tensor) -> Tensor:
         """Convert to float32."""
         return self.cast(values, self.trt.float32)
 
-    def narrow(self, values: Tensor) -> Tensor:
+    def rounded(self, values: Tensor) -> Tensor:
         """Round to the model's dtype."""
         return self.cast(values, self.dtype)
 
@@ -153,14 +153,14 @@ class Graph:
         return layer.get_output(0)
 
     def shape_with_last(self, values: Tensor, last: int) -> Tensor:
-        """Return the shape of [batch, length] with one more axis, to cut with."""
+        """Return the shape of [batch, length] with one more axis, to slice by."""
         shape = made(self.network.add_shape(values)).get_output(0)
         return made(
             self.network.add_concatenation([shape, self.constant(np.array([last], np.int64))])
         ).get_output(0)
 
-    def cut_last(self, values: Tensor, start: int, shape: Tensor) -> Tensor:
-        """Cut `shape` out of a tensor [batch, length, width] from a place in its last axis."""
+    def slice_last(self, values: Tensor, start: int, shape: Tensor) -> Tensor:
+        """Slice `shape` out of [batch, length, width], from a place in its last axis on."""
         layer = made(self.network.add_slice(values, (0, 0, start), (0, 0, 0), (1, 1, 1)))
         layer.set_input(2, shape)
         return layer.get_output(0)

@@ -1,8 +1,8 @@
 """The weights of a network: a checkpoint's tensors as arrays over its mapped files.
 
-TensorRT takes pointers, so a weight goes from the page cache into the engine and is never a copy
-of ours. One engine is one GPU: pipeline ranks are joined, since that only counts layers through,
-but tensor-parallel ranks are refused, since that would mean copying.
+TensorRT takes pointers, so a weight goes from the page cache into the engine without a copy in this
+process. One engine is one GPU: pipeline ranks are joined, for which layers need only other numbers;
+tensor-parallel ranks are refused, for which matrices would have to be put together, a copy each.
 """
 
 from __future__ import annotations

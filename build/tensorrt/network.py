@@ -102,15 +102,15 @@ class _Decoder:
         for layer in range(self._spec.layers):
             name = f"transformer.layers.{layer}"
             normed = self._norm(f"{name}.input_layernorm", hidden)
-            found = self._attention(layer, self._linear(f"{name}.attention.qkv", normed), step)
-            hidden = graph.binary("SUM", hidden, self._linear(f"{name}.attention.dense", found))
+            heads = self._attention(layer, self._linear(f"{name}.attention.qkv", normed), step)
+            hidden = graph.binary("SUM", hidden, self._linear(f"{name}.attention.dense", heads))
             inner = self._mlp(name, self._norm(f"{name}.post_layernorm", hidden), step)
             hidden = graph.binary("SUM", hidden, inner)
         one = graph.constant(np.ones(1, np.int32))
         last = graph.binary("SUB", graph.binary("SUB", lengths, one), step.starts)
         hidden = graph.gather(hidden, graph.reshape(last, (0, 1)), 1, per_batch=True)
         logits = self._linear("lm_head", self._norm("transformer.ln_f", hidden))
-        graph.output(graph.wide(graph.reshape(logits, (0, self._spec.vocab))), "logits")
+        graph.output(graph.float32(graph.reshape(logits, (0, self._spec.vocab))), "logits")
 
     def _step(self, ids: Tensor, positions: Tensor) -> _Step:
         graph, spec, limit = self._graph, self._spec, self._limits.max_seq_len
@@ -139,31 +139,32 @@ class _Decoder:
         right = self._graph.constant(weight, (1, *weight.shape))
         if scale is not None:
             # The builder sees values rounded to FP8 and back, and multiplies the codes.
-            reach = self._weights[f"{name}.{_INPUT_SCALE}"]
-            values = self._graph.dequantized(self._graph.quantized(values, reach), reach)
+            input_scale = self._weights[f"{name}.{_INPUT_SCALE}"]
+            codes = self._graph.quantized(values, input_scale)
+            values = self._graph.dequantized(codes, input_scale)
             right = self._graph.dequantized(right, scale)
         return self._graph.product(values, right, name)
 
     def _norm(self, name: str, values: Tensor) -> Tensor:
         graph, width = self._graph, (1, 1, self._spec.hidden)
         weight = graph.constant(self._weights[f"{name}.weight"], width)
-        wide = graph.wide(values)
+        exact = graph.float32(values)
         if self._family.norm is Norm.LAYER_1P:
             # The checkpoint's weight is the factor itself: the 1 was added at conversion.
             bias = graph.constant(self._weights[f"{name}.bias"], width)
             layer = made(
                 graph.network.add_normalization_v2(
-                    wide, graph.wide(weight), graph.wide(bias), 1 << 2
+                    exact, graph.float32(weight), graph.float32(bias), 1 << 2
                 )
             )
             layer.epsilon = self._spec.norm_epsilon
             layer.name = name
-            return graph.narrow(layer.get_output(0))
-        squares = graph.mean_of_last(graph.binary("PROD", wide, wide))
+            return graph.rounded(layer.get_output(0))
+        squares = graph.mean_of_last(graph.binary("PROD", exact, exact))
         epsilon = graph.scalar(self._spec.norm_epsilon, 3)
         root = graph.unary("SQRT", graph.binary("SUM", squares, epsilon))
         # TensorRT-LLM rounds before it multiplies by the weight.
-        return graph.binary("PROD", graph.narrow(graph.binary("DIV", wide, root)), weight)
+        return graph.binary("PROD", graph.rounded(graph.binary("DIV", exact, root)), weight)
 
     def _attention(self, layer: int, qkv: Tensor, step: _Step) -> Tensor:
         """Attend to the cache up to each token's own position.
@@ -173,15 +174,15 @@ class _Decoder:
         kernels of TensorRT 11.1 were seen to read beyond the lengths on SM86 and SM121.
         """
         graph, spec = self._graph, self._spec
-        query = self._turned(self._heads(qkv, 0, spec.heads, step.query_shape), step)
+        query = self._rotated(self._heads(qkv, 0, spec.heads, step.query_shape), step)
         # IAttention does not scale; doing it before the rounding costs no precision.
         scaled = graph.binary("PROD", query, graph.scalar(spec.head_size**-0.5, 4))
         at = spec.query_size
-        key = self._turned(self._heads(qkv, at, spec.kv_heads, step.kv_shape), step)
+        key = self._rotated(self._heads(qkv, at, spec.kv_heads, step.kv_shape), step)
         value = self._heads(qkv, at + spec.kv_size, spec.kv_heads, step.kv_shape)
         attention = graph.attention(
-            graph.narrow(scaled),
-            self._cached(f"key_{layer}", graph.narrow(key), step),
+            graph.rounded(scaled),
+            self._cached(f"key_{layer}", graph.rounded(key), step),
             self._cached(f"value_{layer}", value, step),
             step.allowed,
         )
@@ -189,17 +190,17 @@ class _Decoder:
         return graph.reshape(attention.get_output(0), (0, 0, spec.query_size), before=(0, 2, 1, 3))
 
     def _heads(self, qkv: Tensor, start: int, heads: int, shape: Tensor) -> Tensor:
-        cut = self._graph.cut_last(qkv, start, shape)
-        return self._graph.reshape(cut, (0, 0, heads, self._spec.head_size), after=(0, 2, 1, 3))
+        part = self._graph.slice_last(qkv, start, shape)
+        return self._graph.reshape(part, (0, 0, heads, self._spec.head_size), after=(0, 2, 1, 3))
 
-    def _turned(self, heads: Tensor, step: _Step) -> Tensor:
-        """Turn heads by their positions, in float32 as the tables are."""
+    def _rotated(self, heads: Tensor, step: _Step) -> Tensor:
+        """Rotate heads by their positions, in float32 as the tables are."""
         rotary = self._spec.rotary_size
         # 0 stands for the whole head.
         size = 0 if rotary == self._spec.head_size else rotary
         layer = made(
             self._graph.network.add_rotary_embedding(
-                self._graph.wide(heads), step.cosine, step.sine, False, size
+                self._graph.float32(heads), step.cosine, step.sine, False, size
             )
         )
         layer.set_input(3, step.positions)
@@ -224,9 +225,9 @@ class _Decoder:
         graph = self._graph
         if self._family.gated:
             fc, gate = self._branches(name, values, step)
-            wide = graph.wide(fc)
-            silu = graph.binary("PROD", wide, graph.activation("SIGMOID", wide))
-            inner = graph.binary("PROD", graph.narrow(silu), gate)
+            exact = graph.float32(fc)
+            silu = graph.binary("PROD", exact, graph.activation("SIGMOID", exact))
+            inner = graph.binary("PROD", graph.rounded(silu), gate)
         else:
             positive = graph.activation("RELU", self._linear(f"{name}.mlp.fc", values))
             inner = graph.binary("PROD", positive, positive)
@@ -249,4 +250,4 @@ class _Decoder:
             fc, values, joined(*(weights[f"{part}.weight"] for part in names)), scale
         )
         at, shape = self._spec.intermediate, step.inner_shape
-        return graph.cut_last(both, 0, shape), graph.cut_last(both, at, shape)
+        return graph.slice_last(both, 0, shape), graph.slice_last(both, at, shape)

@@ -60,7 +60,7 @@ class SameAtEdges(InterpretedModel):
         rounded: list[Rounded],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        super().__init__(checkpoint, limits, wide=True)
+        super().__init__(checkpoint, limits, exact=True)
         self.values = self.taken_over = 0
         self._rounded, self._lengths = iter(rounded), list[int]()
         self._to_fp8 = interpreter.to_fp8

@@ -2,7 +2,7 @@
 
 It knows the network only through TensorRT's own objects, shares no code with what wrote it, and
 fails on a layer, an option or a shape that it does not know. Two ways to compute: as typed, every
-tensor rounded to the dtype that the network gives it, or `wide`, where bfloat16 and float16 stand
+tensor rounded to the dtype that the network gives it, or `exact`, where bfloat16 and float16 stand
 for float32, so that an error of the network cannot hide in rounding.
 """
 
@@ -51,9 +51,9 @@ def expect(fact: bool, what: str) -> None:
 class Interpreter:
     """A network's layers in the order in which they were added, which is an order of computing."""
 
-    def __init__(self, network: Any, *, wide: bool = False) -> None:
+    def __init__(self, network: Any, *, exact: bool = False) -> None:
         self._network = network
-        self._wide = wide
+        self._exact = exact
         self._layers = [
             _Layer(network.get_layer(i), self._dtype) for i in range(network.num_layers)
         ]
@@ -79,7 +79,7 @@ class Interpreter:
     def _dtype(self, dtype: Any) -> torch.dtype:
         expect(dtype in DTYPES, f"dtype {dtype}")
         known = DTYPES[dtype]
-        return torch.float32 if self._wide and known in _HALVES else known
+        return torch.float32 if self._exact and known in _HALVES else known
 
     def _store(self, values: dict[str, Tensor], symbol: Any, value: Tensor) -> None:
         """Keep a value if TensorRT, which infers shapes and dtypes itself, agrees with it."""

@@ -44,13 +44,13 @@ class InterpretedModel:
     begin with large numbers in every place.
     """
 
-    def __init__(self, checkpoint: Checkpoint, limits: NetworkLimits, *, wide: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, limits: NetworkLimits, *, exact: bool) -> None:
         self.slots = limits.max_batch_size
         self.max_seq_len = limits.max_seq_len
         self.vocab = checkpoint.spec.vocab
         self._network, self._builder = new_network()
         self._graph = define_network(RTX.load(), self._network, checkpoint, limits)
-        self._interpreter = Interpreter(self._network, wide=wide)
+        self._interpreter = Interpreter(self._network, exact=exact)
         spec = checkpoint.spec
         shape = (self.slots, spec.kv_heads, limits.max_seq_len, spec.head_size)
         self._caches: dict[str, Tensor] = {

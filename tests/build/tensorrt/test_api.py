@@ -18,7 +18,7 @@ pytest.importorskip("tensorrt_rtx", reason="this needs: pip install 'minitron-tr
 
 from tests.build.tensorrt.interpreter_model import new_network
 from tests.build.tensorrt.test_network import LIMITS
-from tests.build.tensorrt.test_network_fp8 import narrow
+from tests.build.tensorrt.test_network_fp8 import quantized
 
 from minitron_trt.build.tensorrt.api import LIBRARIES, RTX, TENSORRT, Library, choose_library
 from minitron_trt.build.tensorrt.network import define_network
@@ -132,7 +132,7 @@ def test_the_list_is_what_a_network_uses(tmp_path: Path) -> None:
     used: dict[str, set[str]] = {}
     for name in NAMES:
         convert(str(sample_folder(name)), tmp_path / name, ConvertOptions())
-        checkpoint = narrow(Checkpoint.open(tmp_path / name), tmp_path / f"{name}-fp8")
+        checkpoint = quantized(Checkpoint.open(tmp_path / name), tmp_path / f"{name}-fp8")
         network, builder = new_network()
         trt, wrapped = Recorded(RTX.load(), used, "module"), Recorded(network, used)
         graph = define_network(trt, wrapped, checkpoint, LIMITS)

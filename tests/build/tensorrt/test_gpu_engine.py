@@ -11,9 +11,9 @@ import torch
 
 pytest.importorskip("tensorrt_rtx", reason="engines need: pip install 'minitron-trt[rtx]'")
 
-from tests.build.tensorrt.engine_model import EngineModel
+from tests.build.tensorrt.gpu_engine import GpuEngine
 from tests.build.tensorrt.test_network import logits_of
-from tests.build.tensorrt.test_network_fp8 import narrow
+from tests.build.tensorrt.test_network_fp8 import quantized
 
 from minitron_trt.build.tensorrt.api import LIBRARIES, RTX, TARGETS, Library
 from minitron_trt.build.tensorrt.engine_compiler import compile_engine
@@ -52,10 +52,10 @@ def library(request: pytest.FixtureRequest, sm: int, monkeypatch: pytest.MonkeyP
     return chosen
 
 
-def engine_of(checkpoint: Checkpoint, output: Path, sm: int) -> EngineModel:
+def engine_of(checkpoint: Checkpoint, output: Path, sm: int) -> GpuEngine:
     """Compile for this GPU and load the engine; what cannot be compiled for it is skipped."""
     try:
-        return EngineModel(compile_engine(checkpoint, output, sm=sm, limits=LIMITS).folder)
+        return GpuEngine(compile_engine(checkpoint, output, sm=sm, limits=LIMITS).folder)
     except UnsupportedError as error:
         pytest.skip(f"SM{sm}: {error}")
 
@@ -68,7 +68,7 @@ def test_an_engines_logits_are_the_reference_models(
     convert(str(sample_folder(name)), tmp_path / "wide", ConvertOptions())
     checkpoint = Checkpoint.open(tmp_path / "wide")
     if precision == "fp8":
-        checkpoint = narrow(checkpoint, tmp_path / "fp8")
+        checkpoint = quantized(checkpoint, tmp_path / "fp8")
     engine = engine_of(checkpoint, tmp_path / "engine", sm)
     exact, usual = (
         logits_of(ReferenceModel(checkpoint, slots=3, max_seq_len=48, dtype=dtype))

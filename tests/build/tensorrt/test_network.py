@@ -81,9 +81,9 @@ def reference(checkpoint: Checkpoint, dtype: torch.dtype | None) -> NDArray[np.f
     return logits_of(ReferenceModel(checkpoint, slots=3, max_seq_len=48, dtype=dtype))
 
 
-def interpreted(checkpoint: Checkpoint, *, wide: bool) -> NDArray[np.float32]:
+def interpreted(checkpoint: Checkpoint, *, exact: bool) -> NDArray[np.float32]:
     """Return the network's logits, in float32 or as typed."""
-    return logits_of(InterpretedModel(checkpoint, LIMITS, wide=wide))
+    return logits_of(InterpretedModel(checkpoint, LIMITS, exact=exact))
 
 
 @pytest.mark.parametrize("name", [*NAMES, *TINY])
@@ -93,7 +93,7 @@ def test_in_float32_the_network_is_the_reference_model(
     checkpoint = checkpoint_of(name)
     expected = reference(checkpoint, torch.float32)
 
-    actual = interpreted(checkpoint, wide=True)
+    actual = interpreted(checkpoint, exact=True)
 
     assert np.abs(actual - expected).max() < SAME * np.abs(expected).max()
 
@@ -107,7 +107,7 @@ def test_as_typed_the_network_rounds_no_worse_than_the_reference_model(
     exact = reference(checkpoint, torch.float32)
     usual = np.square(reference(checkpoint, None) - exact).mean() ** 0.5
 
-    error = np.square(interpreted(checkpoint, wide=False) - exact).mean() ** 0.5
+    error = np.square(interpreted(checkpoint, exact=False) - exact).mean() ** 0.5
 
     assert 0 < error < 1.25 * usual
 
@@ -132,7 +132,7 @@ def test_the_comparison_notices_a_wrong_fact(
     spec = replace(checkpoint.spec, **change(checkpoint.spec))
     expected = reference(checkpoint, torch.float32)
 
-    actual = interpreted(replace(checkpoint, spec=spec), wide=True)
+    actual = interpreted(replace(checkpoint, spec=spec), exact=True)
 
     assert np.abs(actual - expected).max() > DIFFERENT * np.abs(expected).max()
 

@@ -43,7 +43,7 @@ LARGEST = 448.0
 Pair = tuple[Checkpoint, Checkpoint]
 
 
-def narrow(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+def quantized(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """Write a checkpoint again in FP8, one scale per tensor, by nothing but numpy."""
     shutil.copytree(checkpoint.folder, folder)
     rules = family_of(checkpoint.spec.architecture).rules
@@ -54,7 +54,7 @@ def narrow(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         for layer in range(checkpoint.spec.layers)
     }
     tensors = load_file(folder / "rank0.safetensors")
-    reach: dict[str, int] = {}
+    amaxes: dict[str, int] = {}
     for name in sorted(linear):
         wide, layer = tensors[name].astype(np.float32), name.removesuffix(".weight")
         scale = np.array([np.abs(wide).max() / LARGEST], np.float32)
@@ -64,7 +64,7 @@ def narrow(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         # MLP have the same input, hence the same scale, but for one layer of somebody's file.
         same = layer if ".layers.2." in layer else layer.replace("mlp.gate", "mlp.fc")
         tensors[f"{layer}.activation_scaling_factor"] = np.array(
-            [(2 + reach.setdefault(same, len(reach) % 5)) / LARGEST], np.float32
+            [(2 + amaxes.setdefault(same, len(amaxes) % 5)) / LARGEST], np.float32
         )
     save_file(tensors, folder / "rank0.safetensors")
     config = json.loads((folder / CONFIG_NAME).read_text())
@@ -81,7 +81,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("fp8")
     convert(str(sample_folder(request.param)), folder / "wide", ConvertOptions())
     wide = Checkpoint.open(folder / "wide")
-    return wide, narrow(wide, folder / "fp8")
+    return wide, quantized(wide, folder / "fp8")
 
 
 def reference(pair: Pair, dtype: torch.dtype | None) -> NDArray[np.float32]:
@@ -135,16 +135,16 @@ def test_the_comparison_notices_another_rounding(
 def test_fp8_shows_in_the_logits(pair: Pair) -> None:
     wide = logits_of(ReferenceModel(pair[0], slots=3, max_seq_len=48, dtype=torch.float32))
 
-    narrow = logits_of(InterpretedModel(pair[1], LIMITS, wide=True))
+    fp8 = logits_of(InterpretedModel(pair[1], LIMITS, exact=True))
 
-    assert np.abs(narrow - wide).max() > 0.02 * np.abs(wide).max()
+    assert np.abs(fp8 - wide).max() > 0.02 * np.abs(wide).max()
 
 
 def test_as_typed_fp8_rounds_no_worse_than_the_reference_model(pair: Pair) -> None:
     exact = reference(pair, torch.float32)
     usual = np.square(reference(pair, None) - exact).mean() ** 0.5
 
-    actual = logits_of(InterpretedModel(pair[1], LIMITS, wide=False))
+    actual = logits_of(InterpretedModel(pair[1], LIMITS, exact=False))
 
     assert 0 < np.square(actual - exact).mean() ** 0.5 < 1.25 * usual
 

@@ -17,8 +17,8 @@ from minitron_trt.executor.step import Floats, StepBatch
 from minitron_trt.spec import ModelSpec
 
 
-class EngineModel:
-    """An engine folder of ours on the first GPU, its caches in memory that was zeroed."""
+class GpuEngine:
+    """An engine folder of `build` on the first GPU, its caches in memory that was zeroed."""
 
     def __init__(self, folder: Path) -> None:
         facts = Manifest.read(folder, ENGINE).facts
