@@ -130,7 +130,10 @@ def test_weights_and_scales_equal_those_of_modelopt(
     kind = {"llama": "llama", "nemotron": "gpt"}[name]
     with contextlib.redirect_stdout(io.StringIO()):
         export_tensorrt_llm_checkpoint(
-            *(quantized(name, precision), kind, torch.bfloat16, tmp_path / "theirs"),
+            model=quantized(name, precision),
+            decoder_type=kind,
+            dtype=torch.bfloat16,
+            export_dir=tmp_path / "theirs",
             inference_tensor_parallel=tp,
             inference_pipeline_parallel=pp,
         )

@@ -41,8 +41,8 @@ def test_values_round_as_torch_rounds_them(
     # Ties, subnormals of fp16 and of bf16, signed zero.
     set_values(folder, DOWN, [1.00390625, 1.01171875, 1.00048828125, 6e-8, -3e-8, 9e-41, -0.0])
     down = load_file(folder / "model.safetensors")[DOWN]
-    wide = torch.from_numpy(down.astype(np.float32))
-    wanted = wide.to({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    exact = torch.from_numpy(down.astype(np.float32))
+    wanted = exact.to({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
     ranks = ranks_of(folder, precision=precision, tp=tp)
     name = DOWN.replace("model.layers", "transformer.layers").replace("down_proj", "proj")
     found = np.concatenate([rank[name] for rank in ranks], axis=1)

@@ -166,7 +166,7 @@ def test_every_rank_has_the_shapes_of_the_contract(
         ("minitron-8b", [1, 2, 4, 8, 16]),
     ],
 )
-def test_the_model_can_be_cut_by_the_rule_of_the_contract_and_not_otherwise(
+def test_the_model_can_be_sharded_by_the_rule_of_the_contract_and_not_otherwise(
     name: str, sizes: list[int], plan_of: PlanOf
 ) -> None:
     possible = []
@@ -188,7 +188,7 @@ def test_the_model_can_be_cut_by_the_rule_of_the_contract_and_not_otherwise(
         (1, 33, "--pp 33 is more than the model's 32 layers; lower it"),
     ],
 )
-def test_a_cut_that_is_not_possible_is_explained(
+def test_a_sharding_that_is_not_possible_is_explained(
     tp: int, pp: int, message: str, plan_of: PlanOf
 ) -> None:
     with pytest.raises(UnsupportedError) as caught:

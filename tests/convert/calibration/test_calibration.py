@@ -195,7 +195,7 @@ def test_a_weight_of_zeros_is_named(
 @pytest.mark.usefixtures("needs_modelopt")
 @pytest.mark.parametrize(("kind", "algorithm"), [("fp8", "FP8"), ("int8", "INT8")])
 @pytest.mark.parametrize("folder", [LLAMA, NEMOTRON], ids=lambda path: path.name)
-def test_a_narrow_cache_has_its_scale_in_every_layer(
+def test_a_quantized_kv_cache_has_its_scale_in_every_layer(
     folder: Path, kind: str, algorithm: str, tmp_path: Path
 ) -> None:
     text = CalibrationText(samples=2, length=64)

@@ -73,9 +73,9 @@ def written_factors(theta: float, size: int, scaling: Llama3Scaling) -> Any:
     factors = []
     for index in range(size // 2):
         length = 2 * math.pi * theta ** (2 * index / size)
-        share = (scaling.original_max_positions / length - low) / (high - low)
-        share = min(max(share, 0.0), 1.0)
-        factors.append(1 / ((1 - share) / scaling.factor + share))
+        smooth = (scaling.original_max_positions / length - low) / (high - low)
+        smooth = min(max(smooth, 0.0), 1.0)
+        factors.append(1 / ((1 - smooth) / scaling.factor + smooth))
     return np.array(factors, np.float32).astype(np.float64)
 
 

@@ -134,12 +134,12 @@ def test_quantized_weights_are_rounded_once_to_the_format_of_the_checkpoint(
 ) -> None:
     path = write_gguf(make_model("llama", **WIDE), tmp_path / "model.gguf")
     exact = unpacked(path, tmp_path / "exact")
-    narrow = unpacked(path, tmp_path / "narrow", storage)
+    rounded = unpacked(path, tmp_path / "rounded", storage)
 
     for name in (QUERY, KEY, VALUE):
-        assert np.array_equal(narrow[name], exact[name].astype(narrow[name].dtype))
-        assert narrow[name].dtype.itemsize == 2
-        off = np.abs(narrow[name].astype("f4") - exact[name])
+        assert np.array_equal(rounded[name], exact[name].astype(rounded[name].dtype))
+        assert rounded[name].dtype.itemsize == 2
+        off = np.abs(rounded[name].astype("f4") - exact[name])
         assert (off <= 2.0**-digits * np.abs(exact[name]) + 2.0**-25).all()
 
 

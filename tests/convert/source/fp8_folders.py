@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 
 Tensors = dict[str, torch.Tensor]
 AutoModelForCausalLM: Any = _AutoModelForCausalLM  # its methods have no types
-NARROW: Final = torch.float8_e4m3fn
+FP8_DTYPE: Final = torch.float8_e4m3fn
 LARGEST: Final = 448.0
 
 # Heads wider than the hidden size shared among them, in Nemotron not even a whole number.
@@ -42,7 +42,7 @@ CONFIGS: Final[dict[str, Callable[[], Any]]] = {
 
 
 def random_model(kind: str, folder: Path) -> Any:
-    """Save a random bf16 model whose q, k and v reach unequally far, and return it."""
+    """Save a random bf16 model whose q, k and v differ in amax, and return it."""
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.bfloat16)
     for name, parameter in model.named_parameters():
@@ -99,9 +99,9 @@ def by_compressed_tensors(kind: str, dynamic: bool, kv_cache: bool, folder: Path
     apply_quantization_config(model, QuantizationConfig(**described))
     for index, module in enumerate(model.modules()):
         if hasattr(module, "weight_scale"):
-            wide = module.weight.abs().float()
-            reach = wide.amax(1, keepdim=True) if dynamic else wide.amax()
-            module.weight_scale.data.copy_(reach / LARGEST)
+            sizes = module.weight.abs().float()
+            amax = sizes.amax(1, keepdim=True) if dynamic else sizes.amax()
+            module.weight_scale.data.copy_(amax / LARGEST)
         for name in ("input_scale", "k_scale", "v_scale"):
             if hasattr(module, name):
                 # q, k and v get scales of their own, as no tool would give them.
@@ -120,9 +120,9 @@ def by_hand(folder: Path, quantization: dict[str, Any] = AUTOFP8, rowwise: bool 
     """Quantize a folder's own file: fixed input scales, q, k and v alike; or a scale per row."""
     tensors = load_file(folder / "model.safetensors")
     for name in [name for name in tensors if name.endswith("_proj.weight")]:
-        module, wide = name.removesuffix(".weight"), tensors[name].float()
-        scale = wide.abs().amax(1) / LARGEST if rowwise else torch.tensor(1 / LARGEST)
-        tensors[name] = (wide / (scale[:, None] if rowwise else scale)).to(NARROW)
+        module, weight = name.removesuffix(".weight"), tensors[name].float()
+        scale = weight.abs().amax(1) / LARGEST if rowwise else torch.tensor(1 / LARGEST)
+        tensors[name] = (weight / (scale[:, None] if rowwise else scale)).to(FP8_DTYPE)
         tensors[f"{module}.weight_scale"] = scale
         if not rowwise:
             tensors[f"{module}.input_scale"] = torch.tensor([0.25])
@@ -159,8 +159,8 @@ def brought_together(tensors: Tensors) -> Tensors:
         shared = max(tensors[scale] for scale in scales)
         for scale in scales:
             name = scale.removesuffix("_scale")
-            wide = tensors[name].double() * tensors[scale].double() / shared.double()
-            found |= {name: wide.float().to(NARROW), scale: shared}
+            weight = tensors[name].double() * tensors[scale].double() / shared.double()
+            found |= {name: weight.float().to(FP8_DTYPE), scale: shared}
     return found
 
 
@@ -181,7 +181,7 @@ def simulated(folder: Path, tensors: Tensors) -> Any:
         def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             (values,) = inputs
             step = values.abs().amax(-1, keepdim=True) / LARGEST if scale is None else scale
-            return (((values / step).clamp(-LARGEST, LARGEST)).to(NARROW).float() * step,)
+            return (((values / step).clamp(-LARGEST, LARGEST)).to(FP8_DTYPE).float() * step,)
 
         return hook
 

@@ -21,7 +21,7 @@ torch = pytest.importorskip(
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tests.convert.source.fp8_folders import (  # noqa: E402
-    NARROW,
+    FP8_DTYPE,
     Tensors,
     brought_together,
     by_hand,
@@ -142,14 +142,14 @@ def test_scales_of_the_kv_cache_are_found_under_every_name_they_had(
 def test_a_layer_left_wide_is_dequantized_with_the_rest(
     make_model: MakeModel, refusal: Callable[..., str], tmp_path: Path
 ) -> None:
-    wide = "model.layers.1.mlp.down_proj"
+    left = "model.layers.1.mlp.down_proj"
     original = make_model("llama")
-    weight = load_file(original / "model.safetensors")[f"{wide}.weight"]
-    folder = by_hand(original, {**COMPRESSED, "ignore": ["lm_head", wide]})
+    weight = load_file(original / "model.safetensors")[f"{left}.weight"]
+    folder = by_hand(original, {**COMPRESSED, "ignore": ["lm_head", left]})
     tensors = load_file(folder / "model.safetensors")
     for scale in ("weight_scale", "input_scale"):
-        del tensors[f"{wide}.{scale}"]
-    save_file({**tensors, f"{wide}.weight": weight}, folder / "model.safetensors")
+        del tensors[f"{left}.{scale}"]
+    save_file({**tensors, f"{left}.weight": weight}, folder / "model.safetensors")
     convert(str(folder), tmp_path / "out", ConvertOptions("bf16", pp=2))
     found = read_weights(Checkpoint.open(tmp_path / "out"))
 
@@ -233,16 +233,16 @@ def test_tensors_larger_than_a_block_arrive_whole(
         ours = f"transformer.layers.0.{target}.weight"
         theirs = [f"model.layers.0.{name}.weight" for name in names]
         codes = torch.cat([kept[name] for name in theirs]).view(torch.uint8)
-        wide = torch.cat([dequantized(source, name) for name in theirs]).bfloat16()
+        weight = torch.cat([dequantized(source, name) for name in theirs]).bfloat16()
 
         assert torch.equal(found[None][ours], codes)
-        assert torch.equal(found["bf16"][ours], wide)
+        assert torch.equal(found["bf16"][ours], weight)
 
 
 def scaled(found: Tensors, layer: str) -> tuple[Any, Any]:
     """Return a layer's weight as numbers, and its scale."""
     scale = found[f"{layer}.weights_scaling_factor"]
-    return found[f"{layer}.weight"].view(NARROW).float() * scale, scale
+    return found[f"{layer}.weight"].view(FP8_DTYPE).float() * scale, scale
 
 
 @pytest.fixture
@@ -311,12 +311,12 @@ def test_an_fp8_folder_is_written_again_in_the_form_of_modelopt(
     write_scales(folder, k_scale=1.0, v_scale=1.0)
     result = command("convert", folder, "-o", tmp_path / "hf", "--format", "hf")
     again = command("convert", tmp_path / "hf", "-o", tmp_path / "bf16", "--precision", "bf16")
-    wide = command(
-        *("convert", folder, "-o", tmp_path / "wide", "--format", "hf", "--precision", "bf16")
-    )
+    unquantized = tmp_path / "unquantized"
+    options = ("--format", "hf", "--precision", "bf16")
+    from_fp8 = command("convert", folder, "-o", unquantized, *options)
     block = json.loads((tmp_path / "hf" / "config.json").read_text())["quantization_config"]
 
-    assert (result.exit_code, again.exit_code, wide.exit_code) == (0, 0, 0)
+    assert (result.exit_code, again.exit_code, from_fp8.exit_code) == (0, 0, 0)
     assert result.stderr == (
         "warning: the scales of the source's KV cache are left out: --format hf has none\n"
     )
@@ -326,8 +326,8 @@ def test_an_fp8_folder_is_written_again_in_the_form_of_modelopt(
     )
     assert bits(stored(tmp_path / "hf")) == bits(before)
     assert (block["quant_method"], block["quant_algo"]) == ("modelopt", "FP8")
-    assert "quantization_config" not in json.loads((tmp_path / "wide/config.json").read_text())
-    assert bits(load_file(tmp_path / "wide" / "model.safetensors")) == bits(
+    assert "quantization_config" not in json.loads((unquantized / "config.json").read_text())
+    assert bits(load_file(unquantized / "model.safetensors")) == bits(
         {
             name: dequantized(before, name).to(torch.bfloat16)
             for name in before

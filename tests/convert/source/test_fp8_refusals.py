@@ -14,7 +14,7 @@ torch = pytest.importorskip(
 )
 
 from safetensors.torch import load_file, save_file  # noqa: E402
-from tests.convert.source.fp8_folders import AUTOFP8, NARROW, Tensors, by_hand  # noqa: E402
+from tests.convert.source.fp8_folders import AUTOFP8, FP8_DTYPE, Tensors, by_hand  # noqa: E402
 
 MakeModel = Callable[..., Path]
 Refusal = Callable[..., str]
@@ -127,7 +127,7 @@ def kv_scales(tensors: Tensors) -> None:
             *(3, f"the source lacks tensor {DOWN}.weight; expected by its config.json"),
         ),
         (
-            lambda t: t.update({"model.norm.weight": t["model.norm.weight"].to(NARROW)}),
+            lambda t: t.update({"model.norm.weight": t["model.norm.weight"].to(FP8_DTYPE)}),
             *(3, "tensor model.norm.weight is F8_E4M3; expected one of BF16, F16, F32"),
         ),
         (
@@ -138,7 +138,7 @@ def kv_scales(tensors: Tensors) -> None:
             ),
         ),
         (
-            lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(NARROW)}),
+            lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(FP8_DTYPE)}),
             *(4, "tensor lm_head.weight is F8_E4M3, and TensorRT-LLM keeps it wide; convert the"),
         ),
         (kv_scales, 3, f"the source lacks tensor {KV_SCALE}; {LACKS}"),

@@ -17,7 +17,7 @@ torch = pytest.importorskip(
 
 from tests.convert.source import fp8_folders  # noqa: E402
 from tests.convert.source.fp8_folders import (  # noqa: E402
-    NARROW,
+    FP8_DTYPE,
     AutoModelForCausalLM,
     Tensors,
     brought_together,
@@ -79,7 +79,7 @@ def converted(source: Path, output: Path, **options: Any) -> tuple[dict[str, Any
     weights = read_weights(Checkpoint.open(output))
     block = json.loads((output / "config.json").read_text())["quantization"]
     return block, {
-        name: tensor.view(NARROW) if tensor.dtype == torch.uint8 else tensor
+        name: tensor.view(FP8_DTYPE) if tensor.dtype == torch.uint8 else tensor
         for name, tensor in weights.items()
     }
 
@@ -188,19 +188,19 @@ def test_the_scales_of_the_kv_cache_are_kept_where_there_are_any(
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
 @pytest.mark.parametrize("made", [STATIC[0], STATIC[4], DYNAMIC[1], DYNAMIC[2]], ids=str)
-def test_a_wide_precision_holds_the_numbers_times_their_scales(
+def test_an_unquantized_precision_holds_the_numbers_times_their_scales(
     made: Made, precision: str, dtype: str, folder_of: Callable[[Made], Path], tmp_path: Path
 ) -> None:
     source = stored(folder_of(made))
     _, found = converted(folder_of(made), tmp_path / "out", precision=precision, tp=2, pp=2)
     for theirs, ours in alone(source):
-        wide = dequantized(source, f"{theirs}.weight")
-        assert same(found[f"{ours}.weight"], wide.to(getattr(torch, dtype)))
+        unquantized = dequantized(source, f"{theirs}.weight")
+        assert same(found[f"{ours}.weight"], unquantized.to(getattr(torch, dtype)))
     for layer in range(3):
         names = [f"model.layers.{layer}.self_attn.{part}_proj.weight" for part in "qkv"]
-        wide = torch.cat([dequantized(source, name) for name in names])
+        unquantized = torch.cat([dequantized(source, name) for name in names])
         together = found[f"transformer.layers.{layer}.attention.qkv.weight"]
-        assert same(together, wide.to(getattr(torch, dtype)))
+        assert same(together, unquantized.to(getattr(torch, dtype)))
 
 
 @pytest.mark.parametrize("made", STATIC + DYNAMIC, ids=str)
@@ -216,11 +216,11 @@ def test_the_checkpoint_computes_what_the_folder_does(
     ours = model.forward(batch, all_logits=True)
     tensors = stored(folder)
     together = brought_together(tensors) if made in STATIC else tensors
-    wide = AutoModelForCausalLM.from_pretrained(folder.parent / "bf16", dtype=torch.float32)
+    unquantized = AutoModelForCausalLM.from_pretrained(folder.parent / "bf16", dtype=torch.float32)
     with torch.inference_mode():
         exact, theirs, before = (
             found(torch.tensor([ids])).logits[0]
-            for found in (simulated(folder, together), simulated(folder, tensors), wide)
+            for found in (simulated(folder, together), simulated(folder, tensors), unquantized)
         )
 
     # An input that lies between two FP8 numbers may fall either way.

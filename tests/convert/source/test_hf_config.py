@@ -118,7 +118,8 @@ def spec_of(config: dict[str, Any]) -> ModelSpec:
         spelled(LLAMA, rope_scaling={**STRETCH, "type": None, "rope_type": "llama3"}),
         spelled(
             LLAMA,
-            *("rope_theta", "rope_scaling"),
+            "rope_theta",
+            "rope_scaling",
             rope_parameters={**STRETCH, "rope_type": "llama3", "rope_theta": 500000.0},
         ),
         spelled(LLAMA, rope_parameters=None, sliding_window=None, quantization_config=None),
@@ -156,7 +157,8 @@ def test_a_llama_config_means_the_same_in_every_spelling(config: dict[str, Any])
         spelled(MINITRON_4B, "partial_rotary_factor"),
         spelled(
             MINITRON_4B,
-            *("partial_rotary_factor", "rope_theta"),
+            "partial_rotary_factor",
+            "rope_theta",
             rope_parameters={
                 "rope_type": "default",
                 "rope_theta": 10000.0,
@@ -288,7 +290,8 @@ MINITRON_8B = spelled(
 )
 MISTRAL_NEMO = spelled(
     LLAMA,
-    *("architectures", "rope_scaling"),
+    "architectures",
+    "rope_scaling",
     model_type="mistral",
     hidden_size=4096,
     intermediate_size=11520,

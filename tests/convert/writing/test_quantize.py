@@ -78,10 +78,10 @@ def test_rowwise_fp8_is_each_row_over_its_own_scale(
         if layer.rpartition(".")[2] not in KEYS:
             assert found.pop(name).tobytes() == weight.tobytes()
             continue
-        wide = weight.astype(np.float32)
-        scale = np.abs(wide).max(axis=1) / np.float32(448)
+        exact = weight.astype(np.float32)
+        scale = np.abs(exact).max(axis=1) / np.float32(448)
         scale = np.maximum(scale, np.float32(1 / (448 * 512)))
-        theirs = (wide / scale[:, None]).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+        theirs = (exact / scale[:, None]).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
 
         assert found.pop(f"{layer}.per_channel_scale").tobytes() == scale.tobytes()
         assert found.pop(name).tobytes() == theirs.tobytes()
@@ -94,13 +94,13 @@ def test_weight_only_precisions_are_plain_weights_and_an_algorithm(
     precision: str, tp: int, command: Command, tiny_llama: Path, tmp_path: Path
 ) -> None:
     convert(command, tiny_llama, tmp_path / "bf16", "--tp", tp)
-    convert(command, tiny_llama, tmp_path / "narrow", "--tp", tp, "--precision", precision)
+    convert(command, tiny_llama, tmp_path / "quantized", "--tp", tp, "--precision", precision)
 
-    assert quantization(tmp_path / "narrow") == {
+    assert quantization(tmp_path / "quantized") == {
         "quant_algo": precision.upper(),
         "kv_cache_quant_algo": None,
     }
-    assert [(tmp_path / "narrow" / f"rank{r}.safetensors").read_bytes() for r in range(tp)] == [
+    assert [(tmp_path / "quantized" / f"rank{r}.safetensors").read_bytes() for r in range(tp)] == [
         (tmp_path / "bf16" / f"rank{r}.safetensors").read_bytes() for r in range(tp)
     ]
 

@@ -78,7 +78,7 @@ def contract_layers(
 def contract_matrices(
     config: dict[str, Any], source: Tensors, origin: str, tp: int, rank: int
 ) -> Tensors:
-    def share(name: str, axis: int) -> Any:
+    def shard(name: str, axis: int) -> Any:
         return np.split(source[f"{origin}.{name}.weight"], tp, axis=axis)[rank]
 
     def key_value(name: str) -> Any:
@@ -87,14 +87,14 @@ def contract_matrices(
         repeated = np.repeat(heads, max(1, tp // len(heads)), axis=0)
         return np.split(repeated, tp)[rank].reshape(-1, weight.shape[1])
 
-    parts = (share("self_attn.q_proj", 0), key_value("k_proj"), key_value("v_proj"))
+    parts = (shard("self_attn.q_proj", 0), key_value("k_proj"), key_value("v_proj"))
     gated = config["model_type"] != "nemotron"
     return {
         "attention.qkv": np.concatenate(parts),
-        "attention.dense": share("self_attn.o_proj", 1),
-        "mlp.fc": share("mlp.gate_proj" if gated else "mlp.up_proj", 0),
-        **({"mlp.gate": share("mlp.up_proj", 0)} if gated else {}),
-        "mlp.proj": share("mlp.down_proj", 1),
+        "attention.dense": shard("self_attn.o_proj", 1),
+        "mlp.fc": shard("mlp.gate_proj" if gated else "mlp.up_proj", 0),
+        **({"mlp.gate": shard("mlp.up_proj", 0)} if gated else {}),
+        "mlp.proj": shard("mlp.down_proj", 1),
     }
 
 
@@ -195,7 +195,7 @@ def merged_layer(config: dict[str, Any], stage: list[Tensors], at: str) -> Tenso
 
 
 @st.composite
-def legal_cuts(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
+def legal_shardings(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
     """Draw sizes that some tp and pp divide legally."""
     tp, keys = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 4), (3, 3), (4, 2), (6, 3)]))
     layers = draw(st.integers(1, 4))
@@ -212,12 +212,12 @@ def legal_cuts(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
     return config, tp, draw(st.integers(1, layers))
 
 
-@given(legal_cuts())
+@given(legal_shardings())
 @settings(max_examples=60, deadline=None)
 def test_merging_the_ranks_gives_the_source_back(
-    make_model: MakeModel, cut: tuple[dict[str, Any], int, int]
+    make_model: MakeModel, sharding: tuple[dict[str, Any], int, int]
 ) -> None:
-    changes, tp, pp = cut
+    changes, tp, pp = sharding
     folder = make_model("llama", **changes)
     with TemporaryDirectory() as scratch:
         output = Path(scratch, "checkpoint")
