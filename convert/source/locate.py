@@ -10,13 +10,11 @@ from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.gguf.header import MAGIC
 from minitron_trt.convert.source.hub import HUB_ID, HubRepository
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
-from minitron_trt.convert.source.weight_files import INDEX_NAME, TORCH_INDEX_NAME, has_weights
+from minitron_trt.convert.source.weight_files import WEIGHT_FORMATS, has_weights
 from minitron_trt.errors import BadInputError
 
 GGUF_SUFFIX: Final = ".gguf"
 _FACTS: Final = (CONFIG_NAME, QUANTIZATION_FILE, GENERATION_CONFIG, *TOKENIZER_FILES)
-_SAFETENSORS: Final = (INDEX_NAME, "model*.safetensors")
-_TORCH: Final = (TORCH_INDEX_NAME, "pytorch_model*.bin")
 
 
 def locate(source: str, *, revision: str | None, token: str | None) -> Path:
@@ -27,7 +25,7 @@ def locate(source: str, *, revision: str | None, token: str | None) -> Path:
     """
     path = Path(source)
     hub_id = HUB_ID.fullmatch(source)
-    # A mistyped path of a file would pass for a hub id.
+    # `models/a.gguf` has the form owner/name: a mistyped path must not be looked for on the hub.
     missing = hub_id is not None and hub_id[1].endswith(GGUF_SUFFIX)
     if path.exists() or hub_id is None or missing:
         return _local(path)
@@ -35,9 +33,12 @@ def locate(source: str, *, revision: str | None, token: str | None) -> Path:
     repository = HubRepository(name, revision, token)
     if file:
         return repository.file(file, called=f"file {file}")
-    folder = repository.snapshot((*_FACTS, *_SAFETENSORS))
-    # The weights of some repositories are there in both forms; only one is wanted.
-    return folder if has_weights(folder) else repository.snapshot((*_FACTS, *_TORCH))
+    # Some repositories hold the weights in several formats; only one of them is fetched.
+    for form in WEIGHT_FORMATS:
+        folder = repository.snapshot((*_FACTS, form.index, form.pattern))
+        if has_weights(folder):
+            break
+    return folder
 
 
 def _local(path: Path) -> Path:

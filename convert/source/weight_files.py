@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -13,33 +14,50 @@ from minitron_trt.errors import BadInputError
 from minitron_trt.tensorfile import TensorEntry, read_header
 
 INDEX_NAME: Final = "model.safetensors.index.json"
-TORCH_INDEX_NAME: Final = "pytorch_model.bin.index.json"
-TORCH_SINGLE_NAME: Final = "pytorch_model.bin"
 _NAMED_AT_MOST = 4
 
-_ReadHeader = Callable[[Path], dict[str, TensorEntry]]
-# What save_pretrained writes: an index of shards or one file. Safetensors go first.
-_FORMS: Final[tuple[tuple[str, str, _ReadHeader], ...]] = (
-    (INDEX_NAME, WEIGHTS_NAME, read_header),
-    (TORCH_INDEX_NAME, TORCH_SINGLE_NAME, read_torch_header),
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """One way in which save_pretrained writes weights: one file, or several and their index."""
+
+    single: str
+    index: str
+    pattern: str  # of all its files of weights
+    read: Callable[[Path], dict[str, TensorEntry]]  # where the tensors of one file lie in it
+
+
+_TORCH: Final = WeightFormat(
+    single="pytorch_model.bin",
+    index="pytorch_model.bin.index.json",
+    pattern="pytorch_model*.bin",
+    read=read_torch_header,
 )
+WEIGHT_FORMATS: Final = (
+    WeightFormat(
+        single=WEIGHTS_NAME, index=INDEX_NAME, pattern="model*.safetensors", read=read_header
+    ),
+    _TORCH,
+)
+"""The formats that are read; of a model in several, the first."""
 
 
 def has_weights(folder: Path) -> bool:
     """Return whether a folder has an index of weights or one file of them."""
-    return any((folder / name).is_file() for index, single, _ in _FORMS for name in (index, single))
+    names = (name for form in WEIGHT_FORMATS for name in (form.index, form.single))
+    return any((folder / name).is_file() for name in names)
 
 
 def read_tensors(folder: Path) -> dict[str, TensorEntry]:
     """Return where every tensor of a model folder lies; BadInputError says what is wrong."""
-    for index, single, read in _FORMS:
-        if (folder / index).is_file():
-            return _read_sharded(folder, index, read)
-        if (folder / single).is_file():
-            return read(inside(folder, single))
-    shards = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    for form in WEIGHT_FORMATS:
+        if (folder / form.index).is_file():
+            return _read_sharded(folder, form)
+        if (folder / form.single).is_file():
+            return form.read(inside(folder, form.single))
+    shards = sorted(path.name for path in folder.glob(_TORCH.pattern))
     if shards:
-        raise BadInputError(f"{folder} holds {shards[0]} but no {TORCH_INDEX_NAME}: download it")
+        raise BadInputError(f"{folder} holds {shards[0]} but no {_TORCH.index}: download it")
     raise BadInputError(f"{folder} has neither {WEIGHTS_NAME} nor {INDEX_NAME}")
 
 
@@ -54,7 +72,8 @@ def few_of(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _read_sharded(folder: Path, index: str, read: _ReadHeader) -> dict[str, TensorEntry]:
+def _read_sharded(folder: Path, form: WeightFormat) -> dict[str, TensorEntry]:
+    index = form.index
     weight_map = read_json(folder, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInputError(f"{folder / index} has no weight_map")
@@ -67,7 +86,7 @@ def _read_sharded(folder: Path, index: str, read: _ReadHeader) -> dict[str, Tens
     for name in sorted(set(weight_map.values())):
         if not (folder / name).is_file():
             raise BadInputError(f"{index} names {name}, which is absent: download it")
-        tensors |= read(inside(folder, name))
+        tensors |= form.read(inside(folder, name))
     strays = sorted(
         name
         for name in tensors.keys() | weight_map.keys()
