@@ -19,12 +19,12 @@ from minitron_trt.quantization.precisions import Need
 _INTERPRETER_BYTES: Final = 23_000_000  # with numpy and the modules of a conversion
 _PLANNED_TENSOR_BYTES: Final = 3_000
 _LIBRARIES_BYTES: Final = 363_000_000  # torch, transformers and ModelOpt
-_GGUF_BYTES: Final = 2_000_000  # the package
-_UNPACKING_BYTES: Final = 50_000_000  # the blocks of its workers
-_PASSING_BYTES: Final = 8_000_000  # those of tensors that are not quantized
+_GGUF_BYTES: Final = 2_000_000  # the gguf package, imported
+_UNPACKING_BYTES: Final = 50_000_000  # the blocks that unpacking workers hold
+_PASSING_BYTES: Final = 8_000_000  # the same where no tensor is quantized
 
 # Blocks that a worker holds at once, of the source and of what is made of them.
-_COPIED_BLOCKS: Final = 0.0  # inside the kernel
+_COPIED_BLOCKS: Final = 0.0  # the kernel copies them
 _SLICED_BLOCKS: Final = 1.5
 _CHANGED_BLOCKS: Final = 6.0
 _QUANTIZED_BLOCKS: Final = 7.5
@@ -32,12 +32,12 @@ _QUANTIZED_BLOCKS: Final = 7.5
 # Bytes of a token's values in a layer: several forms are alive at its largest moment.
 _TOKEN_BYTES_OF_HIDDEN: Final = 8
 _TOKEN_BYTES_OF_INTERMEDIATE: Final = 6
-_TOKENIZER_COPIES: Final = 7  # of its file
+_TOKENIZER_COPIES: Final = 7  # what a loaded tokenizer takes, in sizes of tokenizer.json
 _SCALED_WEIGHT_BYTES: Final = 2  # of each value that AWQ scales
 _SEARCH_BYTES: Final = 9  # of each value of the largest matrix, while AWQ searches
 
 _MOST_COPYING: Final = 2  # copying is bound by memory bandwidth, which two saturate
-_MOST_COMPUTING: Final = 8  # then the disk is what is waited for
+_MOST_COMPUTING: Final = 8  # beyond that, workers wait for the disk
 
 
 def peak_memory_bytes(source: ModelSource, plan: ConversionPlan) -> int:
@@ -85,7 +85,7 @@ def _calibrating_bytes(source: ModelSource, plan: ConversionPlan) -> int:
     spec = plan.spec
     token = _TOKEN_BYTES_OF_HIDDEN * spec.hidden + _TOKEN_BYTES_OF_INTERMEDIATE * spec.intermediate
     running = plan.calibration_tokens * token
-    # What is not bfloat16 becomes so, and leaves its file for that.
+    # The model runs in bfloat16: those weights stay in their mapped files, the others are copied.
     values = {entry: prod(entry.shape) for entry in source.tensors.values()}
     copied = 2 * sum(count for entry, count in values.items() if entry.dtype != "BF16")
     tokenizer = sum(path.stat().st_size for path in source.extras if path.name == "tokenizer.json")

@@ -21,7 +21,7 @@ from minitron_trt.spec import ModelSpec, Parallelism
 from minitron_trt.tensorfile import TensorEntry
 
 BLOCK_BYTES: Final = 2 << 20
-"""How much of a tensor is held at once: what lies between two steps stays near the processor."""
+"""How much of a tensor is held at once: it stays in the processor's cache between two steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Part:
     rows: tuple[int, int]
     columns: tuple[int, int]
     at: int
-    scale: Scale = 1.0  # what the numbers of the source are times
+    scale: Scale = 1.0  # what the source's numbers are multiplied by
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class TensorPlan:
     plus_one: bool = False
     linear: str | None = None  # the layer that a quantized tensor or its scale belongs to
     stored: Stored | None = None
-    calibrated_as: str = ""  # the checkpoint's name of that layer
+    calibrated_as: str = ""  # that layer by the checkpoint's name, as calibration knows it
     amax_group: str = ""  # layers of one group share the amax of their weights
-    value: float | None = None  # of a scale that is known already
+    value: float | None = None  # of a scale that the source brought along
 
     @property
     def size_bytes(self) -> int:
@@ -58,7 +58,7 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class ConversionPlan:
-    """Everything a conversion will write, known before a byte is."""
+    """Everything that a conversion will write, known before its first byte."""
 
     spec: ModelSpec
     precision: Precision
@@ -66,7 +66,7 @@ class ConversionPlan:
     ranks: tuple[tuple[TensorPlan, ...], ...]
     kv_cache: str | None = None
     form: str = "trtllm"  # or "hf"
-    calibration_tokens: int = 0  # that run together
+    calibration_tokens: int = 0  # of one batch, which run through the model together
     scales_known: bool = False  # the source has brought them
 
     def file(self, rank: int) -> str:

@@ -1,4 +1,4 @@
-"""Run text through a model with ModelOpt's quantizers in it, and read off what they saw."""
+"""Run text through a model with ModelOpt's quantizers in it, and read off the amax they saw."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _MMAP_THRESHOLD: Final = -3  # M_MMAP_THRESHOLD of malloc.h
 _RETURNED_BYTES: Final = 1 << 20
-_KEPT_BYTES: Final = 32 << 20  # what the threshold grows to by itself
+_KEPT_BYTES: Final = 32 << 20  # where glibc's own threshold ends up
 
 
 def calibrate(
@@ -59,7 +59,8 @@ def calibrate(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.inference_mode(), _quiet(), _memory_returned():
         calibration = _measure(mtq, load_model(model, device), plan, batches, advance)
-    # The network's modules refer to each other, and AWQ's hold a second copy of their weights.
+    # The modules form reference cycles, so only the collector frees them; AWQ's hold each weight
+    # twice.
     gc.collect()
     _check(calibration, batches)
     return calibration
@@ -74,7 +75,7 @@ def _measure(
     def run(network: Any) -> None:
         """Show the quantizers the text."""
         for ids in batches:
-            # The head is not quantized, so its work is saved.
+            # `network.model` is the network without its head, which is not quantized.
             network.model(torch.from_numpy(ids).to(network.device), use_cache=False)
             advance(ids.size)
 
@@ -116,7 +117,7 @@ def _settings(mtq: Any, plan: ConversionPlan) -> dict[str, Any]:
     if preset:
         settings = copy.deepcopy(getattr(mtq, preset))
         if Need.PREQUANT not in plan.precision.needs:
-            # The converter finds the range of the weights itself.
+            # The converter computes the weights' amax itself, block by block.
             settings["quant_cfg"].append(_switch("*weight_quantizer", False))
     if plan.kv_cache:
         bits = {"num_bits": KV_CACHES[plan.kv_cache].calibration_bits, "axis": None}
@@ -170,7 +171,7 @@ def _check(calibration: Calibration, batches: list[Ids]) -> None:
     wrong = [name for name, amax in calibration.kv_caches.items() if not _usable(amax)]
     for name, ranges in calibration.linears.items():
         factors = np.ones(1) if ranges.prequant is None else ranges.prequant.astype(np.float32)
-        # 0 is also what a precision without input ranges has.
+        # AWQ without quantized inputs measures factors only; its input amax stays 0.
         fine = ranges.prequant is not None and not ranges.input
         if not ((fine or _usable(ranges.input)) and np.all((factors > 0) & np.isfinite(factors))):
             wrong.append(name)

@@ -204,7 +204,8 @@ def _tokenizer(model: ModelSource) -> Any:
         from transformers import AutoTokenizer
     except ImportError:
         raise MissingExtraError("transformers", "quantize", "calibration") from None
-    # Only the tokenizer's own files: a config.json beside them may name code to run.
+    # Only the tokenizer's own files are copied: AutoTokenizer would run code that a config.json
+    # beside them names.
     with tempfile.TemporaryDirectory() as scratch:
         for path in model.extras:
             shutil.copyfile(path, Path(scratch, path.name))

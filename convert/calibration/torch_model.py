@@ -35,7 +35,8 @@ def load_model(source: ModelSource, device: str) -> Any:
         weights.pop(HEAD)
     model.load_state_dict(weights, strict=not source.spec.tied, assign=True)
     model.tie_weights()
-    # Its frequencies are computed, not loaded, and were so on the meta device.
+    # Rotary frequencies are not in the checkpoint: transformers computes them when the module is
+    # made, which was on the meta device, where nothing has a value.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     return model.to(device).eval()
 
@@ -59,7 +60,7 @@ def _tensor(entry: TensorEntry, files: Files) -> torch.Tensor:
 
 
 def _mapped(path: Path, entry: TensorEntry) -> torch.Tensor:
-    # A private mapping: nothing that writes to a tensor reaches the file.
+    # The mapping is private, so that no write to a tensor can reach the user's file.
     data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     part = data[entry.offset : entry.offset + entry.size_bytes]
     return part.view(_TORCH_DTYPES[entry.dtype]).view(entry.shape)

@@ -27,7 +27,7 @@ class GgufArchitecture:
     name: str
     epsilon_key: str
     interleaved: bool  # rows of query and key weights are in llama.cpp's order
-    plus_one: bool  # LayerNorm1P: the factor itself is stored
+    plus_one: bool  # LayerNorm1P: GGUF stores 1 + weight, Hugging Face the weight
 
 
 ARCHITECTURES: Final[Mapping[str, GgufArchitecture]] = MappingProxyType(
@@ -155,7 +155,7 @@ class GgufModelFacts:
 
 
 def refuse_what_the_graph_lacks(file: GgufFile, prefix: str) -> None:
-    """Raise UnsupportedError where a fact says that the model computes something else."""
+    """Raise UnsupportedError where a fact asks for what the model's graph does not compute."""
     for key, neutral in _NEUTRAL.items():
         value = file.facts.get(f"{prefix}.{key}", neutral[0])
         if value not in neutral:

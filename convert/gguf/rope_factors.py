@@ -79,7 +79,8 @@ def _line(
     rest = 1 / (_USUAL_HIGH - 1)
     if len(turns) == 1:
         return (float(smooth[0]) + rest) / float(turns[0]) / rest, _USUAL_HIGH
-    # The step lies between two wave lengths: any place in the middle of them gives the same.
+    # No frequency lies in the blended part, so the lengths are not determined: any that fall
+    # between the last unchanged wave length and the first divided one give the same factors.
     unchanged = 1 / float(all_turns[factors == 1].min()) if (factors == 1).any() else 1.0
     return math.sqrt(_USUAL_HIGH * unchanged / float(all_turns[factors > 1].max())), _USUAL_HIGH
 

@@ -62,7 +62,7 @@ class GgufModel:
 
     @classmethod
     def read(cls, file: GgufFile) -> GgufModel:
-        """Read the facts; UnsupportedError where no graph written here computes the model."""
+        """Read the facts; UnsupportedError where the result would compute something else."""
         if file.facts.get("split.count", 1) != 1:
             raise UnsupportedError(
                 f"{file.path} is one of {file.facts['split.count']} parts; join them first: "

@@ -41,9 +41,9 @@ _SPECIAL: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class _Splitting:
-    """How text is split before the merges, and what llama.cpp assumes where the file is silent."""
+    """How text is split before the merges, and llama.cpp's defaults for such a tokenizer."""
 
-    words: str | None  # None: as GPT-2 does
+    words: str | None  # a regular expression; None splits as GPT-2 does
     whole_words: bool  # a word that is a token needs no merges
     begin: bool  # a text begins with the begin-of-text token
 

@@ -44,7 +44,7 @@ class GgufFolder:
 
     @classmethod
     def lay_out(cls, model: GgufModel, folder: Path, storage: str) -> GgufFolder:
-        """Write config, tokenizer and the header of the weights; the weights themselves are a hole.
+        """Write config, tokenizer and the weights' header; the weights are a hole in a sparse file.
 
         `storage` is the format of tensors that were quantized: BF16, F16 or F32.
         BadInputError and UnsupportedError say why the tokenizer cannot be rebuilt.
@@ -120,7 +120,7 @@ class GgufFolder:
     ) -> NDArray[Any]:
         if tensor.interleaved_rows:
             raw = restore_rows(raw, tensor.interleaved_rows)
-        # A damaged file may hold scales beyond any number; what they give is kept as it is.
+        # Scales of a damaged file may be NaN or infinite; numpy need not warn, the result shows it.
         with np.errstate(all="ignore"):
             if tensor.source.kind in UNQUANTIZED:
                 values = raw.view(NUMPY_DTYPES[tensor.source.kind])

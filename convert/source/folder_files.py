@@ -1,4 +1,4 @@
-"""The files of a model folder: none outside it is read, and its JSON files hold objects."""
+"""The files of a model folder: links that lead out of it are refused, JSON must be an object."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def read_json(folder: Path, name: str) -> Mapping[str, Any]:
 
 
 def write_json(folder: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Write an object to a folder's JSON file, text in any script as it is."""
+    """Write an object to a folder's JSON file, in UTF-8 without escapes."""
     (folder / name).write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -94,8 +94,7 @@ class HubRepository:
         import huggingface_hub
 
         with self._errors():
-            # Listing the files as a tree would be tried again for half a minute, with a line each
-            # time.
+            # The library retries a listing of the tree for half a minute, and prints each retry.
             about = huggingface_hub.HfApi().dataset_info(
                 self.name, revision=self.revision, token=self.token
             )
@@ -172,7 +171,7 @@ def _meanings() -> tuple[tuple[tuple[type[Exception], ...], str], ...]:
     from huggingface_hub import errors
 
     reaching = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx2.HTTPError)
-    # What an answer that is no hub's, a damaged cache, or a token or proxy that is none, end in.
+    # A sign-in page in place of the hub, a damaged cache, and a malformed token or proxy end here.
     reading: tuple[type[Exception], ...] = (ValueError, *_errors_of(errors), *_errors_of(httpx2))
     return (
         (

@@ -39,7 +39,7 @@ class ModelSource:
     tokens: SpecialTokens
     tensors: Mapping[str, TensorEntry]
     extras: tuple[Path, ...]  # tokenizer and generation_config, which travel along
-    gguf: GgufModel | None = None  # where the folder was unpacked from
+    gguf: GgufModel | None = None  # the file that the folder was unpacked from
     scales: StoredScales | None = None  # of an FP8 folder
 
     @classmethod
@@ -93,14 +93,15 @@ class ModelSource:
         return any(path.name != GENERATION_CONFIG for path in self.extras)
 
     def scale_of(self, name: str) -> Scale:
-        """Return what the numbers of a tensor are times."""
+        """Return what a tensor's numbers are multiplied by."""
         return self.scales.weights.get(name, 1.0) if self.scales else 1.0
 
     def identity(self) -> dict[str, Any]:
         """Return where the model came from, as a manifest records it."""
         path = self.gguf.file.path if self.gguf else self.folder
         record: dict[str, Any] = {"path": str(path)}
-        # A file in the hub's cache is a link, and what it leads to says nothing.
+        # In the hub's cache a GGUF file is a link to a blob, whose name is a hash: only the
+        # folder of the link tells repository and revision.
         folder = path.parent.resolve() if self.gguf else path.resolve()
         if folder.parent.name == "snapshots":
             owner_and_name = folder.parent.parent.name.removeprefix("models--").split("--", 1)
@@ -123,7 +124,8 @@ def _head_size(config: HfConfig, tensors: Mapping[str, TensorEntry]) -> int:
             f"{name} has {rows} rows, which {heads} attention heads do not divide evenly"
         )
     stated = config.head_size
-    # What transformers would fall back to.
+    # transformers falls back to this, which is wrong for models pruned in width: the
+    # hidden size shrinks and the heads do not.
     implied = config.integer("hidden_size") // heads
     if stated is None and size != implied:
         log.warning(

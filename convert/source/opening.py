@@ -1,4 +1,4 @@
-"""Open whatever `locate` found as a model folder; a GGUF file becomes one for as long as needed."""
+"""Open what `locate` returns as a model folder; a GGUF file is laid out as one for that time."""
 
 from __future__ import annotations
 

@@ -21,15 +21,19 @@ from minitron_trt.quantization.precisions import PRECISIONS
 QUANTIZATION_FILE: Final = "hf_quant_config.json"
 QUANTIZATION_KEYS: Final = ("quantization_config", "compression_config")  # the second is old
 _FP8, _ROWWISE = PRECISIONS["fp8"], PRECISIONS["fp8-rowwise"]
-_LINEAR: Final = "Linear"  # transformers' class stands for every layer of it
-_PLAIN_FORMATS: Final = (None, "float-quantized", "naive-quantized")  # one byte for one number
+_LINEAR: Final = "Linear"  # the class of transformers, which names every linear layer at once
+_PLAIN_FORMATS: Final = (
+    None,
+    "float-quantized",
+    "naive-quantized",
+)  # not packed
 
 
 @dataclass(frozen=True, slots=True)
 class HfQuantization:
-    """Which linear layers are FP8 and what scales there must be."""
+    """Which linear layers of a folder are FP8, and which scales it must hold."""
 
-    precision: str  # the name of the one that has the same tensors
+    precision: str  # by name: the one whose tensors the folder has
     kv_cache: bool  # whether the KV cache is said to have scales
     targets: tuple[re.Pattern[str], ...]
     ignored: tuple[re.Pattern[str], ...]
@@ -105,7 +109,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> HfQuantization
 
 def _read(block: _Block) -> HfQuantization:
     method = block.record.get("quant_method")
-    # ModelOpt wrote no method at first.
+    # Early versions of ModelOpt wrote no quant_method.
     method = "modelopt" if method is None and "quant_algo" in block.record else method
     if method not in _READERS:
         raise block.refused(f"quant_method {method!r}")

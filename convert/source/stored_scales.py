@@ -25,14 +25,14 @@ _KV_FORMS: Final = (
 )
 
 Scale: TypeAlias = "float | TensorEntry"
-"""What the numbers of a weight are times: one number, or a tensor of one per row."""
+"""What a weight's numbers are multiplied by: one number, or a tensor of one per row."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredScales:
     """The scales of an FP8 folder, by the name of the weight."""
 
-    precision: str  # the name of the one that needs nothing recomputed
+    precision: str  # whose tensors the folder has, so that nothing is computed again
     weights: Mapping[str, Scale]
     inputs: Mapping[str, float]  # empty where they are computed token by token
     kv_caches: Mapping[str, float]  # by the checkpoint's name; empty if unquantized

@@ -1,4 +1,4 @@
-"""FP8 numbers times their scale: codes of another scale, or numbers for a wider format."""
+"""FP8 numbers multiplied by a scale: codes of another scale, or numbers for a larger format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minitron_trt.tensorfile import TensorEntry
 
 
 def scaled(values: Array, part: Part, rows: tuple[int, int], dtype: str, files: Files) -> Array:
-    """Return some rows of a part times its scale; what is not FP8 has none.
+    """Return some rows of a part multiplied by its scale; only FP8 has one.
 
     FP8 stays codes where the target has such, and becomes float32 otherwise.
     """

@@ -86,7 +86,7 @@ def write_constants(
     files: Files,
     advance: Advance,
 ) -> None:
-    """Write the tensors of quantized layers that do not grow with a weight's rows."""
+    """Write what quantized layers have once: scales of a whole tensor, AWQ's factors, KV scales."""
     for tensor, target in tensors:
         if tensor.value is not None:
             value: Array = np.array([tensor.value], np.float32)
@@ -131,7 +131,7 @@ def quantize(
     for start, rows in blocks:
         if files.stop.is_set():
             return
-        # What is not finite is said below, in other words than numpy's.
+        # Values that are not finite are an error below; numpy's warnings would come before it.
         with np.errstate(all="ignore"):
             made = scheme.rows(rows.astype(_BFLOAT16, copy=False), ranges)
         if not all(np.isfinite(v).all() for v in made.values() if v.dtype == np.float32):

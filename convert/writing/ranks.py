@@ -36,8 +36,9 @@ from minitron_trt.quantization.precisions import Precision
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
 NOT_CALIBRATED: Final = Calibration()
-_RANGE_BYTES = 64 << 20  # between two looks at the progress
-# What copy_file_range answers where it cannot serve these files: then the bytes go through memory.
+_RANGE_BYTES = 64 << 20  # copied in one call, then progress is shown
+# Errors by which copy_file_range says that it does not serve these files; they are then read and
+# written.
 _NO_RANGE_COPY = frozenset({errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 _NO_RESERVING = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
@@ -102,7 +103,7 @@ def _move(
     files: Files,
     advance: Advance,
 ) -> None:
-    """Bring one source tensor to all the places that want it."""
+    """Write one source tensor to every destination, quantized or copied."""
     linear = destinations[0].tensor.linear
     if linear and precision.scheme:
         ranges = calibration.linears[linear]
@@ -180,7 +181,7 @@ def _stream(
     """Read a tensor once, some rows at a time, and write each destination's shard of them."""
     first = min(destination.part.rows[0] for destination in destinations)
     last = max(destination.part.rows[1] for destination in destinations)
-    # A block's values should take as much memory, whatever their own size.
+    # A block of FP8 holds twice the values of a bf16 block, and values take the memory.
     block_bytes = BLOCK_BYTES // 2 if source.dtype == FP8 else BLOCK_BYTES
     for start, rows in read_blocks(source, reader, (first, last), block_bytes):
         if files.stop.is_set():
