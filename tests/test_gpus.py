@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minitron_trt import gpus
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.gpus import (
     ARCHITECTURES,
@@ -59,14 +60,14 @@ def test_no_two_entries_share_a_name() -> None:
     assert all(find_target(gpu.name).gpu is gpu for gpu in GPUS)
 
 
-def test_every_sm_belongs_to_one_architecture_and_has_a_product() -> None:
-    assert tuple(sm for architecture in ARCHITECTURES for sm in architecture.sms) == (
-        *(80, 86),
-        *(89,),
-        *(90,),
-        *(100, 103),
-        *(120,),
+def test_every_feature_has_a_letter_for_each_sm() -> None:
+    assert {name: len(letters) for name, letters in gpus._CELLS.items()} == dict.fromkeys(
+        FEATURES, len(SMS)
     )
+
+
+def test_every_sm_belongs_to_one_architecture_and_has_a_product() -> None:
+    assert list(SMS) == sorted({sm for architecture in ARCHITECTURES for sm in architecture.sms})
     assert {gpu.sm for gpu in GPUS} == set(SMS)
     assert all(find_target(f"sm{sm}").gpu.sm == sm for sm in SMS)
 

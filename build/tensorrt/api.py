@@ -30,9 +30,7 @@ Layer: TypeAlias = Any
 Tensor: TypeAlias = Any
 """An ITensor of a network: a symbol, not values."""
 
-TARGETS: Final[Mapping[int, str]] = MappingProxyType(
-    {80: "SM80", 86: "SM86", 89: "SM89", 120: "SM120"}
-)
+TARGETS: Final[Mapping[int, str]] = MappingProxyType({sm: f"SM{sm}" for sm in (80, 86, 89, 120)})
 """The architectures that TensorRT-RTX compiles our networks for on a CPU."""
 FIRST_TENSORRT: Final = (10, 15)
 """The first version of `tensorrt` with a layer for the KV cache."""

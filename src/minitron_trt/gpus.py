@@ -138,7 +138,7 @@ GPUS: Final = (
     Gpu("RTX-5090", 120, 32607, 1792, 209.5, 419, 1676, sure=_U),
 )
 
-SMS: Final = (80, 86, 89, 90, 100, 103, 120)
+SMS: Final = tuple(sm for architecture in ARCHITECTURES for sm in architecture.sms)
 # Per feature, one letter for each of SMS: T tested upstream, D documented, U unverified; and
 # refused: - the hardware lacks it, X TensorRT-LLM raises at build, . not listed by upstream.
 # The letters of precisions and KV caches stand in their own entries.
