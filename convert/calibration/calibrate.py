@@ -149,8 +149,8 @@ def _ranges(network: Any, rule: TensorRule, layer: int, plan: ConversionPlan) ->
     amax, prequant = 0.0, None
     if Need.PREQUANT in plan.precision.needs:
         # q, k and v have one input, so they share its factors.
-        factors = [quantizer.pre_quant_scale.float() for quantizer in quantizers]
-        mean = sum(factors[1:], factors[0]) / len(factors)
+        factors: list[Any] = [quantizer.pre_quant_scale.float() for quantizer in quantizers]
+        mean: Any = sum(factors[1:], factors[0]) / len(factors)
         prequant = mean.cpu().numpy().reshape(-1).astype(ml_dtypes.bfloat16)
     if Need.INPUT in plan.precision.needs:
         amax = _largest([_amax(quantizer) for quantizer in quantizers])

@@ -129,7 +129,7 @@ def pack_columns(codes: Codes) -> Codes:
 
 def unpack_columns(packed: Codes) -> Codes:
     """Undo `pack_columns`."""
-    pairs: Codes = np.stack([packed & 15, packed >> 4], axis=-1)
+    pairs: Codes = np.stack([packed & np.uint8(15), packed >> np.uint8(4)], axis=-1)
     return pairs.reshape(len(packed), -1)
 
 

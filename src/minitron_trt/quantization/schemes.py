@@ -79,7 +79,7 @@ def amax_of(rows: Array, prequant: Array | None = None) -> float:
     if prequant is None and rows.dtype.name == "bfloat16":
         # Without their sign, bfloat16 numbers are ordered as their bits are, NaN last.
         bits = (rows.view(np.uint16) & np.uint16(0x7FFF)).max(initial=0)
-        return float(np.array(bits, np.uint16).view(ml_dtypes.bfloat16))
+        return float(np.array(bits, np.uint16).view(ml_dtypes.bfloat16).item())
     return float(np.abs(_smoothed(rows, prequant)).max(initial=0))
 
 

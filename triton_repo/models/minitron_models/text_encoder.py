@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -175,12 +176,11 @@ def _texts(name: str, values: NDArray[Any] | None) -> list[str]:
 
 def _messages(text: str) -> list[dict[str, str]]:
     """Return a chat: the messages of a JSON list of objects, else the text as a user's message."""
-    try:
+    messages: Any = None
+    with contextlib.suppress(ValueError):
         messages = json.loads(text)
-    except ValueError:
-        messages = None
-    is_chat = isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
-    if not is_chat:
+    is_list = isinstance(messages, list) and bool(messages)
+    if not (is_list and all(isinstance(message, dict) for message in messages)):
         return [{"role": "user", "content": text}]
     for message in messages:
         if not all(isinstance(message.get(key), str) for key in ("role", "content")):
