@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,11 +27,13 @@ Ask = Callable[..., Answered]
 
 @dataclass(frozen=True)
 class Expected:
-    """The served model in transformers, and the prompt's ids."""
+    """The served model in transformers, and the prompt's ids; it computes each answer once."""
 
     model: Any
     tokenizer: Any
     ids: list[int]
+    _answers: dict[object, list[int]] = field(default_factory=dict)
+    _logits: dict[object, NDArray[np.float32]] = field(default_factory=dict)
 
     def text(self, ids: list[int]) -> str:
         """Return the text of an answer's ids."""
@@ -40,7 +42,30 @@ class Expected:
 
     def greedy(self, **options: Any) -> list[int]:
         """Return the ids that transformers generates."""
-        return hf_ids(self.model, self.ids, **options)
+        return self._once(tuple(options.items()), lambda: hf_ids(self.model, self.ids, **options))
+
+    def penalized(self, presence: float, frequency: float, temperature: float) -> list[int]:
+        """Return the ids that transformers' logits give under penalties of prompt and answer."""
+
+        def penalize(scores: NDArray[Any], whole: list[int]) -> NDArray[Any]:
+            counts = np.bincount(whole, minlength=len(scores))
+            left: NDArray[Any] = scores / temperature - presence * (counts > 0) - frequency * counts
+            return left
+
+        what = (presence, frequency, temperature)
+        return self._once(what, lambda: greedy(self.model, self.ids, penalize))
+
+    def logits(self, answer: list[int]) -> NDArray[np.float32]:
+        """Return transformers' logits after every token of the prompt and an answer."""
+        what = tuple(answer)
+        if what not in self._logits:
+            self._logits[what] = logits_of(self.model, self.ids + answer)
+        return self._logits[what]
+
+    def _once(self, what: object, compute: Callable[[], list[int]]) -> list[int]:
+        if what not in self._answers:
+            self._answers[what] = compute()
+        return self._answers[what]
 
     @property
     def vocab(self) -> int:
@@ -83,12 +108,7 @@ def test_repetition_is_penalized_as_in_transformers(asked: Ask, expected: Expect
 def test_presence_and_frequency_of_prompt_and_answer_are_penalized(
     asked: Ask, expected: Expected
 ) -> None:
-    def penalize(scores: NDArray[Any], whole: list[int]) -> NDArray[Any]:
-        counts = np.bincount(whole, minlength=len(scores))
-        penalized: NDArray[Any] = scores / 2.0 - 12.0 * (counts > 0) - 8.0 * counts
-        return penalized
-
-    ids = greedy(expected.model, expected.ids, penalize)
+    ids = expected.penalized(presence=12.0, frequency=8.0, temperature=2.0)
     answer = asked(presence_penalty=12.0, frequency_penalty=8.0, temperature=2.0)
 
     assert ids != expected.greedy()
@@ -124,7 +144,7 @@ def test_log_probs_are_of_the_models_own_distribution(
     responses = asked(stream=stream, return_log_probs=True).responses
     found = [p for r in responses for p in _list(r["output_log_probs"])]
     ids = expected.greedy()
-    logits = torch.from_numpy(logits_of(expected.model, expected.ids + ids))
+    logits = torch.from_numpy(expected.logits(ids))
     wanted = logits[len(expected.ids) - 1 : -1].log_softmax(-1)[range(COUNT), ids].numpy()
 
     assert len(responses) == (COUNT if stream else 1)
@@ -140,7 +160,7 @@ def test_logits_of_prompt_and_answer_are_transformers(
     first, *later = asked(stream=stream, max_tokens=6, **wishes).responses
     context = np.array(first["context_logits"]).reshape(-1, expected.vocab)
     made = [np.array(r["generation_logits"]).reshape(-1, expected.vocab) for r in (first, *later)]
-    wanted = logits_of(expected.model, expected.ids + expected.greedy()[:6])
+    wanted = expected.logits(expected.greedy()[:6])
 
     assert not any("context_logits" in r for r in later)
     assert np.abs(context - wanted[: len(expected.ids)]).max() < TOLERANCE
