@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -62,13 +63,13 @@ def wide_model(
     return make
 
 
-def private_bytes(pid: int) -> int:
-    """Return a process's anonymous memory now; 0 when it is gone."""
+def private_bytes(status: int) -> int:
+    """Return a process's anonymous memory now, from its open /proc/PID/status; 0 when it ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
+        found = re.search(rb"^RssAnon:\s+(\d+)", os.pread(status, 4096, 0), re.MULTILINE)
+    except ProcessLookupError:
         return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+    return 1024 * int(found[1]) if found else 0
 
 
 def forecast_and_peak(source: Path, output: Path, *options: str) -> tuple[int, int]:
@@ -79,9 +80,11 @@ def forecast_and_peak(source: Path, output: Path, *options: str) -> tuple[int, i
     with subprocess.Popen(
         [*argv, "-o", str(output), "-q"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
+        status = os.open(f"/proc/{process.pid}/status", os.O_RDONLY)
         while process.poll() is None:
-            peak = max(peak, private_bytes(process.pid))
+            peak = max(peak, private_bytes(status))
             time.sleep(0.001)
+        os.close(status)
         assert process.stderr is not None
         assert process.returncode == 0, process.stderr.read()
     return json.loads(dry.stdout)["peak_memory_bytes"], peak

@@ -20,6 +20,8 @@ from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., Result]
 Lines = list[str]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")

@@ -13,6 +13,8 @@ from minitron_models.token_texts import TokenTexts
 from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS, sentencepiece, wrapped
 from tokenizers import Tokenizer, decoders, models
 
+pytestmark = pytest.mark.slow
+
 VOCABULARIES = {
     (name, skip): TokenTexts(tokenizer, skip_special=skip)
     for name, tokenizer in TOKENIZERS.items()

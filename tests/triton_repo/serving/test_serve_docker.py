@@ -20,6 +20,8 @@ from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
+pytestmark = pytest.mark.slow
+
 IMAGE = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 USER = f"{os.getuid()}:{os.getgid()}" if os.getuid() else "1000:1000"
 
