@@ -79,10 +79,10 @@ def convert(
 ) -> None:
     """Convert a Hugging Face model to a checkpoint.
 
-    SOURCE is a model folder or a hub id like nvidia/Minitron-4B-Base; the checkpoint is
-    TensorRT-LLM's. Needs no GPU. The precisions fp8, nvfp4 and *-awq and a narrow KV cache run
-    text through the model first, which needs minitron-trt[quantize]; the others need no torch, nor
-    do folders that are FP8 already, whose scales are kept.
+    SOURCE is a model folder, a GGUF file, a NeMo archive or a hub id like nvidia/Minitron-4B-Base;
+    the checkpoint is TensorRT-LLM's. Needs no GPU. The precisions fp8, nvfp4 and *-awq and a
+    narrow KV cache run text through the model first, which needs minitron-trt[quantize]; the
+    others need no torch, nor do folders that are FP8 already, whose scales are kept.
 
     Example: minitron-trt convert nvidia/Minitron-8B-Base -o checkpoint --tp 2
     """

@@ -11,6 +11,7 @@ from math import prod
 from typing import Final
 
 from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, TensorPlan
+from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.dtypes import UNQUANTIZED
 from minitron_trt.host.machine import available_bytes, usable_cores
@@ -46,9 +47,9 @@ def peak_memory_bytes(source: ModelSource, plan: ConversionPlan) -> int:
     base = _INTERPRETER_BYTES + planned
     writing = workers(plan) * worker_bytes(plan)
     unpacking = 0
-    if source.gguf:
+    if isinstance(source.packed, GgufModel):
         base += _GGUF_BYTES
-        kinds = {tensor.source.kind for tensor in source.gguf.tensors}
+        kinds = {tensor.source.kind for tensor in source.packed.tensors}
         unpacking = _UNPACKING_BYTES if kinds - UNQUANTIZED else _PASSING_BYTES
     if not plan.calibrated:
         return base + max(unpacking, writing)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -59,6 +60,11 @@ class GgufModel:
     file: GgufFile
     config: Mapping[str, Any]
     tensors: tuple[HfTensor, ...]
+
+    @property
+    def path(self) -> Path:
+        """Return the file."""
+        return self.file.path
 
     @classmethod
     def read(cls, file: GgufFile) -> GgufModel:

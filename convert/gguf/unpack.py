@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,11 @@ class GgufFolder:
     def size_bytes(self) -> int:
         """Return how many bytes the weights take."""
         return sum(entry.size_bytes for entry in self.entries)
+
+    @property
+    def in_place(self) -> Mapping[str, TensorEntry]:
+        """Return the tensors that are read from the file itself: none."""
+        return {}
 
     def fill(self, advance: Advance = no_progress) -> None:
         """Write the weights; `advance` hears of the bytes written."""

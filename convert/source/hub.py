@@ -18,8 +18,8 @@ from typing import Final
 
 from minitron_trt.errors import BadInputError
 
-HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/([\w./ -]+\.gguf))?")
-"""`owner/name`, or `owner/name/file.gguf` for one file of a repository of GGUF files."""
+HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/([\w./ -]+\.(?:gguf|nemo)))?")
+"""`owner/name`, or `owner/name/file.gguf` (or `.nemo`) for one file of a repository."""
 
 
 @dataclass(frozen=True, slots=True)

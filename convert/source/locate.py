@@ -1,4 +1,4 @@
-"""Find what a source names: a model folder or GGUF file here, or one on the Hugging Face hub."""
+"""Find what a source names: a model folder, GGUF file or NeMo archive here or on the hub."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from typing import Final
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.gguf.header import MAGIC
+from minitron_trt.convert.nemo.archive import NEMO_SUFFIX, is_nemo
 from minitron_trt.convert.source.hub import HUB_ID, HubRepository
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.convert.source.weight_files import WEIGHT_FORMATS, has_weights
 from minitron_trt.errors import BadInputError
 
 GGUF_SUFFIX: Final = ".gguf"
+_FILE_SUFFIXES: Final = (GGUF_SUFFIX, NEMO_SUFFIX)
 _FACTS: Final = (CONFIG_NAME, QUANTIZATION_FILE, GENERATION_CONFIG, *TOKENIZER_FILES)
 
 
 def locate(source: str, *, revision: str | None, token: str | None) -> Path:
-    """Return the model folder or GGUF file of a source; a hub id is downloaded first.
+    """Return the model folder, GGUF file or NeMo archive of a source; a hub id is downloaded first.
 
-    A hub id is `owner/name`, or `owner/name/file.gguf` for one file of a repository of GGUF files.
+    A hub id is `owner/name`, or `owner/name/file.gguf` (or `.nemo`) for one file of a repository.
     BadInputError when it is neither, or the hub does not give it.
     """
     path = Path(source)
     hub_id = HUB_ID.fullmatch(source)
     # `models/a.gguf` has the form owner/name: a mistyped path must not be looked for on the hub.
-    missing = hub_id is not None and hub_id[1].endswith(GGUF_SUFFIX)
+    missing = hub_id is not None and hub_id[1].endswith(_FILE_SUFFIXES)
     if path.exists() or hub_id is None or missing:
         return _local(path)
     name, file = hub_id.groups()
@@ -42,20 +44,25 @@ def locate(source: str, *, revision: str | None, token: str | None) -> Path:
 
 
 def _local(path: Path) -> Path:
-    """Return the folder, the GGUF file, or the only GGUF file of a folder without other weights."""
-    if path.is_file() and _is_gguf(path):
+    """Return the folder, the file, or the only such file of a folder without other weights."""
+    if (path.is_file() and _is_gguf(path)) or is_nemo(path):
         return path
     if not path.is_dir():
         raise BadInputError(
-            f"{path} is not a folder; expected a Hugging Face model folder, a GGUF file or a hub "
-            "id like nvidia/Minitron-4B-Base"
+            f"{path} is not a folder; expected a Hugging Face model folder, a GGUF file, a .nemo "
+            "archive or a hub id like nvidia/Minitron-4B-Base"
         )
-    files = [] if has_weights(path) else sorted(path.glob(f"*{GGUF_SUFFIX}"))
-    if len(files) > 1:
-        raise BadInputError(
-            f"{path} holds {len(files)} GGUF files; name one of them, for example {files[0]}"
-        )
-    return files[0] if files else path
+    if has_weights(path):
+        return path
+    for suffix, kind in ((GGUF_SUFFIX, "GGUF files"), (NEMO_SUFFIX, "NeMo archives")):
+        files = sorted(path.glob(f"*{suffix}"))
+        if len(files) > 1:
+            raise BadInputError(
+                f"{path} holds {len(files)} {kind}; name one of them, for example {files[0]}"
+            )
+        if files:
+            return files[0]
+    return path
 
 
 def _is_gguf(path: Path) -> bool:

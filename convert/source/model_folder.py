@@ -6,11 +6,13 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
+from minitron_trt.convert.nemo.tensor_origins import NemoModel
 from minitron_trt.convert.source.folder_files import inside, read_json
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
@@ -39,13 +41,16 @@ class ModelSource:
     tokens: SpecialTokens
     tensors: Mapping[str, TensorEntry]
     extras: tuple[Path, ...]  # tokenizer and generation_config, which travel along
-    gguf: GgufModel | None = None  # the file that the folder was unpacked from
+    packed: GgufModel | NemoModel | None = None  # what the folder was unpacked from
     scales: StoredScales | None = None  # of an FP8 folder
 
     @classmethod
-    def open(cls, folder: Path) -> ModelSource:
+    def open(
+        cls, folder: Path, elsewhere: Mapping[str, TensorEntry] = MappingProxyType({})
+    ) -> ModelSource:
         """Read a folder's config and tensor headers; nothing is loaded.
 
+        `elsewhere` are tensors of the model that lie in another file.
         BadInputError or UnsupportedError say what is wrong with it.
         """
         if not folder.is_dir():
@@ -55,7 +60,7 @@ class ModelSource:
         config = HfConfig(read_json(folder, CONFIG_NAME))
         family = config.family
         quantization = read_quantization(folder, config.record)
-        tensors = read_tensors(folder)
+        tensors = {**read_tensors(folder), **elsewhere}
         spec = read_spec(config, _head_size(config, tensors))
         if spec.layers > len(tensors):
             raise BadInputError(
@@ -98,11 +103,11 @@ class ModelSource:
 
     def identity(self) -> dict[str, Any]:
         """Return where the model came from, as a manifest records it."""
-        path = self.gguf.file.path if self.gguf else self.folder
+        path = self.packed.path if self.packed else self.folder
         record: dict[str, Any] = {"path": str(path)}
-        # In the hub's cache a GGUF file is a link to a blob, whose name is a hash: only the
+        # In the hub's cache a file is a link to a blob, whose name is a hash: only the
         # folder of the link tells repository and revision.
-        folder = path.parent.resolve() if self.gguf else path.resolve()
+        folder = (path if path.is_dir() else path.parent).resolve()
         if folder.parent.name == "snapshots":
             owner_and_name = folder.parent.parent.name.removeprefix("models--").split("--", 1)
             record |= {"repo": "/".join(owner_and_name), "revision": folder.name}

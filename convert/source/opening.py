@@ -1,7 +1,8 @@
-"""Open what `locate` returns as a model folder; a GGUF file is laid out as one for that time."""
+"""Open what `locate` returns as a model folder; a file is laid out as one for that time."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,37 +13,65 @@ from minitron_trt.console import ShowProgress
 from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.gguf.unpack import GgufFolder
+from minitron_trt.convert.nemo.archive import NemoArchive, is_compressed, is_nemo
+from minitron_trt.convert.nemo.tensor_origins import NemoModel
+from minitron_trt.convert.nemo.unpack import NemoFolder
 from minitron_trt.convert.source.model_folder import ModelSource
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
 def opened(path: Path, storage: str) -> Iterator[ModelSource]:
-    """Open a model folder, or a GGUF file without its weights: enough to check and plan.
+    """Open a model folder, or a file without what is to be unpacked: enough to check and plan.
 
     `storage` is the format that quantized tensors of a GGUF file are dequantized to.
     """
-    if path.is_dir():
+    nemo = is_nemo(path)
+    if path.is_dir() and not nemo:
         yield ModelSource.open(path)
         return
-    model = GgufModel.read(GgufFile.open(path))
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as name:
-        GgufFolder.lay_out(model, Path(name), storage)
-        yield replace(ModelSource.open(Path(name)), gguf=model)
+        folder = Path(name)
+        if not nemo:
+            gguf = GgufModel.read(GgufFile.open(path))
+            GgufFolder.lay_out(gguf, folder, storage)
+            yield replace(ModelSource.open(folder), packed=gguf)
+            return
+        if is_compressed(path):
+            log.warning("%s is compressed: it is decompressed to plan, and again to convert", path)
+        model = NemoModel.read(NemoArchive.open(path, folder))
+        for warning in model.warnings:
+            log.warning("%s", warning)
+        in_place = NemoFolder.lay_out(model, folder).in_place
+        yield replace(ModelSource.open(folder, in_place), packed=model)
 
 
 @contextmanager
 def unpacked(
     source: ModelSource, scratch: Path, storage: str, progress: ShowProgress
 ) -> Iterator[ModelSource]:
-    """Yield a source whose weights are there: itself, or the GGUF file's unpacked in `scratch`.
+    """Yield a source whose weights are there: itself, or a file's unpacked in `scratch`.
 
     What was unpacked is removed at the end of the block.
     """
-    if source.gguf is None:
+    if source.packed is None:
         yield source
         return
     with tempfile.TemporaryDirectory(prefix=".source-", dir=scratch) as name:
-        folder = GgufFolder.lay_out(source.gguf, Path(name), storage)
-        with progress("unpack", folder.size_bytes) as advance:
-            folder.fill(advance)
-        yield replace(ModelSource.open(Path(name)), gguf=source.gguf)
+        packed, folder = source.packed, Path(name)
+        if isinstance(packed, GgufModel):
+            unpacking: GgufFolder | NemoFolder = GgufFolder.lay_out(packed, folder, storage)
+        else:
+            unpacking = NemoFolder.lay_out(_decompressed(packed, folder, progress), folder)
+        with progress("unpack", unpacking.size_bytes) as advance:
+            unpacking.fill(advance)
+        yield replace(ModelSource.open(folder, unpacking.in_place), packed=packed)
+
+
+def _decompressed(model: NemoModel, folder: Path, progress: ShowProgress) -> NemoModel:
+    """Return a model whose archive can be read where it lies, in `folder` if it is compressed."""
+    if not is_compressed(model.path):
+        return model
+    with progress("decompress", model.path.stat().st_size) as advance:
+        return NemoModel.read(NemoArchive.open(model.path, folder, advance))

@@ -304,6 +304,6 @@ def test_a_folder_of_several_files_asks_for_one(refusal: Refusal, file: Path) ->
 @pytest.mark.parametrize("path", ["models/absent.gguf", "absent.gguf", "/absent/model.gguf"])
 def test_a_path_to_no_file_is_not_taken_for_a_hub_id(path: str, refusal: Refusal) -> None:
     assert refusal(path, 3) == (
-        "SOURCE is not a folder; expected a Hugging Face model folder, a GGUF file or a hub id "
-        "like nvidia/Minitron-4B-Base"
+        "SOURCE is not a folder; expected a Hugging Face model folder, a GGUF file, a .nemo "
+        "archive or a hub id like nvidia/Minitron-4B-Base"
     )

@@ -26,15 +26,15 @@ HEAD, QUERY = "lm_head.weight", "model.layers.0.self_attn.q_proj.weight"
 
 def test_a_missing_folder_is_named(refusal: Refusal, tmp_path: Path) -> None:
     assert refusal(tmp_path / "absent", 3) == (
-        "SOURCE is not a folder; expected a Hugging Face model folder, a GGUF file or a hub id "
-        "like nvidia/Minitron-4B-Base"
+        "SOURCE is not a folder; expected a Hugging Face model folder, a GGUF file, a .nemo "
+        "archive or a hub id like nvidia/Minitron-4B-Base"
     )
 
 
 def test_a_file_is_not_a_source(refusal: Refusal, tiny_llama: Path) -> None:
     assert refusal(tiny_llama / "config.json", 3) == (
-        "SOURCE is not a folder; expected a Hugging Face model folder, a GGUF file or a hub id "
-        "like nvidia/Minitron-4B-Base"
+        "SOURCE is not a folder; expected a Hugging Face model folder, a GGUF file, a .nemo "
+        "archive or a hub id like nvidia/Minitron-4B-Base"
     )
 
 

@@ -1,0 +1,135 @@
+"""The tokenizer of a NeMo archive: its files, how many tokens it has, and which begin and end text.
+
+NeMo packs a file under a number and its name, `0123…_tokenizer.model`, and the config names it as
+`nemo:…`; tokenizers of the hub are only named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert.nemo.archive import ByteRange, NemoArchive
+from minitron_trt.convert.nemo.model_config import NemoConfig
+from minitron_trt.errors import BadInputError
+
+SENTENCEPIECE_FILE: Final = "tokenizer.model"
+TOKENIZER_FILE: Final = "tokenizer.json"
+_PACKED: Final = "nemo:"
+_NUMBERED: Final = re.compile(r"(?:[0-9a-f]{32}_)?(.+)")
+# Fields of SentencePiece's ModelProto, of its pieces and its TrainerSpec, the latter with defaults.
+_PIECE, _TRAINER = 1, 2
+_TEXT, _TYPE, _CONTROL = 1, 3, 3
+_SPECIAL: Final = {
+    "bos_token_id": (46, b"<s>"),
+    "eos_token_id": (47, b"</s>"),
+    "pad_token_id": (48, b"<pad>"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NemoTokenizer:
+    """A tokenizer's files by the name that a Hugging Face folder has for each."""
+
+    files: Mapping[str, ByteRange]
+    size: int | None  # None where it is only named
+    special: Mapping[str, int]
+
+    @classmethod
+    def read(cls, archive: NemoArchive, config: NemoConfig) -> NemoTokenizer:
+        """Find an archive's tokenizer; BadInputError where a file that the config names is gone."""
+        section = config.section("tokenizer")
+        files: dict[str, ByteRange] = {}
+        for path, file in archive.members.items():
+            match = _NUMBERED.fullmatch(PurePosixPath(path).name)
+            if match and match[1] in TOKENIZER_FILES:
+                files.setdefault(match[1], file)
+        model = str(section.get("model") or section.get("tokenizer_model") or "")
+        if section.get("library") == "sentencepiece" and model:
+            name = PurePosixPath(model.removeprefix(_PACKED)).name
+            packed = archive.members.get(name)
+            if packed is None and model.startswith(_PACKED):
+                raise BadInputError(f"the archive lacks {name}, its tokenizer by its config")
+            if packed:
+                files[SENTENCEPIECE_FILE] = packed
+        if TOKENIZER_FILE in files:
+            return cls(files, _json_size(files[TOKENIZER_FILE]), {})
+        if SENTENCEPIECE_FILE not in files:
+            return cls(files, None, {})
+        size, special = _sentencepiece_facts(files[SENTENCEPIECE_FILE])
+        # With `sentencepiece_legacy` NeMo adds tokens of its own after those of the file.
+        added = bool(section.get("sentencepiece_legacy")) or bool(section.get("special_tokens"))
+        return cls(files, None if added else size, special)
+
+
+def _json_size(file: ByteRange) -> int:
+    """Return one more than the largest id of a tokenizer.json."""
+    try:
+        record = json.loads(file.read())
+        vocabulary = record["model"]["vocab"]
+        ids = list(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))
+        ids += [token["id"] for token in record.get("added_tokens") or ()]
+        return int(max(ids)) + 1
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInputError(f"{file.name} is no tokenizer ({error})") from error
+
+
+def _sentencepiece_facts(file: ByteRange) -> tuple[int, dict[str, int]]:
+    """Return the number of pieces and the ids of the control pieces that begin and end text."""
+    pieces, trainer = list[bytes](), dict[int, Any]()
+    try:
+        for number, value in _fields(file.read()):
+            if number == _PIECE:
+                pieces.append(value)
+            elif number == _TRAINER:
+                trainer = dict(_fields(value))
+        texts = {name: trainer.get(number, text) for name, (number, text) in _SPECIAL.items()}
+        special = {
+            name: index
+            for index, piece in enumerate(pieces)
+            for name, text in texts.items()
+            if text in piece and _is_control(piece, text)
+        }
+    except (IndexError, TypeError, ValueError) as error:
+        raise BadInputError(f"{file.name} is no SentencePiece model ({error})") from error
+    if not pieces:
+        raise BadInputError(f"{file.name} is no SentencePiece model; it has no pieces")
+    return len(pieces), special
+
+
+def _is_control(piece: bytes, text: bytes) -> bool:
+    fields = dict(_fields(piece))
+    return fields.get(_TEXT) == text and fields.get(_TYPE) == _CONTROL
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield the fields of a protobuf message: whole numbers, or bytes."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind, length = tag & 7, {1: 8, 5: 4}.get(tag & 7)
+        if kind == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value - (1 << 64) if value >> 63 else value
+            continue
+        if kind == 2:
+            length, at = _varint(data, at)
+        if length is None or at + length > len(data):
+            raise ValueError("a field of an unknown kind, or beyond the end")
+        yield tag >> 3, data[at : at + length]
+        at += length
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while shift < 70:
+        byte = data[at]
+        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+        if byte < 128:
+            return value, at
+    raise ValueError("a number without an end")
