@@ -12,6 +12,7 @@ from minitron_trt.build.containers import (
     same_version,
 )
 from minitron_trt.build.engine import TRTLLM, Engine
+from minitron_trt.build.security_bulletins import holes_of
 from minitron_trt.console import size_text
 from minitron_trt.gpus import GPUS, Target, support
 from minitron_trt.quantization.precisions import PRECISIONS
@@ -29,11 +30,12 @@ class LoadFault:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Everything that was compared."""
+    """Everything that was compared; `holes` says what is known against the image's Triton."""
 
     engine: Engine
     findings: tuple[LoadFault, ...]
     images: tuple[str, ...]
+    holes: str | None = None
 
     @property
     def loads(self) -> bool | None:
@@ -54,6 +56,7 @@ class LoadReport:
             "loads": self.loads,
             "findings": [asdict(finding) for finding in self.findings],
             "images": list(self.images),
+            "holes": self.holes,
         }
 
 
@@ -68,7 +71,8 @@ def check_engine(
         findings.append(_ranks(engine, gpus))
     if container is not None:
         findings += _versions(engine, container)
-    return LoadReport(engine, tuple(findings), _fitting_images(engine))
+    holes = holes_of(container.tag) if container else None
+    return LoadReport(engine, tuple(findings), _fitting_images(engine), holes)
 
 
 def _architecture(engine: Engine, target: Target) -> LoadFault:

@@ -30,12 +30,16 @@ _DOCKER_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One thing looked for: what was found, what it is good for, and how to get it when absent."""
+    """One thing looked for: what was found, what it is good for, and how to get it when absent.
+
+    `caution` is what whoever uses it must know.
+    """
 
     name: str
     found: str | None
     gives: str
     remedy: str
+    caution: str = ""
 
 
 def _package(name: str, gives: str, extra: str) -> Capability:
@@ -58,7 +62,7 @@ def _memory() -> Capability:
 
 
 def _triton() -> Capability:
-    from minitron_trt.triton_repo.serving.installation import find_embedded
+    from minitron_trt.triton_repo.serving.installation import EMBEDDED_PURPOSE, find_embedded
 
     gives = "serve --runner embedded"
     try:
@@ -66,7 +70,8 @@ def _triton() -> Capability:
     except MinitronError as error:
         return Capability("tritonserver", None, gives, str(error))
     version = package_version("nvidia-pytriton")
-    return Capability("tritonserver", f"nvidia-pytriton {version}, {binary}", gives, "")
+    found = f"nvidia-pytriton {version}, {binary}"
+    return Capability("tritonserver", found, gives, "", EMBEDDED_PURPOSE)
 
 
 def _docker() -> Iterator[Capability]:
@@ -135,4 +140,5 @@ def _line(capability: Capability) -> str:
     gives = f" ({capability.gives})" if capability.gives else ""
     if capability.found is None:
         return f"  -   {capability.name}{gives}: {capability.remedy}"
-    return f"  ok  {capability.name}{gives}: {capability.found}"
+    caution = f"\n      {capability.caution}" if capability.caution else ""
+    return f"  ok  {capability.name}{gives}: {capability.found}{caution}"

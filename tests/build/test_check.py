@@ -152,6 +152,30 @@ def test_an_engine_of_others_is_read_from_its_own_config(tmp_path: Path, command
     assert record["findings"][0]["remedy"] == "give the one it was built on with --sm"
 
 
+@pytest.mark.parametrize(
+    ("tag", "expected"),
+    [
+        ("26.07", None),
+        ("26.06", "(high, CVE-2026-16497, NVIDIA's bulletin 5875); 26.07 has none"),
+        ("26.05", "(critical, CVE-2026-47627, NVIDIA's bulletin 5865); "),
+    ],
+)
+def test_what_is_known_against_an_images_triton_is_said(
+    tag: str, expected: str | None, tmp_path: Path, command: Command
+) -> None:
+    folder = write_engine(tmp_path / "engine")
+    holes = report(command, folder, "--image", tag, exit_code=0)["holes"]
+    text = command("check", folder, "--image", tag).stdout
+
+    if expected is None:
+        assert holes is None
+        assert "known holes" not in text
+    else:
+        assert holes.startswith(f"Triton {tag} has known holes: ")
+        assert expected in holes
+        assert f"warning: {holes}\n" in text
+
+
 def test_what_the_engine_does_not_say_can_be_given(tmp_path: Path, command: Command) -> None:
     folder = write_engine(tmp_path / "engine")
 

@@ -155,6 +155,8 @@ def describe(report: LoadReport) -> str:
         lines.append(f"  {_MARKS[finding.fits]}  {finding.name}: {finding.found}")
         if finding.remedy:
             lines.append(f"      {finding.remedy}")
+    if report.holes:
+        lines.append(f"warning: {report.holes}")
     if report.images:
         lines.append(f"images that fit: {', '.join(report.images)}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minitron_trt.console import Console, console_options
+from minitron_trt.triton_repo.serving.server_options import ADMIN_PROTOCOLS
 
 if TYPE_CHECKING:
     from minitron_trt.triton_repo.serving.launch import Launch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PATH = click.Path(path_type=Path)
+_PORT = click.IntRange(1, 65535)
 
 
 @click.command()
@@ -36,9 +38,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--gpus", help="Device ids, like 0,1  [default: as many as the engine has ranks]")
 @click.option("--multi-model", is_flag=True, help="TensorRT-LLM's orchestrator spawns the ranks")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of HTTP and gRPC")
-@click.option("--http-port", type=int, default=8000, show_default=True, help="HTTP port")
-@click.option("--grpc-port", type=int, default=8001, show_default=True, help="gRPC port")
-@click.option("--metrics-port", type=int, default=8002, show_default=True, help="Prometheus port")
+@click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port")
+@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port")
+@click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Prometheus port")
 @click.option(
     "--metrics-host", default="127.0.0.1", show_default=True, help="Address of the metrics"
 )
@@ -55,7 +57,20 @@ _PATH = click.Path(path_type=Path)
     "--restrict-admin",
     metavar="HEADER=VALUE",
     help="What calls other than inference, health and metadata must send; gRPC clients send "
-    "triton-grpc-protocol-HEADER. The machine's users see it in the process list",
+    "triton-grpc-protocol-HEADER. The machine's users see it in the process list  [default: "
+    "nobody can make such calls]",
+)
+@click.option(
+    "--allow-api",
+    "allow_apis",
+    type=click.Choice([*ADMIN_PROTOCOLS, "all"]),
+    multiple=True,
+    help="Let every client make these calls, in Triton's words; may be repeated",
+)
+@click.option(
+    "--insecure-embedded",
+    is_flag=True,
+    help="Let the embedded server, which has known holes, listen beyond this machine",
 )
 @click.option(
     "--drain",
@@ -107,10 +122,11 @@ def serve(
             record = {"runner": launch.runner, "argv": launch.argv, "ranks": launch.ranks}
             console.result(record, shlex.join(launch.argv))
             return
-        if not options.endpoints.is_local and options.admin is None:
+        if not options.endpoints.is_local and options.allowed_apis:
             log.warning(
-                "whoever reaches %s can also operate the server: add --restrict-admin HEADER=VALUE",
+                "whoever reaches %s can also operate the server: that is what --allow-api %s says",
                 options.endpoints.host,
+                ", ".join(options.allowed_apis),
             )
         server = TritonServer(launch, options, timeout_s=timeout_s, log_file=log_file)
         _run_until_stopped(server, launch, console)
@@ -164,6 +180,8 @@ def _server_options(
     grpc_tls_key: Path | None,
     grpc_tls_ca: Path | None,
     restrict_admin: str | None,
+    allow_apis: tuple[str, ...],
+    insecure_embedded: bool,
     drain_s: int,
 ) -> ServerOptions:
     from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, Tls
@@ -187,6 +205,8 @@ def _server_options(
         ),
         tls=tls,
         admin=restrict_admin,
+        allowed_apis=ADMIN_PROTOCOLS if "all" in allow_apis else allow_apis,
+        insecure_embedded=insecure_embedded,
         drain_s=drain_s,
         gpus=tuple(gpus.split(",")) if gpus else (),
         multi_model=multi_model,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.build.containers import find_container
+from minitron_trt.build.containers import REPOSITORY, find_container
+from minitron_trt.build.security_bulletins import holes_of
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.host.docker import check_docker, explain_docker, mount_option
 from minitron_trt.host.machine import local_gpus
@@ -25,6 +27,8 @@ from minitron_trt.triton_repo.serving.launch import Launch
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository, runs_anywhere
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE, Endpoints, ServerOptions, Tls
 
+log = logging.getLogger(__name__)
+
 _INSIDE: Final = Path("/minitron-trt")
 _TLS: Final = _INSIDE / "tls"
 _STOP_MARGIN_S: Final = 10
@@ -40,6 +44,8 @@ def plan_docker(
     """Return the launch of a container; docker is not called until it is prepared."""
     name = f"minitron-trt-{secrets.token_hex(4)}"
     chosen = _choose_image(served, image)
+    if holes := holes_of(chosen.removeprefix(f"{REPOSITORY}:")):
+        log.warning("%s", holes)
     multi_model = is_multi_model(served, options)
     program = Program(
         server="tritonserver",

@@ -18,6 +18,13 @@ from minitron_trt.errors import MissingExtraError, UnsupportedError
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 
 SERVER: Final = "tritonserver"
+EMBEDDED_PURPOSE: Final = (
+    "It is Triton 2.51 of October 2024, for development, tests and trials on one machine. Whoever "
+    "reaches it can end it with one request, and perhaps run code in it (CVE-2025-23310, "
+    "CVE-2025-23311), which no option of it prevents. For anybody else use --runner docker or "
+    "local with NVIDIA's image 26.07, or put a gateway before it that reads requests to their end."
+)
+"""What the embedded server is for, in three sentences."""
 _OPT: Final = Path("/opt/tritonserver")
 
 

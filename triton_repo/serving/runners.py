@@ -27,6 +27,7 @@ from minitron_trt.triton_repo.serving.command_line import (
 )
 from minitron_trt.triton_repo.serving.docker_launch import plan_docker
 from minitron_trt.triton_repo.serving.installation import (
+    EMBEDDED_PURPOSE,
     SERVER,
     Installation,
     check_packages,
@@ -114,6 +115,11 @@ def running_server(
 def _plan_embedded(served: ServedRepository, options: ServerOptions, scratch: Path) -> Launch:
     installation = find_embedded()
     check_packages(served.runtime)
+    if (address := options.endpoints.open_address) and not options.insecure_embedded:
+        raise UsageError(
+            f"{address} lets other machines reach the embedded server. {EMBEDDED_PURPOSE} "
+            "--insecure-embedded says that you know"
+        )
     if rank_count(served, options) > 1:
         raise UnsupportedError(
             f"the embedded server runs one rank; {served.folder} is for {served.world_size}: use "

@@ -167,8 +167,10 @@ class TritonServer:
             )
 
     def _without_secret(self, text: str) -> str:
-        header, _, value = (self.options.admin or "").partition("=")
-        return text.replace(f"{header}={value}", f"{header}=...") if value else text
+        for secret in (self.options.admin, self.options.closed):
+            if secret:
+                text = text.replace(secret, f"{secret.partition('=')[0]}=...")
+        return text
 
     def _explain_end(self, code: int, what: str) -> str:
         """Say why the server ended, in the runner's words where it has any."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import secrets
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from minitron_trt.errors import BadInputError, UsageError
 
 LOCALHOST: Final = "127.0.0.1"
 ANYWHERE: Final = "0.0.0.0"
-# What operates the server rather than uses it; health, metadata and inference stay open.
+# What operates the server rather than uses it, in Triton's words; health, metadata and inference
+# stay open.
 ADMIN_PROTOCOLS: Final = (
     "model-repository",
     "model-config",
@@ -22,6 +24,8 @@ ADMIN_PROTOCOLS: Final = (
     "trace",
     "logging",
 )
+# Closed unless somebody asks. Clients read the models' configurations.
+CLOSED_PROTOCOLS: Final = tuple(name for name in ADMIN_PROTOCOLS if name != "model-config")
 _PEM: Final = b"-----BEGIN "
 
 
@@ -58,9 +62,15 @@ class Endpoints:
     @property
     def is_local(self) -> bool:
         """Say whether only this machine reaches the inference endpoints."""
-        with contextlib.suppress(ValueError):
-            return ipaddress.ip_address(self.host).is_loopback
-        return self.host == "localhost"
+        return _is_loopback(self.host)
+
+    @property
+    def open_address(self) -> str | None:
+        """Return the first address, with its option, that other machines reach; None without."""
+        for option, host in (("--host", self.host), ("--metrics-host", self.metrics_host)):
+            if not _is_loopback(host):
+                return f"{option} {host}"
+        return None
 
     def check_free(self) -> None:
         """Raise UsageError when two ports are the same or one is in use."""
@@ -79,6 +89,12 @@ class Endpoints:
                         f"{name} port {port} of {host} cannot be taken ({error.strerror}); "
                         f"choose another with --{name}-port"
                     ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _reachable(host: str) -> str:
@@ -131,17 +147,32 @@ class Tls:
         return arguments
 
 
+def _unsendable_header() -> str:
+    """Return a HEADER=VALUE for Triton that no request can have, whoever reads it.
+
+    Triton takes it on its command line only, which the users of the machine can read. So the value
+    begins with a space, which HTTP drops from what a client sends, and the header has a capital,
+    which gRPC's headers cannot have; a number drawn by chance is for a Triton that would mend that.
+    """
+    return f"Closed= {secrets.token_hex(16)}"
+
+
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
     """How a server listens and ends, as its operator decides.
 
-    `admin` is HEADER=VALUE, which the admin protocols ask for; `drain_s` is how long running
-    requests may go on when the server is stopped; `gpus` are device ids, () for those needed.
+    `admin` is HEADER=VALUE, which the admin protocols ask for; without it nobody can make their
+    calls but those of `allowed_apis`. `insecure_embedded` has the embedded server listen on other
+    addresses than this machine's own. `drain_s` is how long running requests may go on when the
+    server is stopped; `gpus` are device ids, () for those needed.
     """
 
     endpoints: Endpoints = field(default_factory=Endpoints)
     tls: Tls | None = None
     admin: str | None = None
+    allowed_apis: tuple[str, ...] = ()
+    insecure_embedded: bool = False
+    closed: str = field(default_factory=_unsendable_header, repr=False, compare=False)
     drain_s: int = 20
     gpus: tuple[str, ...] = ()
     multi_model: bool = False
@@ -176,13 +207,17 @@ class ServerOptions:
             "--model-control-mode=none",
             f"--exit-timeout-secs={self.drain_s}",
             *(self.tls.arguments() if self.tls else ()),
-            *(self._restrictions() if self.admin else ()),
+            *self._restrictions(),
         ]
 
     def _restrictions(self) -> list[str]:
-        protocols = ",".join(ADMIN_PROTOCOLS)
+        protocols = ADMIN_PROTOCOLS if self.admin else CLOSED_PROTOCOLS
+        restricted = ",".join(name for name in protocols if name not in self.allowed_apis)
+        if not restricted:
+            return []
+        header = self.admin or self.closed
         # A gRPC client sends the header as triton-grpc-protocol-HEADER.
         return [
-            f"--http-restricted-api={protocols}:{self.admin}",
-            f"--grpc-restricted-protocol={protocols}:{self.admin}",
+            f"--http-restricted-api={restricted}:{header}",
+            f"--grpc-restricted-protocol={restricted}:{header}",
         ]

@@ -208,3 +208,15 @@ def test_an_image_is_for_docker_only(tmp_path: Path, doubles: Doubles) -> None:
         2,
         "error: --image is for --runner docker; this is embedded\n",
     )
+
+
+@pytest.mark.parametrize("image", ["26.05", "nvcr.io/nvidia/tritonserver:26.05-trtllm-python-py3"])
+def test_an_image_whose_triton_has_known_holes_is_warned_of(
+    repository: Path, doubles: Doubles, image: str
+) -> None:
+    result = run(repository, doubles, "--dry-run", f"--image={image}")
+
+    assert result.returncode == 0
+    assert result.stderr.startswith("warning: Triton 26.05 has known holes: ")
+    assert "bulletin 5865" in result.stderr
+    assert run(repository, doubles, "--dry-run").stderr == ""

@@ -10,6 +10,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from tests.patience import PATIENCE_S
 from tests.triton_repo.ticker import serve, write_ticker
 from tritonclient.utils import InferenceServerException
 
-from minitron_trt.triton_repo.serving.server_options import ADMIN_PROTOCOLS
+from minitron_trt.triton_repo.serving.installation import EMBEDDED_PURPOSE
+from minitron_trt.triton_repo.serving.server_options import ADMIN_PROTOCOLS, CLOSED_PROTOCOLS
 
 HEADER, VALUE = "admin-key", "open-sesame"
 PREFIX = "triton-grpc-protocol-"
@@ -37,6 +39,29 @@ ADMIN_CALLS = {
     "statistics": "get_inference_statistics",
     "trace": "get_trace_settings",
     "logging": "get_log_settings",
+}
+
+# What CVE-2025-23319, 23320 and 23334 need, and what else changes a server.
+OPERATING_PATHS = (
+    "GET v2/systemsharedmemory/status",
+    "POST v2/systemsharedmemory/region/any/register",
+    "POST v2/systemsharedmemory/unregister",
+    "GET v2/cudasharedmemory/status",
+    "POST v2/cudasharedmemory/region/any/register",
+    "POST v2/cudasharedmemory/unregister",
+    "POST v2/repository/index",
+    "POST v2/repository/models/ticker/load",
+    "POST v2/repository/models/ticker/unload",
+    "GET v2/trace/setting",
+    "POST v2/models/ticker/trace/setting",
+    "GET v2/logging",
+    "POST v2/logging",
+)
+OPERATING_CALLS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "shared memory": ("register_system_shared_memory", ("any", "/any", 1)),
+    "load": ("load_model", ("ticker",)),
+    "trace": ("update_trace_settings", ()),
+    "logging": ("update_log_settings", ({},)),
 }
 
 
@@ -91,6 +116,74 @@ def test_an_admin_call_over_grpc_needs_the_header(
         assert call(**{PREFIX + HEADER: VALUE}) is not None
 
 
+@dataclass(frozen=True)
+class Closed:
+    """A server as `serve` starts it when nothing is said, and what it was started with."""
+
+    record: dict[str, Any]
+    command_line: list[str]
+    log: Path
+
+    @property
+    def header(self) -> tuple[str, str]:
+        """Return the header that opens it, as a user of the machine can read it."""
+        option = "--http-restricted-api="
+        (argument,) = (word for word in self.command_line if word.startswith(option))
+        name, _, value = argument.partition(":")[2].partition("=")
+        return name, value
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
+    """A server whose admin protocols nobody was allowed."""
+    folder = tmp_path_factory.mktemp("closed")
+    repository = write_ticker(folder / "repository")
+    with serve(repository, f"--log-file={folder / 'log'}", "--allow-api=statistics") as (_, record):
+        words = Path(f"/proc/{record['pid']}/cmdline").read_text().split("\0")
+        yield Closed(record, words, folder / "log")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("path", OPERATING_PATHS)
+def test_nobody_operates_a_server_over_http(closed: Closed, path: str) -> None:
+    """Not even who reads the header on the server's command line."""
+    name, value = closed.header
+    method, _, place = path.partition(" ")
+    url = f"{closed.record['http']}/{place}"
+
+    for headers in ({}, {name: value}, {name: value.strip()}, {name.lower(): value}):
+        assert status(url, method, headers) == 403
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("call", OPERATING_CALLS)
+def test_nobody_operates_a_server_over_grpc(closed: Closed, call: str) -> None:
+    name, value = closed.header
+    method, arguments = OPERATING_CALLS[call]
+    url = closed.record["grpc"].removeprefix("grpc://")
+    with grpc.InferenceServerClient(url) as client:
+        for headers in ({}, {PREFIX + name.lower(): value}):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                getattr(client, method)(*arguments, headers=headers)
+
+
+@pytest.mark.server
+def test_what_a_client_needs_stays_open_and_so_does_what_is_allowed(closed: Closed) -> None:
+    assert set(CLOSED_PROTOCOLS) == {*ADMIN_PROTOCOLS} - {"model-config"}
+    for protocol in ("model-config", "statistics"):
+        method, path = ADMIN_PATHS[protocol]
+        assert status(f"{closed.record['http']}/{path}", method, {}) == 200
+    for path in ("v2", "v2/health/ready", "v2/models/ticker", "v2/models/ticker/ready"):
+        assert status(f"{closed.record['http']}/{path}", "GET", {}) == 200
+
+
+@pytest.mark.server
+def test_the_header_that_nobody_can_send_is_not_in_the_log(closed: Closed) -> None:
+    _, value = closed.header
+
+    assert value.strip() not in closed.log.read_text()
+
+
 @pytest.mark.server
 def test_inference_health_and_metadata_stay_open(restricted: dict[str, Any]) -> None:
     for path in ("v2/health/ready", "v2/models/ticker", "v2/models/ticker/ready"):
@@ -121,20 +214,44 @@ def test_metrics_are_bound_to_an_address_of_their_own(tmp_path: Path) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_open_admin_protocols_beyond_this_machine_are_warned_of(tmp_path: Path) -> None:
+def refused(tmp_path: Path, *options: str) -> str:
+    """Return what a serve says that does not start: equal ports end it, if nothing before."""
     repository = write_ticker(tmp_path / "repository")
-    # Equal ports end it before the start.
-    options = ("--host=0.0.0.0", "--http-port=9", "--grpc-port=9")
     result = subprocess.run(
-        [sys.executable, "-m", "minitron_trt", "serve", str(repository), *options],
+        [
+            *(sys.executable, "-m", "minitron_trt", "serve", str(repository)),
+            *("--runner=embedded", "--http-port=9", "--grpc-port=9", *options),
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
+    assert (result.returncode, result.stdout) == (2, "")
+    return result.stderr
 
-    assert result.returncode == 2
-    assert result.stderr.startswith(
-        "warning: whoever reaches 0.0.0.0 can also operate the server: add --restrict-admin"
+
+@pytest.mark.parametrize("option", ["--host", "--metrics-host"])
+def test_the_embedded_server_listens_on_this_machine_only(tmp_path: Path, option: str) -> None:
+    assert refused(tmp_path, f"{option}=0.0.0.0") == (
+        f"error: {option} 0.0.0.0 lets other machines reach the embedded server. "
+        f"{EMBEDDED_PURPOSE} --insecure-embedded says that you know\n"
+    )
+
+
+def test_the_embedded_server_listens_elsewhere_for_whoever_says_that_they_know(
+    tmp_path: Path,
+) -> None:
+    message = refused(tmp_path, "--host=0.0.0.0", "--insecure-embedded")
+
+    assert message.startswith("error: the ports must differ")
+
+
+def test_open_admin_protocols_beyond_this_machine_are_warned_of(tmp_path: Path) -> None:
+    message = refused(tmp_path, "--host=0.0.0.0", "--insecure-embedded", "--allow-api=trace")
+
+    assert message.startswith(
+        "warning: whoever reaches 0.0.0.0 can also operate the server: that is what --allow-api "
+        "trace says\n"
     )
 
 

@@ -23,6 +23,7 @@ from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving.server import TritonServer
 from minitron_trt.triton_repo.serving.server_log import ServerLog
 from minitron_trt.triton_repo.serving.server_options import (
+    ADMIN_PROTOCOLS,
     Endpoints,
     ServerOptions,
     Tls,
@@ -32,7 +33,9 @@ from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 
 def test_every_service_is_bound_to_its_host_and_models_are_fixed() -> None:
-    options = ServerOptions(Endpoints("127.0.0.1", 1, 2, 3, "10.0.0.1"), drain_s=7)
+    options = ServerOptions(
+        Endpoints("127.0.0.1", 1, 2, 3, "10.0.0.1"), drain_s=7, allowed_apis=ADMIN_PROTOCOLS
+    )
 
     assert options.arguments() == [
         *("--http-address=127.0.0.1", "--http-port=1"),
@@ -54,6 +57,30 @@ def test_tls_and_restrictions_become_tritons_options() -> None:
         f"--grpc-restricted-protocol={protocols}:key=value",
     ]
     assert options.grpc_url == "grpcs://127.0.0.1:8001"
+
+
+def test_without_an_admins_header_the_server_asks_for_one_that_nobody_can_send() -> None:
+    closed = "model-repository,shared-memory,statistics,trace,logging"
+    options, others = ServerOptions(), ServerOptions()
+
+    assert options.arguments()[8:] == [
+        f"--http-restricted-api={closed}:{options.closed}",
+        f"--grpc-restricted-protocol={closed}:{options.closed}",
+    ]
+    header, _, value = options.closed.partition("=")
+    assert header != header.lower()
+    assert value != value.lstrip()
+    assert options.closed != others.closed
+    assert options.closed not in repr(options)
+
+
+def test_apis_that_are_allowed_are_left_out_of_the_restriction() -> None:
+    options = ServerOptions(allowed_apis=("statistics", "trace"), admin="key=value")
+
+    assert options.arguments()[8:] == [
+        "--http-restricted-api=model-repository,model-config,shared-memory,logging:key=value",
+        "--grpc-restricted-protocol=model-repository,model-config,shared-memory,logging:key=value",
+    ]
 
 
 @pytest.mark.parametrize("admin", ["", "key", "key=", "=value", "key=a,b", "Key=value"])
