@@ -44,7 +44,8 @@ def plan_docker(
     """Return the launch of a container; docker is not called until it is prepared."""
     name = f"minitron-trt-{secrets.token_hex(4)}"
     chosen = _choose_image(served, image)
-    if holes := holes_of(chosen.removeprefix(f"{REPOSITORY}:")):
+    holes = holes_of(chosen.removeprefix(f"{REPOSITORY}:"))
+    if holes:
         log.warning("%s", holes)
     multi_model = is_multi_model(served, options)
     program = Program(
@@ -77,6 +78,7 @@ def plan_docker(
         check=lambda: check_docker(chosen, "use --runner local in NVIDIA's container"),
         remove=("docker", "rm", "--force", name),
         explain=explain_docker,
+        holes=holes,
     )
 
 

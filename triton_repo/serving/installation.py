@@ -25,6 +25,10 @@ EMBEDDED_PURPOSE: Final = (
     "local with NVIDIA's image 26.07, or put a gateway before it that reads requests to their end."
 )
 """What the embedded server is for, in three sentences."""
+EMBEDDED_HOLES: Final = (
+    "known to end it: an HTTP request in very many chunks (CVE-2025-23310, CVE-2025-23311), and a "
+    "client that leaves a unary gRPC call (triton-inference-server/server issues 7368 and 8034)"
+)
 _OPT: Final = Path("/opt/tritonserver")
 
 

@@ -16,7 +16,8 @@ class Launch:
 
     SIGTERM to the command makes the server finish its requests and end. `links` and `texts` are
     files to make, by their paths; `remove` is a command that makes sure of the end afterwards;
-    `check` raises when something that it needs is absent.
+    `check` raises when something that it needs is absent; `holes` says what is known to end such a
+    server by a signal.
     """
 
     runner: str
@@ -29,6 +30,7 @@ class Launch:
     remove: tuple[str, ...] = ()
     check: Callable[[], None] = lambda: None
     explain: Explain = lambda code, tail: None
+    holes: str | None = None
 
     def prepare(self) -> None:
         """Check what it needs and make the files."""

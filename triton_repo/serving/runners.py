@@ -27,6 +27,7 @@ from minitron_trt.triton_repo.serving.command_line import (
 )
 from minitron_trt.triton_repo.serving.docker_launch import plan_docker
 from minitron_trt.triton_repo.serving.installation import (
+    EMBEDDED_HOLES,
     EMBEDDED_PURPOSE,
     SERVER,
     Installation,
@@ -180,4 +181,5 @@ def _on_this_machine(
         environment=environment,
         links={**installation.backend_links(gathered), **view.links},
         texts=view.texts,
+        holes=EMBEDDED_HOLES if runner == EMBEDDED else None,
     )

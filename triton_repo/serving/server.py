@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 import subprocess
 import time
 import urllib.error
@@ -26,6 +27,8 @@ _CHECK_S: Final = 1.0
 # Triton gives up by itself after the drain time, but may hang in an open gRPC stream.
 _MARGIN_S: Final = 3.0
 _REMOVE_S: Final = 60.0
+# How a shell, docker and mpirun pass on that a signal ended what they ran.
+_BY_SIGNAL: Final = 128
 
 
 class TritonServer:
@@ -146,6 +149,7 @@ class TritonServer:
             if self._is_answered("/v2/health/ready"):
                 self._check_models()
                 self._models_by_pid = model_processes(process.members())
+                self._log.begin_serving()
                 return
             time.sleep(_POLL_S)
         waiting = self._log.waiting_for(self._launch.models)
@@ -174,8 +178,17 @@ class TritonServer:
 
     def _explain_end(self, code: int, what: str) -> str:
         """Say why the server ended, in the runner's words where it has any."""
-        explained = self._launch.explain(code, self._log.tail)
-        return explained or f"tritonserver {what} with status {code}{self._log.failure()}"
+        if explained := self._launch.explain(code, self._log.tail):
+            return explained
+        name = _signal_name(code)
+        if name is None:
+            return f"tritonserver {what} with status {code}{self._log.last_words()}"
+        served = ", ".join(self._launch.models)
+        text = f"tritonserver {what} with status {code} ({name}), serving {served}"
+        text += self._log.failure()
+        if name == signal.SIGKILL.name:
+            return f"{text}; it was killed from outside, as for want of memory (dmesg says so)"
+        return f"{text}; {self._launch.holes}" if self._launch.holes else text
 
     def _is_answered(self, path: str) -> bool:
         """Return whether the server says yes to a health check."""
@@ -186,3 +199,12 @@ class TritonServer:
                 return bool(response.status == 200)
         except (OSError, urllib.error.URLError):
             return False
+
+
+def _signal_name(code: int) -> str | None:
+    """Return the name of the signal that an exit status stands for; None for another status."""
+    number = -code if code < 0 else code - _BY_SIGNAL
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None

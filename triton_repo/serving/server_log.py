@@ -15,6 +15,11 @@ _LOADING: Final = re.compile(r"\"loading: (?P<model>.+):\d+\"")
 _LOADED: Final = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 # `failed to load 'NAME' version 1: REASON`, and the end of a Python traceback.
 _FAILURE: Final = re.compile(r"failed to load '(?P<model>[^']+)'.*?: (?P<reason>.+)")
+# Errors that every machine without a GPU gets to see; nothing follows from them.
+_EVERYWHERE: Final = re.compile(
+    r"Failed to initialize NVML|CudaDriverHelper has not been initialized|DCGM unable to start|"
+    r"Unable to allocate pinned system memory"
+)
 # What mpirun --tag-output writes before each line: [JOB,RANK]<stdout>:
 _TAG: Final = re.compile(r"\[[^\]]*,(?P<rank>\d+)\]<std(?:out|err)>: ?(?P<line>.*)")
 
@@ -30,6 +35,7 @@ class ServerLog:
         self._loading: list[str] = []
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._failures: dict[str, str] = {}
+        self._complaint: str | None = None
         self._file, self._ranks = file, ranks
         self._copies: dict[int, IO[str]] = {}
 
@@ -71,6 +77,12 @@ class ServerLog:
         elif (match := _LOADED.search(line)) and match["model"] not in self.loaded:
             self.loaded.append(match["model"])
             log.info("%s is loaded", match["model"])
+        elif line.startswith(("E", "error")) and not _EVERYWHERE.search(line):
+            self._complaint = line
+
+    def begin_serving(self) -> None:
+        """Forget the complaints of the start, which came to nothing."""
+        self._failures, self._complaint = {}, None
 
     @property
     def tail(self) -> str:
@@ -84,10 +96,12 @@ class ServerLog:
         return ", ".join(begun or left)
 
     def failure(self) -> str:
-        """Return which model failed and why, else the last complaint; "" when it said nothing."""
+        """Return which model failed and why, else the last complaint; "" when there was none."""
         for model, reason in self._failures.items():
             return f": model {model!r}: {reason}"
-        lines = list(self._lines)
-        errors = [line for line in lines if line.startswith(("E", "error"))]
-        last = errors[-1:] or lines[-1:]
-        return f": {last[0]}" if last else ""
+        return f": {self._complaint}" if self._complaint else ""
+
+    def last_words(self) -> str:
+        """Return the failure, or the last line where none was named."""
+        last = self._lines[-1] if self._lines else ""
+        return self.failure() or (f": {last}" if last else "")

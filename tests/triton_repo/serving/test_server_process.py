@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -137,6 +139,23 @@ def test_the_log_says_what_loads_and_what_failed(tmp_path: Path) -> None:
     assert (tmp_path / "log.rank1").read_text().startswith("I1 model_lifecycle.cc:838]")
 
 
+def test_what_every_machine_without_a_gpu_says_is_no_reason() -> None:
+    log = ServerLog(None, ranks=1)
+    for line in (
+        'E1126 server.cc:241] "CudaDriverHelper has not been initialized."',
+        "Error: Failed to initialize NVML",
+        'I1126 http_server.cc:4713] "Started HTTPService"',
+    ):
+        log.add(line)
+
+    assert log.failure() == ""
+    assert log.last_words() == ': I1126 http_server.cc:4713] "Started HTTPService"'
+    log.add('E1126 grpc_server.cc:1] "address in use"')
+    assert log.failure() == ': E1126 grpc_server.cc:1] "address in use"'
+    log.begin_serving()
+    assert log.failure() == ""
+
+
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A repository of a model that counts."""
@@ -155,6 +174,26 @@ def test_a_model_that_fails_is_named_with_its_reason(repository: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGSEGV, "; known to end it: an HTTP request in very many chunks (CVE-2025-23310"),
+        (signal.SIGKILL, "; it was killed from outside, as for want of memory"),
+    ],
+)
+def test_a_server_that_a_signal_ends_is_told_by_it(
+    repository: Path, number: signal.Signals, words: str
+) -> None:
+    with running_server(repository, ServerOptions(free_endpoints())) as server:
+        os.kill(server.pid, number)
+        with pytest.raises(ProcessError) as caught:
+            server.wait()
+
+    ended = f"tritonserver ended by itself with status {-number} ({number.name}), serving ticker"
+    assert str(caught.value).startswith(f"{ended}{words}")
+
+
+@pytest.mark.server
 def test_a_server_that_is_too_slow_is_stopped_at_the_deadline(repository: Path) -> None:
     (repository / "ticker/1/model.py").write_text("import time; time.sleep(10**6)\n")
     before = children()
@@ -168,7 +207,7 @@ def test_a_server_that_is_too_slow_is_stopped_at_the_deadline(repository: Path) 
         if "loading" in str(caught.value):
             break
 
-    assert f"not ready after {seconds:g} s; it was loading ticker" in str(caught.value)
+    assert f"not ready after {seconds:g} s; it was loading ticker; raise" in str(caught.value)
     assert children() == before
 
 
@@ -215,6 +254,19 @@ def test_serve_without_any_triton_says_what_to_install(repository: Path) -> None
         "error: the embedded Triton server needs nvidia-pytriton, which is not installed; "
         "run: pip install 'minitron-trt[server]'\n",
     )
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
+def test_a_port_that_is_none_is_a_mistake_of_the_call(repository: Path, port: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "minitron_trt", "serve", str(repository), f"--grpc-port={port}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 2
+    assert "--grpc-port" in result.stderr
 
 
 def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
