@@ -147,6 +147,8 @@ def _calibration(
 
 
 def _warn(model: ModelSource, plan: ConversionPlan) -> None:
+    for warning in model.warnings:
+        log.warning("%s", warning)
     architecture = plan.spec.architecture
     if architecture in plan.precision.untried:
         log.warning(

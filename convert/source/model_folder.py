@@ -10,17 +10,18 @@ from types import MappingProxyType
 from typing import Any
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
-from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.nemo.tensor_origins import NemoModel
 from minitron_trt.convert.source.folder_files import inside, read_json
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
+from minitron_trt.convert.source.special_tokens import read_special_tokens
 from minitron_trt.convert.source.stored_scales import (
     Scale,
     StoredScales,
     take_scales,
 )
+from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.convert.source.weight_files import read_tensors, tensor_names
 from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError
@@ -41,6 +42,7 @@ class ModelSource:
     tokens: SpecialTokens
     tensors: Mapping[str, TensorEntry]
     extras: tuple[Path, ...]  # tokenizer and generation_config, which travel along
+    warnings: tuple[str, ...] = ()  # of what is odd, though it can be converted
     packed: GgufModel | NemoModel | None = None  # what the folder was unpacked from
     scales: StoredScales | None = None  # of an FP8 folder
 
@@ -81,14 +83,17 @@ class ModelSource:
             _check_explained(tensors)
         scales = take_scales(quantization, spec, tensors) if quantization else None
         _check_tensors(expected, tensors, scales.weights if scales else {})
-        extras = (*TOKENIZER_FILES, GENERATION_CONFIG)
+        tokenizer = SourceTokenizer.find(folder)
+        special = read_special_tokens(folder, config.record, tokenizer, spec.vocab)
+        generation = [GENERATION_CONFIG] if (folder / GENERATION_CONFIG).is_file() else []
         return cls(
             folder=folder,
             config=config.record,
             spec=spec,
-            tokens=_special_tokens(folder, config),
+            tokens=special.tokens,
+            warnings=special.warnings,
             tensors={**tensors, HEAD: tensors[EMBEDDING]} if spec.tied else tensors,
-            extras=tuple(inside(folder, name) for name in extras if (folder / name).is_file()),
+            extras=(*tokenizer.files, *(inside(folder, name) for name in generation)),
             scales=scales,
         )
 
@@ -181,11 +186,3 @@ def _check_tensors(
             raise BadInputError(
                 f"tensor {name} is {entry.dtype}; expected one of {', '.join(sorted(UNQUANTIZED))}"
             )
-
-
-def _special_tokens(folder: Path, config: HfConfig) -> SpecialTokens:
-    record = dict(config.record)
-    if (folder / GENERATION_CONFIG).is_file():
-        generation = read_json(folder, GENERATION_CONFIG)
-        record |= {key: value for key, value in generation.items() if value is not None}
-    return SpecialTokens.from_json(record)
