@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-megatron test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -7,6 +7,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := .venv/.ready
 COMPLETE := .venv/.complete
+MEGATRON := .venv-megatron
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
 TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
@@ -34,6 +35,21 @@ test: $(COMPLETE) ## Run the tests; those that need a GPU skip without one
 
 test-quick: $(COMPLETE) ## Run the tests that start no server and take no time
 	$(TESTS) -m "not server and not slow"
+
+test-megatron: $(COMPLETE) $(MEGATRON)/.ready ## Write the NeMo archives of the tests again with megatron-core, and compare
+	MEGATRON_PYTHON=$(abspath $(MEGATRON))/bin/python \
+		$(BIN)/python -m pytest tests/convert/nemo -k megatron_core
+	MEGATRON_PYTHON=$(abspath $(MEGATRON))/bin/python MEGATRON_FORMS=torch_dist \
+		PYTHONPATH=$(abspath $(MEGATRON))/newer $(BIN)/python -m pytest tests/convert/nemo -k megatron_core
+
+# 0.8.0 is of the time of NeMo 24.05 and writes zarr; beside today's torch only newer ones write torch_dist.
+$(MEGATRON)/.ready:
+	$(PYTHON) -m venv $(MEGATRON)
+	$(MEGATRON)/bin/python -m pip install --quiet torch==2.13.0 "numpy<2" "setuptools<70" "zarr<3" \
+		"numcodecs<0.16" "tensorstore<0.1.73" einops packaging psutil pyyaml
+	$(MEGATRON)/bin/python -m pip install --quiet --no-deps megatron-core==0.8.0
+	$(MEGATRON)/bin/python -m pip install --quiet --no-deps --target $(MEGATRON)/newer megatron-core==0.16.1
+	@touch $@
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

@@ -20,6 +20,8 @@ from minitron_trt.quantization.precisions import Need
 _INTERPRETER_BYTES: Final = 23_000_000  # with numpy and the modules of a conversion
 _PLANNED_TENSOR_BYTES: Final = 3_000
 _LIBRARIES_BYTES: Final = 363_000_000  # torch, transformers and ModelOpt
+_NEMO_BYTES: Final = 3_000_000  # modules that read YAML, tars and pickles
+_REARRANGING_BYTES: Final = 12_000_000  # blocks of rows, as they lie and as they are put
 _GGUF_BYTES: Final = 2_000_000  # the gguf package, imported
 _UNPACKING_BYTES: Final = 50_000_000  # the blocks that unpacking workers hold
 _PASSING_BYTES: Final = 8_000_000  # the same where no tensor is quantized
@@ -51,6 +53,9 @@ def peak_memory_bytes(source: ModelSource, plan: ConversionPlan) -> int:
         base += _GGUF_BYTES
         kinds = {tensor.source.kind for tensor in source.packed.tensors}
         unpacking = _UNPACKING_BYTES if kinds - UNQUANTIZED else _PASSING_BYTES
+    elif source.packed:
+        base += _NEMO_BYTES
+        unpacking = _REARRANGING_BYTES
     if not plan.calibrated:
         return base + max(unpacking, writing)
     return base + _LIBRARIES_BYTES + max(unpacking, writing, _calibrating_bytes(source, plan))

@@ -8,6 +8,7 @@ file first.
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import shutil
 import tarfile
@@ -17,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from minitron_trt.console import Advance, no_progress
 from minitron_trt.convert.source.folder_files import inside
 from minitron_trt.convert.source.weight_files import has_weights
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError
 from minitron_trt.tensorfile import LFS_POINTER
+
+log = logging.getLogger(__name__)
 
 NEMO_SUFFIX: Final = ".nemo"
 CONFIG_NAME: Final = "model_config.yaml"
@@ -73,7 +75,7 @@ class NemoArchive:
     members: Mapping[str, ByteRange]
 
     @classmethod
-    def open(cls, path: Path, scratch: Path, advance: Advance = no_progress) -> NemoArchive:
+    def open(cls, path: Path, scratch: Path) -> NemoArchive:
         """Read an archive's directory; only a compressed one is written to `scratch`.
 
         BadInputError when it is damaged, or holds what an archive of NeMo's does not.
@@ -83,7 +85,7 @@ class NemoArchive:
         tar = path
         if is_compressed(path):
             tar = scratch / SCRATCH_TAR
-            _decompress(path, tar, advance)
+            _decompress(path, tar)
         return cls(path, dict(_members(tar, path)))
 
     def under(self, folder: str) -> dict[str, ByteRange]:
@@ -181,9 +183,9 @@ def _plain_name(member: tarfile.TarInfo, named: Path) -> str:
     return path.as_posix()
 
 
-def _decompress(path: Path, target: Path, advance: Advance) -> None:
-    """Write what a gzip file holds; `advance` hears of the compressed bytes that are done."""
-    done = 0
+def _decompress(path: Path, target: Path) -> None:
+    """Write what a gzip file holds."""
+    log.warning("%s is compressed: it is decompressed to %s first", path, target.parent)
     try:
         with (
             path.open("rb") as source,
@@ -193,8 +195,6 @@ def _decompress(path: Path, target: Path, advance: Advance) -> None:
             while data := stream.read(_CHUNK_BYTES):
                 _check_room(path, target.parent)
                 file.write(data)
-                advance(source.tell() - done)
-                done = source.tell()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadInputError(
             f"{path} is truncated or damaged gzip ({error}); download it again"
@@ -204,6 +204,6 @@ def _decompress(path: Path, target: Path, advance: Advance) -> None:
 def _check_room(path: Path, folder: Path) -> None:
     if shutil.disk_usage(folder).free < _ROOM_BYTES:
         raise OutputError(
-            f"{path} decompresses to more than the disk of {folder} has free; choose another disk "
-            "(TMPDIR for a plan), or gunzip it yourself"
+            f"{path} decompresses to more than the disk of {folder} has free; choose another with "
+            "TMPDIR, or gunzip it yourself"
         )

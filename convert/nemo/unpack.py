@@ -23,7 +23,7 @@ from minitron_trt.errors import OutputError
 from minitron_trt.families import EMBEDDING
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
-_BLOCK_BYTES: Final = 4 << 20
+_BLOCK_BYTES: Final = 2 << 20
 _WORKERS: Final = min(2, os.cpu_count() or 1)
 
 

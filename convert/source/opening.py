@@ -13,7 +13,7 @@ from minitron_trt.console import ShowProgress
 from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.gguf.unpack import GgufFolder
-from minitron_trt.convert.nemo.archive import NemoArchive, is_compressed, is_nemo
+from minitron_trt.convert.nemo.archive import NemoArchive, is_nemo
 from minitron_trt.convert.nemo.tensor_origins import NemoModel
 from minitron_trt.convert.nemo.unpack import NemoFolder
 from minitron_trt.convert.source.model_folder import ModelSource
@@ -38,8 +38,6 @@ def opened(path: Path, storage: str) -> Iterator[ModelSource]:
             GgufFolder.lay_out(gguf, folder, storage)
             yield replace(ModelSource.open(folder), packed=gguf)
             return
-        if is_compressed(path):
-            log.warning("%s is compressed: it is decompressed to plan, and again to convert", path)
         model = NemoModel.read(NemoArchive.open(path, folder))
         for warning in model.warnings:
             log.warning("%s", warning)
@@ -63,15 +61,7 @@ def unpacked(
         if isinstance(packed, GgufModel):
             unpacking: GgufFolder | NemoFolder = GgufFolder.lay_out(packed, folder, storage)
         else:
-            unpacking = NemoFolder.lay_out(_decompressed(packed, folder, progress), folder)
+            unpacking = NemoFolder.lay_out(packed, folder)
         with progress("unpack", unpacking.size_bytes) as advance:
             unpacking.fill(advance)
         yield replace(ModelSource.open(folder, unpacking.in_place), packed=packed)
-
-
-def _decompressed(model: NemoModel, folder: Path, progress: ShowProgress) -> NemoModel:
-    """Return a model whose archive can be read where it lies, in `folder` if it is compressed."""
-    if not is_compressed(model.path):
-        return model
-    with progress("decompress", model.path.stat().st_size) as advance:
-        return NemoModel.read(NemoArchive.open(model.path, folder, advance))

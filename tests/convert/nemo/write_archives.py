@@ -1,12 +1,13 @@
 """Write the archives of this folder with megatron-core, which NeMo trains and saves with.
 
-It needs an environment of its own: megatron-core (0.8.0 wrote what is committed; 0.9 is the last
-with zarr), torch, numpy<2, zarr<3, tensorstore, pyyaml, setuptools<70. What stands in for hardware
-that a CPU lacks: norms of torch's own operators for Transformer Engine's, and a
-`torch.cuda.synchronize` that has nothing to wait for. The configs are written as NeMo 24.05 writes
-them; the weights, their names, places and order, and the logits are megatron-core's.
+It needs an environment of its own, which `make test-megatron` makes. megatron-core 0.8.0 wrote all
+but torch_dist, for which it would need a torch of its time: 0.16.1 wrote that, and both computed
+the same logits to the last digit. What stands in for hardware that a CPU lacks: norms of torch's
+own operators for Transformer Engine's, a `torch.cuda.synchronize` that has nothing to wait for, and
+no states of random numbers. The configs are written as NeMo 24.05 writes them; the weights, their
+names, places and order, and the logits are megatron-core's.
 
-    python write_archives.py FOLDER
+    python write_archives.py FOLDER zarr single ranks stages
 """
 
 from __future__ import annotations
