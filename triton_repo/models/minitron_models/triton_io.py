@@ -47,8 +47,8 @@ def error_response(message: str, code: int) -> TritonResponse:
 
 
 def strings(texts: Sequence[str]) -> NDArray[np.object_]:
-    """Return texts as the tensor of one request: [1, n]."""
-    return np.array([list(map(str.encode, texts))], np.object_)
+    """Return texts as upstream's models send them, without a batch axis: [n]."""
+    return np.array(list(map(str.encode, texts)), np.object_)
 
 
 class ResponseSink(Protocol):

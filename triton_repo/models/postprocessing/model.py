@@ -125,7 +125,7 @@ class TritonPythonModel:
 
 
 def _text_response(texts: list[str], reasons: list[str]) -> TritonResponse:
-    """Return a response with a text per row, and why it ended where it has: [1, rows] both."""
+    """Return a response with a text per row, and why it ended where it has: [rows] both."""
     outputs = {"OUTPUT": strings(texts)}
     if any(reasons):
         outputs["FINISH_REASON"] = strings(reasons)

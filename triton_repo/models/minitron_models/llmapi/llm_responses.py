@@ -149,7 +149,7 @@ class _Sequence:
         if "return_generation_logits" in wishes:
             tensors |= self._generation_logits(start, output)
         if self.reason is not None:
-            tensors["finish_reason"] = strings([self.reason])
+            tensors["finish_reason"] = strings([self.reason])[None]
             tensors |= self._last(output)
         return tensors
 
