@@ -140,9 +140,9 @@ class Collecting:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def send(self, outputs: Any, *, last: bool = False) -> None:
+    def send(self, outputs: Any) -> None:
         reason = outputs["finish_reason"].item().decode() if "finish_reason" in outputs else ""
-        self.sent.append((outputs["text_output"].item().decode(), reason, last))
+        self.sent.append((outputs["text_output"].item().decode(), reason, False))
 
     def close(self) -> None:
         self.sent.append(("", "", True))
@@ -202,7 +202,8 @@ def test_a_response_without_ids_is_not_the_end_of_a_relayed_stream(relayed: Any)
     assert [(reason, last) for _, reason, last in sent] == [
         ("", False),
         ("", False),
-        ("stop", True),
+        ("stop", False),
+        ("", True),
     ]
 
 
@@ -218,8 +219,8 @@ def test_a_relayed_answer_ends_when_its_time_is_up(relayed: Any) -> None:
     sent = relayed(engine, Collecting(), timeout_us=100_000)
 
     assert engine.ended.is_set()
-    assert [(reason, last) for _, reason, last in sent[-1:]] == [("timeout", True)]
-    assert all(text for text, _, _ in sent[:-1])
+    assert [(reason, last) for _, reason, last in sent[-2:]] == [("timeout", False), ("", True)]
+    assert all(text for text, _, _ in sent[:-2])
 
 
 def test_a_relayed_answer_ends_when_its_client_leaves(relayed: Any) -> None:

@@ -54,37 +54,38 @@ class BlsRelay:
         self._so_far: dict[int, str] = {}
 
     def run(self) -> None:
-        """Answer the request, also when something fails."""
+        """Answer the request, also when something fails.
+
+        What marks the end holds nothing, as upstream: there are clients that drop it unread.
+        """
         try:
             # One whose client left while it waited is not begun.
-            last = self._answer() if self._model.check_client(self._sender) else None
+            if self._model.check_client(self._sender):
+                self._answer()
         except ModelError as error:
             self._sender.fail(str(error), error.code)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             self._sender.fail(message, pb_utils.TritonError.INTERNAL)
         else:
-            if last is None:
-                self._sender.close()
-            else:
-                self._sender.send(last, last=True)
+            self._sender.close()
 
-    def _answer(self) -> Outputs | None:
-        """Send what tensorrt_llm answers; return the last response, None if there is no other."""
+    def _answer(self) -> None:
+        """Send what tensorrt_llm answers, and what was held back."""
         request = self._request
         # This tool's runtimes end by themselves when time is up; TensorRT-LLM's own model does not.
         timeout_us = 0 if request.reports_streams else request.timeout_us
         with self._watch.over(self._sender, self._request_id, timeout_us) as watched:
-            last = self._follow(watched)
-        return None if watched.left else last or self._finish(watched.late)
+            self._follow(watched)
+        if not watched.left:
+            self._finish(watched.late)
 
-    def _follow(self, watched: WatchedRequest) -> Outputs | None:
-        """Send each response; return the one with which all sequences have ended, if it comes."""
+    def _follow(self, watched: WatchedRequest) -> None:
+        """Send each response."""
         request = self._request
         plain = self._begin_plain()
         # How many tensors a response has that holds nothing but ids.
         least = 1 if request.reports_streams else 2
-        last = None
         for tensors in self._model.generate(
             self._request_id, self._requested_outputs(), request.timeout_us, request.inputs
         ):
@@ -102,13 +103,8 @@ class BlsRelay:
             index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
             if tensors and index not in self._ended:
                 outputs = self._take_response(index, tensors, watched.late)
-                if outputs is None:
-                    continue
-                if len(self._ended) == request.sequences and not self._told_to_stop:
-                    last = outputs
-                else:
+                if outputs is not None:
                     self._sender.send(outputs)
-        return last
 
     def _begin_plain(self) -> SequenceText | None:
         """Begin and return the sequence of a stream that has no other and no stop words, or None.
@@ -156,20 +152,17 @@ class BlsRelay:
             if name in tensors:
                 outputs[name] = tensors[name]
 
-    def _finish(self, late: bool) -> Outputs | None:
-        """Send what sequences still held back, now that tensorrt_llm has ended; return the last."""
-        last: dict[str, NDArray[Any]] | None = None
+    def _finish(self, late: bool) -> None:
+        """Send what sequences still held back, now that tensorrt_llm has ended."""
         for index, sequence in self._request.stream.sequences.items():
             if index not in self._ended:
-                if last is not None:
-                    self._sender.send(last)
                 text = sequence.push((), last=True)
                 full = sequence.tokens >= self._request.stream.max_tokens
                 reason = LENGTH if full else TIMEOUT if late else STOP
-                last = self._outputs_of(index, [text], [reason])
+                outputs = self._outputs_of(index, [text], [reason])
                 if self._request.sequences > 1:
-                    last["sequence_index"] = np.array([[index]], np.int32)
-        return last
+                    outputs["sequence_index"] = np.array([[index]], np.int32)
+                self._sender.send(outputs)
 
     def _outputs_of(
         self, index: int, texts: list[str], reasons: list[str]

@@ -54,7 +54,7 @@ def strings(texts: Sequence[str]) -> NDArray[np.object_]:
 class ResponseSink(Protocol):
     """What a model sends the responses of one request to."""
 
-    def send(self, outputs: Outputs, *, last: bool = False) -> None:
+    def send(self, outputs: Outputs) -> None:
         """Send a response."""
         ...
 

@@ -131,7 +131,7 @@ class _Collector:
         self._request = request
         self.response: TritonResponse = response({})
 
-    def send(self, outputs: Outputs, *, last: bool = False) -> None:
+    def send(self, outputs: Outputs) -> None:
         """Keep a response; whether it is the last is seen when no other comes."""
         self.response = response(outputs)
 
