@@ -183,7 +183,7 @@ def test_times_are_those_of_arrival_slot_first_and_last_token() -> None:
         Timing(11.0, 14.0, 14.0, 15.0),
         Timing(16.0, None, None, None),
     ]
-    assert [event.timing for event in inboxes[0][:-1]] == [None]
+    assert [event.timing for event in inboxes[0][:-1]] == [Timing(10.0, 12.0, 12.0, 12.0)]
 
 
 def test_stats_say_what_the_last_step_was_made_of() -> None:

@@ -122,7 +122,7 @@ class InFlight:
             self.index,
             np.stack(self._logits) if self._logits else None,
             np.concatenate(self._context) if self._context and not self.prefilling else None,
-            self._timing() if reason is not None and self.request.timing else None,
+            self._timing() if self.request.timing else None,
         )
         self._tokens, self._log_probs, self._logits, self._context = [], [], [], []
         self.ticket.send(event)

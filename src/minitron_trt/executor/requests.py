@@ -38,7 +38,7 @@ class Event(NamedTuple):
 
     `log_probs` and the rows of `generation_logits` [k, vocab] go with `tokens` one to one;
     `context_logits` [prompt, vocab] come once, with the first event of sequence 0. All are there
-    only where the request wants them, `timing` too, in the last event.
+    only where the request wants them, `timing` too, as far as it is known.
     """
 
     tokens: tuple[int, ...]

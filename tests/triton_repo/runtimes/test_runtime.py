@@ -134,7 +134,7 @@ def test_logits_of_prompt_and_answer_are_transformers(
     expected = logits_of(model, ids + chosen)
 
     assert first["context_logits"].shape == (1, len(ids), expected.shape[1])
-    assert not any("context_logits" in response for response in later)
+    assert all(np.array_equal(r["context_logits"], first["context_logits"]) for r in later)
     assert generated.shape == (COUNT, expected.shape[1])
     assert np.abs(first["context_logits"][0] - expected[: len(ids)]).max() < TOLERANCE
     assert np.abs(generated - expected[len(ids) - 1 : -1]).max() < TOLERANCE
@@ -258,6 +258,16 @@ def test_a_batch_answers_by_row(runtime: Runtime, model: Any, ids: list[int]) ->
     }
 
 
+CACHE_AND_DRAFTS = (
+    "kv_cache_alloc_new_blocks",
+    "kv_cache_reused_blocks",
+    "kv_cache_alloc_total_blocks",
+    "acceptance_rate",
+    "total_accepted_draft_tokens",
+    "total_draft_tokens",
+)
+
+
 def test_counts_and_times_come_when_asked_for(runtime: Runtime, ids: list[int]) -> None:
     before = time.monotonic_ns()
     wishes = ("return_num_input_tokens", "return_num_output_tokens", "return_perf_metrics")
@@ -270,4 +280,6 @@ def test_counts_and_times_come_when_asked_for(runtime: Runtime, ids: list[int]) 
     order = [before, *times, time.monotonic_ns()]
     assert order == sorted(order)
     assert times[2] < times[3]
-    assert not any("arrival_time_ns" in response for response in early)
+    assert [int(r["first_token_time_ns"][0, 0]) for r in early] == [times[2]] * 2
+    for response in (*early, last):
+        assert [response[name].item() for name in CACHE_AND_DRAFTS] == [1, 0, 1, 0, 0, 0]

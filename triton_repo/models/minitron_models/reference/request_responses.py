@@ -1,7 +1,8 @@
 """From the executor's events to the responses of `tensorrt_llm`.
 
 Without streaming a sequence answers once, at its end. A request that was stopped or that ran out
-of time ends as in TensorRT-LLM's executor: with the tokens so far, and the reason.
+of time ends as in TensorRT-LLM's executor: with the tokens so far, and the reason. As there, every
+response of a stream repeats the prompt's logits and what the request took so far.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class RequestResponses:
         self._tokens = 0
         self._check_period_s = check_period_s
         self._checked = time.monotonic()
+        self._context: dict[int, NDArray[np.float32]] = {}  # by row
         self._pending = {
             (row, sequence): _NextResponse(
                 call, row if len(calls) > 1 else None, sequence, stream_id
@@ -81,7 +83,9 @@ class RequestResponses:
             return
         reason = event.finish_reason
         self._tokens += len(event.tokens)
-        pending.add(event)
+        if event.context_logits is not None:
+            self._context[row] = event.context_logits
+        pending.add(event, self._context.get(row))
         if reason is None:
             if pending.is_due(self._interval):
                 self._sender.send(pending.take())
@@ -116,6 +120,7 @@ class _NextResponse:
         self._log_probs: list[float] = []
         self._logits: list[NDArray[np.float32]] = []
         self._context: NDArray[np.float32] | None = None
+        self._timing: Timing | None = None
         self._always: Outputs = {}
         if stream_id is not None:
             self._always["stream_id"] = np.array([[stream_id]], np.uint64)
@@ -126,14 +131,13 @@ class _NextResponse:
         if call.count_input:
             self._always["num_input_tokens"] = _number(len(call.request.prompt))
 
-    def add(self, event: Event) -> None:
-        """Keep what an event brings."""
+    def add(self, event: Event, context: NDArray[np.float32] | None) -> None:
+        """Keep what an event brings; `context` is the logits of the prompt, if there are any."""
         self._ids += event.tokens
         self._log_probs += event.log_probs
         if event.generation_logits is not None:
             self._logits.append(event.generation_logits)
-        if event.context_logits is not None:
-            self._context = event.context_logits
+        self._context, self._timing = context, event.timing
 
     def is_due(self, interval: int) -> bool:
         """Return whether a streamed response is due: the first token, then every so many."""
@@ -152,7 +156,9 @@ class _NextResponse:
             outputs["generation_logits"] = np.concatenate(self._logits)[None, None]
             self._logits = []
         if self._context is not None:
-            outputs["context_logits"], self._context = self._context[None], None
+            outputs["context_logits"] = self._context[None]
+        if self._timing is not None:
+            outputs |= _metrics(self._timing)
         if self._call.prepend_prompt and not self._call.streaming:
             ids = [*self._call.request.prompt, *ids]
         outputs["output_ids"] = np.array([[ids]], np.int32)
@@ -173,20 +179,29 @@ class _NextResponse:
         """Return what only a sequence's last response has."""
         assert event.finish_reason is not None
         reason = np.array([[FINISH_REASONS[event.finish_reason]]], np.object_)
-        return {"finish_reason": reason, **_times(event.timing)}
+        return {"finish_reason": reason}
 
 
 def _number(value: int) -> NDArray[np.int32]:
     return np.array([[value]], np.int32)
 
 
-def _times(timing: Timing | None) -> Outputs:
-    """Return the times that there are, in nanoseconds of the machine's monotonic clock."""
-    if timing is None:
-        return {}
-    times = timing._asdict().items()
+def _metrics(timing: Timing) -> Outputs:
+    """Return what a request took: all that TensorRT-LLM says, 0 where there is nothing (yet).
+
+    Times are nanoseconds of the machine's monotonic clock. A block of the KV cache is a slot, which
+    is never reused with what is in it.
+    """
+    blocks = int(timing.first_scheduled_s is not None)
     return {
-        f"{name.removesuffix('_s')}_time_ns": np.array([[round(time * 1e9)]], np.int64)
-        for name, time in times
-        if time is not None
+        **{
+            f"{name.removesuffix('_s')}_time_ns": np.array([[round((time or 0) * 1e9)]], np.int64)
+            for name, time in timing._asdict().items()
+        },
+        "kv_cache_alloc_new_blocks": _number(blocks),
+        "kv_cache_alloc_total_blocks": _number(blocks),
+        "kv_cache_reused_blocks": _number(0),
+        "acceptance_rate": np.zeros((1, 1), np.float32),
+        "total_accepted_draft_tokens": _number(0),
+        "total_draft_tokens": _number(0),
     }
