@@ -11,6 +11,7 @@ from minitron_trt.samples import NAMES
 # Modules whose tests call the session's `served`, a server of each sample.
 SERVED: Final = frozenset(
     {
+        "tests/triton_repo/test_foreign_clients.py",
         "tests/triton_repo/test_fuzz.py",
         "tests/triton_repo/test_fuzz_http.py",
         "tests/triton_repo/test_server.py",
@@ -26,6 +27,13 @@ SINGLE: Final = frozenset(
         "tests/triton_repo/runtimes/test_runtime_serving.py",
     }
 )
+# Modules whose tests call the session's `one_response`.
+ONE_RESPONSE: Final = frozenset(
+    {
+        "tests/triton_repo/test_foreign_clients.py",
+        "tests/triton_repo/test_server_text_one.py",
+    }
+)
 
 
 class ByServer(LoadScopeScheduling):  # type: ignore[misc]
@@ -33,6 +41,8 @@ class ByServer(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         module, _, test = nodeid.partition("::")
-        if module in SERVED:
-            return next((name for name in NAMES if name in test), module)
+        if sample := next((name for name in NAMES if module in SERVED and name in test), None):
+            return sample
+        if module in ONE_RESPONSE:
+            return "one response"
         return "single" if module in SINGLE else module

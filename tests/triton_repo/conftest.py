@@ -48,3 +48,16 @@ def served(
         folder / "repository", ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
     ) as server:
         yield Served(server.endpoints, model, server.pid)
+
+
+@pytest.fixture(scope="session")
+def one_response(
+    checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Endpoints]:
+    """The Llama sample served by models that send one response."""
+    folder = tmp_path_factory.mktemp("one") / "repository"
+    emit_repository(checkpoint.folder, folder, ServingRecipe(max_batch_size=4, decoupled=False))
+    with running_server(
+        folder, ServerOptions(free_endpoints(), drain_s=3), timeout_s=600
+    ) as server:
+        yield server.endpoints

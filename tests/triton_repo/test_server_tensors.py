@@ -12,8 +12,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tests.triton_repo.conftest import Served
+from tests.triton_repo.output_shapes import (
+    EVERYTHING,
+    TEXT_OUTPUTS,
+    Sizes,
+    declared_dims,
+    expected_shapes,
+    sent_shapes,
+)
 from tests.triton_repo.runtimes.test_runtime import TOLERANCE, greedy, hf_ids, logits_of
-from tests.triton_repo.text_calls import TYPES, Answered, RefusalError, ask
+from tests.triton_repo.text_calls import TYPES, Answered, RefusalError, ask, tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = pytest.mark.server
@@ -98,6 +106,36 @@ def asked(request: pytest.FixtureRequest, served: Served, protocol: str) -> Ask:
     return call
 
 
+@pytest.mark.parametrize("model", FRONT_MODELS)
+def test_outputs_are_declared_as_upstream(served: Served, model: str) -> None:
+    dims = {name: declared for name, (declared, _) in TEXT_OUTPUTS.items()}
+
+    assert declared_dims(served.endpoints, model) == dims
+
+
+@pytest.mark.parametrize("model", FRONT_MODELS)
+@pytest.mark.parametrize("sequences", [1, 2])
+@pytest.mark.parametrize("stream", [True, False])
+def test_outputs_have_the_shapes_that_upstream_sends(
+    served: Served, expected: Expected, model: str, sequences: int, stream: bool
+) -> None:
+    """What marks the end has no outputs; only the ensemble, as upstream's, marks the last text."""
+    inputs = {"text_input": PROMPT, "max_tokens": 3, "end_id": 0, "stream": stream, **EVERYTHING}
+    if sequences > 1:
+        inputs["num_return_sequences"] = sequences
+    responses = sent_shapes(served.endpoints, model, tensors(inputs))
+    sizes = Sizes(len(expected.ids), expected.vocab, tokens=1 if stream else 3)
+    shapes = expected_shapes(TEXT_OUTPUTS, sizes)
+    early = {name: shape for name, shape in shapes.items() if name != "finish_reason"}
+    if sequences == 1:
+        early = {name: early[name] for name in early if not name.endswith("_index")}
+
+    assert model == "ensemble" or responses.pop() == {}
+    assert len(responses) == sequences * (3 if stream else 1)
+    assert responses[-1] == {**early, "finish_reason": (1,)}
+    assert all(response == early for response in responses[:-sequences])
+
+
 def test_repetition_is_penalized_as_in_transformers(asked: Ask, expected: Expected) -> None:
     ids = expected.greedy(repetition_penalty=6.0)
 
@@ -162,7 +200,7 @@ def test_logits_of_prompt_and_answer_are_transformers(
     made = [np.array(r["generation_logits"]).reshape(-1, expected.vocab) for r in (first, *later)]
     wanted = expected.logits(expected.greedy()[:6])
 
-    assert not any("context_logits" in r for r in later)
+    assert all(r["context_logits"] == first["context_logits"] for r in later)
     assert np.abs(context - wanted[: len(expected.ids)]).max() < TOLERANCE
     assert np.abs(np.concatenate(made) - wanted[len(expected.ids) - 1 : -1]).max() < TOLERANCE
 
@@ -176,7 +214,8 @@ def test_tokens_are_counted_and_timed(asked: Ask, expected: Expected) -> None:
     assert [r["num_input_tokens"] for r in (*early, last)] == [len(expected.ids)] * 4
     assert [r["num_output_tokens"] for r in (*early, last)] == [1] * 4
     assert times == sorted(times)
-    assert not any("arrival_time_ns" in r for r in early)
+    assert [r["arrival_time_ns"] for r in early] == [times[0]] * 3
+    assert [r["kv_cache_alloc_total_blocks"] for r in (*early, last)] == [1] * 4
 
 
 def test_sequences_are_numbered(asked: Ask) -> None:

@@ -1,0 +1,264 @@
+"""Clients that others wrote, unchanged: tritonclient's three, and the four of nvidia-pytriton.
+
+The calls are the ones of their own documentation, and of the scripts beside TensorRT-LLM's models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+import tritonclient.grpc.aio as grpc_aio
+import tritonclient.http as http
+from numpy.typing import NDArray
+from pytriton.client import (
+    AsyncioDecoupledModelClient,
+    AsyncioModelClient,
+    DecoupledModelClient,
+    ModelClient,
+)
+from pytriton.client.exceptions import PyTritonClientInferenceServerError
+from tests.patience import PATIENCE_S
+from tests.triton_repo.conftest import Served
+from tests.triton_repo.text_calls import ask
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from minitron_trt.triton_repo.serving.server_options import Endpoints
+
+pytestmark = [
+    pytest.mark.server,
+    # What pytriton says of its own settings whenever it connects over gRPC.
+    pytest.mark.filterwarnings("ignore::pytriton.client.warnings.NotSupportedTimeoutWarning"),
+]
+
+PROMPT = "Complete the paragraph: our solar system is"
+COUNT = 4
+FRONT_MODELS = ("ensemble", "tensorrt_llm_bls")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(params=FRONT_MODELS)
+def model(request: pytest.FixtureRequest) -> str:
+    """Return each text model."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[True, False], ids=["streamed", "whole"])
+def stream(request: pytest.FixtureRequest) -> bool:
+    """Return whether the answer is to come in pieces."""
+    return bool(request.param)
+
+
+@pytest.fixture(params=["grpc", "http"])
+def url(request: pytest.FixtureRequest, one_response: Endpoints) -> str:
+    """Return each address of a server whose models send one response."""
+    return str(getattr(one_response, f"{request.param}_url"))
+
+
+def inputs_of(**more: Any) -> Arrays:
+    """Return the inputs of one request, each with the batch axis."""
+    values = {"text_input": PROMPT.encode(), "max_tokens": np.int32(COUNT), **more}
+    return {
+        name: np.array([[value]], np.object_ if isinstance(value, bytes) else None)
+        for name, value in values.items()
+    }
+
+
+def tensors_of(library: Any, **more: Any) -> list[Any]:
+    """Return the inputs as tritonclient takes them."""
+    tensors = []
+    for name, array in inputs_of(**more).items():
+        tensor = library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        tensors.append(tensor)
+    return tensors
+
+
+def text_of(results: list[Any]) -> str:
+    """Return the text as NVIDIA's end_to_end_grpc_client.py puts it together."""
+    return "".join(result.as_numpy("text_output")[0].decode("utf-8") for result in results)
+
+
+def expected_text(endpoints: Endpoints, model: str) -> str:
+    """Return what the other tests of this server ask for."""
+    return ask(endpoints, "grpc", model, text_input=PROMPT, max_tokens=COUNT).text
+
+
+def address(url: str) -> str:
+    """Return the address as tritonclient takes it."""
+    return url.partition("://")[2]
+
+
+def test_a_stream_of_tritonclient_brings_every_piece(
+    served: Served, model: str, stream: bool
+) -> None:
+    """As end_to_end_grpc_client.py does: what came is read after the stream was closed."""
+    results: queue.Queue[Any] = queue.Queue()
+    client = grpc.InferenceServerClient(address(served.endpoints.grpc_url))
+    client.start_stream(lambda result, error: results.put(error or result))
+    client.async_stream_infer(
+        model,
+        tensors_of(grpc, stream=np.bool_(stream)),
+        outputs=[grpc.InferRequestedOutput("text_output")],
+    )
+    client.stop_stream()
+    came = list(results.queue)
+
+    assert text_of(came) == expected_text(served.endpoints, model)
+    assert len(came) == (COUNT if stream else 1)
+
+
+def test_every_wish_of_upstreams_client_is_read_as_it_reads(served: Served, model: str) -> None:
+    """Log probabilities, logits and what a request took, in each response of a stream."""
+    wishes = ("log_probs", "context_logits", "generation_logits", "perf_metrics")
+    inputs = {f"return_{name}": np.bool_(True) for name in wishes}
+    results: queue.Queue[Any] = queue.Queue()
+    client = grpc.InferenceServerClient(address(served.endpoints.grpc_url))
+    client.start_stream(lambda result, error: results.put(error or result))
+    client.async_stream_infer(
+        model,
+        tensors_of(
+            grpc,
+            stream=np.bool_(True),
+            num_return_sequences=np.int32(2),
+            beam_width=np.int32(1),
+            temperature=np.float32(1.0),
+            **inputs,
+        ),
+    )
+    client.stop_stream()
+    texts = ["", ""]
+    for result in list(results.queue):
+        texts[result.as_numpy("sequence_index")[0][0]] += text_of([result])
+        for name in ("kv_cache_alloc_new_blocks", "arrival_time_ns", "last_token_time_ns"):
+            assert result.as_numpy(name)[0][0] > 0
+        for name in ("kv_cache_reused_blocks", "acceptance_rate", "total_draft_tokens"):
+            assert result.as_numpy(name)[0][0] == 0
+        assert result.as_numpy("context_logits").ndim == 3
+        assert result.as_numpy("output_log_probs").shape == (1, 1, 1)
+
+    assert texts == [expected_text(served.endpoints, model)] * 2
+
+
+def test_an_asyncio_stream_of_tritonclient_brings_every_piece(
+    served: Served, model: str, stream: bool
+) -> None:
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        yield {"model_name": model, "inputs": tensors_of(grpc, stream=np.bool_(stream))}
+
+    async def run() -> list[Any]:
+        async with grpc_aio.InferenceServerClient(address(served.endpoints.grpc_url)) as client:
+            answers = client.stream_infer(requests())
+            return [result async for result, error in answers if error is None]
+
+    results = asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+
+    assert text_of(results) == expected_text(served.endpoints, model)
+
+
+def test_a_decoupled_client_of_pytriton_brings_every_piece(
+    served: Served, model: str, stream: bool
+) -> None:
+    """It drops the response that is marked final, which over the ensemble has the last text."""
+    text = expected_text(served.endpoints, model)
+    client = DecoupledModelClient(served.endpoints.grpc_url, model)
+    try:
+        inputs = inputs_of(stream=np.bool_(stream))
+        pieces = [each["text_output"][0] for each in client.infer_batch(**inputs)]
+        rows = {name: array[0] for name, array in inputs.items()}
+        again = [each["text_output"] for each in client.infer_sample(**rows)]
+    finally:
+        client.close()
+
+    assert again == pieces
+    if model == "ensemble":
+        assert len(pieces) == (COUNT - 1 if stream else 0)
+        assert text.startswith(b"".join(pieces).decode())
+    else:
+        assert b"".join(pieces).decode() == text
+
+
+def test_an_asyncio_decoupled_client_of_pytriton_brings_every_piece(
+    served: Served, model: str, stream: bool
+) -> None:
+    """Its infer_batch: infer_sample takes the first row of outputs that were not sent, too."""
+
+    async def run() -> list[bytes]:
+        async with AsyncioDecoupledModelClient(served.endpoints.grpc_url, model) as client:
+            answers = client.infer_batch(**inputs_of(stream=np.bool_(stream)))
+            pieces = [each["text_output"][0] async for each in answers]
+            rows = {name: array[0] for name, array in inputs_of().items()}
+            with pytest.raises(TypeError, match="subscriptable"):
+                _ = [each async for each in client.infer_sample(**rows)]
+            return pieces
+
+    pieces = asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+
+    assert b"".join(pieces).decode() == expected_text(served.endpoints, model)
+
+
+def test_plain_clients_are_told_that_a_model_is_decoupled(served: Served, model: str) -> None:
+    with (
+        http.InferenceServerClient(address(served.endpoints.http_url)) as client,
+        pytest.raises(InferenceServerException, match="decoupled"),
+    ):
+        client.infer(model, tensors_of(http))
+    with (
+        ModelClient(served.endpoints.grpc_url, model) as client,
+        pytest.raises(PyTritonClientInferenceServerError, match="DecoupledModelClient"),
+    ):
+        client.infer_batch(**inputs_of())
+
+
+@pytest.fixture
+def whole(one_response: Endpoints, model: str) -> str:
+    """Return what a model says that sends one response."""
+    return expected_text(one_response, model)
+
+
+def test_a_plain_call_of_tritonclient_brings_the_text(url: str, model: str, whole: str) -> None:
+    library = grpc if url.startswith("grpc") else http
+    with library.InferenceServerClient(address(url)) as client:
+        result = client.infer(model, tensors_of(library))
+
+    assert text_of([result]) == whole
+
+
+def test_an_asyncio_call_of_tritonclient_brings_the_text(
+    one_response: Endpoints, model: str, whole: str
+) -> None:
+    async def run() -> Any:
+        async with grpc_aio.InferenceServerClient(address(one_response.grpc_url)) as client:
+            return await client.infer(model, tensors_of(grpc))
+
+    assert text_of([asyncio.run(run())]) == whole
+
+
+def test_a_client_of_pytriton_brings_the_text(url: str, model: str, whole: str) -> None:
+    rows = {name: array[0] for name, array in inputs_of().items()}
+    with ModelClient(url, model) as client:
+        assert client.infer_batch(**inputs_of())["text_output"][0].decode() == whole
+        assert client.infer_sample(**rows)["text_output"].decode() == whole
+
+
+def test_an_asyncio_client_of_pytriton_brings_the_text(url: str, model: str, whole: str) -> None:
+    async def run() -> Any:
+        async with AsyncioModelClient(url, model) as client:
+            return await client.infer_batch(**inputs_of())
+
+    assert asyncio.run(run())["text_output"][0].decode() == whole
+
+
+def test_decoupled_clients_are_told_that_a_model_sends_one_response(
+    one_response: Endpoints, model: str
+) -> None:
+    client = DecoupledModelClient(one_response.grpc_url, model)
+
+    with pytest.raises(PyTritonClientInferenceServerError, match="Use ModelClient"):
+        client.infer_batch(**inputs_of())
