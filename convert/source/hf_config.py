@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from minitron_trt.convert.source.class_defaults import CLASS_DEFAULTS
+from minitron_trt.convert.source.config_values import finite_number
+from minitron_trt.convert.source.rope_config import read_rope
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.families import Family, Norm, family_of
-from minitron_trt.spec import Llama3Scaling, ModelSpec, Rope
-
-log = logging.getLogger(__name__)
+from minitron_trt.spec import ModelSpec
 
 _ARCHITECTURE_OF: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -23,7 +22,6 @@ _ARCHITECTURE_OF: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 _HEAD_SIZE_KEYS: Final = ("head_dim", "kv_channels")
-_FRACTION_KEYS: Final = ("partial_rotary_factor", "rope_percent", "rope_percentage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,40 +30,52 @@ class HfConfig:
 
     record: Mapping[str, Any]
 
+    def value(self, key: str) -> Any:
+        """Return what transformers takes for a key: what is there, else its class's default."""
+        return self.record.get(key, CLASS_DEFAULTS[self.family.architecture].get(key))
+
     def integer(self, key: str, default: int | None = None) -> int:
-        """Return a whole number, or the default where the key is absent or null."""
+        """Return a whole number, or the default where the key is null."""
         value = self.number(key, default)
         if value != int(value):
             raise BadInputError(f"config.json: {key} is {value}; expected a whole number")
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
-        """Return a finite number, or the default where the key is absent or null."""
-        return _number(self.record, key, default)
-
-    def first(self, keys: tuple[str, ...]) -> float | None:
-        """Return the number under the first key that is there."""
-        present = [key for key in keys if self.record.get(key) is not None]
-        return self.number(present[0]) if present else None
+        """Return a finite number, or the default where the key is null."""
+        value = self.value(key)
+        value = default if value is None else value
+        if value is None:
+            raise BadInputError(f"config.json has no {key}")
+        return finite_number(value, key)
 
     @property
     def family(self) -> Family:
-        """Return the family by `architectures`, else by `model_type`."""
-        names = self.record.get("architectures")
-        if isinstance(names, list) and names:
-            return family_of(str(names[0]))
-        kind = self.record.get("model_type")
-        if kind is None:
+        """Return the family by `architectures`, else by `model_type`.
+
+        transformers goes by the second, so BadInputError where they name different ones.
+        """
+        names, kind = self.record.get("architectures"), self.record.get("model_type")
+        by_kind = _ARCHITECTURE_OF.get(str(kind), str(kind))
+        if not isinstance(names, list) or not names:
+            if kind is None:
+                raise BadInputError(
+                    "config.json has neither architectures nor model_type; expected a model folder"
+                )
+            return family_of(by_kind)
+        family = family_of(str(names[0]))
+        if kind is not None and by_kind != family.architecture:
             raise BadInputError(
-                "config.json has neither architectures nor model_type; expected a model folder"
+                f"config.json: architectures names {family.architecture} but model_type is "
+                f"{kind!r}, which decides in transformers; make them agree"
             )
-        return family_of(_ARCHITECTURE_OF.get(str(kind), str(kind)))
+        return family
 
     @property
     def head_size(self) -> int | None:
         """Return the head size when the config states one."""
-        stated = self.first(_HEAD_SIZE_KEYS)
-        return None if stated is None else int(stated)
+        keys = [key for key in _HEAD_SIZE_KEYS if self.record.get(key) is not None]
+        return int(self.number(keys[0])) if keys else None
 
     @property
     def tied(self) -> bool:
@@ -77,55 +87,29 @@ class HfConfig:
             )
         return value
 
-    def rope(self, family: Family) -> Rope:
-        """Return the rotary embedding; transformers 5 gathers its keys in `rope_parameters`."""
-        nested = _object(self.record, "rope_parameters")
-        merged = HfConfig({**nested, **{k: v for k, v in self.record.items() if v is not None}})
-        scaling = _object(self.record, "rope_scaling") or nested
-        fraction = merged.first(_FRACTION_KEYS)
-        return Rope(
-            theta=merged.number("rope_theta", 10000.0),
-            fraction=family.rotary_fraction if fraction is None else fraction,
-            scaling=_scaling(scaling),
-        )
-
-
-def _number(record: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    value = record.get(key)
-    value = default if value is None else value
-    if value is None:
-        raise BadInputError(f"config.json has no {key}")
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # Written so that NaN fails, and a whole number too large for a float does not overflow.
-    if not number or not abs(value) <= sys.float_info.max:
-        raise BadInputError(f"config.json: {key} is {value!r}; expected a finite number")
-    return value
-
-
-def _object(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = record.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise BadInputError(f"config.json: {key} is {value!r}; expected an object")
-    return value
-
-
-def _scaling(record: Mapping[str, Any]) -> Llama3Scaling | None:
-    kind = record.get("rope_type") or record.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != Llama3Scaling.KIND:
-        raise UnsupportedError(
-            f"rope_scaling of type {kind!r} is not supported; known are 'default' and 'llama3'"
-        )
-    return Llama3Scaling.from_config(
-        {key: _number(record, key) for key in Llama3Scaling.CONFIG_KEYS}
-    )
+    @property
+    def epsilon(self) -> float:
+        """Return the norms' epsilon; transformers reads one of its spellings only."""
+        key, *others = self.family.epsilon_keys
+        epsilon = self.number(key)
+        for other in others:
+            stated = self.record.get(other)
+            if stated is not None and finite_number(stated, other) != epsilon:
+                raise BadInputError(
+                    f"config.json: {other} is {stated}, which transformers passes over for {key}, "
+                    f"here {epsilon}; state that"
+                )
+        return epsilon
 
 
 def config_record(spec: ModelSpec) -> dict[str, Any]:
     """Return the config.json of a model, which `read_spec` reads back."""
     family, scaling = family_of(spec.architecture), spec.rope.scaling
-    partial = {"partial_rotary_factor": spec.rope.fraction}
+    theta, plain = {"rope_theta": spec.rope.theta}, {"rope_type": "default"}
+    turned = {"partial_rotary_factor": spec.rope.fraction}
+    partial = turned if family.norm is Norm.LAYER_1P else {}
+    has_window = "sliding_window" in CLASS_DEFAULTS[spec.architecture]
+    no_window: dict[str, Any] = {"sliding_window": None} if has_window else {}
     return {
         "architectures": [spec.architecture],
         "model_type": next(k for k, name in _ARCHITECTURE_OF.items() if name == spec.architecture),
@@ -139,9 +123,12 @@ def config_record(spec: ModelSpec) -> dict[str, Any]:
         "max_position_embeddings": spec.max_positions,
         "hidden_act": family.activations[0],
         family.epsilon_keys[0]: spec.norm_epsilon,
-        "rope_theta": spec.rope.theta,
-        **(partial if family.norm is Norm.LAYER_1P else {}),
+        # As transformers 4.57 reads them, and as 5 does.
+        **theta,
+        **partial,
         "rope_scaling": scaling and scaling.to_config(),
+        "rope_parameters": {**(scaling.to_config() if scaling else plain), **theta, **partial},
+        **no_window,
         "tie_word_embeddings": spec.tied,
     }
 
@@ -164,21 +151,14 @@ def read_spec(config: HfConfig, head_size: int) -> ModelSpec:
         intermediate=config.integer("intermediate_size"),
         vocab=config.integer("vocab_size"),
         max_positions=config.integer("max_position_embeddings"),
-        norm_epsilon=_epsilon(config, family),
-        rope=config.rope(family),
+        norm_epsilon=config.epsilon,
+        rope=read_rope(config.record, family),
         tied=config.tied,
     )
 
 
-def _epsilon(config: HfConfig, family: Family) -> float:
-    epsilon = config.first(family.epsilon_keys)
-    if epsilon is None:
-        raise BadInputError(f"config.json has no {family.epsilon_keys[0]}")
-    return epsilon
-
-
 def _refuse_what_the_graph_lacks(config: HfConfig, family: Family) -> None:
-    activation = config.record.get("hidden_act", family.activations[0])
+    activation = config.value("hidden_act")
     if activation not in family.activations:
         raise UnsupportedError(
             f"hidden_act is {activation!r}; {family.architecture} is converted with "
@@ -187,19 +167,21 @@ def _refuse_what_the_graph_lacks(config: HfConfig, family: Family) -> None:
     checks: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         ("attention_bias", bool),
         ("mlp_bias", bool),
-        (
-            "sliding_window",
-            lambda window: (
-                window is not None
-                and config.record.get("use_sliding_window", True)
-                and config.number("sliding_window") < config.number("max_position_embeddings")
-            ),
-        ),
+        ("sliding_window", lambda window: window is not None and _slides(config)),
     )
     for key, refused in checks:
-        value = config.record.get(key)
+        value = config.value(key)
         if refused(value):
+            absent = "" if key in config.record else " where it is absent"
             raise UnsupportedError(
-                f"config.json: {key} is {value!r}, which the {family.architecture} graph written "
-                "here does not have"
+                f"config.json: {key} is {value!r}{absent}, which the {family.architecture} graph "
+                "written here does not have"
             )
+
+
+def _slides(config: HfConfig) -> bool:
+    """Return whether a window is shorter than the context."""
+    window = config.number("sliding_window") < config.number("max_position_embeddings")
+    # Of these classes only Mistral's has a window, which nothing turns off.
+    own = "sliding_window" in CLASS_DEFAULTS[config.family.architecture]
+    return window and (own or bool(config.record.get("use_sliding_window", True)))

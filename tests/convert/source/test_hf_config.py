@@ -293,6 +293,7 @@ MISTRAL_NEMO = spelled(
     "architectures",
     "rope_scaling",
     model_type="mistral",
+    sliding_window=None,
     hidden_size=4096,
     intermediate_size=11520,
     num_hidden_layers=40,

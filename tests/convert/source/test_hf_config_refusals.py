@@ -73,21 +73,6 @@ def test_what_is_not_a_finite_number_is_refused_by_its_key(key: str, value: Any)
             3,
         ),
         (
-            {"partial_rotary_factor": 1.5},
-            "partial_rotary_factor is 1.5; expected a share in (0, 1]",
-            3,
-        ),
-        (
-            {"partial_rotary_factor": 0.001},
-            "head size 128 × rotary share 0.001 = 0; rotary embedding needs an even number above 0",
-            3,
-        ),
-        (
-            {"partial_rotary_factor": 0.008},
-            "head size 128 × rotary share 0.008 = 1; rotary embedding needs an even number above 0",
-            3,
-        ),
-        (
             {"rope_scaling": "llama3"},
             "config.json: rope_scaling is 'llama3'; expected an object",
             3,
@@ -181,5 +166,186 @@ def test_a_config_that_cannot_be_right_is_refused(
 ) -> None:
     with pytest.raises(MinitronError) as caught:
         read_spec(HfConfig({**LLAMA, **changes}), head_size=128)
+
+    assert (str(caught.value), caught.value.exit_code) == (message, exit_code)
+
+
+NEMOTRON = {**LLAMA, "architectures": ["NemotronForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "exit_code"),
+    [
+        (
+            {"partial_rotary_factor": 1.5},
+            "partial_rotary_factor is 1.5; expected a share in (0, 1]",
+            3,
+        ),
+        (
+            {"partial_rotary_factor": 0.001},
+            "head size 128 × rotary share 0.001 = 0; rotary embedding needs an even number above 0",
+            3,
+        ),
+        (
+            {"partial_rotary_factor": 0.008},
+            "head size 128 × rotary share 0.008 = 1; rotary embedding needs an even number above 0",
+            3,
+        ),
+    ],
+    ids=str,
+)
+def test_a_rotary_share_that_cannot_be_right_is_refused(
+    changes: dict[str, Any], message: str, exit_code: int
+) -> None:
+    with pytest.raises(MinitronError) as caught:
+        read_spec(HfConfig({**NEMOTRON, **changes}), head_size=128)
+
+    assert (str(caught.value), caught.value.exit_code) == (message, exit_code)
+
+
+LLAMA3 = {**STRETCH, "rope_type": "llama3"}
+OWN = {**LLAMA3, "rope_theta": 500000.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message", "exit_code"),
+    [
+        (
+            "Llama",
+            {"rope_theta": 10000.0, "rope_parameters": OWN},
+            "config.json: rope_theta is 10000.0 but rope_parameters.rope_theta is 500000.0; keep "
+            "the one that the model was trained with",
+            3,
+        ),
+        (
+            "Mistral",
+            {"rope_scaling": LLAMA3, "rope_parameters": OWN},
+            "config.json: rope_parameters.rope_theta is 500000.0 but transformers takes 10000.0; "
+            "keep the one that the model was trained with",
+            3,
+        ),
+        (
+            "Llama",
+            {"rope_scaling": OWN},
+            "config.json: rope_scaling.rope_theta is 500000.0, which transformers 5 takes and 4.57 "
+            "does not (it takes 10000.0); state rope_theta beside rope_scaling",
+            3,
+        ),
+        (
+            "Llama",
+            {"rope_scaling": {**LLAMA3, "factor": 4.0}, "rope_parameters": LLAMA3},
+            "config.json: rope_scaling and rope_parameters scale differently; keep the one that "
+            "the model was trained with",
+            3,
+        ),
+        (
+            "Mistral",
+            {"rope_scaling": {"type": "default"}, "rope_parameters": LLAMA3},
+            "config.json: rope_scaling and rope_parameters scale differently; keep the one that "
+            "the model was trained with",
+            3,
+        ),
+        (
+            "Llama",
+            {"rope_scaling": {**LLAMA3, "type": "default"}},
+            "config.json: rope_scaling has rope_type 'llama3' and type 'default'; transformers "
+            "4.57 takes the second and 5 the first",
+            3,
+        ),
+        (
+            "Llama",
+            {"rope_scaling": STRETCH},
+            "config.json: rope_scaling has a factor but no rope_type; transformers 5 then passes "
+            "over it and 4.57 does not load it",
+            3,
+        ),
+        (
+            "Llama",
+            {"rope_parameters": LLAMA3, "original_max_position_embeddings": 4096},
+            "config.json: original_max_position_embeddings is 4096 but rope_parameters."
+            "original_max_position_embeddings is 8192; keep the one that the model was trained "
+            "with",
+            3,
+        ),
+        (
+            "Mistral",
+            {"rope_parameters": {"full_attention": OWN}},
+            "config.json: rope_parameters holds an object for 'full_attention'; expected one "
+            "rotary embedding for all layers",
+            3,
+        ),
+        (
+            "Llama",
+            {"partial_rotary_factor": 0.5},
+            "config.json: partial_rotary_factor is 0.5, which the LlamaForCausalLM graph does not "
+            "have",
+            4,
+        ),
+        (
+            "Mistral",
+            {"rope_parameters": {**OWN, "partial_rotary_factor": 0.5}},
+            "config.json: rope_parameters.partial_rotary_factor is 0.5, which the "
+            "MistralForCausalLM graph does not have",
+            4,
+        ),
+        (
+            "Nemotron",
+            {"rope_percent": 0.25},
+            "config.json: rope_percent is 0.25, which transformers passes over for "
+            "partial_rotary_factor, here 0.5; state that",
+            3,
+        ),
+        (
+            "Nemotron",
+            {"partial_rotary_factor": None},
+            "config.json: partial_rotary_factor is null, which is 1.0 to transformers 5 and an "
+            "error to 4.57; state it",
+            3,
+        ),
+        (
+            "Nemotron",
+            {"rope_scaling": LLAMA3},
+            "config.json: rope_scaling is of type 'llama3', which transformers 5 computes for "
+            "NemotronForCausalLM and 4.57 does not; remove rope_scaling or move it to "
+            "rope_parameters",
+            3,
+        ),
+        (
+            "Nemotron",
+            {"layer_norm_eps": 1e-6},
+            "config.json: layer_norm_eps is 1e-06, which transformers passes over for norm_eps, "
+            "here 1e-05; state that",
+            3,
+        ),
+        (
+            "Mistral",
+            {},
+            "config.json: sliding_window is 4096 where it is absent, which the MistralForCausalLM "
+            "graph written here does not have",
+            4,
+        ),
+        (
+            "Mistral",
+            {"sliding_window": 4096, "use_sliding_window": False},
+            "config.json: sliding_window is 4096, which the MistralForCausalLM graph written here "
+            "does not have",
+            4,
+        ),
+        (
+            "Llama",
+            {"model_type": "mistral"},
+            "config.json: architectures names LlamaForCausalLM but model_type is 'mistral', which "
+            "decides in transformers; make them agree",
+            3,
+        ),
+    ],
+)
+def test_what_transformers_would_read_otherwise_is_refused(
+    kind: str, changes: dict[str, Any], message: str, exit_code: int
+) -> None:
+    window = {} if "sliding_window" in message else {"sliding_window": None}
+    config = {**LLAMA, "architectures": [f"{kind}ForCausalLM"], **window, **changes}
+    with pytest.raises(MinitronError) as caught:
+        read_spec(HfConfig(config), head_size=128)
 
     assert (str(caught.value), caught.value.exit_code) == (message, exit_code)
