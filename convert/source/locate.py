@@ -11,12 +11,18 @@ from minitron_trt.convert.gguf.header import MAGIC
 from minitron_trt.convert.nemo.archive import NEMO_SUFFIX, is_nemo
 from minitron_trt.convert.source.hub import HUB_ID, HubRepository
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
-from minitron_trt.convert.source.weight_files import WEIGHT_FORMATS, has_weights
+from minitron_trt.convert.source.weight_files import ADAPTER_CONFIG, WEIGHT_FORMATS, has_weights
 from minitron_trt.errors import BadInputError
 
 GGUF_SUFFIX: Final = ".gguf"
 _FILE_SUFFIXES: Final = (GGUF_SUFFIX, NEMO_SUFFIX)
-_FACTS: Final = (CONFIG_NAME, QUANTIZATION_FILE, GENERATION_CONFIG, *TOKENIZER_FILES)
+_FACTS: Final = (
+    CONFIG_NAME,
+    ADAPTER_CONFIG,
+    QUANTIZATION_FILE,
+    GENERATION_CONFIG,
+    *TOKENIZER_FILES,
+)
 
 
 def locate(source: str, *, revision: str | None, token: str | None) -> Path:

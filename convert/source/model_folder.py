@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
+from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.nemo.tensor_origins import NemoModel
 from minitron_trt.convert.source.folder_files import inside, read_json
@@ -21,8 +21,14 @@ from minitron_trt.convert.source.stored_scales import (
     StoredScales,
     take_scales,
 )
+from minitron_trt.convert.source.ties import tie_head
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
-from minitron_trt.convert.source.weight_files import read_tensors, tensor_names
+from minitron_trt.convert.source.weight_files import (
+    read_tensors,
+    refuse_adapter,
+    tensor_names,
+)
+from minitron_trt.convert.source.weight_names import refuse_quantized, unwrapped
 from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import EMBEDDING, HEAD
@@ -59,10 +65,19 @@ class ModelSource:
             raise BadInputError(f"{folder} is not a folder; expected a Hugging Face model folder")
         if not any(folder.iterdir()):
             raise BadInputError(f"{folder} is empty; expected a Hugging Face model folder")
+        refuse_adapter(folder)
+        _check_place(folder)
         config = HfConfig(read_json(folder, CONFIG_NAME))
         family = config.family
+        if (weights := config.record.get("transformers_weights")) is not None:
+            raise BadInputError(
+                f"config.json: transformers_weights is {weights!r}, which transformers reads in "
+                f"place of {WEIGHTS_NAME}; rename that file and remove the key"
+            )
         quantization = read_quantization(folder, config.record)
-        tensors = {**read_tensors(folder), **elsewhere}
+        tensors = {**unwrapped(read_tensors(folder)), **elsewhere}
+        if quantization is None:
+            refuse_quantized(tensors)
         spec = read_spec(config, _head_size(config, tensors))
         if spec.layers > len(tensors):
             raise BadInputError(
@@ -76,9 +91,8 @@ class ModelSource:
             for layer in (range(spec.layers) if "{}" in source.name else (0,))
         }
         if spec.tied:
-            # The head repeats the embedding; some folders store the copy as well.
             del expected[HEAD]
-            tensors = {name: entry for name, entry in tensors.items() if name != HEAD}
+            tensors = tie_head(tensors)
         if quantization is None:
             _check_explained(tensors)
         scales = take_scales(quantization, spec, tensors) if quantization else None
@@ -117,6 +131,14 @@ class ModelSource:
             owner_and_name = folder.parent.parent.name.removeprefix("models--").split("--", 1)
             record |= {"repo": "/".join(owner_and_name), "revision": folder.name}
         return record
+
+
+def _check_place(folder: Path) -> None:
+    below = sorted(folder.glob(f"*/{CONFIG_NAME}"))
+    if below and not (folder / CONFIG_NAME).exists():
+        raise BadInputError(
+            f"{folder} has no {CONFIG_NAME} but {below[0].parent} has one; pass that folder"
+        )
 
 
 def _head_size(config: HfConfig, tensors: Mapping[str, TensorEntry]) -> int:

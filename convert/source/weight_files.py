@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from minitron_trt.artifacts import WEIGHTS_NAME
 from minitron_trt.convert.source.folder_files import inside, read_json
 from minitron_trt.convert.source.torch_bin import read_torch_header
 from minitron_trt.errors import BadInputError
+from minitron_trt.families import HEAD
 from minitron_trt.tensorfile import TensorEntry, read_header
 
 INDEX_NAME: Final = "model.safetensors.index.json"
+ADAPTER_CONFIG: Final = "adapter_config.json"
+_CONSOLIDATED: Final = "consolidated.safetensors"
 _NAMED_AT_MOST = 4
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +57,40 @@ def has_weights(folder: Path) -> bool:
 def read_tensors(folder: Path) -> dict[str, TensorEntry]:
     """Return where every tensor of a model folder lies; BadInputError says what is wrong."""
     for form in WEIGHT_FORMATS:
+        # transformers looks for the one file first, whatever an older save left beside it.
+        if (folder / form.single).is_file():
+            if (folder / form.index).is_file():
+                log.warning(
+                    "%s is read and %s beside it is not, as in transformers",
+                    form.single,
+                    form.index,
+                )
+            return form.read(inside(folder, form.single))
         if (folder / form.index).is_file():
             return _read_sharded(folder, form)
-        if (folder / form.single).is_file():
-            return form.read(inside(folder, form.single))
     shards = sorted(path.name for path in folder.glob(_TORCH.pattern))
     if shards:
         raise BadInputError(f"{folder} holds {shards[0]} but no {_TORCH.index}: download it")
+    if (folder / _CONSOLIDATED).is_file():
+        raise BadInputError(
+            f"{folder} has {_CONSOLIDATED} alone, Mistral's own form; download {WEIGHTS_NAME} or "
+            f"{INDEX_NAME} and its shards"
+        )
     raise BadInputError(f"{folder} has neither {WEIGHTS_NAME} nor {INDEX_NAME}")
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise BadInputError when a folder holds an adapter, with or without a model's weights.
+
+    transformers computes such a folder with peft's help, and otherwise where peft is missing.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return
+    base = read_json(folder, ADAPTER_CONFIG).get("base_model_name_or_path")
+    raise BadInputError(
+        f"{folder} holds an adapter ({ADAPTER_CONFIG}) of the model {base!r}; merge it first "
+        "(peft: merge_and_unload, then save_pretrained) and convert the merged model"
+    )
 
 
 def tensor_names(names: Sequence[str]) -> str:
@@ -78,22 +110,31 @@ def _read_sharded(folder: Path, form: WeightFormat) -> dict[str, TensorEntry]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInputError(f"{folder / index} has no weight_map")
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name:
+        # transformers follows a name into a folder below; nothing may lead out of this one.
+        if not isinstance(name, str) or not _is_below(name):
             raise BadInputError(
                 f"{index} names {name!r}; expected the name of a file in the folder itself"
             )
     tensors: dict[str, TensorEntry] = {}
-    for name in sorted(set(weight_map.values())):
-        if not (folder / name).is_file():
-            raise BadInputError(f"{index} names {name}, which is absent: download it")
-        tensors |= form.read(inside(folder, name))
+    files: dict[str, str] = {}
+    for file in sorted(set(weight_map.values())):
+        if not (folder / file).is_file():
+            raise BadInputError(f"{index} names {file}, which is absent: download it")
+        entries = form.read(inside(folder, file))
+        tensors |= entries
+        files |= dict.fromkeys(entries, file)
+    # Who ties a head after saving leaves it in the index; a model that needs it is told later.
+    listed = {name: file for name, file in weight_map.items() if name in files or name != HEAD}
     strays = sorted(
-        name
-        for name in tensors.keys() | weight_map.keys()
-        if name not in tensors or weight_map.get(name) != tensors[name].path.name
+        name for name in files.keys() | listed.keys() if files.get(name) != listed.get(name)
     )
     if strays:
         raise BadInputError(
             f"{index} and the files disagree about {tensor_names(strays)}; download them again"
         )
     return tensors
+
+
+def _is_below(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts[:-1]
