@@ -100,7 +100,7 @@ def _difference(name: str, ids: Sequence[int], token: SpecialToken | None) -> It
     if token is not None and token.id is not None and token.id not in ids:
         yield (
             f"{name} ends a text with {', '.join(map(str, ids))}, as transformers does, and not "
-            f"with the tokenizer's {token}; add that to its eos_token_id if it ends one too"
+            f"with the tokenizer's {token}; if that ends one too, add it to eos_token_id"
         )
 
 

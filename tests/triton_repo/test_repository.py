@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.cli import main
 from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.contract.ensemble_steps import ensemble_steps
 from minitron_trt.triton_repo.contract.model_names import MODELS
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
@@ -114,6 +117,43 @@ def test_a_checkpoint_without_tokenizer_is_refused(checkpoint: Checkpoint, tmp_p
 
     with pytest.raises(BadInputError, match="has no tokenizer"):
         emit_repository(copy, tmp_path / "r", ServingRecipe())
+
+
+@pytest.mark.parametrize(
+    ("config", "ends", "words"),
+    [
+        ({}, "[1023]", "only the tokenizer says what ends a text; its eos_token"),
+        ({"eos_token": None}, "[]", "nothing says which id ends a text"),
+    ],
+    ids=["the tokenizer", "nothing"],
+)
+def test_a_checkpoint_that_knows_no_end_of_text_says_so(
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    ends: str,
+    words: str,
+    command: Callable[..., Result],
+    tmp_path: Path,
+) -> None:
+    copy = shutil.copytree(checkpoint.folder, tmp_path / "endless")
+    tokenizer = shutil.copytree(sample_folder("solar-llama"), tmp_path / "tokenizer")
+    (tokenizer / "generation_config.json").unlink()
+    (tokenizer / "config.json").unlink()
+    change(tokenizer / "tokenizer_config.json", **config)
+    manifest = json.loads((copy / "minitron.json").read_text())
+    change(copy / "minitron.json", tokens={**manifest["tokens"], "eos_ids": []})
+
+    result = command("triton-repo", copy, "-o", tmp_path / "r", "--tokenizer", tokenizer)
+
+    assert result.exit_code == 0
+    assert words in result.stderr
+    encoding = ModelRepository.open(tmp_path / "r").configs["preprocessing"].parameters
+    assert encoding["end_ids"].string_value == ends
+
+
+def change(path: Path, **values: Any) -> None:
+    """Replace values of an object in a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_a_damaged_config_is_named_with_its_line(repository: ModelRepository) -> None:

@@ -23,6 +23,8 @@ from minitron_trt.triton_repo.contract.model_names import (
 
 _KEY: Final = "tokenizer_dir"
 _PATH: Final = f'parameters["{_KEY}"]'
+_END_IDS: Final = 'parameters["end_ids"]'
+_MOST_ADDED: Final = 16
 _FAST: Final = "tokenizer.json"
 _CONFIG: Final = "tokenizer_config.json"
 _VOCABULARIES: Final = (_FAST, "tokenizer.model", "vocab.json", "vocab.txt")
@@ -109,19 +111,25 @@ def _check_end_ids(model: ModelFolder, vocab: int | None) -> Iterator[Finding]:
     text = model.parameters.get("end_ids")
     if not text:
         return
-    path = 'parameters["end_ids"]'
     try:
         ids = json.loads(text)
         wrong = [i for i in ids if i != int(i) or not 0 <= i < (vocab or i + 1)]
     except (ValueError, TypeError):
-        yield model.error(path, found=f"is {text!r}", expected="a list of ids like [2, 3]")
+        yield model.error(_END_IDS, found=f"is {text!r}", expected="a list of ids like [2, 3]")
         return
     if wrong:
         yield model.error(
-            path,
+            _END_IDS,
             found=f"{wrong[0]} is no id of the model",
             expected=f"0 to {vocab - 1}" if vocab else "0 or more",
             remedy=f"take those of {GENERATION_CONFIG}",
+        )
+    if not ids:
+        yield model.warning(
+            _END_IDS,
+            found="is empty: an answer goes on until its token limit",
+            expected="the ids that end a text",
+            remedy="write them here, or send end_id with each request",
         )
 
 
@@ -146,14 +154,7 @@ def _check_one(
             remedy="copy it again",
         )
         return
-    largest = max(tokenizer.get_vocab().values(), default=0)
-    if vocab is not None and largest >= vocab:
-        yield model.error(
-            _PATH,
-            found=f"the tokenizer has ids up to {largest}, the model {vocab} tokens",
-            expected=f"ids up to {vocab - 1}",
-            remedy="use the tokenizer of this model",
-        )
+    yield from _check_vocabulary(model, tokenizer, vocab)
     returned = {text: _round_trip(tokenizer, text) for text in _TEXTS}
     changed = [text for text in _TEXTS if returned[text] != text]
     if changed:
@@ -163,7 +164,32 @@ def _check_one(
             expected="the same text",
             remedy="make sure that it is the model's tokenizer",
         )
-    yield from _check_special(place, tokenizer, repository)
+    yield from _check_special(place, tokenizer, repository, vocab)
+
+
+def _check_vocabulary(model: ModelFolder, tokenizer: Any, vocab: int | None) -> Iterator[Finding]:
+    """Check that the model has the ids; some lack a few that were added to the tokenizer later."""
+    if vocab is None:
+        return
+    largest = max(tokenizer.get_vocab(with_added_tokens=False).values(), default=0)
+    added = tokenizer.get_added_tokens_decoder().items()
+    past = {index: token.content for index, token in added if index >= vocab}
+    # Of the vocabulary itself, or more than people add.
+    if largest >= vocab or len(past) > _MOST_ADDED:
+        yield model.error(
+            _PATH,
+            found=f"the tokenizer has ids up to {max(largest, *past)}, the model {vocab} tokens",
+            expected=f"ids up to {vocab - 1}",
+            remedy="use the tokenizer of this model",
+        )
+    elif past:
+        tokens = ", ".join(f"{token!r} ({index})" for index, token in sorted(past.items()))
+        yield model.warning(
+            _PATH,
+            found=f"{tokens} of the tokenizer is past the model's {vocab} tokens",
+            expected=f"ids up to {vocab - 1}",
+            remedy="leave it out of prompts",
+        )
 
 
 def _round_trip(tokenizer: Any, text: str) -> str:
@@ -172,28 +198,69 @@ def _round_trip(tokenizer: Any, text: str) -> str:
 
 
 def _check_special(
-    place: _TokenizerFolder, tokenizer: Any, repository: RepositoryFolder
+    place: _TokenizerFolder, tokenizer: Any, repository: RepositoryFolder, vocab: int | None
 ) -> Iterator[Finding]:
-    """Check that the end and padding tokens are in the vocabulary."""
+    """Check that the end and padding tokens are in the vocabulary, and that the first one ends."""
     config = _special_tokens(place.folder)
     if config is None:
         return
-    for name in ("eos_token", "pad_token"):
-        token = config.get(name)
-        token = token.get("content") if isinstance(token, Mapping) else token
-        if token and tokenizer.token_to_id(token) is None:
-            yield place.model.error(
-                _PATH,
-                found=f"{name} {token!r} is not in the vocabulary",
-                expected="a token of the tokenizer",
-                remedy=f"correct {_CONFIG}",
-            )
-        if not token and name == "eos_token" and not repository.is_ours:
-            yield place.model.warning(
-                _PATH,
-                found=f"{_CONFIG} names no eos_token",
-                expected="one: requests without end_id need it",
-            )
+    eos, pad = (_token(config, name) for name in ("eos_token", "pad_token"))
+    if eos:
+        yield from _check_eos(place.model, eos, tokenizer, vocab)
+    elif not repository.is_ours:
+        yield place.model.warning(
+            _PATH,
+            found=f"{_CONFIG} names no eos_token",
+            expected="one: requests without end_id need it",
+        )
+    if pad and tokenizer.token_to_id(pad) is None:
+        # transformers adds it when it loads the tokenizer.
+        yield place.model.warning(
+            _PATH,
+            found=f"pad_token {pad!r} is not in the vocabulary and becomes id "
+            f"{tokenizer.get_vocab_size()}",
+            expected="a token of the tokenizer",
+            remedy=f"correct {_CONFIG}",
+        )
+
+
+def _check_eos(
+    model: ModelFolder, eos: str, tokenizer: Any, vocab: int | None
+) -> Iterator[Finding]:
+    index = tokenizer.token_to_id(eos)
+    if index is None:
+        yield model.error(
+            _PATH,
+            found=f"eos_token {eos!r} is not in the vocabulary",
+            expected="a token of the tokenizer",
+            remedy=f"correct {_CONFIG}",
+        )
+        return
+    ends = _end_ids(model)
+    usable = vocab is None or all(end < vocab for end in (index, *ends))
+    if ends and usable and index not in ends:
+        yield model.warning(
+            _END_IDS,
+            found=f"{', '.join(map(str, ends))} is not the tokenizer's eos_token {eos!r} ({index})",
+            expected="every id that ends a text",
+            remedy=f"add {index} if it ends one too",
+        )
+
+
+def _end_ids(model: ModelFolder) -> list[int]:
+    """Return what a model is told that ends a text; none where that is no list of ids."""
+    try:
+        ids = json.loads(model.parameters.get("end_ids") or "[]")
+    except ValueError:
+        return []
+    whole = isinstance(ids, list) and all(isinstance(token, int) for token in ids)
+    return ids if whole else []
+
+
+def _token(config: Mapping[str, Any], name: str) -> str | None:
+    token = config.get(name)
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None
 
 
 def _special_tokens(folder: Path) -> Mapping[str, Any] | None:

@@ -25,6 +25,7 @@ from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.spec import SpecialTokens
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
@@ -35,6 +36,7 @@ from minitron_trt.triton_repo.runtimes.runtime import (
     check_max_seq_len,
     find_end_ids,
     find_tokenizer,
+    need_end_ids,
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -176,6 +178,9 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
     }
     types = ElementTypes()
     tokenizer = find_tokenizer(source.folder, recipe)
+    folders = (source.folder, recipe.tokenizer)
+    end_ids = find_end_ids(SpecialTokens(), folders, tokenizer, source.vocab_size)
+    need_end_ids(end_ids, *folders)
     return Runtime(
         name=LLMAPI,
         config=python_model(
@@ -188,7 +193,7 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
         texts={"model.yaml": _yaml(_arguments(source, recipe, batch, tp, pp))},
         links={f"{_MODEL}/{path.name}": path for path in (*source.files, *tokenizer)},
         tokenizer=tokenizer,
-        end_ids=find_end_ids(source.folder, recipe.tokenizer),
+        end_ids=end_ids,
         vocab_size=source.vocab_size,
         types=types,
         reports_streams=True,

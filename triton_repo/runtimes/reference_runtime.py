@@ -11,7 +11,12 @@ from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
 from minitron_trt.triton_repo.model_config import python_model
 from minitron_trt.triton_repo.parameters import defaults
-from minitron_trt.triton_repo.runtimes.runtime import Runtime, check_max_seq_len, find_tokenizer
+from minitron_trt.triton_repo.runtimes.runtime import (
+    Runtime,
+    check_max_seq_len,
+    find_end_ids,
+    find_tokenizer,
+)
 from minitron_trt.triton_repo.runtimes.runtime_names import REFERENCE
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -39,6 +44,7 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
         **recipe.settings_of(TENSORRT_LLM),
     }
     types = ElementTypes()
+    tokenizer = find_tokenizer(checkpoint.folder, recipe)
     return Runtime(
         name=REFERENCE,
         config=python_model(
@@ -50,8 +56,10 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
         ),
         texts={},
         links={f"{_CHECKPOINT}/{path.name}": path for path in checkpoint.folder.iterdir()},
-        tokenizer=find_tokenizer(checkpoint.folder, recipe),
-        end_ids=checkpoint.tokens.eos_ids,
+        tokenizer=tokenizer,
+        end_ids=find_end_ids(
+            checkpoint.tokens, (recipe.tokenizer,), tokenizer, checkpoint.spec.vocab
+        ),
         vocab_size=checkpoint.spec.vocab,
         types=types,
         reports_streams=True,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert.source.special_tokens import choose_end_ids
+from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.spec import SpecialTokens
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
 from minitron_trt.triton_repo.model_config import ModelConfig
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +51,36 @@ def find_tokenizer(folder: Path, recipe: ServingRecipe) -> tuple[Path, ...]:
     return files
 
 
-def find_end_ids(*folders: Path | None) -> tuple[int, ...]:
-    """Return the ids that end a text, from the first folder that says; BadInputError if none."""
-    for folder in folders:
-        for name in (GENERATION_CONFIG, CONFIG_NAME):
-            if folder is not None and (tokens := _tokens(folder / name)).eos_ids:
-                return tokens.eos_ids
-    places = " and ".join(str(folder) for folder in folders if folder is not None)
-    raise BadInputError(
-        f"nothing in {places} says which ids end a text; put the model's {GENERATION_CONFIG} "
-        "(eos_token_id) into the folder of --tokenizer"
-    )
+def find_end_ids(
+    told: SpecialTokens, folders: Iterable[Path | None], tokenizer: Iterable[Path], vocab: int
+) -> tuple[int, ...]:
+    """Return the ids that end a text: what the artifact was told, else what the folders' files say.
+
+    The tokenizer's is the last resort. What is odd about them is warned of; none where nobody says.
+    """
+    stated = [("the artifact", told.eos_ids)] if told.eos_ids else []
+    stated += [
+        (str(folder / name), tokens.eos_ids)
+        for folder in folders
+        for name in (GENERATION_CONFIG, CONFIG_NAME)
+        if folder is not None and (tokens := _tokens(folder / name)).eos_ids
+    ]
+    token = SourceTokenizer(tuple(tokenizer)).special("eos_token")
+    ends = choose_end_ids(stated, token, vocab)
+    for warning in ends.warnings:
+        log.warning("%s", warning)
+    return ends.ids
+
+
+def need_end_ids(ids: tuple[int, ...], *folders: Path | None) -> tuple[int, ...]:
+    """Return the ids; BadInputError when there is none, naming where it was looked for."""
+    if not ids:
+        places = " and ".join(str(folder) for folder in folders if folder is not None)
+        raise BadInputError(
+            f"nothing in {places} says which ids end a text; put the model's {GENERATION_CONFIG} "
+            "(eos_token_id) into the folder of --tokenizer"
+        )
+    return ids
 
 
 def _tokens(path: Path) -> SpecialTokens:

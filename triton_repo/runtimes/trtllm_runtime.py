@@ -27,7 +27,12 @@ from minitron_trt.triton_repo.contract.tensors import (
 from minitron_trt.triton_repo.model_config import Queue, engine_model
 from minitron_trt.triton_repo.parameters import SPECULATIVE, defaults
 from minitron_trt.triton_repo.runtimes.guided_decoding import INFO_NAME, tokenizer_info
-from minitron_trt.triton_repo.runtimes.runtime import Runtime, find_end_ids, find_tokenizer
+from minitron_trt.triton_repo.runtimes.runtime import (
+    Runtime,
+    find_end_ids,
+    find_tokenizer,
+    need_end_ids,
+)
 from minitron_trt.triton_repo.runtimes.runtime_names import TRTLLM
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -56,7 +61,8 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
         prompt_table=_element(engine, "dtype", engine.model.dtype, PROMPT_TABLE_TYPES),
     )
     batch = recipe.max_batch_size or engine.limits.max_batch_size
-    tokenizer, end_ids = find_tokenizer(engine.folder, recipe), _end_ids(engine, recipe.tokenizer)
+    tokenizer = find_tokenizer(engine.folder, recipe)
+    end_ids = _end_ids(engine, recipe.tokenizer, tokenizer)
     parameters, texts = _parameters(engine, recipe), {}
     if parameters["guided_decoding_backend"] and not parameters[_GUIDE_INFO]:
         parameters[_GUIDE_INFO] = f"{_mounted(recipe)}/{INFO_NAME}"
@@ -174,9 +180,10 @@ def _element(engine: Engine, key: str, dtype: str, known: Mapping[str, str]) -> 
     return known[dtype]
 
 
-def _end_ids(engine: Engine, tokenizer: Path | None) -> tuple[int, ...]:
-    told = SpecialTokens.from_json(engine.facts.get("tokens", {})).eos_ids
-    return told or find_end_ids(engine.folder, tokenizer)
+def _end_ids(engine: Engine, folder: Path | None, tokenizer: tuple[Path, ...]) -> tuple[int, ...]:
+    told = SpecialTokens.from_json(engine.facts.get("tokens", {}))
+    folders = (engine.folder, folder)
+    return need_end_ids(find_end_ids(told, folders, tokenizer, engine.model.spec.vocab), *folders)
 
 
 def _facts(engine: Engine, recipe: ServingRecipe) -> dict[str, Any]:

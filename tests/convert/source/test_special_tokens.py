@@ -83,8 +83,8 @@ def folder_with(
             (2, 3),
             [
                 "generation_config.json ends a text with 2, 3, as transformers does, and not with "
-                "the tokenizer's eos_token '<turn>' (4); add that to its eos_token_id if it ends "
-                "one too"
+                "the tokenizer's eos_token '<turn>' (4); if that ends one too, add it to "
+                "eos_token_id"
             ],
         ),
         ({}, {"eos_token_id": [2, 4, 2]}, {"eos_token": "<turn>"}, (2, 4), []),

@@ -156,9 +156,21 @@ def gone(*files: str) -> Callable[[Path], None]:
     return several(*((lambda r, f=file: (r / f).unlink()) for file in files))
 
 
-def at(model: str, key: str) -> str:
-    return f'error {model}/config.pbtxt:N parameters["{key}"]: '
+def in_tokenizers(file: str, pattern: str, new: str) -> Callable[[Path], None]:
+    """Return a fault: the same in every model's tokenizer."""
+    return several(
+        *(replaced(f"{model}/1/tokenizer/{file}", pattern, new) for model in TEXT_MODELS)
+    )
 
+
+def at(model: str, key: str, severity: str = "error") -> str:
+    return f'{severity} {model}/config.pbtxt:N parameters["{key}"]: '
+
+
+PAST_THE_VOCABULARY = (
+    r'\1, {"id": 1024, "content": "<pad>", "single_word": false, "lstrip": false, '
+    r'"rstrip": false, "normalized": false, "special": true}'
+)
 
 OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "engine's batch": (
@@ -206,6 +218,28 @@ OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "reference",
         give("tensorrt_llm_bls", "end_ids", "</s>"),
         at("tensorrt_llm_bls", "end_ids") + "is '</s>'; expected a list of ids like [2, 3]",
+    ),
+    "no end id": (
+        "reference",
+        give("preprocessing", "end_ids", "[]"),
+        at("preprocessing", "end_ids", "warning") + "is empty: an answer goes on until its token",
+    ),
+    "another end id than the tokenizer's": (
+        "reference",
+        give("preprocessing", "end_ids", "[2, 3]"),
+        at("preprocessing", "end_ids", "warning") + "2, 3 is not the tokenizer's eos_token "
+        "'<|end_of_text|>' (1023)",
+    ),
+    "a token past the vocabulary": (
+        "reference",
+        in_tokenizers("tokenizer.json", r"(\{[^{]*<.end_of_text.>[^{]*\})", PAST_THE_VOCABULARY),
+        at("preprocessing", "tokenizer_dir", "warning") + "'<pad>' (1024) of the tokenizer is past",
+    ),
+    "a pad token that is not in the vocabulary": (
+        "reference",
+        in_tokenizers("tokenizer_config.json", pattern="{", new='{"pad_token": "<pad>", '),
+        at("preprocessing", "tokenizer_dir", "warning") + "pad_token '<pad>' is not in the "
+        "vocabulary and becomes id 1024",
     ),
     "another tokenizer": (
         "reference",

@@ -159,6 +159,46 @@ def test_a_message_without_a_role_is_refused(chatting: TextEncoder) -> None:
         chatting.encode(TextTensors(strings('[{"content": "x"}]'), chat=True))
 
 
+def test_a_message_in_parts_is_their_text(chatting: TextEncoder) -> None:
+    parts = [{"type": "text", "text": "Why?"}, "Say it.", {"text": "Now."}]
+    chat = json.dumps([{"role": "user", "content": parts}])
+
+    made = chatting.encode(TextTensors(strings(chat), chat=True))
+
+    assert made.ids == ids_of("<user>Why?\nSay it.\nNow.<assistant>")
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x"}}, "a part of type 'image_url'"),
+        ({"type": "text"}, "a part that lacks its text"),
+        ({"type": "text", "text": 7}, "a part that lacks its text"),
+        (7, "a part of type 7"),
+        (None, "a part of type None"),
+    ],
+    ids=str,
+)
+def test_a_part_that_is_no_text_is_refused(chatting: TextEncoder, part: Any, words: str) -> None:
+    chat = json.dumps([{"role": "user", "content": [part]}])
+
+    with pytest.raises(ValueError, match=words):
+        chatting.encode(TextTensors(strings(chat), chat=True))
+
+
+def test_a_pad_token_past_the_vocabulary_is_not_sent(tmp_path: Path) -> None:
+    folder = shutil.copytree(sample_folder("solar-llama"), tmp_path / "tokenizer")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "<pad>"}))
+
+    past, within = (
+        encoder(folder, vocab_size=size).encode(TextTensors(strings("x"))).inputs["pad_id"].item()
+        for size in ("1024", "1025")
+    )
+
+    assert (past, within) == (EOS, 1024)
+
+
 @pytest.mark.parametrize(
     ("words", "packed"),
     [

@@ -141,7 +141,9 @@ class TextEncoder:
         if requested is not None:
             return requested
         own: int | None = self.tokenizer.pad_token_id
-        return own if own is not None else next(iter(ends), None)
+        # Tokenizers that were given a pad token later have it one past the model's vocabulary.
+        known = own is not None and (not self._vocab_size or own < self._vocab_size)
+        return own if known else next(iter(ends), None)
 
     def _table_ids(self, ids: Sequence[int], table_id: int | None) -> NDArray[np.uint64] | None:
         """Return the table's id for each virtual token and 0 for the others."""
@@ -174,7 +176,7 @@ def _texts(name: str, values: NDArray[Any] | None) -> list[str]:
         raise ValueError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def _messages(text: str) -> list[dict[str, str]]:
+def _messages(text: str) -> list[dict[str, Any]]:
     """Return a chat: the messages of a JSON list of objects, else the text as a user's message."""
     messages: Any = None
     with contextlib.suppress(ValueError):
@@ -182,7 +184,26 @@ def _messages(text: str) -> list[dict[str, str]]:
     is_list = isinstance(messages, list) and bool(messages)
     if not (is_list and all(isinstance(message, dict) for message in messages)):
         return [{"role": "user", "content": text}]
-    for message in messages:
-        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise ValueError("text_input is a chat with a message that lacks its role or content")
-    return list(messages)
+    return [{**message, "content": _content(message)} for message in messages]
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """Return a message's text; templates of text models take a string, not a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_part(part) for part in content)
+    if not (isinstance(message.get("role"), str) and isinstance(content, str)):
+        raise ValueError("text_input is a chat with a message that lacks its role or content")
+    return content
+
+
+def _part(part: Any) -> str:
+    """Return the text of a part: the object {"type": "text", "text": ...}, or the text itself."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, dict) else part
+    if kind != "text":
+        raise ValueError(f"text_input is a chat with a part of type {kind!r}; the model takes text")
+    if not isinstance(part.get("text"), str):
+        raise ValueError("text_input is a chat with a part that lacks its text")
+    return str(part["text"])
