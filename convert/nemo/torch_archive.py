@@ -41,7 +41,9 @@ _STORAGES: Final[Mapping[str, str]] = MappingProxyType(
 )
 _TENSOR: Final = "torch._utils._rebuild_tensor_v2"
 _PARAMETER: Final = "torch._utils._rebuild_parameter"
-_NAMES: Final = frozenset({_TENSOR, _PARAMETER, "_io.BytesIO", "torch.Size", *_STORAGES})
+# Of the bytes that Transformer Engine keeps beside its weights.
+_BYTES: Final = ("_io.BytesIO", "_codecs.encode", "__builtin__.bytes", "builtins.bytes")
+_NAMES: Final = frozenset({_TENSOR, _PARAMETER, "torch.Size", *_BYTES, *_STORAGES})
 _LOCAL_HEADER: Final = struct.Struct("<26xHH")
 _ZIP_DAMAGE: Final = (
     zipfile.BadZipFile,

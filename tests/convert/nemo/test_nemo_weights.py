@@ -143,6 +143,24 @@ def test_layers_may_be_tensors_of_their_own(tmp_path: Path) -> None:
     assert (tmp_path / "flat" / name).read_bytes() == (tmp_path / "stacked" / name).read_bytes()
 
 
+def test_what_is_no_weight_is_passed_over(tmp_path: Path) -> None:
+    files = members(archive("nemotron", "single"))
+    state = torch.load(io.BytesIO(files["model_weights.ckpt"]), weights_only=True)
+    # Transformer Engine keeps the scales of training in FP8 so, and old rotary embeddings a buffer.
+    state["model.decoder.layers.0.mlp.linear_fc1._extra_state"] = io.BytesIO(b"scales")
+    state["model.decoder.layers.1.mlp.linear_fc1._extra_state"] = torch.zeros(3, dtype=torch.uint8)
+    state["model.rotary_pos_emb.inv_freq"] = torch.ones(4)
+    wrapped = {name.replace("model.", "model.module.", 1): value for name, value in state.items()}
+    target = io.BytesIO()
+    torch.save(wrapped, target)
+    files["model_weights.ckpt"] = target.getvalue()
+    convert(str(pack(tmp_path / "model.nemo", files)), tmp_path / "hf", HF)
+
+    assert load_file(tmp_path / "hf" / "model.safetensors").keys() == (
+        hugging_face_tensors("nemotron").keys()
+    )
+
+
 def test_a_tied_model_has_no_head(tmp_path: Path) -> None:
     files = with_config(members(archive("llama", "zarr")), share_embeddings_and_output_weights=True)
     kept = {name: data for name, data in files.items() if "output_layer" not in name}

@@ -22,6 +22,7 @@ import huggingface_hub.errors
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.convert.nemo.packing import archive
 
 from minitron_trt.artifacts import CHECKPOINT, Manifest
 from minitron_trt.convert.source.hub import DATA_SET, HubRepository, refusal
@@ -177,6 +178,18 @@ def test_one_gguf_file_of_a_repository_is_fetched_by_its_name(
     manifest = Manifest.read(tmp_path / "out", CHECKPOINT)
     assert (manifest.source["repo"], manifest.source["revision"]) == (REPO, COMMIT)
     assert manifest.source["path"].endswith(f"snapshots/{COMMIT}/b.gguf")
+
+
+def test_a_nemo_archive_of_a_repository_is_fetched_by_its_name(
+    hub: tuple[Hub, str], tmp_path: Path
+) -> None:
+    state, address = hub
+    shutil.copyfile(archive("nemotron", "zarr"), state.folder / "minitron.nemo")
+    result = run(f"{REPO}/minitron.nemo", tmp_path / "out", address)
+
+    assert (result.returncode, state.fetched) == (0, {"minitron.nemo"}), result.stderr
+    manifest = Manifest.read(tmp_path / "out", CHECKPOINT)
+    assert manifest.source["path"].endswith(f"snapshots/{COMMIT}/minitron.nemo")
 
 
 def test_a_gguf_file_that_a_repository_lacks_is_named(hub: tuple[Hub, str], tmp_path: Path) -> None:
