@@ -82,6 +82,8 @@ def serve(
             line = process.stdout.readline()
             assert line, process.stderr.read()
             record = json.loads(line)
+            start = process.stderr.readline()
+            assert start.startswith(f"starting tritonserver ({record['runner']}) with ")
             loaded = [process.stderr.readline() for _ in record["models"]]
             assert sorted(loaded) == [f"{name} is loaded\n" for name in sorted(record["models"])]
             yield process, record

@@ -7,8 +7,6 @@ import shlex
 import signal
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +15,7 @@ from minitron_trt.errors import ProcessError
 from minitron_trt.host.processes import OwnedProcess, is_running
 from minitron_trt.triton_repo.serving.launch import Launch
 from minitron_trt.triton_repo.serving.model_processes import model_processes
+from minitron_trt.triton_repo.serving.runtime_load import read_load, read_local
 from minitron_trt.triton_repo.serving.server_log import ServerLog
 from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
@@ -26,6 +25,9 @@ _POLL_S: Final = 0.05
 _CHECK_S: Final = 1.0
 # Triton gives up by itself after the drain time, but may hang in an open gRPC stream.
 _MARGIN_S: Final = 3.0
+_ASK_LOAD_S: Final = 0.2
+# A request may be between two models: so long nothing must be under way.
+_IDLE_S: Final = 1.0
 _REMOVE_S: Final = 60.0
 # How a shell, docker and mpirun pass on that a signal ended what they ran.
 _BY_SIGNAL: Final = 128
@@ -59,6 +61,11 @@ class TritonServer:
                 self._log.open()
         try:
             self._launch.prepare()
+            log.info(
+                "starting tritonserver (%s) with %s",
+                self._launch.runner,
+                ", ".join(self._launch.models),
+            )
             log.debug("%s", self._without_secret(shlex.join(self._launch.argv)))
             self._process = OwnedProcess(
                 self._launch.argv, on_line=self._log.add, environment=self._launch.environment
@@ -107,28 +114,48 @@ class TritonServer:
     def stop(self) -> bool:
         """Let running requests finish for the drain time, then end everything.
 
-        Returns whether the server ended by itself in that time, which a client that keeps a gRPC
-        stream open prevents.
+        Returns whether nothing was cut: the server ended by itself in that time, or the runtime's
+        metrics say that there is nothing to wait for. Triton (2.51) goes on waiting for requests of
+        the ensemble whose clients have left, and for gRPC streams on which nothing is asked.
         """
         process = self._process
         if process is None:
             return True
+        idle = False
         try:
             process.ask_to_end()
-            self._wait_for_end(process, self.options.drain_s + _MARGIN_S)
+            idle = self._wait_for_end(process, self.options.drain_s + _MARGIN_S)
         finally:
             ended = process.poll() is not None
             self._close()
-        return ended
+        return ended or idle
 
     def hurry(self) -> None:
         """Have `stop` wait no longer; for signal handlers."""
         self._hurried = True
 
-    def _wait_for_end(self, process: OwnedProcess, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while process.poll() is None and not self._hurried and time.monotonic() < deadline:
+    def _wait_for_end(self, process: OwnedProcess, seconds: float) -> bool:
+        """Wait for the end, for so many seconds; return whether the runtime idles before it."""
+        begin = busy = asked = time.monotonic()
+        told = False
+        while process.poll() is None and not self._hurried and asked < begin + seconds:
             time.sleep(_POLL_S)
+            if time.monotonic() < asked + _ASK_LOAD_S:
+                continue
+            load, asked = read_load(self.endpoints.metrics_url, _CHECK_S), time.monotonic()
+            if load is None or not load.is_idle:
+                busy = asked
+            elif asked - busy > _IDLE_S:
+                return True
+            waited_for = str(load) if load and not load.is_idle else self._log.draining
+            if waited_for and busy == asked and not told:
+                told = True
+                log.info(
+                    "waiting up to %d s for requests: %s; a second Ctrl-C cuts them",
+                    self.options.drain_s,
+                    waited_for,
+                )
+        return False
 
     def _close(self) -> None:
         process, self._process = self._process, None
@@ -192,13 +219,7 @@ class TritonServer:
 
     def _is_answered(self, path: str) -> bool:
         """Return whether the server says yes to a health check."""
-        # No proxy of the environment: it could not reach this machine's own addresses.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(f"{self.endpoints.http_url}{path}", timeout=_CHECK_S) as response:
-                return bool(response.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
+        return read_local(f"{self.endpoints.http_url}{path}", _CHECK_S) is not None
 
 
 def _signal_name(code: int) -> str | None:

@@ -15,6 +15,11 @@ _LOADING: Final = re.compile(r"\"loading: (?P<model>.+):\d+\"")
 _LOADED: Final = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 # `failed to load 'NAME' version 1: REASON`, and the end of a Python traceback.
 _FAILURE: Final = re.compile(r"failed to load '(?P<model>[^']+)'.*?: (?P<reason>.+)")
+# What Triton says each second while it drains.
+_IN_FLIGHT: Final = re.compile(
+    r"Model '(?P<model>[^']+)' .* has (?P<count>\d+) in-flight inferences"
+)
+_CONNECTIONS: Final = re.compile(r"Found (?P<count>\d+) HTTP service connections")
 # Errors that every machine without a GPU gets to see; nothing follows from them.
 _EVERYWHERE: Final = re.compile(
     r"Failed to initialize NVML|CudaDriverHelper has not been initialized|DCGM unable to start|"
@@ -36,6 +41,7 @@ class ServerLog:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._failures: dict[str, str] = {}
         self._complaint: str | None = None
+        self._drains: dict[str, str] = {}
         self._file, self._ranks = file, ranks
         self._copies: dict[int, IO[str]] = {}
 
@@ -77,12 +83,21 @@ class ServerLog:
         elif (match := _LOADED.search(line)) and match["model"] not in self.loaded:
             self.loaded.append(match["model"])
             log.info("%s is loaded", match["model"])
+        elif match := _IN_FLIGHT.search(line):
+            self._drains[match["model"]] = f"{match['count']} in {match['model']}"
+        elif match := _CONNECTIONS.search(line):
+            self._drains["HTTP"] = f"{match['count']} over HTTP"
         elif line.startswith(("E", "error")) and not _EVERYWHERE.search(line):
             self._complaint = line
 
     def begin_serving(self) -> None:
         """Forget the complaints of the start, which came to nothing."""
         self._failures, self._complaint = {}, None
+
+    @property
+    def draining(self) -> str:
+        """Say how many requests Triton waits for, and where; "" when it said nothing."""
+        return ", ".join(self._drains.values())
 
     @property
     def tail(self) -> str:
