@@ -40,6 +40,20 @@ PROMPT = "Complete the paragraph: our solar system is"
 COUNT = 4
 FRONT_MODELS = ("ensemble", "tensorrt_llm_bls")
 
+PASSED_BY_HAND = {
+    "input_ids": "INPUT_ID",
+    "decoder_input_ids": "DECODER_INPUT_ID",
+    "decoder_input_lengths": "REQUEST_DECODER_INPUT_LEN",
+    "input_lengths": "REQUEST_INPUT_LEN",
+    "request_output_len": "REQUEST_OUTPUT_LEN",
+    "bad_words_list": "BAD_WORDS_IDS",
+    "stop_words_list": "STOP_WORDS_IDS",
+    "embedding_bias": "EMBEDDING_BIAS",
+    "end_id": "OUT_END_ID",
+    "pad_id": "OUT_PAD_ID",
+}
+"""From tensorrt_llm's inputs to preprocessing's outputs, all that a text model may have."""
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -71,9 +85,14 @@ def inputs_of(**more: Any) -> Arrays:
 
 
 def tensors_of(library: Any, **more: Any) -> list[Any]:
-    """Return the inputs as tritonclient takes them."""
+    """Return the inputs of one request as tritonclient takes them."""
+    return wrapped(library, **inputs_of(**more))
+
+
+def wrapped(library: Any = grpc, **arrays: NDArray[Any]) -> list[Any]:
+    """Return arrays as tritonclient takes them."""
     tensors = []
-    for name, array in inputs_of(**more).items():
+    for name, array in arrays.items():
         tensor = library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
@@ -253,6 +272,44 @@ def test_an_asyncio_client_of_pytriton_brings_the_text(url: str, model: str, who
             return await client.infer_batch(**inputs_of())
 
     assert asyncio.run(run())["text_output"][0].decode() == whole
+
+
+@pytest.mark.parametrize("excluded", [True, False])
+def test_the_models_one_after_another_give_what_the_ensemble_gives(
+    one_response: Endpoints, excluded: bool
+) -> None:
+    """As end_to_end_test.py does, with the prompt kept and without; an id is used again."""
+    keep = {"exclude_input_in_output": np.bool_(excluded), "decoder_text_input": b"x"}
+    with grpc.InferenceServerClient(address(one_response.grpc_url)) as client:
+        whole = client.infer("ensemble", tensors_of(grpc, **keep), request_id="0")
+        asked = inputs_of()
+        prepared = client.infer(
+            "preprocessing",
+            wrapped(
+                QUERY=asked["text_input"],
+                REQUEST_OUTPUT_LEN=asked["max_tokens"],
+                BAD_WORDS_DICT=np.array([[b""]], np.object_),
+                STOP_WORDS_DICT=np.array([[b""]], np.object_),
+                EXCLUDE_INPUT_IN_OUTPUT=np.array([[excluded]]),
+            ),
+            request_id="0",
+        )
+        answered = client.infer(
+            "tensorrt_llm",
+            wrapped(**{name: prepared.as_numpy(output) for name, output in PASSED_BY_HAND.items()}),
+            request_id="0",
+        )
+        decoded = client.infer(
+            "postprocessing",
+            wrapped(
+                TOKENS_BATCH=answered.as_numpy("output_ids"),
+                SEQUENCE_LENGTH=answered.as_numpy("sequence_length"),
+            ),
+            request_id="0",
+        )
+
+    assert decoded.as_numpy("OUTPUT") == whole.as_numpy("text_output")
+    assert text_of([whole]).startswith(PROMPT) is not excluded
 
 
 def test_decoupled_clients_are_told_that_a_model_sends_one_response(

@@ -304,7 +304,10 @@ def test_every_input_is_exercised_here_or_among_the_texts() -> None:
         "apply_chat_template",
     }
 
-    assert here | among_texts == set(TYPES)
+    # test_foreign_clients.
+    by_scripts = {"decoder_text_input"}
+
+    assert here | among_texts | by_scripts == set(TYPES)
 
 
 def _list(value: Any) -> list[float]:

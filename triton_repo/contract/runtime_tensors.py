@@ -57,8 +57,10 @@ def _ragged(type_: str, *names: str, dims: tuple[int, ...] = (1,)) -> tuple[Tens
 def _prompt() -> tuple[Tensor, ...]:
     return (
         *_ragged("INT32", "input_ids", dims=(-1,)),
+        *_ragged("INT32", "decoder_input_ids", dims=(-1,)),
         Tensor("input_lengths", "INT32", scalar=True),
         Tensor("request_output_len", "INT32", scalar=True),
+        *_scalars("INT32", "decoder_input_lengths"),
         *_scalars("INT32", "num_return_sequences", "end_id", "pad_id"),
         *_ragged("INT32", "stop_words_list", "bad_words_list", dims=WORD_IDS),
         *_ragged("FP32", "embedding_bias", dims=(-1,)),

@@ -1,8 +1,9 @@
 """The tensors of the models of text, by TensorRT-LLM's names; shapes leave out the batch axis.
 
 Source: config.pbtxt of TensorRT-LLM's `inflight_batcher_llm` models, without what only
-encoder-decoder and multimodal models use. What is `added` to theirs is how text is split exactly,
-whatever a runtime puts into one response.
+encoder-decoder and multimodal models use; of those, the text of a decoder and its ids are declared
+and ignored, since NVIDIA's scripts pass them on. What is `added` to theirs is how text is split
+exactly, whatever a runtime puts into one response.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ WORD_IDS: Final = (2, -1)  # row 0: ids one after another; row 1: where each wor
 PREPROCESSING_TENSORS: Final = Signature(
     inputs=(
         Tensor("QUERY", "STRING"),
+        *optional("STRING", "DECODER_QUERY"),
         Tensor("REQUEST_OUTPUT_LEN", "INT32"),
         *optional("STRING", "BAD_WORDS_DICT", "STOP_WORDS_DICT", dims=(-1,)),
         *optional("STRING", "EMBEDDING_BIAS_WORDS", dims=(-1,)),
@@ -80,7 +82,8 @@ PREPROCESSING_TENSORS: Final = Signature(
     ),
     outputs=(
         Tensor("INPUT_ID", "INT32", (-1,)),
-        Tensor("REQUEST_INPUT_LEN", "INT32"),
+        Tensor("DECODER_INPUT_ID", "INT32", (-1,)),
+        *outputs("INT32", "REQUEST_INPUT_LEN", "REQUEST_DECODER_INPUT_LEN"),
         *outputs("INT32", "BAD_WORDS_IDS", "STOP_WORDS_IDS", dims=WORD_IDS),
         Tensor("EMBEDDING_BIAS", "FP32", (-1,)),
         Tensor("REQUEST_OUTPUT_LEN", "INT32", (-1,)),
@@ -102,6 +105,7 @@ POSTPROCESSING_TENSORS: Final = Signature(
         *added(optional("INT32", "OPEN_MAX_TOKENS")),
         *added(optional("BOOL", "OPEN_STREAM")),
         *added(optional("STRING", "OPEN_STOP_WORDS", dims=(-1,))),
+        *added(optional("INT32", "OPEN_ECHO", dims=(-1,))),
         # From tensorrt_llm_bls: the request of this one's id is to end.
         *added(optional("BOOL", "STOP")),
         # From tensorrt_llm: how many responses each of these streams has had, -1 if not known.
@@ -138,6 +142,7 @@ def text_model(types: ElementTypes) -> Signature:
     return Signature(
         inputs=(
             Tensor("text_input", "STRING"),
+            *optional("STRING", "decoder_text_input"),
             Tensor("max_tokens", "INT32"),
             *optional("INT32", "num_return_sequences"),
             *optional("STRING", "bad_words", "stop_words", dims=(-1,)),

@@ -43,6 +43,15 @@ def test_a_prompt_goes_before_the_answer_and_its_words_do_not_stop_it() -> None:
     assert answer.push(ids(" red"), last=True) == "Why is Mars red"
 
 
+@pytest.mark.parametrize("repeated", [True, False])
+def test_a_prompt_that_the_runtime_repeats_is_not_in_the_text_twice(repeated: bool) -> None:
+    asked, answer = ids("Why is Mars"), ids(" red")
+    kept = stream("a", prompt=asked, echo=asked, streaming=False)
+    pushed = kept.push([asked + answer if repeated else answer], 0, "", TOKEN_TEXTS)
+
+    assert (pushed.texts, pushed.over) == (["Why is Mars red"], True)
+
+
 def test_beams_are_whole_texts_and_sequences_go_on() -> None:
     beams, sequences = stream("a"), stream("a")
     one, two = ids("one"), ids("two")

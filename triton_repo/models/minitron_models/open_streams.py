@@ -86,7 +86,8 @@ class OpenStream:
     max_tokens: int
     streaming: bool
     words: StopWords | None = None
-    prompt: Sequence[int] = ()
+    prompt: Sequence[int] = ()  # goes before the text
+    echo: Sequence[int] = ()  # the prompt, too, where tensorrt_llm may repeat it
     sequences: dict[int, SequenceText] = field(default_factory=dict)
     responses: int = 0
     told_to_stop: bool = False
@@ -96,6 +97,8 @@ class OpenStream:
         self, rows: Sequence[Sequence[int]], index: int, reason: str, token_texts: TokenTexts
     ) -> TextUpdate:
         """Take a response: the ids of a sequence's rows, and why it ended, "" if it is not said."""
+        if self.echo:
+            rows = [self._without_echo(ids) for ids in rows]
         sequences = self._continue_sequences(rows, index, token_texts)
         last = bool(reason) or self._is_over(sequences[0], rows[0])
         texts, stopped = [], True
@@ -105,6 +108,10 @@ class OpenStream:
         over = last or stopped
         reasons = [self._reason(each, reason, last) for each in sequences] if over else []
         return TextUpdate(texts, reasons, over, stopped and not last)
+
+    def _without_echo(self, ids: Sequence[int]) -> Sequence[int]:
+        count = len(self.echo)
+        return ids[count:] if ids[:count] == self.echo else ids
 
     def _continue_sequences(
         self, rows: Sequence[Sequence[int]], index: int, token_texts: TokenTexts

@@ -40,6 +40,7 @@ PASSED_ON: Final[Mapping[str, str]] = MappingProxyType(
 TEXT_INPUTS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "text_input": "QUERY",
+        "decoder_text_input": "DECODER_QUERY",
         "bad_words": "BAD_WORDS_DICT",
         "stop_words": "STOP_WORDS_DICT",
         "embedding_bias_words": "EMBEDDING_BIAS_WORDS",

@@ -66,6 +66,7 @@ class TritonPythonModel:
         if request_id:
             names.append(request_id)
         words = inputs.get("OPEN_STOP_WORDS")
+        echo = inputs.get("OPEN_ECHO")
         texts = [] if words is None else [word.decode("utf-8") for word in words.reshape(-1)]
         self._streams.open(
             OpenStream(
@@ -74,6 +75,7 @@ class TritonPythonModel:
                 streaming=inputs["OPEN_STREAM"].item(),
                 words=StopWords(texts) if texts else None,
                 prompt=inputs["TOKENS_BATCH"].reshape(-1).tolist(),
+                echo=[] if echo is None else echo.reshape(-1).tolist(),
             )
         )
         return response({})

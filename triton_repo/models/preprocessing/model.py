@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 REQUIRED = {"QUERY": "text_input", "REQUEST_OUTPUT_LEN": "max_tokens"}
 """From required inputs to what clients of the text models call them."""
 
+BY_HAND = "DECODER_INPUT_ID"
+"""The output that the ensemble does not ask for: a client calls the models one after another."""
+
 
 class TritonPythonModel:
     """Called by Triton's Python backend."""
@@ -42,13 +45,15 @@ class TritonPythonModel:
                     raise ValueError(f"{name} / {client_name} is missing")
             prompt = self._encoder.encode(read_text_tensors(request, TEXT_INPUTS))
             length = scalar(request, "REQUEST_OUTPUT_LEN")
-            stream_id = self._open(request, prompt, length)
+            by_hand = BY_HAND in request.requested_output_names()
+            stream_id = self._open(request, prompt, length, by_hand=by_hand)
         except ValueError as error:
             return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
         except RuntimeError as error:
             return error_response(str(error), pb_utils.TritonError.INTERNAL)
         return response(
             {
+                **(_unused_outputs(prompt) if by_hand else {}),
                 **{ENCODED_INPUTS[name]: value for name, value in prompt.inputs.items()},
                 "REQUEST_OUTPUT_LEN": np.array([[length]], np.int32),
                 # postprocessing puts the prompt's text back where it is wanted.
@@ -57,7 +62,9 @@ class TritonPythonModel:
             }
         )
 
-    def _open(self, request: TritonRequest, prompt: Prompt, length: int) -> NDArray[Any]:
+    def _open(
+        self, request: TritonRequest, prompt: Prompt, length: int, *, by_hand: bool
+    ) -> NDArray[Any]:
         """Tell postprocessing what the text of this request depends on; return the stream's id.
 
         It is drawn by chance, [1, 1]: a client's own id may be another's, too.
@@ -73,8 +80,24 @@ class TritonPythonModel:
             "OPEN_MAX_TOKENS": np.array([[length]], np.int32),
             "OPEN_STREAM": np.array([[streaming]], np.bool_),
         }
+        if by_hand:
+            # What tensorrt_llm then does with the prompt is the client's to say: it may repeat it.
+            opening["OPEN_ECHO"] = prompt.inputs["input_ids"]
         if prompt.words:
             words = [word.encode("utf-8") for word in prompt.words]
             opening["OPEN_STOP_WORDS"] = np.array([words], np.object_)
         exchange("postprocessing", request.request_id(), opening)
         return stream_id
+
+
+def _unused_outputs(prompt: Prompt) -> dict[str, NDArray[Any]]:
+    """Return what upstream sends in any case, as it is where it says nothing."""
+    pad_id = prompt.inputs.get("pad_id", np.zeros((1, 1), np.int32))
+    no_words = np.array([[[0], [-1]]], np.int32)
+    return {
+        "DECODER_INPUT_ID": pad_id,
+        "REQUEST_DECODER_INPUT_LEN": np.ones((1, 1), np.int32),
+        "BAD_WORDS_IDS": no_words,
+        "STOP_WORDS_IDS": no_words,
+        "EMBEDDING_BIAS": np.empty((1, 0), np.float32),
+    }
