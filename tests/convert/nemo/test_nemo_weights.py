@@ -231,6 +231,8 @@ def test_without_a_tokenizer_padding_is_kept_and_said(command: Command, tmp_path
     assert result.stderr.splitlines() == [
         "warning: how many tokens the tokenizer has is not in the archive: all 48 rows of the "
         "embedding are kept, the last of which may be padding to a multiple of 16",
+        "warning: nothing says which id ends a text, so that answers go on until their token "
+        "limit; put the model's eos_token_id into generation_config.json",
         f"warning: {source} has no tokenizer; serving text will need one",
     ]
     assert manifest(tmp_path / "checkpoint")["spec"]["vocab"] == 48
