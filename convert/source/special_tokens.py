@@ -63,7 +63,10 @@ def read_special_tokens(
         eos_ids=ends.ids,
         pad_id=_first((record.pad_id for record in stated.values()), vocab),
     )
-    return FolderTokens(tokens, (*ends.warnings, *_pad_warnings(tokenizer, vocab)))
+    # A tokenizer that comes later, with --tokenizer, may say what ends a text.
+    later = () if tokenizer.files else (NO_END,)
+    warnings = (warning for warning in ends.warnings if warning not in later)
+    return FolderTokens(tokens, (*warnings, *_pad_warnings(tokenizer, vocab)))
 
 
 def choose_end_ids(
