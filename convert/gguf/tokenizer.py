@@ -16,12 +16,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.convert import tokenizer_json
 from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, TokenType, Vocabulary
 from minitron_trt.convert.source.folder_files import write_json
+from minitron_trt.convert.tokenizer_json import added_token, bpe, scored_merges, spaced
 from minitron_trt.errors import BadInputError, UnsupportedError
 
-_SPACE = "\u2581"  # what SentencePiece writes for a space
 _WORDS_OF_LLAMA: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -111,22 +112,15 @@ def _tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
             "'llama': put the model's tokenizer.json beside the file"
         )
     added = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": index,
-                "content": token,
-                **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
-                "special": vocabulary.types[index] != TokenType.USER_DEFINED,
-            }
-            for token, index in vocabulary.of(*added)
-        ],
-        **parts,
-        "post_processor": _template(vocabulary, begin),
-    }
+    return tokenizer_json.tokenizer(
+        parts,
+        (
+            added_token(token, special=vocabulary.types[token[1]] != TokenType.USER_DEFINED)
+            for token in vocabulary.of(*added)
+        ),
+        first=_around(vocabulary, "bos", begin),
+        last=_around(vocabulary, "eos", False),
+    )
 
 
 def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
@@ -147,7 +141,7 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
     }
     usual = splitting.words is None
     pre = {**level, "use_regex": usual}
-    model = _bpe(vocabulary.known(), list(_listed_merges(vocabulary)))
+    model = bpe(vocabulary.known(), list(_listed_merges(vocabulary)))
     parts = {
         "normalizer": None,
         "pre_tokenizer": pre if usual else {"type": "Sequence", "pretokenizers": [split, pre]},
@@ -175,19 +169,11 @@ def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
             f"{file.path} has a tokenizer that drops spaces, which is not supported; put the "
             "model's tokenizer.json beside the file"
         )
-    prefixed = file.flag(f"{KEY}.add_space_prefix", True)
     unknown = [token for token, _ in vocabulary.of(TokenType.UNKNOWN)]
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
-    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *([strip] if prefixed else [])]
-    prepend = [{"type": "Prepend", "prepend": _SPACE}] if prefixed else []
     return {
-        "normalizer": {"type": "Sequence", "normalizers": [*prepend, replace]},
-        "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
+        **spaced(prefixed=file.flag(f"{KEY}.add_space_prefix", True)),
         "model": {
-            **_bpe(known, _scored_merges(vocabulary)),
+            **bpe(known, _scored_merges(vocabulary)),
             "unk_token": unknown[0] if unknown else None,
             "fuse_unk": True,
             "byte_fallback": all(f"<0x{byte:02X}>" in known for byte in range(256)),
@@ -201,62 +187,11 @@ def _scored_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
         raise BadInputError(
             f"{vocabulary.file.path} has {len(vocabulary.tokens)} tokens but {len(scores)} scores"
         )
-    pieces = dict(vocabulary.of(TokenType.NORMAL))
-    merges = [
-        (-scores[index], index, pieces[left], pieces[right], left, right)
-        for piece, index in pieces.items()
-        for left, right in ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        if left in pieces and right in pieces
-    ]
-    return [(left, right) for *_, left, right in sorted(merges)]
+    return scored_merges(dict(vocabulary.of(TokenType.NORMAL)), scores)
 
 
-def _bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:
-    return {
-        "type": "BPE",
-        **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix")),
-        "end_of_word_suffix": None,
-        **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
-        "vocab": vocabulary,
-        "merges": merges,
-    }
-
-
-def _template(vocabulary: Vocabulary, begin: bool) -> dict[str, Any] | None:
-    """Return what puts the begin-of-text and end-of-text tokens around a text, if any does."""
-    flags = {
-        "bos": vocabulary.file.flag(f"{KEY}.add_bos_token", begin),
-        "eos": vocabulary.file.flag(f"{KEY}.add_eos_token", False),
-    }
-    used = {
-        name: index
-        for name, wanted in flags.items()
-        if wanted and (index := vocabulary.special(name)) is not None
-    }
-    if not used:
-        return None
-
-    def around(name: str, kind: int) -> list[dict[str, Any]]:
-        """Return the tokens around one of two texts."""
-        text = {"Sequence": {"id": name, "type_id": kind}}
-        first, last = (
-            [{"SpecialToken": {"id": vocabulary.tokens[used[end]], "type_id": kind}}]
-            if end in used
-            else []
-            for end in ("bos", "eos")
-        )
-        return [*first, text, *last]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": [*around("A", 0), *around("B", 1)],
-        "special_tokens": {
-            vocabulary.tokens[index]: {
-                "id": vocabulary.tokens[index],
-                "ids": [index],
-                "tokens": [vocabulary.tokens[index]],
-            }
-            for index in used.values()
-        },
-    }
+def _around(vocabulary: Vocabulary, name: str, default: bool) -> tuple[str, int] | None:
+    """Return the token that is put before or after a text, if the file has one and says so."""
+    index = vocabulary.special(name)
+    wanted = vocabulary.file.flag(f"{KEY}.add_{name}_token", default)
+    return None if index is None or not wanted else (vocabulary.tokens[index], index)

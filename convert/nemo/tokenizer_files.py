@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -16,6 +16,7 @@ from typing import Any, Final
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.nemo.archive import ByteRange, NemoArchive
 from minitron_trt.convert.nemo.model_config import NemoConfig
+from minitron_trt.convert.source.protobuf_fields import protobuf_fields
 from minitron_trt.errors import BadInputError
 
 SENTENCEPIECE_FILE: Final = "tokenizer.model"
@@ -83,11 +84,11 @@ def _sentencepiece_facts(file: ByteRange) -> tuple[int, dict[str, int]]:
     """Return the number of pieces and the ids of the control pieces that begin and end text."""
     pieces, trainer = list[bytes](), dict[int, Any]()
     try:
-        for number, value in _fields(file.read()):
+        for number, value in protobuf_fields(file.read()):
             if number == _PIECE:
                 pieces.append(value)
             elif number == _TRAINER:
-                trainer = dict(_fields(value))
+                trainer = dict(protobuf_fields(value))
         texts = {name: trainer.get(number, text) for name, (number, text) in _SPECIAL.items()}
         special = {
             name: index
@@ -103,33 +104,5 @@ def _sentencepiece_facts(file: ByteRange) -> tuple[int, dict[str, int]]:
 
 
 def _is_control(piece: bytes, text: bytes) -> bool:
-    fields = dict(_fields(piece))
+    fields = dict(protobuf_fields(piece))
     return fields.get(_TEXT) == text and fields.get(_TYPE) == _CONTROL
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield the fields of a protobuf message: whole numbers, or bytes."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        kind, length = tag & 7, {1: 8, 5: 4}.get(tag & 7)
-        if kind == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value - (1 << 64) if value >> 63 else value
-            continue
-        if kind == 2:
-            length, at = _varint(data, at)
-        if length is None or at + length > len(data):
-            raise ValueError("a field of an unknown kind, or beyond the end")
-        yield tag >> 3, data[at : at + length]
-        at += length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 70:
-        byte = data[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
-        if byte < 128:
-            return value, at
-    raise ValueError("a number without an end")
