@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.convert.conftest import write_gguf as write_gguf
+from tests.patience import PATIENCE_S
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.clients.client import Client
@@ -56,7 +57,9 @@ def test_the_served_text_of_a_q8_0_file_is_its_source_models(
         running_server(
             tmp_path / "repository", ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
         ) as server,
-        Client.connect(server.endpoints.grpc_url, timeout_s=120) as client,
+        Client.connect(
+            server.endpoints.grpc_url, timeout_s=120, connect_timeout_s=PATIENCE_S
+        ) as client,
     ):
         served = [client.generate(GenerateRequest(prompt, max_tokens=200)) for prompt in PROMPTS]
 

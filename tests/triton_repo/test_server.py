@@ -59,7 +59,7 @@ def expected(served: Served) -> dict[str, str]:
 def client(request: pytest.FixtureRequest, served: Served) -> Any:
     """A client of each protocol."""
     url = getattr(served.endpoints, f"{request.param}_url")
-    with Client.connect(url, timeout_s=PATIENCE_S) as client:
+    with Client.connect(url, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S) as client:
         yield client
 
 
@@ -70,20 +70,25 @@ def ask(prompt: str, **changes: Any) -> GenerateRequest:
 
 def slots_in_use(served: Served) -> int:
     """Return how many requests tensorrt_llm works on, from its Prometheus metric."""
-    return metric(served, 'request_type="active"')
+    return metric(metrics(served), 'request_type="active"')
 
 
 def long_answers(served: Served) -> int:
     """Return how many answers have had more than 500 tokens."""
-    name = "nv_llm_output_token_len"
-    return metric(served, f"{name}_count") - metric(served, f'{name}_bucket.*le="500"')
+    name, lines = "nv_llm_output_token_len", metrics(served)
+    return metric(lines, f"{name}_count") - metric(lines, f'{name}_bucket.*le="500"')
 
 
-def metric(served: Served, name: str) -> int:
-    """Return one of tensorrt_llm's Prometheus metrics."""
+def metrics(served: Served) -> list[str]:
+    """Return the lines of a server's Prometheus metrics."""
     url = f"http://127.0.0.1:{served.endpoints.metrics_port}/metrics"
     with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
-        lines = answer.read().decode().splitlines()
+        lines: list[str] = answer.read().decode().splitlines()
+    return lines
+
+
+def metric(lines: list[str], name: str) -> int:
+    """Return the value of one metric."""
     (found,) = (line for line in lines if re.search(name, line) and not line.startswith("#"))
     return int(float(found.rpartition(" ")[2]))
 
@@ -123,7 +128,9 @@ def test_many_requests_at_once_get_the_answers_they_get_alone(
     """Four slots serve twelve requests, so that some join while others run."""
     prompts = PROMPTS * 2
     with (
-        Client.connect(served.endpoints.grpc_url, timeout_s=PATIENCE_S) as client,
+        Client.connect(
+            served.endpoints.grpc_url, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S
+        ) as client,
         ThreadPoolExecutor(len(prompts)) as threads,
     ):
         texts = list(threads.map(lambda p: client.generate(ask(p, model=model)), prompts))
@@ -133,7 +140,9 @@ def test_many_requests_at_once_get_the_answers_they_get_alone(
 
 def test_the_asyncio_client_streams_the_same(served: Served, expected: dict[str, str]) -> None:
     async def run(url: str) -> list[str]:
-        async with AsyncClient.connect(url, timeout_s=PATIENCE_S) as client:
+        async with AsyncClient.connect(
+            url, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S
+        ) as client:
             return list(await asyncio.gather(*(client.generate(ask(prompt)) for prompt in PROMPTS)))
 
     for url in (served.endpoints.grpc_url, served.endpoints.http_url):

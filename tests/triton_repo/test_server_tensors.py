@@ -20,7 +20,15 @@ from tests.triton_repo.output_shapes import (
     expected_shapes,
     sent_shapes,
 )
-from tests.triton_repo.runtimes.test_runtime import TOLERANCE, greedy, hf_ids, logits_of
+from tests.triton_repo.runtimes.test_runtime import (
+    COUNT,
+    PENALTIES,
+    REPETITION,
+    TOLERANCE,
+    greedy,
+    hf_ids,
+    logits_of,
+)
 from tests.triton_repo.text_calls import TYPES, Answered, RefusalError, ask, tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,7 +36,6 @@ pytestmark = pytest.mark.server
 
 PROMPT = "Complete the paragraph: our solar system is"
 FRONT_MODELS = ("ensemble", "tensorrt_llm_bls")
-COUNT = 24  # what the helpers of test_runtime generate
 
 Ask = Callable[..., Answered]
 
@@ -137,17 +144,18 @@ def test_outputs_have_the_shapes_that_upstream_sends(
 
 
 def test_repetition_is_penalized_as_in_transformers(asked: Ask, expected: Expected) -> None:
-    ids = expected.greedy(repetition_penalty=6.0)
+    ids = expected.greedy(repetition_penalty=REPETITION)
 
     assert ids != expected.greedy()
-    assert asked(repetition_penalty=6.0).text == expected.text(ids)
+    assert asked(repetition_penalty=REPETITION).text == expected.text(ids)
 
 
 def test_presence_and_frequency_of_prompt_and_answer_are_penalized(
     asked: Ask, expected: Expected
 ) -> None:
-    ids = expected.penalized(presence=12.0, frequency=8.0, temperature=2.0)
-    answer = asked(presence_penalty=12.0, frequency_penalty=8.0, temperature=2.0)
+    presence, frequency, temperature = PENALTIES[-1]
+    ids = expected.penalized(presence, frequency, temperature)
+    answer = asked(presence_penalty=presence, frequency_penalty=frequency, temperature=temperature)
 
     assert ids != expected.greedy()
     assert answer.text == expected.text(ids)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.patience import until
+from tests.patience import PATIENCE_S, until
 from tests.triton_repo.conftest import Served
 from tests.triton_repo.test_server import FRONT_MODELS, PROMPTS, slots_in_use
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -90,7 +90,7 @@ class Crowd:
         model = choice.choice(FRONT_MODELS)
         request = GenerateRequest(prompt, max_tokens=count, model=model)
         async with self._slots:
-            client = AsyncClient.connect(url, timeout_s=300)
+            client = AsyncClient.connect(url, timeout_s=300, connect_timeout_s=PATIENCE_S)
             try:
                 texts = await self._read(client, request, leaves_after, hangs_up)
             except ServerError as error:

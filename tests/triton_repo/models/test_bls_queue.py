@@ -69,7 +69,9 @@ def test_a_row_too_many_is_refused_and_the_next_request_answered(endpoints: Endp
 
 def test_a_full_queue_is_said_to_be_so_and_leaving_makes_room(endpoints: Endpoints) -> None:
     with (
-        Client.connect(endpoints.grpc_url, timeout_s=PATIENCE_S) as client,
+        Client.connect(
+            endpoints.grpc_url, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S
+        ) as client,
         ThreadPoolExecutor(2) as pool,
     ):
         running = client.stream(GenerateRequest(PROMPT, max_tokens=1000, model=BLS))
@@ -117,7 +119,9 @@ def status_of(endpoints: Endpoints, model: str, **inputs: Any) -> str:
 
 def test_a_request_whose_time_is_up_waits_no_longer(endpoints: Endpoints) -> None:
     with (
-        Client.connect(endpoints.grpc_url, timeout_s=PATIENCE_S) as client,
+        Client.connect(
+            endpoints.grpc_url, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S
+        ) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         running = client.stream(GenerateRequest(PROMPT, max_tokens=1000, model=BLS, end_id=0))

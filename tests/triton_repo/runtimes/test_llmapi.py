@@ -84,7 +84,9 @@ def model(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def client(served: Served) -> Iterator[Client]:
     """A client of the text models."""
-    with Client.connect(served.endpoints.grpc_url, timeout_s=PATIENCE_S) as client:
+    with Client.connect(
+        served.endpoints.grpc_url, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S
+    ) as client:
         yield client
 
 
@@ -454,7 +456,9 @@ def test_short_requests_by_the_hundred_are_all_counted(served: Served) -> None:
 def test_without_streams_one_response_answers_and_more_are_refused(tmp_path: Path) -> None:
     with (
         serve(tmp_path, ServingRecipe(decoupled=False, bls_instances=1)) as server,
-        Client.connect(server.endpoints.grpc_url, timeout_s=PATIENCE_S) as client,
+        Client.connect(
+            server.endpoints.grpc_url, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S
+        ) as client,
     ):
         url = server.endpoints.grpc_url.removeprefix("grpc://")
         runtime = Runtime(url, "", tmp_path, server.pid)

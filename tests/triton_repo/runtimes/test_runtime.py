@@ -18,7 +18,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorLis
 pytestmark = pytest.mark.server
 
 PROMPT = "Complete the paragraph: our solar system is"
-COUNT = 24
+# With these and their penalties the best token leads by 0.75 or more everywhere: rounding, which
+# differs between processors, changes no answer.
+COUNT = 18
+REPETITION = 2.4
+PENALTIES = [
+    (16.0, 0.0, 1.0),
+    (0.0, 16.0, 1.0),
+    (6.0, 2.0, 2.0),
+]  # presence, frequency, temperature
 # The sample's bf16 logits reach 30, where neighbouring numbers are 1/8 apart, and each layer rounds
 # about fifteen times.
 TOLERANCE = 0.5
@@ -165,15 +173,13 @@ def test_a_bias_of_another_size_is_refused_with_both_sizes(
 
 
 def test_repetition_penalty_is_transformers(runtime: Runtime, model: Any, ids: list[int]) -> None:
-    expected = hf_ids(model, ids, repetition_penalty=6.0)
+    expected = hf_ids(model, ids, repetition_penalty=REPETITION)
 
-    assert answer(runtime, ids, repetition_penalty=6.0) == expected
+    assert answer(runtime, ids, repetition_penalty=REPETITION) == expected
     assert expected != hf_ids(model, ids)
 
 
-@pytest.mark.parametrize(
-    ("presence", "frequency", "temperature"), [(30.0, 0.0, 1.0), (0.0, 16.0, 1.0), (12.0, 8.0, 2.0)]
-)
+@pytest.mark.parametrize(("presence", "frequency", "temperature"), PENALTIES)
 def test_presence_and_frequency_penalties_count_prompt_and_answer(
     runtime: Runtime,
     model: Any,

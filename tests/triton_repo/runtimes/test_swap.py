@@ -82,7 +82,7 @@ def protocol(request: pytest.FixtureRequest) -> str:
 def client(swapped: Served, protocol: str) -> Iterator[Client]:
     """A client of each protocol."""
     url = getattr(swapped.endpoints, f"{protocol}_url")
-    with Client.connect(url, timeout_s=PATIENCE_S) as client:
+    with Client.connect(url, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S) as client:
         yield client
 
 
