@@ -20,6 +20,7 @@ from minitron_trt.convert.conversion_plan import (
     check_groups,
     fused,
 )
+from minitron_trt.convert.source.hf_config import UNREAD_KEYS, config_record
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, QUANTIZATION_KEYS
 from minitron_trt.errors import UnsupportedError, UsageError
@@ -29,6 +30,7 @@ from minitron_trt.spec import Parallelism
 from minitron_trt.version import __version__
 
 _PRODUCER: Final = {"name": "minitron-trt", "version": __version__}
+_WINDOW: Final = "sliding_window"
 _UNQUANTIZED_MODULES: Final = ["lm_head", "model.embed_tokens"]
 
 
@@ -85,9 +87,16 @@ def _tensors(
 
 
 def write_hf_configs(folder: Path, source: Mapping[str, Any], plan: ConversionPlan) -> None:
-    """Write config.json, the source's but for its number format, and hf_quant_config.json."""
-    replaced = ("torch_dtype", "dtype", *QUANTIZATION_KEYS)
+    """Write config.json and hf_quant_config.json.
+
+    The first is the source's but for its number format and the facts of the model, which are as
+    the weights have them and where transformers 4.57 and 5 look for them.
+    """
+    replaced = ("torch_dtype", "dtype", *QUANTIZATION_KEYS, *UNREAD_KEYS)
     config = {key: value for key, value in source.items() if key not in replaced}
+    facts = config_record(plan.spec)
+    # A window as long as the context stays as it was stated.
+    config |= {key: facts[key] for key in facts if key != _WINDOW or key not in config}
     config["torch_dtype"] = plan.precision.dtype
     if plan.precision.algorithm:
         block = _quantization(plan.precision)

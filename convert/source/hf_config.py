@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from minitron_trt.convert.source.class_defaults import CLASS_DEFAULTS
 from minitron_trt.convert.source.config_values import finite_number
-from minitron_trt.convert.source.rope_config import read_rope
+from minitron_trt.convert.source.rope_config import ORIGINAL_LENGTH, PERCENT_KEYS, read_rope
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.families import Family, Norm, family_of
 from minitron_trt.spec import ModelSpec
@@ -22,6 +22,8 @@ _ARCHITECTURE_OF: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 _HEAD_SIZE_KEYS: Final = ("head_dim", "kv_channels")
+UNREAD_KEYS: Final = ("kv_channels", *PERCENT_KEYS, "layer_norm_eps", ORIGINAL_LENGTH)
+"""Other spellings of facts, which transformers passes over or which stand elsewhere as well."""
 
 
 @dataclass(frozen=True, slots=True)

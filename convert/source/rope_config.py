@@ -21,8 +21,8 @@ from minitron_trt.spec import Llama3Scaling, Rope
 _THETA, _FRACTION = "rope_theta", "partial_rotary_factor"
 _DEFAULT_THETA: Final = 10000.0
 _LEGACY, _OWN = "rope_scaling", "rope_parameters"
-_PERCENT_KEYS: Final = ("rope_percent", "rope_percentage")
-_ORIGINAL: Final = "original_max_position_embeddings"
+PERCENT_KEYS: Final = ("rope_percent", "rope_percentage")
+ORIGINAL_LENGTH: Final = "original_max_position_embeddings"
 
 
 def read_rope(record: Mapping[str, Any], family: Family) -> Rope:
@@ -93,7 +93,7 @@ def _fraction(places: _Places, family: Family) -> float:
     record, default = places.record, family.rotary_fraction
     if family.norm is Norm.RMS:
         # transformers 5 passes over these keys, and 4.57 cannot run what it makes of them.
-        for key in (_FRACTION, *_PERCENT_KEYS):
+        for key in (_FRACTION, *PERCENT_KEYS):
             for place, value in places.stated(key).items():
                 if value != default:
                     raise UnsupportedError(
@@ -108,7 +108,7 @@ def _fraction(places: _Places, family: Family) -> float:
             "4.57; state it"
         )
     fraction = places.read(_FRACTION, default)
-    for key in _PERCENT_KEYS:
+    for key in PERCENT_KEYS:
         for place, value in places.stated(key).items():
             if value != fraction:
                 raise BadInputError(
@@ -134,10 +134,11 @@ def _scaling(places: _Places, family: Family) -> Llama3Scaling | None:
             f"computes for {family.architecture} and 4.57 does not; remove {_LEGACY} or move it "
             f"to {_OWN}"
         )
-    beside = places.record.get(_ORIGINAL)
+    beside = places.record.get(ORIGINAL_LENGTH)
     if beside is not None and beside != scaling.original_max_positions:
+        inner = f"{next(iter(scalings))}.{ORIGINAL_LENGTH}"
         raise BadInputError(
-            f"config.json: {_ORIGINAL} is {beside!r} but {next(iter(scalings))}.{_ORIGINAL} is "
+            f"config.json: {ORIGINAL_LENGTH} is {beside!r} but {inner} is "
             f"{scaling.original_max_positions}; keep the one that the model was trained with"
         )
     return scaling

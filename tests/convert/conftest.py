@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,3 +212,30 @@ def write_gguf() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def ask_457() -> Iterator[Callable[[Any], Any]]:
+    """Return a question to transformers 4.57, in the environment that PYTHON_457 names."""
+    python = os.environ.get("PYTHON_457")
+    if not python:
+        pytest.skip("NOT TESTED, PYTHON_457 names no Python that has transformers 4.57")
+    program = Path(__file__).with_name("source") / "transformers_reading.py"
+    with subprocess.Popen(
+        [python, str(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sent, answers = process.stdin, process.stdout
+
+        def ask(question: Any) -> Any:
+            sent.write(json.dumps(question) + "\n")
+            sent.flush()
+            return json.loads(answers.readline())
+
+        yield ask
+        sent.close()

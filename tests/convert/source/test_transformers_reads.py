@@ -6,18 +6,14 @@ with, shapes, window and ties. `PYTHON_457` names the Python of an environment w
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.convert.source.transformers_reading import defaults_of, reading_of
+from tests.convert.source.transformers_reading import answer_of as ask_5
 
 from minitron_trt.convert.source.class_defaults import CLASS_DEFAULTS
 from minitron_trt.convert.source.hf_config import HfConfig, config_record, read_spec
@@ -49,38 +45,6 @@ STRETCH: Final[dict[str, Any]] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-
-
-@pytest.fixture(scope="module")
-def ask_457() -> Iterator[Ask]:
-    """Return a question to transformers 4.57: a config, or the name of a class."""
-    python = os.environ.get("PYTHON_457")
-    if not python:
-        pytest.skip("NOT TESTED, PYTHON_457 names no Python that has transformers 4.57")
-    program = Path(__file__).with_name("transformers_reading.py")
-    with subprocess.Popen(
-        [python, str(program)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        sent, answers = process.stdin, process.stdout
-
-        def ask(question: Any) -> dict[str, Any]:
-            sent.write(json.dumps(question) + "\n")
-            sent.flush()
-            answer: dict[str, Any] = json.loads(answers.readline())
-            return answer
-
-        yield ask
-        sent.close()
-
-
-def ask_5(question: Any) -> dict[str, Any]:
-    return defaults_of(question) if isinstance(question, str) else reading_of(question)
 
 
 def with_some(required: dict[str, Any], **optional: st.SearchStrategy[Any]) -> Any:

@@ -1,4 +1,6 @@
-"""What the transformers installed beside it makes of a config.json: one on a line, one answer each.
+"""What the transformers installed beside it makes of a config.json or a model folder.
+
+A question is a line of JSON and so is its answer.
 
 A program of its own, so that a second environment's transformers can answer too.
 """
@@ -44,6 +46,26 @@ def reading_of(record: dict[str, Any]) -> dict[str, Any]:
         return {"fails": f"{type(error).__name__}: {error}"}
 
 
+def logits_of(folder: str, ids: list[int]) -> Any:
+    """Return the logits of a model folder in float32, one list for each token."""
+    import torch
+    from transformers.models.auto import modeling_auto
+
+    auto: Any = modeling_auto.AutoModelForCausalLM
+    model = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        return model(torch.tensor([ids])).logits[0].tolist()
+
+
+def answer_of(question: Any) -> Any:
+    """Answer a question: a class's name, a config, or a folder with token ids."""
+    if isinstance(question, str):
+        return defaults_of(question)
+    if "folder" in question:
+        return logits_of(question["folder"], question["ids"])
+    return reading_of(question)
+
+
 def defaults_of(kind: str) -> dict[str, Any]:
     """Return what a config class holds when it is told nothing."""
     from transformers import AutoConfig
@@ -54,7 +76,6 @@ def defaults_of(kind: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        asked = json.loads(line)
-        answer = defaults_of(asked) if isinstance(asked, str) else reading_of(asked)
+        answer = answer_of(json.loads(line))
         sys.stdout.write(json.dumps(answer, default=str) + "\n")
         sys.stdout.flush()
