@@ -20,7 +20,10 @@ LLMAPI_LAUNCH: Final = "trtllm-llmapi-launch"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Where things are on the machine, or in the container, that runs the server."""
+    """Where things are on the machine, or in the container, that runs the server.
+
+    The names of its regions in /dev/shm begin with `shm_prefix`.
+    """
 
     server: str
     repository: Path
@@ -28,6 +31,7 @@ class Program:
     python: str = "python3"
     mpirun_wrapper: Path = MPIRUN_WRAPPER
     gpus: int = 0
+    shm_prefix: str = "prefix"
 
 
 def is_multi_model(served: ServedRepository, options: ServerOptions) -> bool:
@@ -61,19 +65,22 @@ def command_line(
         first += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]
         first += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(program.gpus)]
     if ranks == 1 and not multi_model:
-        return tuple(first)
+        return (*first, _shm_option(program, 0))
     launch = [LLMAPI_LAUNCH] if served.runtime == LLMAPI else []
     command = [program.python, str(program.mpirun_wrapper), *_MPIRUN]
     if ranks > 1:
         command.append("--tag-output")
     for rank in range(ranks):
         server = first if rank == 0 else _server(program, _worker(served))
-        prefix = f"--backend-config=python,shm-region-prefix-name=prefix{rank}_"
         if rank:
             # mpirun's mark between the programs of different ranks.
             command.append(":")
-        command += ["-n", "1", *launch, *server, prefix]
+        command += ["-n", "1", *launch, *server, _shm_option(program, rank)]
     return tuple(command)
+
+
+def _shm_option(program: Program, rank: int) -> str:
+    return f"--backend-config=python,shm-region-prefix-name={program.shm_prefix}{rank}_"
 
 
 def _server(program: Program, arguments: list[str]) -> list[str]:

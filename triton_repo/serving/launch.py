@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+_SHARED_MEMORY: Final = Path("/dev/shm")
 Explain = Callable[[int, str], str | None]
 """Say what an exit status and the last lines of the log mean; None leaves it to the default."""
 
@@ -16,6 +18,7 @@ class Launch:
 
     SIGTERM to the command makes the server finish its requests and end. `links` and `texts` are
     files to make, by their paths; `remove` is a command that makes sure of the end afterwards;
+    names in /dev/shm that begin with `shm_prefix` are its own, "" when nobody can tell;
     `check` raises when something that it needs is absent; `holes` says what is known to end such a
     server by a signal.
     """
@@ -31,6 +34,13 @@ class Launch:
     check: Callable[[], None] = lambda: None
     explain: Explain = lambda code, tail: None
     holes: str | None = None
+    shm_prefix: str = ""
+
+    def remove_shared_memory(self) -> None:
+        """Remove the regions that it left in /dev/shm, which a server that is killed does."""
+        if self.shm_prefix:
+            for region in _SHARED_MEMORY.glob(f"{self.shm_prefix}*"):
+                region.unlink(missing_ok=True)
 
     def prepare(self) -> None:
         """Check what it needs and make the files."""

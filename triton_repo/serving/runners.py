@@ -6,6 +6,7 @@ A runner turns a repository and options into a `Launch`; `choose` finds the one 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import sys
 import tempfile
@@ -162,6 +163,7 @@ def _on_this_machine(
     scratch: Path,
 ) -> Launch:
     gathered = scratch / "backends"
+    shm_prefix = f"minitron-trt-{secrets.token_hex(6)}-"
     view = view_of(served, scratch / "models")
     program = Program(
         server=str(installation.binary),
@@ -169,6 +171,7 @@ def _on_this_machine(
         backends=installation.backends or gathered,
         python=sys.executable,
         gpus=(len(options.gpus) or len(local_gpus())) if is_multi_model(served, options) else 0,
+        shm_prefix=shm_prefix,
     )
     environment = {**installation.environment, **environment_of(served, options)}
     if options.gpus:
@@ -182,4 +185,5 @@ def _on_this_machine(
         links={**installation.backend_links(gathered), **view.links},
         texts=view.texts,
         holes=EMBEDDED_HOLES if runner == EMBEDDED else None,
+        shm_prefix=shm_prefix,
     )

@@ -14,7 +14,7 @@ from minitron_trt.artifacts import output_errors
 from minitron_trt.errors import ProcessError
 from minitron_trt.host.processes import OwnedProcess, is_running
 from minitron_trt.triton_repo.serving.launch import Launch
-from minitron_trt.triton_repo.serving.model_processes import model_processes
+from minitron_trt.triton_repo.serving.model_processes import Stall, model_processes
 from minitron_trt.triton_repo.serving.runtime_load import read_load, read_local
 from minitron_trt.triton_repo.serving.server_log import ServerLog
 from minitron_trt.triton_repo.serving.server_options import ServerOptions
@@ -29,6 +29,9 @@ _ASK_LOAD_S: Final = 0.2
 # A request may be between two models: so long nothing must be under way.
 _IDLE_S: Final = 1.0
 _REMOVE_S: Final = 60.0
+# Model processes that use no processor so long, and for that share of the deadline, stand still.
+_STALL_S: Final = 5.0
+_STALL_SHARE: Final = 0.25
 # How a shell, docker and mpirun pass on that a signal ended what they ran.
 _BY_SIGNAL: Final = 128
 
@@ -67,10 +70,12 @@ class TritonServer:
                 ", ".join(self._launch.models),
             )
             log.debug("%s", self._without_secret(shlex.join(self._launch.argv)))
-            self._process = OwnedProcess(
-                self._launch.argv, on_line=self._log.add, environment=self._launch.environment
-            )
-            self._wait_until_ready(self._process)
+            deadline = time.monotonic() + self._timeout_s
+            if not self._start(deadline, may_stall=False):
+                log.warning("the models' processes got no processor; starting once more")
+                self._end()
+                self._log.start_again()
+                self._start(deadline, may_stall=True)
         except BaseException:
             self._close()
             raise
@@ -158,16 +163,32 @@ class TritonServer:
         return False
 
     def _close(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.close()
-            if self._launch.remove:
-                remove = self._launch.remove
-                subprocess.run(remove, capture_output=True, timeout=_REMOVE_S, check=False)
+        self._end()
         self._log.close()
 
-    def _wait_until_ready(self, process: OwnedProcess) -> None:
-        deadline = time.monotonic() + self._timeout_s
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.close()
+        if self._launch.remove:
+            remove = self._launch.remove
+            subprocess.run(remove, capture_output=True, timeout=_REMOVE_S, check=False)
+        self._launch.remove_shared_memory()
+
+    def _start(self, deadline: float, *, may_stall: bool) -> bool:
+        """Start the server and wait until it is ready; return False when its models stall.
+
+        The stub of a Python model that gets no processor at the wrong moment, or is stopped, waits
+        for ever, and Triton for it.
+        """
+        self._process = process = OwnedProcess(
+            self._launch.argv, on_line=self._log.add, environment=self._launch.environment
+        )
+        stall = Stall(
+            lambda: set(process.members()) - {process.pid},
+            max(_STALL_S, self._timeout_s * _STALL_SHARE),
+        )
         while time.monotonic() < deadline:
             code = process.poll()
             if code is not None:
@@ -177,7 +198,9 @@ class TritonServer:
                 self._check_models()
                 self._models_by_pid = model_processes(process.members())
                 self._log.begin_serving()
-                return
+                return True
+            if not may_stall and stall.is_seen():
+                return False
             time.sleep(_POLL_S)
         waiting = self._log.waiting_for(self._launch.models)
         raise ProcessError(

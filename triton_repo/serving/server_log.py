@@ -90,6 +90,12 @@ class ServerLog:
         elif line.startswith(("E", "error")) and not _EVERYWHERE.search(line):
             self._complaint = line
 
+    def start_again(self) -> None:
+        """Forget how far the models were: the server starts anew."""
+        self.loaded.clear()
+        self._loading.clear()
+        self.begin_serving()
+
     def begin_serving(self) -> None:
         """Forget the complaints of the start, which came to nothing."""
         self._failures, self._complaint = {}, None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ _DIE_WITH_PARENT: Final = Path(__file__).with_name("die_with_parent.py")
 _KILL_S: Final = 10.0  # a process inside a driver's call takes its time to die
 _LOOK_S: Final = 0.01
 # Fields of /proc/PID/stat after the name.
-_STATE, _SESSION = 0, 3
+_STATE, _SESSION, _USER_TICKS, _SYSTEM_TICKS = 0, 3, 11, 12
 
 
 def output_of(argv: Sequence[str], timeout_s: float) -> str | None:
@@ -38,6 +38,12 @@ def private_bytes(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def processor_ticks(pids: Iterable[int]) -> int | None:
+    """Return what processes that still run have used of the processor; None when none does."""
+    ticks = [used for pid in pids if (used := _ticks(pid)) is not None]
+    return sum(ticks) if ticks else None
 
 
 class OwnedProcess:
@@ -142,8 +148,19 @@ def _running() -> Iterator[tuple[int, int]]:
 
 def _session(pid: int) -> int | None:
     """Return the session of a process, None for a zombie and for what has gone."""
+    fields = _fields(pid)
+    return int(fields[_SESSION]) if fields else None
+
+
+def _ticks(pid: int) -> int | None:
+    fields = _fields(pid)
+    return int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS]) if fields else None
+
+
+def _fields(pid: int) -> list[str] | None:
+    """Return what /proc says of a process after its name, None for a zombie and what has gone."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         fields = text.rpartition(")")[2].split()
-        return None if fields[_STATE] in "ZX" else int(fields[_SESSION])
+        return None if fields[_STATE] in "ZX" else fields
     return None

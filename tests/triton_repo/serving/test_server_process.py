@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,13 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.patience import PATIENCE_S, longer_and_longer
-from tests.triton_repo.ticker import children, write_ticker
+from tests.triton_repo.ticker import children, group_of, processes, write_ticker
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, ProcessError, UsageError
@@ -209,6 +212,62 @@ def test_a_server_that_is_too_slow_is_stopped_at_the_deadline(repository: Path) 
 
     assert f"not ready after {seconds:g} s; it was loading ticker; raise" in str(caught.value)
     assert children() == before
+
+
+def stubs_of(repository: Path) -> list[int]:
+    """Return the processes of a repository's Python models."""
+    pids = [pid for pid, _ in processes()]
+    return [
+        pid
+        for pid in pids
+        if "triton_python_backend_stub" in (command := command_of(pid))
+        and str(repository) in command
+    ]
+
+
+def command_of(pid: int) -> str:
+    """Return the command line of a process, "" for one that has gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    return ""
+
+
+@pytest.mark.server
+def test_a_start_whose_model_gets_no_processor_is_made_once_more(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stub that stands still at its beginning keeps Triton waiting for ever."""
+    monkeypatch.setattr("minitron_trt.triton_repo.serving.server._STALL_S", 1.0)
+    monkeypatch.setattr("minitron_trt.triton_repo.serving.server._STALL_SHARE", 0.0)
+    stopped = threading.Event()
+
+    def stop_the_first() -> None:
+        while not (stubs := stubs_of(repository)):
+            time.sleep(0.005)
+        os.kill(stubs[0], signal.SIGSTOP)
+        stopped.set()
+
+    threading.Thread(target=stop_the_first, daemon=True).start()
+    with running_server(
+        repository, ServerOptions(free_endpoints()), timeout_s=PATIENCE_S
+    ) as server:
+        assert stopped.is_set()
+        assert len(stubs_of(repository)) == 1
+        assert group_of(server.pid)
+
+
+@pytest.mark.server
+def test_a_killed_server_leaves_nothing_in_shared_memory(repository: Path, tmp_path: Path) -> None:
+    options = ServerOptions(free_endpoints())
+    served = ServedRepository.open(repository)
+    launch = plan(served, options, tmp_path / "scratch", "embedded")
+    with TritonServer(launch, options, timeout_s=PATIENCE_S) as server:
+        assert list(Path("/dev/shm").glob(f"{launch.shm_prefix}*"))
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ProcessError):
+            server.wait()
+
+    assert list(Path("/dev/shm").glob(f"{launch.shm_prefix}*")) == []
 
 
 @pytest.mark.server
