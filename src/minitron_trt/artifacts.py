@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,15 @@ WEIGHTS_NAME: Final = "model.safetensors"
 GENERATION_CONFIG: Final = "generation_config.json"
 """Where a Hugging Face folder says which ids begin and end a text."""
 SCHEMA_VERSION: Final = 1
+# What people edit in a repository; everything else of it, weights, engines and code, stays as made.
+_EDITED_BY_PEOPLE: Final = (
+    "*/config.pbtxt",
+    "*/1/model.yaml",
+    "*/1/tokenizer/tokenizer_config.json",
+    "*/1/tokenizer/special_tokens_map.json",
+    "*/1/tokenizer/*.jinja",
+)
+_CODE: Final = "*.py"
 # What reading and taking apart a file that is no manifest raises.
 _DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
@@ -160,25 +170,35 @@ class Manifest:
     tool_version: str = __version__
 
     def write(self, folder: Path, *, digest: bool = False) -> None:
-        """Write the manifest of a finished folder, listing the files in it."""
+        """Write the manifest of a finished folder, listing the files in it.
+
+        Configuration and code of a repository have a digest in any case, with `digest` all files.
+        """
         names = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_NAME)
+        paths = {str(path.relative_to(folder)): path for path in names}
         record = {
             "schema_version": SCHEMA_VERSION,
             "kind": self.kind,
             "tool_version": self.tool_version,
             "source": self.source,
             **self.facts,
-            "files": {str(p.relative_to(folder)): p.stat().st_size for p in names},
+            "files": {name: path.stat().st_size for name, path in paths.items()},
         }
-        if digest:
-            record["digests"] = {str(p.relative_to(folder)): sha256(p) for p in names}
+        digests = {
+            name: sha256(path)
+            for name, path in paths.items()
+            if digest or _has_digest(self.kind, name)
+        }
+        if digests:
+            record["digests"] = digests
         (folder / MANIFEST_NAME).write_text(json.dumps(record, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path, kind: str) -> Manifest:
         """Read the manifest of a folder and check that its files are there at their sizes.
 
-        BadInputError when the folder is missing, of another kind or schema, or incomplete.
+        Files that people edit may have another. BadInputError when the folder is missing, of
+        another kind or schema, or incomplete.
         """
         path = folder / MANIFEST_NAME
         if not folder.is_dir():
@@ -204,7 +224,7 @@ class Manifest:
         for name, size in files.items():
             file = folder / name
             actual = file.stat().st_size if file.is_file() else None
-            if actual != size:
+            if actual != size and not (actual is not None and is_editable(kind, name)):
                 state = "is missing" if actual is None else f"is {actual} bytes"
                 raise BadInputError(
                     f"{file} {state}; the manifest says {size} bytes: make the {kind} again"
@@ -217,6 +237,15 @@ class Manifest:
             tool_version=record.pop("tool_version", ""),
             facts=record,
         )
+
+
+def is_editable(kind: str, name: str) -> bool:
+    """Say whether a file of an artifact is configuration that people edit after it was made."""
+    return kind == REPOSITORY and any(fnmatchcase(name, pattern) for pattern in _EDITED_BY_PEOPLE)
+
+
+def _has_digest(kind: str, name: str) -> bool:
+    return is_editable(kind, name) or (kind == REPOSITORY and fnmatchcase(name, _CODE))
 
 
 def sha256(path: Path) -> str:

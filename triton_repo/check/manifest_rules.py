@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY
+from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, is_editable, sha256
 from minitron_trt.triton_repo.check.model_on_disk import RepositoryFolder
 from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
@@ -35,19 +35,9 @@ def read_facts(folder: Path) -> tuple[Mapping[str, Any] | None, list[Finding]]:
 def check_manifest(repository: RepositoryFolder) -> Iterator[Finding]:
     """Check that files, models and runtime are those that the manifest records."""
     facts = repository.facts or {}
+    digests = facts.get("digests") or {}
     for name, size in facts.get("files", {}).items():
-        path = repository.folder / name
-        actual = path.stat().st_size if path.is_file() else None
-        if actual != size:
-            found = "is missing" if actual is None else f"is {actual} bytes"
-            yield Finding(
-                Severity.ERROR,
-                file=name,
-                field="",
-                found=found,
-                expected=f"{size} bytes, as {MANIFEST_NAME} says",
-                remedy=_AGAIN,
-            )
+        yield from _check_file(repository.folder / name, name, size, digests.get(name))
     for name in facts.get("models", ()):
         if name not in repository.models and f"{name}/{CONFIG_PBTXT}" not in facts.get("files", {}):
             yield _error("models", f"lists {name!r}, which has no folder")
@@ -59,6 +49,28 @@ def check_manifest(repository: RepositoryFolder) -> Iterator[Finding]:
             yield _error(
                 "runtime", f"is {runtime!r}, but {model.file} has backend {model.config.backend!r}"
             )
+
+
+def _check_file(path: Path, name: str, size: int, digest: str | None) -> Iterator[Finding]:
+    """Check that a file is as it was made; one that people edit need only be there."""
+    actual = path.stat().st_size if path.is_file() else None
+    if actual == size and digest in (None, sha256(path)):
+        return
+    if actual is not None and is_editable(REPOSITORY, name):
+        yield Finding(Severity.NOTE, file=name, field="", found="edited since it was made")
+        return
+    expected = f"{size} bytes, as {MANIFEST_NAME} says"
+    found = "is missing" if actual is None else f"is {actual} bytes"
+    if actual == size:
+        found, expected = "has other contents", f"those whose digest {MANIFEST_NAME} has"
+    yield Finding(
+        Severity.ERROR,
+        file=name,
+        field="",
+        found=found,
+        expected=expected,
+        remedy=_AGAIN,
+    )
 
 
 def _error(field: str, found: str) -> Finding:

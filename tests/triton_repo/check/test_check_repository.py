@@ -15,9 +15,12 @@ from tests.triton_repo.upstream import templates, write_templates, write_upstrea
 
 from minitron_trt.artifacts import Manifest
 from minitron_trt.convert.conversion import ConvertOptions, convert
+from minitron_trt.errors import BadInputError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.check.repository_check import check_repository
+from minitron_trt.triton_repo.contract.model_names import MODELS
 from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 pytestmark = pytest.mark.slow
@@ -315,9 +318,56 @@ def test_the_manifest_is_compared_with_the_files(emit: Callable[[str], Path]) ->
         file.write("# a comment\n")
 
     assert [line.partition(";")[0] for line in lines(folder)] == [
-        f"error ensemble/config.pbtxt is {(folder / 'ensemble/config.pbtxt').stat().st_size} bytes",
+        "note ensemble/config.pbtxt edited since it was made",
         "error tensorrt_llm/1/minitron_models/triton_io.py is missing",
     ]
+
+
+def test_configuration_may_be_edited_and_its_contents_are_checked(
+    emit: Callable[[str], Path],
+) -> None:
+    """A digit that leaves the size as it is is seen, too."""
+    folder = emit("reference")
+    config = folder / "postprocessing/config.pbtxt"
+    size = config.stat().st_size
+    edit(config, "max_batch_size: ", "max_batch_size:\t")
+    tokenizers = sorted(folder.glob("*/1/tokenizer/tokenizer_config.json"))
+    for tokenizer in tokenizers:
+        tokenizer.write_text(f"{tokenizer.read_text()}\n")
+
+    assert config.stat().st_size == size
+    assert lines(folder) == [
+        f"note {path.relative_to(folder)} edited since it was made"
+        for path in sorted([*tokenizers, config])
+    ]
+    edit(config, "max_batch_size:\t", "max_batch_size: x")
+    assert any(line.startswith("error postprocessing/config.pbtxt") for line in lines(folder))
+
+
+def test_a_repository_with_edited_configuration_is_served(emit: Callable[[str], Path]) -> None:
+    folder = emit("reference")
+    edit(folder / "postprocessing/config.pbtxt", "max_batch_size: ", "# ours\nmax_batch_size: ")
+
+    assert ServedRepository.open(folder).models == MODELS
+    edit(folder / "postprocessing/config.pbtxt", "max_batch_size: ", "max_batch_size: x")
+    with pytest.raises(BadInputError, match=r"postprocessing/config\.pbtxt"):
+        ServedRepository.open(folder)
+
+
+def test_code_and_weights_stay_as_they_were_made(emit: Callable[[str], Path]) -> None:
+    folder = emit("reference")
+    code = folder / "tensorrt_llm/1/model.py"
+    code.write_text(code.read_text().swapcase())
+    weights = folder / "tensorrt_llm/1/checkpoint/rank0.safetensors"
+    with weights.open("ab") as file:
+        file.write(b"0")
+
+    assert {line.partition(";")[0] for line in lines(folder)} >= {
+        "error tensorrt_llm/1/model.py has other contents",
+        f"error tensorrt_llm/1/checkpoint/rank0.safetensors is {weights.stat().st_size} bytes",
+    }
+    with pytest.raises(BadInputError, match=r"rank0\.safetensors is \d+ bytes; the manifest says"):
+        ServedRepository.open(folder)
 
 
 def test_a_manifest_of_another_runtime_is_an_error(emit: Callable[[str], Path]) -> None:
