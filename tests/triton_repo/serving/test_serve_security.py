@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import tritonclient.grpc as grpc
 from tests.patience import PATIENCE_S
-from tests.triton_repo.ticker import serve, write_ticker
+from tests.triton_repo.ticker import serve, wait_until_gone, write_ticker
 from tritonclient.utils import InferenceServerException
 
 from minitron_trt.triton_repo.serving.installation import EMBEDDED_PURPOSE
@@ -182,6 +183,42 @@ def test_the_header_that_nobody_can_send_is_not_in_the_log(closed: Closed) -> No
     _, value = closed.header
 
     assert value.strip() not in closed.log.read_text()
+
+
+def send_chunks(address: str, path: str, count: int) -> None:
+    """Send a body in chunks of one byte, 6 bytes each on the wire."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    head = f"POST /{path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection,
+    ):
+        connection.sendall(head.encode() + b"1\r\n \r\n" * count + b"0\r\n\r\n")
+        connection.recv(1)
+
+
+@pytest.mark.server
+def test_the_request_that_ends_the_embedded_server_is_named_by_its_number(tmp_path: Path) -> None:
+    """No option of Triton 2.51 prevents it: it is the reason why it listens on loopback only."""
+    repository = write_ticker(tmp_path / "repository")
+    with serve(repository) as (process, record):
+        send_chunks(record["http"], "v2/models/ticker/generate_stream", count=600_000)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 5
+    assert stderr.startswith(
+        "error: tritonserver ended by itself with status -11 (SIGSEGV), serving ticker; known to "
+        "end it: an HTTP request in very many chunks (CVE-2025-23310, CVE-2025-23311)"
+    )
+    assert len(stderr.splitlines()) == 1
+    assert wait_until_gone(int(record["pid"])) == []
+
+
+@pytest.mark.server
+def test_a_body_in_some_hundred_chunks_is_no_attack(closed: Closed) -> None:
+    send_chunks(closed.record["http"], "v2/models/ticker/generate_stream", count=500)
+
+    assert status(f"{closed.record['http']}/v2/health/ready", "GET", {}) == 200
 
 
 @pytest.mark.server
