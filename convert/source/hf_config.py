@@ -169,6 +169,9 @@ def _refuse_what_the_graph_lacks(config: HfConfig, family: Family) -> None:
     checks: tuple[tuple[str, Callable[[Any], bool]], ...] = (
         ("attention_bias", bool),
         ("mlp_bias", bool),
+        # To transformers 5 these say that tokens see what follows them, and that layers differ.
+        ("is_causal", lambda causal: "is_causal" in config.record and not causal),
+        ("per_layer_config", bool),
         ("sliding_window", lambda window: window is not None and _slides(config)),
     )
     for key, refused in checks:

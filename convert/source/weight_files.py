@@ -6,17 +6,20 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Final
 
 from minitron_trt.artifacts import WEIGHTS_NAME
 from minitron_trt.convert.source.folder_files import inside, read_json
 from minitron_trt.convert.source.torch_bin import read_torch_header
-from minitron_trt.errors import BadInputError
+from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.families import HEAD
 from minitron_trt.tensorfile import TensorEntry, read_header
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 ADAPTER_CONFIG: Final = "adapter_config.json"
+# What AutoGPTQ and AutoAWQ wrote beside weights of their own file names.
+_QUANTIZERS: Final = MappingProxyType({"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"})
 _CONSOLIDATED: Final = "consolidated.safetensors"
 _NAMED_AT_MOST = 4
 
@@ -71,6 +74,12 @@ def read_tensors(folder: Path) -> dict[str, TensorEntry]:
     shards = sorted(path.name for path in folder.glob(_TORCH.pattern))
     if shards:
         raise BadInputError(f"{folder} holds {shards[0]} but no {_TORCH.index}: download it")
+    for name, method in _QUANTIZERS.items():
+        if (folder / name).is_file():
+            raise UnsupportedError(
+                f"{folder} holds {name}, of a model quantized by {method}, and no {WEIGHTS_NAME}; "
+                "convert the bf16 model instead"
+            )
     if (folder / _CONSOLIDATED).is_file():
         raise BadInputError(
             f"{folder} has {_CONSOLIDATED} alone, Mistral's own form; download {WEIGHTS_NAME} or "

@@ -14,14 +14,7 @@ log = logging.getLogger(__name__)
 # Of torch.compile, of data-parallel training, and of a merged adapter. The whole model is in them.
 _WRAPPERS: Final = ("_orig_mod.", "module.", "base_model.model.")
 _ADAPTER_PARTS: Final = (".lora_", ".base_layer.")
-# By how their tensors are named; the first that fits, since GPTQ has AWQ's as well.
-_METHODS: Final = (
-    (".g_idx", "GPTQ"),
-    (".qzeros", "AWQ"),
-    (".qweight", "GPTQ or AWQ"),
-    (".quant_map", "bitsandbytes"),
-    (".SCB", "bitsandbytes"),
-)
+_BITSANDBYTES: Final = (".quant_map", ".SCB")
 
 
 def unwrapped(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
@@ -50,10 +43,22 @@ def unwrapped(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
 
 def refuse_quantized(tensors: Mapping[str, TensorEntry]) -> None:
     """Raise UnsupportedError, naming the method, for weights that are packed and say not how."""
-    for suffix, method in _METHODS:
-        name = next((name for name in tensors if name.endswith(suffix)), None)
-        if name:
+    for name in tensors:
+        method = _packed_by(name, tensors)
+        if method:
             raise UnsupportedError(
                 f"tensor {name} is of a model quantized by {method}, though config.json has no "
                 "quantization_config; convert the bf16 model instead"
             )
+
+
+def _packed_by(name: str, tensors: Mapping[str, TensorEntry]) -> str | None:
+    if name.endswith(_BITSANDBYTES):
+        return "bitsandbytes"
+    module, dot, part = name.rpartition(".")
+    if (dot, part) != (".", "qweight"):
+        return None
+    scales = tensors.get(f"{module}.scales")
+    # GPTQ packs eight inputs into a number, and AWQ eight outputs; each output has its scales.
+    whole = scales is not None and scales.shape[-1:] == tensors[name].shape[-1:]
+    return "GPTQ" if whole or f"{module}.g_idx" in tensors else "AWQ"

@@ -28,6 +28,10 @@ def change_tensors(
     save_file(change(tensors) or tensors, folder / file)
 
 
+def scales(outputs: int) -> dict[str, Any]:
+    return {f"{QUERY}.scales": np.ones((1, outputs), np.float16)}
+
+
 def add_older_shards(folder: Path) -> None:
     """Put shards of another head and their index beside the one file."""
     older = load_file(folder / SINGLE)
@@ -204,19 +208,25 @@ def test_the_prefix_of_a_wrapped_model_is_taken_off(
             3,
         ),
         (
-            lambda t: {**t, f"{QUERY}.qzeros": t[HEAD], f"{QUERY}.g_idx": t[HEAD]},
-            f"tensor {QUERY}.g_idx is of a model quantized by GPTQ, though config.json has no "
+            lambda t: {**t, f"{QUERY}.qweight": np.zeros((5, 96), np.int32)} | scales(96),
+            f"tensor {QUERY}.qweight is of a model quantized by GPTQ, though config.json has no "
             "quantization_config; convert the bf16 model instead",
             4,
         ),
         (
-            lambda t: {**t, f"{QUERY}.qweight": t[HEAD], f"{QUERY}.qzeros": t[HEAD]},
-            f"tensor {QUERY}.qzeros is of a model quantized by AWQ, though config.json has no "
+            lambda t: {**t, f"{QUERY}.qweight": np.zeros((40, 12), np.int32)} | scales(96),
+            f"tensor {QUERY}.qweight is of a model quantized by AWQ, though config.json has no "
             "quantization_config; convert the bf16 model instead",
             4,
         ),
+        (
+            lambda t: {**t, f"{QUERY}.SCB": np.zeros(96, np.float32)},
+            f"tensor {QUERY}.SCB is of a model quantized by bitsandbytes, though config.json has "
+            "no quantization_config; convert the bf16 model instead",
+            4,
+        ),
     ],
-    ids=["some wrapped", "an adapter", "GPTQ", "AWQ"],
+    ids=["some wrapped", "an adapter", "GPTQ", "AWQ", "bitsandbytes"],
 )
 def test_names_that_are_not_of_a_plain_model_are_refused_by_what_they_are(
     change: Callable[[dict[str, Any]], dict[str, Any]],
@@ -229,6 +239,22 @@ def test_names_that_are_not_of_a_plain_model_are_refused_by_what_they_are(
     change_tensors(folder, lambda t: {n: v.copy() for n, v in change(t).items()})
 
     assert refusal(folder, exit_code) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("quantize_config.json", "GPTQ"), ("quant_config.json", "AWQ")]
+)
+def test_weights_under_a_quantizer_s_own_name_are_refused_by_its_config(
+    name: str, method: str, make_model: MakeModel, refusal: Refusal
+) -> None:
+    folder = make_model("llama")
+    (folder / SINGLE).rename(folder / "model-4bit-128g.safetensors")
+    (folder / name).write_text("{}")
+
+    assert refusal(folder, 4) == (
+        f"SOURCE holds {name}, of a model quantized by {method}, and no {SINGLE}; convert the "
+        "bf16 model instead"
+    )
 
 
 DIFFERS = (

@@ -333,6 +333,20 @@ OWN = {**LLAMA3, "rope_theta": 500000.0}
         ),
         (
             "Llama",
+            {"is_causal": False},
+            "config.json: is_causal is False, which the LlamaForCausalLM graph written here does "
+            "not have",
+            4,
+        ),
+        (
+            "Llama",
+            {"per_layer_config": {"0": {"head_dim": 64}}},
+            "config.json: per_layer_config is {'0': {'head_dim': 64}}, which the LlamaForCausalLM "
+            "graph written here does not have",
+            4,
+        ),
+        (
+            "Llama",
             {"model_type": "mistral"},
             "config.json: architectures names LlamaForCausalLM but model_type is 'mistral', which "
             "decides in transformers; make them agree",
