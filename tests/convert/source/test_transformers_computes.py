@@ -166,3 +166,76 @@ def test_a_folder_in_the_hf_format_is_the_same_model_to_both_versions(
 
     assert (written["head_dim"], "kv_channels" in written) == (8, False)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD: Final = "model-00001-of-00001.safetensors"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def older_shards_beside(folder: Path) -> None:
+    older = load_file(folder / SINGLE)
+    older[EMBEDDING] = -older[EMBEDDING]
+    save_file(older, folder / SHARD, metadata={"format": "pt"})
+    write_index(folder, dict.fromkeys(older, SHARD))
+
+
+def shards_below(folder: Path) -> None:
+    (folder / "weights").mkdir()
+    tensors = load_file(folder / SINGLE)
+    (folder / SINGLE).rename(folder / "weights" / SHARD)
+    write_index(folder, dict.fromkeys(tensors, f"weights/{SHARD}"))
+
+
+def tied_head_listed(folder: Path) -> None:
+    tie(folder, drop=HEAD)
+    tensors = load_file(folder / SINGLE)
+    (folder / SINGLE).rename(folder / SHARD)
+    write_index(folder, dict.fromkeys([*tensors, HEAD], SHARD))
+
+
+def tied_head_stored(folder: Path) -> None:
+    tie(folder, drop=None)
+
+
+def tied_head_alone(folder: Path) -> None:
+    tie(folder, drop=EMBEDDING)
+
+
+def write_index(folder: Path, weight_map: dict[str, str]) -> None:
+    record = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(record))
+
+
+def tie(folder: Path, drop: str | None) -> None:
+    """Make the head the embedding, and store one of them or both."""
+    tensors = load_file(folder / SINGLE)
+    tensors[HEAD] = tensors[EMBEDDING].copy()
+    kept = {name: tensor for name, tensor in tensors.items() if name != drop}
+    save_file(kept, folder / SINGLE, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+
+LAYOUTS: Final = (older_shards_beside, shards_below, tied_head_listed, tied_head_stored)
+
+
+@pytest.mark.parametrize(
+    ("lay_out", "version"),
+    # 4.57 cannot load a head that is stored alone.
+    [(lay_out, version) for lay_out in LAYOUTS for version in ("5", "4.57")]
+    + [(tied_head_alone, "5")],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_the_files_that_count_are_those_of_transformers(
+    lay_out: Callable[[Path], None],
+    version: str,
+    weights: dict[str, Path],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    ask = ask_5 if version == "5" else request.getfixturevalue("ask_457")
+    folder = respelled(weights["llama"], tmp_path / "hf", {"rope_theta": 10000.0})
+    lay_out(folder)
+
+    check_logits(folder, tmp_path / "checkpoint", ask)
