@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest, sha256
+from minitron_trt.artifacts import (
+    CONFIG_NAME,
+    ENGINE,
+    MANIFEST_NAME,
+    Manifest,
+    facts_as,
+    sha256,
+)
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import (
     Forecast,
@@ -18,24 +24,103 @@ from minitron_trt.build.recipe.engine_memory import (
     reserve_bytes,
 )
 from minitron_trt.build.recipe.limits import Limits
-from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.checkpoint import Algorithms, Checkpoint
 from minitron_trt.errors import BadInputError
 from minitron_trt.gpus import Gpu
 from minitron_trt.host.machine import TRTLLM_PACKAGE
 from minitron_trt.quantization.precisions import kv_cache_of, of_algorithm, precision_of
-from minitron_trt.spec import ModelSpec, Parallelism, Rope
+from minitron_trt.records import OptionalSize, Size, read_record
+from minitron_trt.spec import ModelSpec, Parallelism, Rope, SpecialTokens
 
 PLAN_NAME: Final = "engine.plan"
 TRTLLM: Final = TRTLLM_PACKAGE
 """A compiler's name in an engine is that of its package."""
 OTHER_PRECISION: Final = "other"
 """What an engine is in that uses an algorithm which `convert` does not write."""
-_DAMAGE: Final = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 def rank_engine(rank: int) -> str:
     """Return the file name of a rank's engine as TensorRT-LLM writes it."""
     return f"rank{rank}.engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """What compiled an engine."""
+
+    name: str = TRTLLM
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What is read of an engine's manifest."""
+
+    compiler: Compiler | None = None
+    sm: Size | None = None
+    tensorrt: str | None = None
+    tokens: SpecialTokens | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMapping:
+    """How an engine is sharded, which engines for one GPU need not say."""
+
+    tp_size: Size = 1
+    pp_size: Size = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainedConfig:
+    """What is read of the model in an engine's config.json; TensorRT-LLM leaves out much."""
+
+    architecture: str
+    dtype: str
+    vocab_size: Size
+    hidden_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: OptionalSize = None
+    head_size: OptionalSize = None
+    intermediate_size: OptionalSize = None
+    max_position_embeddings: OptionalSize = None
+    norm_epsilon: float | None = None
+    rotary_base: float | None = None
+    logits_dtype: str = "float32"
+    mapping: EngineMapping | None = None
+    quantization: Algorithms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PluginConfig:
+    """What is read of an engine's plugins."""
+
+    tokens_per_block: OptionalSize = None
+    use_paged_context_fmha: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildConfig:
+    """What is read of how an engine was built."""
+
+    max_batch_size: Size
+    max_input_len: OptionalSize = None
+    max_seq_len: OptionalSize = None
+    max_num_tokens: OptionalSize = None
+    max_beam_width: OptionalSize = None
+    plugin_config: PluginConfig | None = None
+    speculative_decoding_mode: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What is read of an engine's config.json."""
+
+    build_config: BuildConfig
+    pretrained_config: PretrainedConfig
+    version: str | None = None
+    compiler: Compiler | None = None
+    sm: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,48 +137,48 @@ class Engine:
     rank_bytes: tuple[int, ...]
     logits_dtype: str
     paged_context: bool
-    facts: Mapping[str, Any]
+    speculates: bool
+    tokens: SpecialTokens | None  # as our own manifest says
 
     @classmethod
     def open(cls, folder: Path) -> Engine:
         """Read an engine folder; BadInputError says what is wrong with it."""
         if not folder.is_dir():
             raise BadInputError(f"{folder} is not a folder; expected an engine")
-        manifest = Manifest.read(folder, ENGINE) if (folder / MANIFEST_NAME).is_file() else None
+        facts = EngineFacts()
+        if (folder / MANIFEST_NAME).exists():
+            facts = facts_as(Manifest.read(folder, ENGINE), EngineFacts, folder)
         path = folder / CONFIG_NAME
-        if not path.is_file():
+        if not path.exists():
             raise BadInputError(f"{folder} has no {CONFIG_NAME}; expected an engine folder")
         try:
-            config = json.loads(path.read_text())
-            return cls._read(folder, config, manifest.facts if manifest else {})
-        except _DAMAGE as error:
+            return cls._of(folder, read_record(path, EngineConfig), facts)
+        except ValueError as error:
             raise BadInputError(
-                f"{path} is not the config of an engine ({error!r}); build it again"
+                f"{path} is not the config of an engine ({error}); build it again"
             ) from error
 
     @classmethod
-    def _read(cls, folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Engine:
-        build, pretrained = config["build_config"], config["pretrained_config"]
-        plugins = build.get("plugin_config") or {}
-        compiler = facts.get("compiler") or config.get("compiler") or {}
-        name = compiler.get("name", TRTLLM)
+    def _of(cls, folder: Path, config: EngineConfig, facts: EngineFacts) -> Engine:
+        build, pretrained = config.build_config, config.pretrained_config
+        plugins = build.plugin_config or PluginConfig()
+        compiler = facts.compiler or config.compiler or Compiler()
         model = _model(folder, pretrained)
-        sm = facts.get("sm", config.get("sm"))
-        version = compiler.get("version") or config.get("version")
-        # A plan of TensorRT's own compilers needs the version of TensorRT that compiled it.
-        tensorrt = facts.get("tensorrt", None if name == TRTLLM else version)
+        version = compiler.version or config.version
         return cls(
             folder=folder,
             model=model,
             limits=_limits(build, plugins, model.spec),
-            compiler=str(name),
-            compiler_version=None if version is None else str(version),
-            sm=None if sm is None else int(sm),
-            tensorrt=None if tensorrt is None else str(tensorrt),
+            compiler=compiler.name,
+            compiler_version=version,
+            sm=facts.sm if facts.sm is not None else config.sm,
+            # A plan of TensorRT's own compilers needs the version of TensorRT that compiled it.
+            tensorrt=facts.tensorrt or (None if compiler.name == TRTLLM else version),
             rank_bytes=_rank_bytes(folder, model.parallelism.world_size),
-            logits_dtype=str(pretrained.get("logits_dtype", "float32")),
-            paged_context=bool(plugins.get("use_paged_context_fmha", False)),
-            facts=facts,
+            logits_dtype=pretrained.logits_dtype,
+            paged_context=bool(plugins.use_paged_context_fmha),
+            speculates=build.speculative_decoding_mode not in (1, "NONE", None),
+            tokens=facts.tokens,
         )
 
     def forecast(self, gpu: Gpu) -> Forecast:
@@ -132,60 +217,59 @@ def _rank_bytes(folder: Path, ranks: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _model(folder: Path, config: Mapping[str, Any]) -> EngineModel:
-    mapping = config.get("mapping") or {}
-    heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+def _model(folder: Path, config: PretrainedConfig) -> EngineModel:
+    heads, hidden = config.num_attention_heads, config.hidden_size
     precision, kv_cache = _quantization(config)
+    mapping = config.mapping or EngineMapping()
     spec = ModelSpec(
-        architecture=str(config["architecture"]),
-        layers=int(config["num_hidden_layers"]),
+        architecture=config.architecture,
+        layers=config.num_hidden_layers,
         hidden=hidden,
         heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_size=int(config.get("head_size") or hidden // heads),
-        intermediate=int(config.get("intermediate_size") or 4 * hidden),
-        vocab=int(config["vocab_size"]),
-        max_positions=int(config.get("max_position_embeddings") or 2048),
-        norm_epsilon=float(config.get("norm_epsilon") or 1e-5),
-        rope=Rope(float(config.get("rotary_base") or 10000.0)),
+        kv_heads=config.num_key_value_heads or heads,
+        head_size=config.head_size or hidden // heads,
+        intermediate=config.intermediate_size or 4 * hidden,
+        vocab=config.vocab_size,
+        max_positions=config.max_position_embeddings or 2048,
+        norm_epsilon=config.norm_epsilon or 1e-5,
+        rope=Rope(config.rotary_base or 10000.0),
     )
     return EngineModel(
         name=folder.name or str(folder),
         spec=spec,
         precision=precision,
         kv_cache=kv_cache,
-        parallelism=Parallelism(int(mapping.get("tp_size", 1)), int(mapping.get("pp_size", 1))),
-        dtype=str(config["dtype"]),
+        parallelism=Parallelism(mapping.tp_size, mapping.pp_size),
+        dtype=config.dtype,
         sharded=True,
     )
 
 
-def _quantization(config: Mapping[str, Any]) -> tuple[str, str | None]:
+def _quantization(config: PretrainedConfig) -> tuple[str, str | None]:
     """Return the precision and KV cache of an engine, by our names.
 
     What uses an algorithm that `convert` does not write can still be checked.
     """
-    block = config.get("quantization") or {}
-    algorithm, kv_algorithm = block.get("quant_algo"), block.get("kv_cache_quant_algo")
+    algorithms = config.quantization or Algorithms()
+    algorithm, kv_algorithm = algorithms.quant_algo, algorithms.kv_cache_quant_algo
     try:
         # A foreign engine may keep FP8 beside float16, so an algorithm decides alone.
-        precision = of_algorithm(algorithm) if algorithm else precision_of(config["dtype"], None)
+        precision = of_algorithm(algorithm) if algorithm else precision_of(config.dtype, None)
         return precision.name, kv_cache_of(kv_algorithm)
     except KeyError:
         return OTHER_PRECISION, None
 
 
-def _limits(build: Mapping[str, Any], plugins: Mapping[str, Any], spec: ModelSpec) -> Limits:
-    batch = int(build["max_batch_size"])
-    seq = int(build.get("max_seq_len") or spec.max_positions)
-    prompt = int(build.get("max_input_len") or seq)
+def _limits(build: BuildConfig, plugins: PluginConfig, spec: ModelSpec) -> Limits:
+    seq = build.max_seq_len or spec.max_positions
+    prompt = build.max_input_len or seq
     return Limits(
-        max_batch_size=batch,
+        max_batch_size=build.max_batch_size,
         max_seq_len=seq,
         max_input_len=prompt,
-        max_num_tokens=int(build.get("max_num_tokens") or batch * prompt),
-        max_beam_width=int(build.get("max_beam_width") or 1),
-        tokens_per_block=int(plugins.get("tokens_per_block") or 32),
+        max_num_tokens=build.max_num_tokens or build.max_batch_size * prompt,
+        max_beam_width=build.max_beam_width or 1,
+        tokens_per_block=plugins.tokens_per_block or 32,
     )
 
 

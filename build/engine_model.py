@@ -9,8 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, kind_of
-from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, facts_as, kind_of
+from minitron_trt.checkpoint import Checkpoint, CheckpointFacts
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope
@@ -93,7 +93,7 @@ class EngineModel:
 
 def model_of(checkpoint: Checkpoint) -> EngineModel:
     """Return the model of a checkpoint; BadInputError when its config.json was edited."""
-    recorded = ModelSpec.from_json(checkpoint.manifest.facts["spec"])
+    recorded = facts_as(checkpoint.manifest, CheckpointFacts, checkpoint.folder).spec
     # A checkpoint has a head of its own, so its config.json does not say whether they were tied.
     if checkpoint.spec != dataclasses.replace(recorded, tied=False):
         raise BadInputError(

@@ -257,11 +257,13 @@ def test_a_folder_says_what_it_is(files: dict[str, str], kind: str, tmp_path: Pa
     ("files", "message"),
     [
         ({}, "FOLDER is neither an artifact of this tool nor a model folder"),
-        ({"minitron.json": "{}"}, "FOLDER/minitron.json is damaged (KeyError('kind'))"),
+        (
+            {"minitron.json": "{}"},
+            "FOLDER/minitron.json is damaged (Object missing required field `kind`)",
+        ),
         (
             {"minitron.json": "[]"},
-            "FOLDER/minitron.json is damaged "
-            "(TypeError('list indices must be integers or slices, not str'))",
+            "FOLDER/minitron.json is damaged (Expected `object`, got `array`)",
         ),
     ],
     ids=["empty", "no kind", "a list"],

@@ -24,6 +24,7 @@ from minitron_trt.console import ShowProgress, no_progress
 from minitron_trt.errors import OutputError
 from minitron_trt.gpus import check_support, find_target
 from minitron_trt.host.machine import cuda_version
+from minitron_trt.records import read_record
 
 DEFAULT_INPUT_TOKENS: Final = 1024
 # An engine is its weights and some kernels; this much is free room for the kernels.
@@ -131,7 +132,7 @@ def _describe(
     config = {
         "compiler": compiler,
         "sm": request.sm,
-        "pretrained_config": json.loads((checkpoint.folder / CONFIG_NAME).read_text()),
+        "pretrained_config": read_record(checkpoint.folder / CONFIG_NAME, dict[str, Any]),
         "build_config": asdict(request.limits),
     }
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")

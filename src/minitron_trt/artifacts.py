@@ -9,13 +9,15 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Final
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, TypeVar
 
 from minitron_trt.errors import BadInputError, OutputError, UsageError
+from minitron_trt.records import Bytes, check_record, read_record
 from minitron_trt.version import __version__
 
 CHECKPOINT: Final = "checkpoint"
@@ -32,6 +34,7 @@ WEIGHTS_NAME: Final = "model.safetensors"
 GENERATION_CONFIG: Final = "generation_config.json"
 """Where a Hugging Face folder says which ids begin and end a text."""
 SCHEMA_VERSION: Final = 1
+T = TypeVar("T")
 # What people edit in a repository; everything else of it, weights, engines and code, stays as made.
 _EDITED_BY_PEOPLE: Final = (
     "*/config.pbtxt",
@@ -41,8 +44,6 @@ _EDITED_BY_PEOPLE: Final = (
     "*/1/tokenizer/*.jinja",
 )
 _CODE: Final = "*.py"
-# What reading and taking apart a file that is no manifest raises.
-_DAMAGE = (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 
 
 @contextlib.contextmanager
@@ -180,8 +181,8 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "kind": self.kind,
             "tool_version": self.tool_version,
-            "source": self.source,
-            **self.facts,
+            "source": _in_unicode(self.source),
+            **_in_unicode(self.facts),
             "files": {name: path.stat().st_size for name, path in paths.items()},
         }
         digests = {
@@ -200,42 +201,50 @@ class Manifest:
         Files that people edit may have another. BadInputError when the folder is missing, of
         another kind or schema, or incomplete.
         """
-        path = folder / MANIFEST_NAME
-        if not folder.is_dir():
-            raise BadInputError(f"{folder} is not a folder; expected a {kind} written by this tool")
-        try:
-            record = json.loads(path.read_text())
-            version = record.pop("schema_version")
-            if version != SCHEMA_VERSION:
-                raise BadInputError(
-                    f"{path} has schema version {version}, this tool reads {SCHEMA_VERSION}; "
-                    f"make the {kind} again or upgrade"
-                )
-            found = record.pop("kind")
-            files = {str(name): int(size) for name, size in record.pop("files").items()}
-        except FileNotFoundError:
-            raise BadInputError(
-                f"{folder} has no {MANIFEST_NAME}; expected a {kind} written by this tool"
-            ) from None
-        except _DAMAGE as error:
-            raise BadInputError(f"{path} is damaged ({error!r}); make the {kind} again") from error
-        if found != kind:
-            raise BadInputError(f"{folder} is a {found}; expected a {kind}")
-        for name, size in files.items():
+        manifest = cls.read_unchecked(folder, kind)
+        if manifest.kind != kind:
+            raise BadInputError(f"{folder} is a {manifest.kind}; expected a {kind}")
+        for name, size in manifest.files.items():
             file = folder / name
-            actual = file.stat().st_size if file.is_file() else None
+            actual = file_size(file)
             if actual != size and not (actual is not None and is_editable(kind, name)):
                 state = "is missing" if actual is None else f"is {actual} bytes"
                 raise BadInputError(
                     f"{file} {state}; the manifest says {size} bytes: make the {kind} again"
                 )
+        return manifest
+
+    @classmethod
+    def read_unchecked(cls, folder: Path, kind: str) -> Manifest:
+        """Read the manifest of a folder, whatever its kind, and compare it with no file.
+
+        BadInputError, which speaks of the kind that was expected, when it cannot be read.
+        """
+        path = folder / MANIFEST_NAME
+        if not folder.is_dir():
+            raise BadInputError(f"{folder} is not a folder; expected a {kind} written by this tool")
+        if not path.exists():
+            raise BadInputError(
+                f"{folder} has no {MANIFEST_NAME}; expected a {kind} written by this tool"
+            )
+        try:
+            record = read_record(path, dict[str, Any])
+            version = check_record(record, _Schema).schema_version
+            if version != SCHEMA_VERSION:
+                raise BadInputError(
+                    f"{path} has schema version {version}, this tool reads {SCHEMA_VERSION}; "
+                    f"make the {kind} again or upgrade"
+                )
+            common = check_record(record, _ManifestRecord)
+        except ValueError as error:
+            raise BadInputError(f"{path} is damaged ({error}); make the {kind} again") from error
         return cls(
-            kind=found,
-            files=files,
-            source=record.pop("source", {}),
-            digests=record.pop("digests", {}),
-            tool_version=record.pop("tool_version", ""),
-            facts=record,
+            kind=common.kind,
+            files=common.files,
+            source=common.source,
+            digests=common.digests,
+            tool_version=common.tool_version,
+            facts={key: value for key, value in record.items() if key not in _COMMON_KEYS},
         )
 
 
@@ -248,6 +257,63 @@ def _has_digest(kind: str, name: str) -> bool:
     return is_editable(kind, name) or (kind == REPOSITORY and fnmatchcase(name, _CODE))
 
 
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    schema_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class _ManifestRecord:
+    """What the manifests of all kinds have."""
+
+    schema_version: int
+    kind: str
+    files: dict[str, Bytes]
+    source: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    tool_version: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            place = PurePosixPath(name)
+            if not place.name or place.is_absolute() or ".." in place.parts or "\0" in name:
+                raise BadInputError(f"files lists {name!r}, which is no name inside the folder")
+
+
+_COMMON_KEYS: Final = frozenset(item.name for item in fields(_ManifestRecord))
+
+
+def _in_unicode(value: Any) -> Any:
+    """Return a value with what file names have that is no UTF-8 as escapes, which JSON can hold."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {key: _in_unicode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_unicode(item) for item in value]
+    return value
+
+
+def facts_as(manifest: Manifest, kind: type[T], folder: Path) -> T:
+    """Return the facts of a folder's manifest as a record; BadInputError when they are none."""
+    try:
+        return check_record(manifest.facts, kind)
+    except ValueError as error:
+        raise BadInputError(
+            f"{folder / MANIFEST_NAME} is damaged ({error}); make the {manifest.kind} again"
+        ) from error
+
+
+def file_size(path: Path) -> int | None:
+    """Return the bytes of a regular file; None when there is none of that name."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        # ValueError: no name that a file can have.
+        return None
+    return state.st_size if stat.S_ISREG(state.st_mode) else None
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
@@ -256,11 +322,17 @@ def sha256(path: Path) -> str:
 
 def kind_of(folder: Path) -> str:
     """Return what a folder is: its manifest's kind, or HUGGING_FACE for a model folder."""
-    if (folder / MANIFEST_NAME).is_file():
+    path = folder / MANIFEST_NAME
+    if path.exists():
         try:
-            return str(json.loads((folder / MANIFEST_NAME).read_text())["kind"])
-        except _DAMAGE as error:
-            raise BadInputError(f"{folder / MANIFEST_NAME} is damaged ({error!r})") from error
+            return read_record(path, _Kind).kind
+        except ValueError as error:
+            raise BadInputError(f"{path} is damaged ({error})") from error
     if (folder / CONFIG_NAME).is_file():
         return HUGGING_FACE
     raise BadInputError(f"{folder} is neither an artifact of this tool nor a model folder")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    kind: str

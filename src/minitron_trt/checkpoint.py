@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, Manifest
+from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, MANIFEST_NAME, Manifest, facts_as
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import Norm, family_of
 from minitron_trt.quantization.precisions import Precision, kv_cache_of, precision_of
+from minitron_trt.records import Size, read_record
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry, read_header
 
@@ -79,26 +78,84 @@ def _nemotron_keys(spec: ModelSpec) -> dict[str, Any]:
     return record
 
 
-def spec_of(config: Mapping[str, Any]) -> ModelSpec:
-    """Read a checkpoint's config.json back into the facts; KeyError names a missing key."""
-    scaling = config.get("rotary_scaling")
-    return ModelSpec(
-        architecture=family_of(config["architecture"]).architecture,
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_size=config["head_size"],
-        intermediate=config["intermediate_size"],
-        vocab=config["vocab_size"],
-        max_positions=config["max_position_embeddings"],
-        norm_epsilon=config["norm_epsilon"],
-        rope=Rope(
-            theta=config["rotary_base"],
-            fraction=config.get("rotary_pct", 1.0),
-            scaling=Llama3Scaling.from_config(scaling) if scaling else None,
-        ),
-    )
+@dataclass(frozen=True, slots=True)
+class RotaryScaling:
+    """The llama3 scaling as a config.json has it."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: Size
+
+
+@dataclass(frozen=True, slots=True)
+class RankMapping:
+    """How a config.json says that a model is sharded."""
+
+    tp_size: Size
+    pp_size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithms:
+    """The algorithms that a config.json names."""
+
+    quant_algo: str | None = None
+    kv_cache_quant_algo: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointConfig:
+    """What is read of a checkpoint's config.json."""
+
+    architecture: str
+    dtype: str
+    vocab_size: Size
+    max_position_embeddings: Size
+    hidden_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_size: Size
+    intermediate_size: Size
+    norm_epsilon: float
+    rotary_base: float
+    mapping: RankMapping
+    rotary_pct: float = 1.0
+    rotary_scaling: RotaryScaling | None = None
+    quantization: Algorithms | None = None
+
+    def spec(self) -> ModelSpec:
+        """Return the facts; BadInputError when they contradict each other."""
+        scaling = self.rotary_scaling
+        return ModelSpec(
+            architecture=family_of(self.architecture).architecture,
+            layers=self.num_hidden_layers,
+            hidden=self.hidden_size,
+            heads=self.num_attention_heads,
+            kv_heads=self.num_key_value_heads,
+            head_size=self.head_size,
+            intermediate=self.intermediate_size,
+            vocab=self.vocab_size,
+            max_positions=self.max_position_embeddings,
+            norm_epsilon=self.norm_epsilon,
+            rope=Rope(
+                theta=self.rotary_base,
+                fraction=self.rotary_pct,
+                scaling=Llama3Scaling(*astuple(scaling)) if scaling else None,
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFacts:
+    """What a checkpoint's manifest says about the model."""
+
+    spec: ModelSpec
+    precision: str
+    parallelism: Parallelism
+    tokens: SpecialTokens
+    kv_cache: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +177,23 @@ class Checkpoint:
         BadInputError says what is wrong with it.
         """
         manifest = Manifest.read(folder, CHECKPOINT)
+        facts = facts_as(manifest, CheckpointFacts, folder)
         path = folder / CONFIG_NAME
         try:
-            config = json.loads(path.read_text())
-            mapping = config["mapping"]
-            quantization = config.get("quantization") or {}
+            config = read_record(path, CheckpointConfig)
+            algorithms = config.quantization or Algorithms()
             checkpoint = cls(
                 folder=folder,
-                spec=spec_of(config),
-                precision=precision_of(config["dtype"], quantization.get("quant_algo")),
-                parallelism=Parallelism(mapping["tp_size"], mapping["pp_size"]),
-                tokens=SpecialTokens.from_json(manifest.facts["tokens"]),
+                spec=config.spec(),
+                precision=precision_of(config.dtype, algorithms.quant_algo),
+                parallelism=Parallelism(config.mapping.tp_size, config.mapping.pp_size),
+                tokens=facts.tokens,
                 manifest=manifest,
-                kv_cache=kv_cache_of(quantization.get("kv_cache_quant_algo")),
+                kv_cache=kv_cache_of(algorithms.kv_cache_quant_algo),
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError) as error:
             raise BadInputError(f"{path} cannot be read ({error!r}); convert again") from error
+        checkpoint._check_facts(facts)
         if checkpoint.precision.tensors or checkpoint.kv_cache:
             # numpy reads the scales; a plain checkpoint has none.
             from minitron_trt.quantization.scales import check_scales
@@ -143,6 +201,23 @@ class Checkpoint:
             for rank in range(checkpoint.parallelism.world_size):
                 check_scales(checkpoint.precision, checkpoint.tensors(rank))
         return checkpoint
+
+    def _check_facts(self, facts: CheckpointFacts) -> None:
+        """Raise BadInputError when config.json or the ranks are not those of the manifest."""
+        if (facts.precision, facts.parallelism, facts.kv_cache) != (
+            self.precision.name,
+            self.parallelism,
+            self.kv_cache,
+        ):
+            raise BadInputError(
+                f"{self.folder / CONFIG_NAME} does not fit the manifest; convert again"
+            )
+        ranks = range(self.parallelism.world_size)
+        missing = next((r for r in ranks if rank_file(r) not in self.manifest.files), None)
+        if missing is not None:
+            raise BadInputError(
+                f"{self.folder / MANIFEST_NAME} lists no {rank_file(missing)}; convert again"
+            )
 
     def tensors(self, rank: int) -> dict[str, TensorEntry]:
         """Return the tensors of one rank's file by name."""

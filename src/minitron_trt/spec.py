@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
 
 from minitron_trt.errors import BadInputError, UnsupportedError
+
+_LARGEST_SIZE: Final = 2**31 - 1  # TensorRT-LLM keeps sizes in 32 bits
+# What is done for each layer or rank would never end for numbers that no model has.
+_LARGEST: Final[Mapping[str, int]] = MappingProxyType({"layers": 10_000})
+_MOST_RANKS: Final = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,12 @@ class Llama3Scaling:
     original_max_positions: int
 
     def __post_init__(self) -> None:
-        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
+        low, high = self.low_freq_factor, self.high_freq_factor
+        # Written so that NaN and infinity are wrong.
+        if not (1 <= self.factor < math.inf and 0 < low < high < math.inf):
             raise BadInputError(
-                f"rope_scaling has factor {self.factor}, low_freq_factor {self.low_freq_factor} "
-                f"and high_freq_factor {self.high_freq_factor}; expected factor >= 1 and "
+                f"rope_scaling has factor {self.factor}, low_freq_factor {low} "
+                f"and high_freq_factor {high}; expected factor >= 1 and "
                 "0 < low < high"
             )
         if self.original_max_positions < 1:
@@ -100,6 +108,11 @@ class ModelSpec:
         ):
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name} is {getattr(self, name)}; expected at least 1")
+            if getattr(self, name) > _LARGEST.get(name, _LARGEST_SIZE):
+                raise BadInputError(
+                    f"{name} is {getattr(self, name)}; expected at most "
+                    f"{_LARGEST.get(name, _LARGEST_SIZE)}"
+                )
         for name, value in (("norm_epsilon", self.norm_epsilon), ("rope_theta", self.rope.theta)):
             if not math.isfinite(value) or value <= 0:
                 raise BadInputError(f"{name} is {value}; expected a finite number above 0")
@@ -132,16 +145,6 @@ class ModelSpec:
         """Return the record as a manifest stores it."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> ModelSpec:
-        """Read the record back from a manifest."""
-        rope = dict(record["rope"])
-        scaling = rope.pop("scaling")
-        return cls(
-            **{key: value for key, value in record.items() if key != "rope"},
-            rope=Rope(**rope, scaling=Llama3Scaling(**scaling) if scaling else None),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Parallelism:
@@ -149,6 +152,15 @@ class Parallelism:
 
     tp: int = 1
     pp: int = 1
+
+    def __post_init__(self) -> None:
+        if self.tp < 1 or self.pp < 1:
+            raise BadInputError(f"tp is {self.tp} and pp {self.pp}; expected at least 1")
+        if self.world_size > _MOST_RANKS:
+            raise UnsupportedError(
+                f"tp {self.tp} and pp {self.pp} are {self.world_size} ranks; at most "
+                f"{_MOST_RANKS} can be had"
+            )
 
     @property
     def world_size(self) -> int:
@@ -196,6 +208,8 @@ class SpecialTokens:
         for token in (self.bos_id, *self.eos_ids, self.pad_id):
             if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
                 raise BadInputError(f"a special token's id is {token!r}; expected a whole number")
+            if token is not None and abs(token) > _LARGEST_SIZE:
+                raise BadInputError(f"a special token's id is {token}; expected 32 bits")
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> SpecialTokens:

@@ -245,7 +245,10 @@ def test_an_architecture_and_algorithm_that_we_do_not_write_can_be_checked(tmp_p
     [
         (lambda f: (f / "config.json").unlink(), "ENGINE has no config.json; expected an engine"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not the config of an eng"),
-        (lambda f: (f / "config.json").write_text("{}"), "(KeyError('build_config')); build it"),
+        (
+            lambda f: (f / "config.json").write_text("{}"),
+            "(Object missing required field `build_config`); build it",
+        ),
         (lambda f: (f / "config.json").write_text("[]"), "config.json is not the config of an eng"),
         (lambda f: (f / "rank1.engine").unlink(), "ENGINE lacks rank1.engine; its config.json is"),
         (lambda f: (f / "rank0.engine").write_bytes(b""), "ENGINE/rank0.engine is empty; build"),

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, is_editable, sha256
+from minitron_trt.artifacts import (
+    MANIFEST_NAME,
+    REPOSITORY,
+    Manifest,
+    facts_as,
+    file_size,
+    is_editable,
+    kind_of,
+    sha256,
+)
+from minitron_trt.errors import BadInputError
+from minitron_trt.records import Size
 from minitron_trt.triton_repo.check.model_on_disk import RepositoryFolder
 from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
@@ -17,19 +28,30 @@ from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES, TRTLLM
 _AGAIN: Final = "make the repository again"
 
 
+@dataclass(frozen=True, slots=True)
+class RepositoryFacts:
+    """What is read of a repository's manifest."""
+
+    runtime: str
+    models: list[str]
+    world_size: Size = 1
+    mount: str | None = None
+    tensorrt_llm: str | None = None
+    image: str | None = None
+
+
 def read_facts(folder: Path) -> tuple[Mapping[str, Any] | None, list[Finding]]:
     """Return the manifest's record; None where there is none or it is damaged."""
+    path = folder / MANIFEST_NAME
     try:
-        record = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        if record["kind"] != REPOSITORY:
+        if not path.exists() or kind_of(folder) != REPOSITORY:
             return None, []
-        if not isinstance(record["files"], dict):
-            raise TypeError("files is no table")
-    except FileNotFoundError:
-        return None, []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return None, [_error("", f"is damaged ({error!r})")]
-    return record, []
+        manifest = Manifest.read_unchecked(folder, REPOSITORY)
+        facts_as(manifest, RepositoryFacts, folder)
+    except BadInputError as error:
+        found = str(error).removeprefix(f"{path} ").removesuffix(f"; {_AGAIN}")
+        return None, [_error("", found)]
+    return {**manifest.facts, "files": manifest.files, "digests": manifest.digests}, []
 
 
 def check_manifest(repository: RepositoryFolder) -> Iterator[Finding]:
@@ -53,7 +75,7 @@ def check_manifest(repository: RepositoryFolder) -> Iterator[Finding]:
 
 def _check_file(path: Path, name: str, size: int, digest: str | None) -> Iterator[Finding]:
     """Check that a file is as it was made; one that people edit need only be there."""
-    actual = path.stat().st_size if path.is_file() else None
+    actual = file_size(path)
     if actual == size and digest in (None, sha256(path)):
         return
     if actual is not None and is_editable(REPOSITORY, name):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.build.engine import TRTLLM as TRTLLM_COMPILER
 from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.errors import MinitronError, UsageError
+from minitron_trt.errors import BadInputError, MinitronError, UsageError
+from minitron_trt.records import Size, read_record, read_text
 from minitron_trt.triton_repo.check.model_on_disk import (
     TEXT_RUNTIME,
     ModelFolder,
@@ -39,6 +40,11 @@ class Served:
 
     vocab: int | None = None
     engine: Engine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelConfig:
+    vocab_size: Size
 
 
 def check_parameters(model: ModelFolder, *, is_ours: bool) -> Iterator[Finding]:
@@ -93,9 +99,9 @@ def _open_folder(model: ModelFolder) -> tuple[Served, list[Finding]]:
     """Open the Hugging Face folder that model.yaml names, relative to itself."""
     file = f"{model.name}/{model.version_folder.name}/{_MODEL_YAML}"
     try:
-        line = _MODEL_LINE.search((model.version_folder / _MODEL_YAML).read_text())
-    except OSError as error:
-        return Served(), [_fault(file, "", f"cannot be read ({error.strerror})")]
+        line = _MODEL_LINE.search(read_text(model.version_folder / _MODEL_YAML))
+    except BadInputError as error:
+        return Served(), [_fault(file, "", f"cannot be read ({error})")]
     if line is None:
         return Served(), [_fault(file, "model", "is missing; expected the model's folder")]
     name = line[1]
@@ -106,9 +112,9 @@ def _open_folder(model: ModelFolder) -> tuple[Served, list[Finding]]:
             return Served(), [model.note("", found=note)]
         return Served(), [_fault(file, "model", f"there is no folder {name!r} beside it")]
     try:
-        vocab = int(json.loads((folder / "config.json").read_text())["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Served(), [_fault(file, "model", f"{name}/config.json is no model's ({error!r})")]
+        vocab = read_record(folder / CONFIG_NAME, _ModelConfig).vocab_size
+    except (ValueError, BadInputError) as error:
+        return Served(), [_fault(file, "model", f"{name}/{CONFIG_NAME} is no model's ({error})")]
     if not (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
         return Served(vocab), [_fault(file, "model", f"{name} has no weights")]
     return Served(vocab), []

@@ -6,7 +6,6 @@ folder `models/tensorrt_llm_NAME` with its model.py, unless its backend is the s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from minitron_trt.artifacts import (
 from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.records import read_record
 from minitron_trt.triton_repo.runtimes.llmapi_runtime import HfFolder, plan_llmapi
 from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
 from minitron_trt.triton_repo.runtimes.runtime import Runtime
@@ -92,10 +92,10 @@ def _kind(artifact: Path) -> str:
     if kind != HUGGING_FACE or (artifact / MANIFEST_NAME).is_file():
         return kind
     try:
-        config = json.loads((artifact / CONFIG_NAME).read_text())
+        config = read_record(artifact / CONFIG_NAME, dict[str, Any])
     except ValueError as error:
-        raise BadInputError(f"{artifact}/{CONFIG_NAME} is no JSON ({error})") from error
-    return ENGINE if isinstance(config, dict) and "build_config" in config else kind
+        raise BadInputError(f"{artifact}/{CONFIG_NAME} is not a JSON object ({error})") from error
+    return ENGINE if "build_config" in config else kind
 
 
 def plan_runtime(artifact: Path, runtime: str, recipe: ServingRecipe) -> Runtime:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.source.special_tokens import choose_end_ids
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.records import read_record
 from minitron_trt.spec import SpecialTokens
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
 from minitron_trt.triton_repo.model_config import ModelConfig
@@ -87,8 +87,8 @@ def _tokens(path: Path) -> SpecialTokens:
     if not path.is_file():
         return SpecialTokens()
     try:
-        return SpecialTokens.from_json(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
+        return SpecialTokens.from_json(read_record(path, dict[str, Any]))
+    except ValueError as error:
         raise BadInputError(f"{path} is damaged ({error}); expected a JSON object") from error
 
 

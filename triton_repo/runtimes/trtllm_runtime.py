@@ -150,7 +150,7 @@ def _check_settings(engine: Engine, settings: Mapping[str, str]) -> None:
         raise UnsupportedError(
             "decoding_mode beam_search needs an engine built with --max-beam-width above 1"
         )
-    if mode in SPECULATIVE and not _speculates(engine):
+    if mode in SPECULATIVE and not engine.speculates:
         raise UnsupportedError(
             f"decoding_mode {mode} needs an engine built with --speculative_decoding_mode; "
             "this one was built without"
@@ -167,11 +167,6 @@ def _check_settings(engine: Engine, settings: Mapping[str, str]) -> None:
         raise UnsupportedError(f"gpu_device_ids is {devices!r}; the engine has {ranks} ranks")
 
 
-def _speculates(engine: Engine) -> bool:
-    build = json.loads((engine.folder / "config.json").read_text())["build_config"]
-    return build.get("speculative_decoding_mode", 1) not in (1, "NONE", None)
-
-
 def _element(engine: Engine, key: str, dtype: str, known: Mapping[str, str]) -> str:
     if dtype not in known:
         raise UnsupportedError(
@@ -181,7 +176,7 @@ def _element(engine: Engine, key: str, dtype: str, known: Mapping[str, str]) -> 
 
 
 def _end_ids(engine: Engine, folder: Path | None, tokenizer: tuple[Path, ...]) -> tuple[int, ...]:
-    told = SpecialTokens.from_json(engine.facts.get("tokens", {}))
+    told = engine.tokens or SpecialTokens()
     folders = (engine.folder, folder)
     return need_end_ids(find_end_ids(told, folders, tokenizer, engine.model.spec.vocab), *folders)
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
+from minitron_trt.artifacts import MANIFEST_NAME
 from minitron_trt.build.containers import container_for, same_version
 from minitron_trt.build.engine import Engine
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.records import read_text
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, TRTLLM_BACKEND, from_text
 from minitron_trt.triton_repo.repository import ModelRepository
@@ -66,24 +67,24 @@ class ServedRepository:
     @classmethod
     def _open_by_manifest(cls, folder: Path) -> ServedRepository:
         repository = ModelRepository.open(folder)
-        facts = Manifest.read(folder, REPOSITORY).facts
-        mount = Path(facts.get("mount") or folder)
+        facts = repository.facts
+        mount = Path(facts.mount or folder)
         return cls(
             folder=folder,
             runtime=repository.runtime,
             configs=repository.configs,
             generators=(TENSORRT_LLM,),
-            world_size=int(facts.get("world_size") or 1),
+            world_size=facts.world_size,
             mount=mount,
             outside=_outside(repository.configs, folder, mount),
-            trtllm=facts.get("tensorrt_llm"),
-            image=facts.get("image"),
+            trtllm=facts.tensorrt_llm,
+            image=facts.image,
         )
 
     @classmethod
     def _open_by_configs(cls, folder: Path) -> ServedRepository:
         configs = {
-            path.parent.name: from_text(path.read_text(encoding="utf-8"), str(path))
+            path.parent.name: from_text(read_text(path), str(path))
             for path in sorted(folder.glob(f"*/{CONFIG_PBTXT}"))
         }
         if not configs:
@@ -136,7 +137,7 @@ def _open_without_engine(folder: Path, configs: Mapping[str, Any]) -> ServedRepo
     for name in configs:
         path = folder / name / _YAML
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             world_size = 1
             for ranks in _YAML_RANKS.findall(text):
                 world_size *= int(ranks)

@@ -14,6 +14,7 @@ from minitron_trt.artifacts import ENGINE, Manifest
 from minitron_trt.build.engine import PLAN_NAME
 from minitron_trt.build.tensorrt.api import LIBRARIES, make_logger
 from minitron_trt.executor.step import Floats, StepBatch
+from minitron_trt.records import check_record
 from minitron_trt.spec import ModelSpec
 
 
@@ -22,7 +23,7 @@ class GpuEngine:
 
     def __init__(self, folder: Path) -> None:
         facts = Manifest.read(folder, ENGINE).facts
-        spec, limits = ModelSpec.from_json(facts["spec"]), facts["limits"]
+        spec, limits = check_record(facts["spec"], ModelSpec), facts["limits"]
         self.slots: int = limits["max_batch_size"]
         self.max_seq_len: int = limits["max_seq_len"]
         self.vocab = spec.vocab
