@@ -7,6 +7,7 @@ all of them are told apart in one table.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -86,7 +87,10 @@ class HubRepository:
                         token=self.token,
                     )
                 )
-            except errors.RemoteEntryNotFoundError as error:
+            except errors.EntryNotFoundError as error:
+                # Absent from the cache says nothing about the hub.
+                if isinstance(error, errors.LocalEntryNotFoundError):
+                    raise
                 raise BadInputError(f"{self.name} has no {called or name} on the hub") from error
 
     def data_set_files(self) -> list[str]:
@@ -164,15 +168,20 @@ _UNREACHED: Final = (
     "is not a {local} here and the hub cannot be reached ({error}); go online, or pass a {local}"
 )
 
+_UNREADABLE: Final = (
+    "cannot be read from the hub or its cache ({error}: {detail}); check HF_ENDPOINT, the token "
+    "and the proxy, or remove it from the cache"
+)
+
 
 def _meanings() -> tuple[tuple[tuple[type[Exception], ...], str], ...]:
     """Return what errors mean; the first line that fits is said, so the special ones go first."""
-    import httpx2
     from huggingface_hub import errors
 
-    reaching = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx2.HTTPError)
+    unreached, unread = _http_errors()
+    reaching = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, *unreached)
     # A sign-in page in place of the hub, a damaged cache, and a malformed token or proxy end here.
-    reading: tuple[type[Exception], ...] = (ValueError, *_errors_of(errors), *_errors_of(httpx2))
+    reading: tuple[type[Exception], ...] = (ValueError, *_errors_of(errors), *unread)
     return (
         (
             (errors.GatedRepoError,),
@@ -184,18 +193,32 @@ def _meanings() -> tuple[tuple[tuple[type[Exception], ...], str], ...]:
             "is neither a {local} here nor a {noun} the hub shows you{hint}",
         ),
         ((errors.HFValidationError,), "is neither a {local} here nor a valid hub id"),
+        # requests counts a page that is no JSON among the failures to reach a server.
+        ((json.JSONDecodeError,), _UNREADABLE),
         ((*reaching, ConnectionError, TimeoutError), _UNREACHED),
         (
             (OSError,),
             "needs the hub's cache, which cannot be used ({detail}); make room in it, or set "
             "HF_HOME to another folder",
         ),
-        (
-            reading,
-            "cannot be read from the hub or its cache ({error}: {detail}); check HF_ENDPOINT, the "
-            "token and the proxy, or remove it from the cache",
-        ),
+        (reading, _UNREADABLE),
     )
+
+
+_HTTP_CLIENTS: Final = {"requests": "RequestException", "httpx": "HTTPError", "httpx2": "HTTPError"}
+"""What releases of huggingface_hub fetch with, and its error for a hub that is not reached."""
+
+
+def _http_errors() -> tuple[list[type[Exception]], list[type[Exception]]]:
+    """Return errors of the hub library's HTTP client: the hub is not reached, and all of them."""
+    unreached: list[type[Exception]] = []
+    every: list[type[Exception]] = []
+    for name, base in _HTTP_CLIENTS.items():
+        # The library has imported the one that raised.
+        if (client := sys.modules.get(name)) is not None:
+            unreached.append(getattr(client, base))
+            every.extend(_errors_of(client))
+    return unreached, every
 
 
 def _errors_of(module: ModuleType) -> Iterator[type[Exception]]:
