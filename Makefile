@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-megatron test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-megatron test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -8,6 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := .venv/.ready
 COMPLETE := .venv/.complete
 MEGATRON := .venv-megatron
+OLDEST := .venv-oldest
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
 TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
@@ -49,6 +50,17 @@ $(MEGATRON)/.ready:
 		"numcodecs<0.16" "tensorstore<0.1.73" einops packaging psutil pyyaml
 	$(MEGATRON)/bin/python -m pip install --quiet --no-deps megatron-core==0.8.0
 	$(MEGATRON)/bin/python -m pip install --quiet --no-deps --target $(MEGATRON)/newer megatron-core==0.16.1
+
+test-oldest: $(OLDEST)/.complete ## Run what depends on libraries with the oldest that work, in .venv-oldest
+	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder \
+		-m "not server" tests/clients tests/convert/source tests/convert/calibration \
+		tests/convert/gguf tests/convert/test_output.py tests/triton_repo/models tests/triton_repo/check
+
+$(OLDEST)/.complete: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt \
+		--editable ".[quantize,reference,server]" --group test
 	@touch $@
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU

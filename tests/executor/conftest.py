@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.calibrations import calibrate_once as calibrate_once
-from transformers import LlamaConfig, MistralConfig, NemotronConfig, PreTrainedConfig
+from transformers import LlamaConfig, MistralConfig, NemotronConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM as _AutoModelForCausalLM
 
 from minitron_trt.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ STRETCHED: dict[str, Any] = {
 }
 
 
-def _config(name: str) -> PreTrainedConfig:
+def _config(name: str) -> PretrainedConfig:
     if name == "nemotron":
         return NemotronConfig(
             **SMALL, rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.5}

@@ -92,9 +92,9 @@ def test_a_head_size_that_the_config_lacks_is_read_from_the_weights_header(
 @pytest.mark.parametrize(
     ("address", "offline", "reason"),
     [
-        (NOWHERE, False, "ConnectError"),
+        (NOWHERE, False, test_hub_source.NO_CONNECTION),
         (NOWHERE, True, "OfflineModeIsEnabled"),
-        ("http://nowhere.invalid", False, "ConnectError"),
+        ("http://nowhere.invalid", False, test_hub_source.NO_CONNECTION),
         ("nowhere", False, "UnsupportedProtocol"),
     ],
     ids=["nobody answers", "offline", "no such host", "no address"],

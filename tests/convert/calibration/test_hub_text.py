@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from tests.convert.source.test_hub_source import NO_CONNECTION
 
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.source.model_folder import ModelSource
@@ -174,7 +175,7 @@ def test_the_rows_of_the_first_training_file_arrive(
             REPO,
             {"HF_ENDPOINT": "http://127.0.0.1:9"},
             f"3 --calib-data {REPO} is not a file here and the hub cannot be reached "
-            "(ConnectError); go online, or pass a file",
+            f"({NO_CONNECTION}); go online, or pass a file",
         ),
     ],
     ids=["no such data set", "offline", "nobody answers"],

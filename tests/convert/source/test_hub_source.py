@@ -31,6 +31,7 @@ pytestmark = pytest.mark.slow
 WriteGguf = Callable[..., Path]
 HTTP: Final = sys.modules[huggingface_hub.errors.HfHubHTTPError.__mro__[1].__module__.split(".")[0]]
 """The HTTP client of the installed release: requests below 1.0, then httpx, then httpx2."""
+NO_CONNECTION: Final = "ConnectionError" if HTTP.__name__ == "requests" else "ConnectError"
 REPO: Final = "some/model"
 COMMIT: Final = "0123456789abcdef0123456789abcdef01234567"
 
