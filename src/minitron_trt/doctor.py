@@ -13,7 +13,7 @@ from typing import Any, Final
 import click
 
 from minitron_trt.console import Console, console_options
-from minitron_trt.errors import MinitronError
+from minitron_trt.errors import MinitronError, install_command
 from minitron_trt.host.machine import (
     TRTLLM_PACKAGE,
     memory_bytes,
@@ -43,7 +43,7 @@ class Capability:
 
 
 def _package(name: str, gives: str, extra: str) -> Capability:
-    return Capability(name, package_version(name), gives, f"pip install 'minitron-trt[{extra}]'")
+    return Capability(name, package_version(name), gives, install_command(extra))
 
 
 def _gpus() -> Capability:

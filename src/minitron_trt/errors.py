@@ -15,7 +15,7 @@ The number is the exit code of the command. A message is one line: what was foun
 expected, what to do; no full stop at the end.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class MinitronError(Exception):
@@ -46,13 +46,24 @@ class UnsupportedError(MinitronError):
     exit_code = 4
 
 
+_ON_NVIDIAS_INDEX: Final = frozenset({"tensorrt", "trtllm"})
+"""The extras whose packages, or parts of them, PyPI does not have."""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra."""
+    command = f"pip install 'minitron-trt[{extra}]'"
+    if extra in _ON_NVIDIAS_INDEX:
+        command += " --extra-index-url https://pypi.nvidia.com"
+    return command
+
+
 class MissingExtraError(UnsupportedError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs {package}, which is not installed; "
-            f"run: pip install 'minitron-trt[{extra}]'"
+            f"{purpose} needs {package}, which is not installed; run: {install_command(extra)}"
         )
 
 

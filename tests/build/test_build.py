@@ -241,7 +241,7 @@ def test_without_tensorrt_llm_it_says_how_to_get_it(
     assert (result.exit_code, result.stderr) == (
         4,
         "error: --compiler trtllm --runner local needs tensorrt-llm, which is not installed; run: "
-        "pip install 'minitron-trt[trtllm]'\n",
+        "pip install 'minitron-trt[trtllm]' --extra-index-url https://pypi.nvidia.com\n",
     )
 
 
