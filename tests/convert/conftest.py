@@ -235,7 +235,9 @@ def ask_457() -> Iterator[Callable[[Any], Any]]:
         def ask(question: Any) -> Any:
             sent.write(json.dumps(question) + "\n")
             sent.flush()
-            return json.loads(answers.readline())
+            answer = answers.readline()
+            assert answer, f"{python} ended with {process.wait()}"
+            return json.loads(answer)
 
         yield ask
         sent.close()

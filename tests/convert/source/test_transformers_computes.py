@@ -21,6 +21,8 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.executor import StepBatch
 from minitron_trt.executor.reference import ReferenceModel
 
+pytestmark = pytest.mark.slow
+
 Ask = Callable[[Any], Any]
 MakeModel = Callable[..., Path]
 Record = dict[str, Any]
