@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from minitron_trt.artifacts import CONFIG_NAME, check_output, output_errors
+from minitron_trt.artifacts import CONFIG_NAME, check_output, write_output
 from minitron_trt.build.compiler_choice import (
     AUTO,
     CLUSTERS,
@@ -186,9 +186,7 @@ def _build(
 def _write_job(console: Console, job: BuildJob, *, runner: str, claim: str) -> None:
     """Write a cluster's job file, and say how to submit it and what to do when it is done."""
     file = job_file(ClusterJob(job, container_for(job.recipe.version)), runner, claim=claim)
-    with output_errors(file.path):
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        file.path.write_text(file.text, encoding="utf-8")
+    write_output(file.path, file.text)
     finish_it = (
         f"minitron-trt build {job.checkpoint.folder} -o {job.output} "
         f"--arch {job.recipe.target.name} --finish"

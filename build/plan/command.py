@@ -99,11 +99,10 @@ def plan(
 
 
 def _write_chart(result: Plan, path: Path) -> None:
-    from minitron_trt.artifacts import output_errors
+    from minitron_trt.artifacts import write_output
     from minitron_trt.build.plan.chart import chart
 
-    with output_errors(path):
-        path.write_text(chart(result), encoding="utf-8")
+    write_output(path, chart(result))
 
 
 def describe(result: Plan, *, explain: bool = False) -> str:

@@ -92,15 +92,23 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into one line."""
+    """Turn the operating system's refusals to write `path` into one line.
+
+    A refusal that names a file elsewhere is one to read it, and BadInputError.
+    """
     try:
         yield
     except OSError as error:
+        # Of a copy that does not fit, the system names the file that is read.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(_existing(path)).free
             raise OutputError(
                 f"no space left for {path} ({free / 1e9:.2f} GB free on its disk); nothing was kept"
             ) from error
+        if error.errno in _NOT_WRITABLE and error.errno not in (errno.EFBIG, errno.EROFS):
+            named = error.filename
+            if isinstance(named, str) and not _belongs_to(Path(named), path):
+                raise BadInputError(f"{named} cannot be read: {error.strerror}") from error
         if error.errno in _NOT_WRITABLE:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
         raise
@@ -108,10 +116,33 @@ def output_errors(path: Path) -> Iterator[None]:
 
 _NOT_WRITABLE = frozenset(
     {
-        *(errno.EACCES, errno.EPERM, errno.EROFS),
-        *(errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.EIO),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        # Where a file system makes its own names, like /proc, there is no place for others.
+        errno.ENOENT,
     }
 )
+
+
+def _belongs_to(named: Path, path: Path) -> bool:
+    """Say whether a file is an output, its scratch folder, or a folder around them."""
+    named, path, real = named.absolute(), path.absolute(), path.resolve()
+    if path.is_relative_to(named) or real.is_relative_to(named):
+        return True
+    # Scratch folders are siblings of the output.
+    names = (path.name, f".{path.name}.partial", f".{path.name}.old")
+    places = (folder / name for folder in (path.parent, real.parent) for name in names)
+    return any(named.is_relative_to(place) for place in places)
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a file of text that the user named; OutputError when the disk cannot take it."""
+    with output_errors(path):
+        if path.exists() and not path.is_file():
+            # Opening a pipe would wait for a reader.
+            raise OutputError(f"cannot write {path}: it is not a regular file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
 
 def _existing(path: Path) -> Path:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import os
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 import click
 
-from minitron_trt.errors import MinitronError
+from minitron_trt.errors import BadInputError, MinitronError, one_line
 from minitron_trt.version import __version__
 
 # By text, since importing a command's module loads what the other commands do not need.
@@ -31,6 +35,8 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
 )
 INTERRUPTED: Final = 130
 """The exit code of a program that Ctrl-C ended, as shells count: 128 and the signal's number."""
+TERMINATED: Final = 143
+"""The exit code of a program that SIGTERM ended, by the same count."""
 
 
 class StageGroup(click.Group):
@@ -52,28 +58,86 @@ class StageGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command inside the error boundary."""
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except MinitronError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(one_line(f"error: {error}"), err=True)
             ctx.exit(error.exit_code)
-        except (KeyboardInterrupt, click.Abort):
+        except (KeyboardInterrupt, click.Abort) as error:
             click.echo("interrupted", err=True)
-            ctx.exit(INTERRUPTED)
-        except (click.ClickException, click.exceptions.Exit):
+            ctx.exit(TERMINATED if isinstance(error, _Terminated) else INTERRUPTED)
+        except click.ClickException as error:
+            # click says that nobody assigns it; it prints what a user typed as it is.
+            vars(error)["message"] = one_line(error.message)
+            raise
+        except click.exceptions.Exit:
             raise
         except BrokenPipeError:
             # The reader of our output left; there is nobody to tell.
             sys.stderr.close()
             ctx.exit(1)
+        except OSError as error:
+            ctx.exit(_refused(error))
         except Exception as error:
             # The trace is for a report, not for a user: the log shows it with -v only.
             logging.getLogger("minitron_trt").debug("", exc_info=error)
             click.echo(
-                f"error: a fault in minitron-trt ({type(error).__name__}: {error}); "
-                "run again with -v and report what it prints",
+                one_line(
+                    f"error: a fault in minitron-trt ({type(error).__name__}: {error}); "
+                    "run again with -v and report what it prints"
+                ),
                 err=True,
             )
             ctx.exit(MinitronError.exit_code)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program, its help included, which a full disk may keep from being printed."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            sys.exit(_refused(error))
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, by which service managers and `kill` end a program: as Ctrl-C, it cleans up."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception, unless a program around this one handles it already."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise _Terminated
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _refused(error: OSError) -> int:
+    """Say what the operating system refused, and return the exit code.
+
+    What is written names its folder in an error of its own, so a name that is left is an input's;
+    without a name it is a stream, such as a full disk behind stdout.
+    """
+    if error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        click.echo(one_line(f"error: {name} cannot be read: {error.strerror}"), err=True)
+        return BadInputError.exit_code
+    with contextlib.suppress(OSError):
+        click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
+    with contextlib.suppress(OSError, ValueError):
+        # What stdout still holds would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return MinitronError.exit_code
 
 
 HELP: Final = """Convert, build and serve NVIDIA Minitron models.

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import click
 
+from minitron_trt.errors import one_line
+
 R = TypeVar("R")
 Advance = Callable[[int], None]
 """Tell a progress display that so many more bytes are done."""
@@ -49,7 +51,9 @@ class Console:
 
     def result(self, record: Mapping[str, Any], text: str) -> None:
         """Print the result on stdout: the record as one JSON object with --json, else the text."""
-        click.echo(json.dumps(record, ensure_ascii=False) if self.as_json else text)
+        shown = json.dumps(record, ensure_ascii=False) if self.as_json else text
+        # Of a file's name that is no UTF-8, which an escape stands for in JSON as well.
+        click.echo(shown.encode(errors="backslashreplace").decode())
 
     @contextlib.contextmanager
     def progress(self, label: str, total_bytes: int) -> Iterator[Advance]:
@@ -85,7 +89,9 @@ class _LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        click.echo(prefix + self.format(record).strip(), err=True)
+        text = self.format(record).strip()
+        # The trace of a fault has lines; everything else is one.
+        click.echo(prefix + (text if record.exc_info else one_line(text)), err=True)
 
 
 def _configure_logging(verbose: int, quiet: bool) -> None:

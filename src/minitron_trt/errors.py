@@ -17,6 +17,24 @@ expected, what to do; no full stop at the end.
 
 from typing import ClassVar, Final
 
+_LONGEST: Final = 4000
+_KEPT_END: Final = 1000
+
+
+def one_line(text: str) -> str:
+    """Return a message as a terminal shows it in one line.
+
+    Newlines, control characters and what is no Unicode in names and values are escaped; of a
+    message that a value made huge the middle is cut out.
+    """
+    if len(text) > _LONGEST:
+        cut = len(text) - _LONGEST
+        head, end = text[: _LONGEST - _KEPT_END], text[-_KEPT_END:]
+        text = f"{head} … {cut} characters … {end}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class MinitronError(Exception):
     """Base class of every error this toolkit raises on purpose."""

@@ -12,7 +12,7 @@ from minitron_trt.build.compatibility import LoadReport, check_engine
 from minitron_trt.build.containers import Container, find_container
 from minitron_trt.build.engine import Engine
 from minitron_trt.console import Console, console_options
-from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
+from minitron_trt.errors import BadInputError, UnsupportedError, UsageError, one_line
 from minitron_trt.gpus import SMS, Target, find_target
 from minitron_trt.triton_repo.check.report import RepositoryReport, Severity
 
@@ -136,7 +136,7 @@ def describe_repository(report: RepositoryReport) -> str:
     width = max((len(finding.place) for finding in report.findings), default=0)
     lines = [
         f"{click.style(f'{finding.severity:7}', _COLOURS[finding.severity])}  "
-        f"{finding.place:{width}}  {finding.message}"
+        + one_line(f"{finding.place:{width}}  {finding.message}")
         for finding in report.findings
     ]
     return "\n".join([*lines, f"{report.folder}: {report.summary}"])

@@ -1,0 +1,199 @@
+"""Files and names that nobody expects: one line that says which, and never a hang."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from minitron_trt.artifacts import output_errors, staged
+from minitron_trt.convert.conversion import ConvertOptions, convert
+from minitron_trt.errors import BadInputError, OutputError, one_line
+
+Command = Callable[..., Result]
+LONG = "x" * 300
+PROGRAM = (sys.executable, "-m", "minitron_trt")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint to copy."""
+    output = tmp_path_factory.mktemp("odd") / "checkpoint"
+    convert(str(tiny_llama), output, ConvertOptions())
+    return output
+
+
+@pytest.fixture
+def checkpoint(whole: Path, tmp_path: Path) -> Path:
+    """Return a checkpoint to damage."""
+    return shutil.copytree(whole, tmp_path / "checkpoint")
+
+
+def only_line(result: Result) -> str:
+    """Return the one line that a refused command printed."""
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    return result.stderr.removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a\nb", r"a\nb"),
+        ("\x1b[31mred\a", r"\x1b[31mred\x07"),
+        ("\udcff", r"\udcff"),
+        ("heads × size … größer", "heads × size … größer"),
+        ("x" * 10_000_000, f"{'x' * 3000} … 9996000 characters … {'x' * 1000}"),
+    ],
+    ids=["newline", "control characters", "no UTF-8", "words", "10 MB"],
+)
+def test_a_message_is_one_line_that_a_terminal_shows(text: str, line: str) -> None:
+    assert one_line(text) == line
+
+
+@pytest.mark.parametrize("name", ["minitron.json", "config.json", "rank0.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(
+    name: str, checkpoint: Path, command: Command
+) -> None:
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    result = command("plan", checkpoint, "--gpu", "H100")
+
+    assert result.exit_code == 3
+    assert f"{checkpoint}/{name} is " in only_line(result)
+
+
+def test_a_pipe_as_output_is_not_waited_for(command: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "plot.svg")
+    result = command("plan", "minitron-4b", "--gpu", "H100", "--plot", tmp_path / "plot.svg")
+
+    assert result.exit_code == 1
+    assert only_line(result) == (
+        f"error: cannot write {tmp_path}/plot.svg: it is not a regular file"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("plan", LONG, "--gpu", "H100"), ("check", LONG), ("triton-repo", LONG, "-o", "o")],
+    ids=lambda arguments: arguments[0],
+)
+def test_names_that_are_too_long_are_refused(arguments: tuple[str, ...], command: Command) -> None:
+    result = command(*arguments)
+
+    assert result.exit_code in (2, 3)
+    assert LONG in only_line(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a\nb", r"a\nb"), ("\x1b[31m", r"\x1b[31m"), ("\udcff", r"\udcff")]
+)
+def test_odd_names_are_shown_escaped(name: str, shown: str, command: Command) -> None:
+    for arguments in (
+        ("check", name),
+        ("convert", name, "-o", "o"),
+        (name,),
+        ("plan", "--" + name),
+    ):
+        result = command(*arguments)
+
+        assert result.exit_code in (2, 3)
+        assert shown in result.stderr
+        assert name not in result.stderr
+
+
+def test_a_checkpoint_of_a_source_whose_name_is_no_utf_8_opens(
+    tiny_llama: Path, command: Command, tmp_path: Path
+) -> None:
+    source, output = tmp_path / "\udcff", tmp_path / "\udcfe"
+    shutil.copytree(tiny_llama, source)
+
+    assert command("convert", source, "-o", output).exit_code == 0
+    assert command("build", output, "--arch", "hopper", "--dry-run").exit_code == 0
+    assert json.loads((output / "minitron.json").read_text())["source"]["path"].endswith("\\udcff")
+
+
+def test_what_cannot_be_read_is_an_inputs_name_not_the_outputs(tmp_path: Path) -> None:
+    refusal = OSError(errno.EACCES, "Permission denied", str(tmp_path / "model" / "a"))
+    with pytest.raises(BadInputError) as caught, staged(tmp_path / "output"):
+        raise refusal
+
+    assert str(caught.value) == f"{tmp_path}/model/a cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("place", ["output", ".output.partial/deep", ".", "output/deep"])
+def test_a_refusal_at_the_output_is_the_outputs(place: str, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with pytest.raises(OutputError, match=f"cannot write {output}: "), output_errors(output):
+        raise OSError(errno.EACCES, "Permission denied", str(tmp_path / place))
+
+
+def test_an_output_in_proc_is_one_line(tiny_llama: Path, command: Command) -> None:
+    result = command("convert", tiny_llama, "-o", "/proc/x")
+
+    assert (result.exit_code, only_line(result)) == (
+        1,
+        "error: cannot write /proc/x: No such file or directory",
+    )
+
+
+def test_a_file_that_may_not_grow_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    arguments = (*PROGRAM, "convert", str(tiny_llama), "-o", str(tmp_path / "output"))
+    result = subprocess.run(arguments, preexec_fn=limit, capture_output=True, text=True)
+
+    assert (result.returncode, result.stderr) == (
+        1,
+        f"error: cannot write {tmp_path}/output: File too large\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("plan", "minitron-4b", "--gpu", "H100")])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            (*PROGRAM, *arguments), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+
+    assert (result.returncode, result.stderr) == (
+        1,
+        "error: the output cannot be written: No space left on device\n",
+    )
+
+
+def test_sigterm_cleans_up_as_ctrl_c_does(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "import minitron_trt.samples.command as command\n"
+        "from minitron_trt.cli import main\n"
+        "command.shutil.copytree = lambda *a, **k: (print('at work', flush=True), time.sleep(60))\n"
+        f"main(['sample', 'solar-llama', '-o', {str(tmp_path / 'model')!r}])\n"
+    )
+    process = subprocess.Popen(
+        (sys.executable, "-c", program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    process.terminate()
+    start = time.monotonic()
+    _, stderr = process.communicate(timeout=60)
+
+    assert (process.returncode, stderr) == (143, "interrupted\n")
+    assert time.monotonic() - start < 30
+    assert list(tmp_path.iterdir()) == []
