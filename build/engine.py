@@ -26,6 +26,7 @@ from minitron_trt.build.recipe.engine_memory import (
 from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.checkpoint import Algorithms, Checkpoint
 from minitron_trt.errors import BadInputError
+from minitron_trt.folder_links import inside
 from minitron_trt.gpus import Gpu
 from minitron_trt.host.machine import TRTLLM_PACKAGE
 from minitron_trt.quantization.precisions import kv_cache_of, of_algorithm, precision_of
@@ -139,6 +140,7 @@ class Engine:
     paged_context: bool
     speculates: bool
     tokens: SpecialTokens | None  # as our own manifest says
+    names: tuple[str, ...]  # of its files: those of our own manifest, or all that lie there
 
     @classmethod
     def open(cls, folder: Path) -> Engine:
@@ -147,19 +149,25 @@ class Engine:
             raise BadInputError(f"{folder} is not a folder; expected an engine")
         facts = EngineFacts()
         if (folder / MANIFEST_NAME).exists():
-            facts = facts_as(Manifest.read(folder, ENGINE), EngineFacts, folder)
+            manifest = Manifest.read(folder, ENGINE)
+            facts = facts_as(manifest, EngineFacts, folder)
+            names = (*manifest.files, MANIFEST_NAME)
+        else:
+            names = tuple(path.name for path in folder.iterdir() if path.is_file())
         path = folder / CONFIG_NAME
         if not path.exists():
             raise BadInputError(f"{folder} has no {CONFIG_NAME}; expected an engine folder")
         try:
-            return cls._of(folder, read_record(path, EngineConfig), facts)
+            return cls._of(folder, names, read_record(path, EngineConfig), facts)
         except ValueError as error:
             raise BadInputError(
                 f"{path} is not the config of an engine ({error}); build it again"
             ) from error
 
     @classmethod
-    def _of(cls, folder: Path, config: EngineConfig, facts: EngineFacts) -> Engine:
+    def _of(
+        cls, folder: Path, names: tuple[str, ...], config: EngineConfig, facts: EngineFacts
+    ) -> Engine:
         build, pretrained = config.build_config, config.pretrained_config
         plugins = build.plugin_config or PluginConfig()
         compiler = facts.compiler or config.compiler or Compiler()
@@ -179,7 +187,13 @@ class Engine:
             paged_context=bool(plugins.use_paged_context_fmha),
             speculates=build.speculative_decoding_mode not in (1, "NONE", None),
             tokens=facts.tokens,
+            names=names,
         )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the engine's files; BadInputError when one is a link out of its folder."""
+        return tuple(inside(self.folder, name) for name in self.names)
 
     def forecast(self, gpu: Gpu) -> Forecast:
         """Return what the engine takes of one GPU's memory; weights are the engine file's size."""

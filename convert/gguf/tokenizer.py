@@ -22,6 +22,7 @@ from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, TokenType, 
 from minitron_trt.convert.source.folder_files import write_json
 from minitron_trt.convert.tokenizer_json import added_token, bpe, scored_merges, spaced
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.folder_links import inside
 
 _WORDS_OF_LLAMA: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -87,7 +88,7 @@ def write_tokenizer(file: GgufFile, folder: Path, positions: int) -> dict[str, A
             raise
         for name in TOKENIZER_FILES:
             if (file.path.parent / name).is_file():
-                shutil.copyfile(file.path.parent / name, folder / name)
+                shutil.copyfile(inside(file.path.parent, name), folder / name)
     else:
         write_json(folder, "tokenizer.json", tokenizer)
         write_json(folder, "tokenizer_config.json", record)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from minitron_trt.convert.source.folder_files import inside
 from minitron_trt.convert.source.weight_files import has_weights
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError
+from minitron_trt.folder_links import inside
 from minitron_trt.tensorfile import LFS_POINTER
 
 log = logging.getLogger(__name__)

@@ -1,40 +1,14 @@
-"""The files of a model folder: links that lead out of it are refused, JSON must be an object."""
+"""The JSON files of a model folder, each of which must be an object."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from minitron_trt.errors import BadInputError
-
-_LINKS_AT_MOST: Final = 8  # a folder's, a cache's and a disk's, with room for more
-
-
-def inside(folder: Path, name: str) -> Path:
-    """Return the path of a folder's file; a link may lead within it or to a hub cache only."""
-    path, root = folder / name, folder.resolve()
-    real = path.resolve()
-    if not (real.is_relative_to(root) or _is_cached(path)):
-        raise BadInputError(f"{path} leads to {real}, outside the model folder; copy the file in")
-    return path
-
-
-def _is_cached(path: Path) -> bool:
-    """Return whether a link, or one that it leads to, ends at a blob of a model in a hub cache.
-
-    The blobs themselves may be on another disk, behind a link in their turn.
-    """
-    for _ in range(_LINKS_AT_MOST):
-        if not path.is_symlink():
-            break
-        path = Path(os.path.normpath(path.parent.resolve() / path.readlink()))
-        cache = path.parent.parent
-        if path.parent.name == "blobs" and cache.name.startswith("models--"):
-            return not path.is_symlink() and (cache / "snapshots").is_dir()
-    return False
+from minitron_trt.folder_links import inside
 
 
 def read_json(folder: Path, name: str) -> Mapping[str, Any]:

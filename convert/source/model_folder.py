@@ -12,7 +12,7 @@ from typing import Any
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.nemo.tensor_origins import NemoModel
-from minitron_trt.convert.source.folder_files import inside, read_json
+from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
 from minitron_trt.convert.source.special_tokens import read_special_tokens
@@ -32,6 +32,7 @@ from minitron_trt.convert.source.weight_names import refuse_quantized, unwrapped
 from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import EMBEDDING, HEAD
+from minitron_trt.folder_links import inside
 from minitron_trt.spec import ModelSpec, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry
 

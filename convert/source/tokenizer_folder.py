@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.checkpoint import TOKENIZER_FILES
-from minitron_trt.convert.source.folder_files import inside, read_json
+from minitron_trt.convert.source.folder_files import read_json
+from minitron_trt.folder_links import inside
 
 TOKENIZER_JSON: Final = "tokenizer.json"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"

@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import Final
 
 from minitron_trt.artifacts import WEIGHTS_NAME
-from minitron_trt.convert.source.folder_files import inside, read_json
+from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.torch_bin import read_torch_header
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.families import HEAD
+from minitron_trt.folder_links import inside
 from minitron_trt.tensorfile import TensorEntry, read_header
 
 INDEX_NAME: Final = "model.safetensors.index.json"

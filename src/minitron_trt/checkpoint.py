@@ -9,6 +9,7 @@ from typing import Any, Final
 from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, MANIFEST_NAME, Manifest, facts_as
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import Norm, family_of
+from minitron_trt.folder_links import inside
 from minitron_trt.quantization.precisions import Precision, kv_cache_of, precision_of
 from minitron_trt.records import Size, read_record
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope, SpecialTokens
@@ -224,9 +225,21 @@ class Checkpoint:
         return read_header(self.folder / rank_file(rank))
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that its manifest lists, and that; BadInputError for a link out of it.
+
+        Whatever else lies in the folder is no part of the checkpoint.
+        """
+        return tuple(inside(self.folder, name) for name in (*self.manifest.files, MANIFEST_NAME))
+
+    @property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """Return the files of the tokenizer that travelled along; empty when there is none."""
-        return tuple(p for name in TOKENIZER_FILES if (p := self.folder / name).is_file())
+        """Return the files of the tokenizer that travelled along; empty when there is none.
+
+        BadInputError when one is a link out of the folder.
+        """
+        names = (name for name in TOKENIZER_FILES if (self.folder / name).is_file())
+        return tuple(inside(self.folder, name) for name in names)
 
 
 def rank_file(rank: int) -> str:

@@ -25,6 +25,7 @@ from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.folder_links import inside
 from minitron_trt.spec import SpecialTokens
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
@@ -145,7 +146,8 @@ class HfFolder:
         # Raises when the architecture is no Minitron family.
         _ = config.family
         sizes = [config.integer(key) for key in ("max_position_embeddings", "vocab_size")]
-        return cls(folder, tuple(_files(folder)), *sizes)
+        files = tuple(inside(folder, path.name) for path in _files(folder))
+        return cls(folder, files, *sizes)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -55,7 +55,10 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
             decoupled=recipe.decoupled,
         ),
         texts={},
-        links={f"{_CHECKPOINT}/{path.name}": path for path in checkpoint.folder.iterdir()},
+        links={
+            f"{_CHECKPOINT}/{path.relative_to(checkpoint.folder)}": path
+            for path in checkpoint.files
+        },
         tokenizer=tokenizer,
         end_ids=find_end_ids(
             checkpoint.tokens, (recipe.tokenizer,), tokenizer, checkpoint.spec.vocab

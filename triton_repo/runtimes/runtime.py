@@ -13,6 +13,7 @@ from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.source.special_tokens import choose_end_ids
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.folder_links import inside
 from minitron_trt.records import read_record
 from minitron_trt.spec import SpecialTokens
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
@@ -40,9 +41,12 @@ class Runtime:
 
 
 def find_tokenizer(folder: Path, recipe: ServingRecipe) -> tuple[Path, ...]:
-    """Return the tokenizer's files, from --tokenizer or beside the model; BadInputError if none."""
+    """Return the tokenizer's files, from --tokenizer or beside the model.
+
+    BadInputError when there is none, or one is a link out of its folder.
+    """
     place = recipe.tokenizer or folder
-    files = tuple(place / name for name in TOKENIZER_FILES if (place / name).is_file())
+    files = tuple(inside(place, name) for name in TOKENIZER_FILES if (place / name).is_file())
     if not files:
         raise BadInputError(
             f"{place} has no tokenizer, which serving text needs; pass --tokenizer with the folder "

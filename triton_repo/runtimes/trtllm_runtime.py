@@ -76,7 +76,7 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
             decoupled=recipe.decoupled,
         ),
         texts=texts,
-        links={f"{_ENGINE}/{p.name}": p for p in engine.folder.iterdir() if p.is_file()},
+        links={f"{_ENGINE}/{path.relative_to(engine.folder)}": path for path in engine.files},
         tokenizer=tokenizer,
         end_ids=end_ids,
         vocab_size=engine.model.spec.vocab,

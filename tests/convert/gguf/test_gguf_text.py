@@ -280,6 +280,21 @@ def test_a_tokenizer_that_cannot_be_rebuilt_is_named_unless_its_own_file_lies_be
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
 
 
+def test_a_files_neighbour_is_not_followed_out_of_the_folder(
+    write_gguf: WriteGguf, refusal: Refusal, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    facts = {"tokenizer.ggml.model": "rwkv"}
+    path = write_gguf(sample_folder(NAMES[0]), tmp_path / "model" / "model.gguf", facts=facts)
+    (tmp_path / "secret").write_text("secret")
+    link = path.parent / "tokenizer.json"
+    link.symlink_to(tmp_path / "secret")
+
+    assert refusal(path, 3) == (
+        f"{link} leads to {tmp_path}/secret, outside the model folder; copy the file in"
+    )
+
+
 def test_a_file_without_a_tokenizer_is_converted_without_one(
     tiny_llama: Path,
     write_gguf: WriteGguf,
