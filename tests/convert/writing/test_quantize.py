@@ -258,20 +258,33 @@ def test_what_the_hugging_face_form_lacks_is_refused(
     assert message in line
 
 
-@pytest.mark.parametrize("kind", ["llama", "nemotron"])
-def test_a_hugging_face_folder_in_bf16_is_the_source(
-    kind: str, command: Command, request: pytest.FixtureRequest, tmp_path: Path
+@pytest.mark.parametrize(
+    ("kind", "fraction"), [("llama", {}), ("nemotron", {"partial_rotary_factor": 0.5})]
+)
+def test_a_hugging_face_folder_in_bf16_is_the_source_with_rope_facts_in_both_spellings(
+    kind: str,
+    fraction: dict[str, float],
+    command: Command,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
     folder: Path = request.getfixturevalue(f"tiny_{kind}")
     convert(command, folder, tmp_path / "out", "--format", "hf")
     source = {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
     found = load_file(tmp_path / "out" / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
+    scaling = config.get("rope_scaling")
 
     assert {k: v.tobytes() for k, v in found.items()} == {k: v.tobytes() for k, v in source.items()}
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {
         **config,
         "torch_dtype": "bfloat16",
+        "rope_scaling": scaling,
+        "rope_parameters": {
+            **(scaling or {"rope_type": "default"}),
+            "rope_theta": config["rope_theta"],
+            **fraction,
+        },
     }
 
 
