@@ -16,11 +16,12 @@ from minitron_trt.artifacts import (
     ENGINE,
     MANIFEST_NAME,
     Manifest,
+    copy_tree,
     sha256,
     staged,
 )
 from minitron_trt.checkpoint import Checkpoint, rank_file
-from minitron_trt.errors import BadInputError
+from minitron_trt.errors import BadInputError, MinitronError
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +52,31 @@ class EngineCache:
             _check(entry)
         except BadInputError as error:
             log.warning("the cached engine is damaged and is built again (%s)", error)
-            shutil.rmtree(entry)
+            shutil.rmtree(entry, ignore_errors=True)
             return False
-        with staged(output, overwrite=overwrite) as scratch:
-            shutil.copytree(entry, scratch, dirs_exist_ok=True)
+        try:
+            with staged(output, overwrite=overwrite) as scratch:
+                copy_tree(entry, scratch)
+        except BadInputError as error:
+            # Another build that shares the cache may just replace it.
+            log.warning("the cached engine is not used and it is built again (%s)", error)
+            return False
         return True
 
     def store(self, key: str, engine: Path) -> None:
-        """Copy a finished engine in, with digests."""
-        with staged(self.folder / key, overwrite=True) as scratch:
-            shutil.copytree(engine, scratch, dirs_exist_ok=True)
-            manifest = Manifest.read(scratch, ENGINE)
-            (scratch / MANIFEST_NAME).unlink()
-            manifest.write(scratch, digest=True)
+        """Copy a finished engine in, with digests; a warning says why it could not be kept.
+
+        The engine is there all the same: a full disk, a file in the way, or another build that
+        stores the same one are no reason to end in an error.
+        """
+        try:
+            with staged(self.folder / key, overwrite=True) as scratch:
+                copy_tree(engine, scratch)
+                manifest = Manifest.read(scratch, ENGINE)
+                (scratch / MANIFEST_NAME).unlink()
+                manifest.write(scratch, digest=True)
+        except (MinitronError, OSError) as error:
+            log.warning("the engine is not kept in the cache (%s)", error)
 
 
 def _check(entry: Path) -> None:

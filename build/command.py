@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from minitron_trt.artifacts import CONFIG_NAME, check_output, write_output
+from minitron_trt.artifacts import CONFIG_NAME, ENGINE, check_output, write_output
 from minitron_trt.build.compiler_choice import (
     AUTO,
     CLUSTERS,
@@ -174,7 +174,7 @@ def _build(
     # A dry run needs none of it.
     from minitron_trt.build.engine_build import build_engine
 
-    check_output(job.output, overwrite=job.overwrite)
+    check_output(job.output, overwrite=job.overwrite, kind=ENGINE, inputs=(job.checkpoint.folder,))
     if explain:
         click.echo(job.recipe.explain(), err=True)
     built = build_engine(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from minitron_trt.artifacts import ENGINE, check_output
 from minitron_trt.build.cache import EngineCache, content_key
 from minitron_trt.build.compiler_choice import AUTO, DOCKER, LOCAL, TENSORRT, choose_compiler
 from minitron_trt.build.engine import Engine
@@ -68,6 +69,7 @@ def build_engine(
 ) -> Built:
     """Build, or copy what a cache has of the same request, and return what lies at the output."""
     start = time.monotonic()
+    check_output(job.output, overwrite=job.overwrite, kind=ENGINE, inputs=(job.checkpoint.folder,))
     compiler = choose_compiler(job, compiler, runner)
     for note in job.recipe.notes:
         log.info("%s", note)

@@ -106,7 +106,8 @@ def convert(
 
     Nothing is left at `output` unless everything is; MinitronError says why not.
     """
-    check_output(output, overwrite=options.overwrite)
+    kind = CHECKPOINT if options.form == "trtllm" else HUGGING_FACE
+    check_output(output, overwrite=options.overwrite, kind=kind, inputs=(Path(source),))
     with (
         open_and_plan(source, options) as (model, plan),
         staged(output, overwrite=options.overwrite) as scratch,
@@ -129,7 +130,6 @@ def convert(
             config = trtllm_config(*facts, plan.kv_cache)
             (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
         record = manifest_facts(*facts, model.tokens, plan.kv_cache)
-        kind = CHECKPOINT if plan.form == "trtllm" else HUGGING_FACE
         Manifest(kind, model.identity(), record).write(scratch, digest=options.digest)
     return plan
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from minitron_trt import __version__
-from minitron_trt.artifacts import Manifest, kind_of, staged
+from minitron_trt.artifacts import Manifest, _exchange, check_output, kind_of, staged
 from minitron_trt.errors import BadInputError, OutputError, UsageError
 
 
@@ -108,6 +109,86 @@ def test_everything_is_on_the_disk_before_the_folder_appears(
 
     assert sorted(synced[:-1]) == [".output.partial", "deep", "file"]
     assert synced[-1] == tmp_path.name
+
+
+def replace_often(output: Path, times: int) -> set[bool]:
+    """Replace a folder again and again; return whether another thread saw it there meanwhile."""
+    seen: set[bool] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(output.is_dir())
+
+    looker = threading.Thread(target=look)
+    for index in range(times):
+        with staged(output, overwrite=True) as scratch:
+            (scratch / "file").write_text("text")
+            (scratch / "minitron.json").write_text("{}")
+        if index == 0:
+            looker.start()
+    done.set()
+    looker.join()
+    return seen
+
+
+def test_a_replaced_folder_is_there_at_every_moment(tmp_path: Path) -> None:
+    assert replace_often(tmp_path / "output", 50) == {True}
+    assert names(tmp_path) == ["output"]
+    assert names(tmp_path / "output") == ["file", "minitron.json"]
+
+
+def test_an_exchange_leaves_both_names_with_a_folder(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+
+    assert _exchange(tmp_path / "one", tmp_path / "other")
+    assert (names(tmp_path / "one"), names(tmp_path / "other")) == (["other"], ["one"])
+
+
+def test_where_names_cannot_be_exchanged_the_old_one_steps_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_trt.artifacts._exchange", lambda one, other: False)
+    replace_often(tmp_path / "output", 3)
+
+    assert names(tmp_path) == ["output"]
+
+
+def test_names_that_do_not_exist_cannot_be_exchanged(tmp_path: Path) -> None:
+    assert not _exchange(tmp_path / "one", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("output", "relation"),
+    [("model", "is"), ("model/deep", "lies in"), (".", "holds"), ("link", "is")],
+)
+def test_an_output_that_would_destroy_an_input_is_refused(
+    output: str, relation: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("model")
+    path, model = tmp_path / output, tmp_path / "model"
+    with pytest.raises(UsageError) as caught:
+        check_output(path, overwrite=True, inputs=(model,))
+
+    assert str(caught.value) == (
+        f"{path} {relation} the input {model}, so it is not replaced; choose another folder"
+    )
+
+
+def test_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    write(tmp_path)
+    check_output(tmp_path, overwrite=True, kind="engine")
+    with pytest.raises(UsageError, match="is a engine, not a checkpoint, so it is not replaced"):
+        check_output(tmp_path, overwrite=True, kind="checkpoint")
+
+
+def test_what_is_damaged_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "minitron.json").write_text("{")
+
+    check_output(tmp_path, overwrite=True, kind="checkpoint")
 
 
 def write(folder: Path, *, digest: bool = False) -> Manifest:

@@ -182,7 +182,7 @@ def test_sigterm_cleans_up_as_ctrl_c_does(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "import minitron_trt.samples.command as command\n"
         "from minitron_trt.cli import main\n"
-        "command.shutil.copytree = lambda *a, **k: (print('at work', flush=True), time.sleep(60))\n"
+        "command.copy_tree = lambda *a: (print('at work', flush=True), time.sleep(60))\n"
         f"main(['sample', 'solar-llama', '-o', {str(tmp_path / 'model')!r}])\n"
     )
     process = subprocess.Popen(

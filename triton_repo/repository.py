@@ -34,7 +34,8 @@ def emit_repository(
     overwrite: bool = False,
 ) -> ModelRepository:
     """Write a model repository for an artifact, whole or not at all."""
-    check_output(output, overwrite=overwrite)
+    inputs = (artifact, *([recipe.tokenizer] if recipe.tokenizer else ()))
+    check_output(output, overwrite=overwrite, kind=REPOSITORY, inputs=inputs)
     planned = plan_runtime(artifact, runtime_for(artifact, runtime), recipe)
     plan = plan_repository(planned, recipe)
     with staged(output, overwrite=overwrite) as scratch:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -69,25 +69,94 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
                 _sync_tree(scratch)
                 # Somebody may have made the folder since.
                 check_output(path, overwrite=overwrite)
-                shutil.rmtree(retired, ignore_errors=True)
-                if path.exists():
-                    path.rename(retired)
-                scratch.rename(path)
-                _sync(path.parent)
-                shutil.rmtree(retired, ignore_errors=True)
+                _publish(scratch, path, retired)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise UsageError when a folder is there that may not be replaced."""
+def _publish(scratch: Path, path: Path, retired: Path) -> None:
+    """Give a finished folder its name, and sweep what had it before.
+
+    Where the system can exchange two names, there is no moment at which the name has nothing.
+    """
+    shutil.rmtree(retired, ignore_errors=True)
+    if path.exists() and _exchange(scratch, path):
+        retired = scratch
+    else:
+        if path.exists():
+            path.rename(retired)
+        scratch.rename(path)
+    _sync(path.parent)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names at once, by Linux' renameat2; False where that cannot be."""
+    # Only this needs it.
+    import ctypes
+
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    return bool(rename(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE) == 0)
+
+
+_HERE: Final = -100  # AT_FDCWD
+_RENAME_EXCHANGE: Final = 2
+
+
+def check_output(
+    path: Path, *, overwrite: bool, kind: str | None = None, inputs: Iterable[Path] = ()
+) -> None:
+    """Raise UsageError when a folder is there that may not be replaced.
+
+    That is without `overwrite`, when this tool did not write it or wrote another kind, and when
+    replacing it would destroy one of the inputs, or part of one.
+    """
     with output_errors(path):
         taken = path.exists()
-    if taken and not overwrite:
+    if not taken:
+        return
+    if not overwrite:
         raise UsageError(f"{path} already exists; choose another folder or pass --overwrite")
-    if taken and not (path.is_dir() and _ours_or_empty(path)):
+    real = path.resolve()
+    for folder in inputs:
+        near = folder.resolve()
+        if real.is_relative_to(near) or near.is_relative_to(real):
+            relation = "is" if near == real else "lies in" if near in real.parents else "holds"
+            raise UsageError(
+                f"{path} {relation} the input {folder}, so it is not replaced; choose another "
+                "folder"
+            )
+    if not (path.is_dir() and _ours_or_empty(path)):
         raise UsageError(f"{path} is not something this tool wrote, so it is not replaced")
+    there = _recorded_kind(path)
+    if kind is not None and there not in (None, kind):
+        raise UsageError(
+            f"{path} is a {there}, not a {kind}, so it is not replaced; choose another folder"
+        )
+
+
+def _recorded_kind(folder: Path) -> str | None:
+    """Return the kind of an artifact; None when its manifest is damaged, which replacing mends."""
+    try:
+        return kind_of(folder) if (folder / MANIFEST_NAME).exists() else None
+    except BadInputError:
+        return None
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy what lies in a folder into another one.
+
+    Unlike shutil's, the first refusal of the system ends it, and is its own error.
+    """
+    for path in sorted(source.rglob("*")):
+        if path.is_dir():
+            (target / path.relative_to(source)).mkdir(exist_ok=True)
+        else:
+            shutil.copy2(path, target / path.relative_to(source))
 
 
 @contextlib.contextmanager

@@ -12,6 +12,9 @@ import pytest
 from click.testing import Result
 from tests.build.doubles import Doubles
 
+from minitron_trt.artifacts import copy_tree, staged
+from minitron_trt.build import cache
+
 pytestmark = pytest.mark.slow
 
 Build = Callable[..., dict[str, Any]]
@@ -101,3 +104,37 @@ def test_a_damaged_engine_is_built_again_and_said(
 
     assert not again["cached"]
     assert build("three")["cached"]
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    built = build("one", log="warning: the engine is not kept in the cache (cannot write ")
+
+    assert not built["cached"]
+    assert (tmp_path / "one" / "rank0.engine").is_file()
+
+
+def test_a_cache_that_another_build_stores_into_is_a_warning(build: Build, tmp_path: Path) -> None:
+    key = build("one")["key"]
+    shutil.rmtree(tmp_path / "cache" / key)
+    with staged(tmp_path / "cache" / key):
+        again = build("two", log="(another minitron-trt is writing ")
+
+    assert not again["cached"]
+
+
+def test_a_cached_engine_that_vanishes_is_built_again(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = build("one")["key"]
+
+    def vanish(source: Path, target: Path) -> None:
+        if source.name != key:
+            copy_tree(source, target)
+            return
+        shutil.rmtree(source)
+        shutil.copyfile(source / "rank0.engine", target / "rank0.engine")
+
+    monkeypatch.setattr(cache, "copy_tree", vanish)
+
+    assert not build("two", log="the cached engine is not used")["cached"]

@@ -213,3 +213,28 @@ def test_a_disk_that_fills_up_on_the_way_keeps_nothing(
         "nothing was kept\n",
     )
     assert list(disk.iterdir()) == []
+
+
+def test_a_sample_on_a_full_disk_is_one_line(command: Command, mount: Mount) -> None:
+    disk = mount("size=64k")
+    result = command("sample", "solar-llama", "-o", disk / "model")
+
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: no space left for {disk / 'model'} (0.00 GB free on its disk); nothing was kept\n",
+    )
+    assert list(disk.iterdir()) == []
+
+
+def test_overwrite_does_not_replace_what_is_of_another_kind(
+    command: Command, tiny_llama: Path, output: Path
+) -> None:
+    command("convert", tiny_llama, "-o", output)
+    result = command("convert", tiny_llama, "-o", output, "--format", "hf", "--overwrite")
+
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"error: {output} is a checkpoint, not a huggingface, so it is not replaced; choose "
+        "another folder\n",
+    )
+    assert Checkpoint.open(output).spec.layers == 3

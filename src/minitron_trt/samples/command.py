@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 
-from minitron_trt.artifacts import check_output, staged
+from minitron_trt.artifacts import check_output, copy_tree, staged
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.samples import NAMES, sample_folder
 
@@ -16,7 +15,7 @@ def write_sample(name: str, output: Path) -> None:
     """Write a sample model as an ordinary Hugging Face folder."""
     check_output(output, overwrite=False)
     with staged(output) as scratch:
-        shutil.copytree(sample_folder(name), scratch, dirs_exist_ok=True)
+        copy_tree(sample_folder(name), scratch)
 
 
 @click.command()
