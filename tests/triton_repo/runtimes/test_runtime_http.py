@@ -31,7 +31,10 @@ pytestmark = pytest.mark.server
 IDS = [5, 60, 300, 44, 9]
 WORDS = np.array([[[44, 7, 8], [1, 3, -1]]], np.int32)
 BIAS = (np.arange(1024, dtype=np.float32) % 7)[None]
+ONES = np.ones((1, 1), np.int32)
 INPUTS: dict[str, Any] = {
+    # Of TensorRT-LLM's encoder-decoder models; other clients send them to any model.
+    **{"decoder_input_ids": ONES, "decoder_input_lengths": 1},
     **{"end_id": 3, "pad_id": 3, "min_tokens": 2, "seed": 11, "stream_id": 4, "beam_width": 1},
     **{"temperature": 30.0, "runtime_top_k": 40, "runtime_top_p": 0.9, "len_penalty": 1.0},
     **{"repetition_penalty": 3.0, "presence_penalty": 9.0, "frequency_penalty": 9.0},
@@ -43,7 +46,6 @@ INPUTS: dict[str, Any] = {
     **{"return_generation_logits": True, "exclude_input_in_output": True, "streaming": False},
 }
 TABLE = np.ones((1, 1, 1), np.float16)
-ONES = np.ones((1, 1), np.int32)
 LACKING: dict[str, Any] = {
     **{"lora_task_id": 1, "lora_weights": TABLE, "lora_config": np.ones((1, 1, 3), np.int32)},
     **{"prompt_embedding_table": TABLE, "prompt_table_extra_ids": 1, "prompt_vocab_size": 1},
