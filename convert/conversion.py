@@ -121,8 +121,7 @@ def convert(
             calibration = _calibration(source_model, plan, options.calibration, progress)
             with progress("convert", plan.output_bytes) as advance:
                 write_ranks(plan, scratch, advance, calibration)
-            for path in source_model.extras:
-                shutil.copyfile(path, scratch / path.name)
+            source_model.write_extras(scratch)
         facts = (plan.spec, plan.precision, plan.parallelism)
         if plan.form == "hf":
             write_hf_configs(scratch, model.config, plan)

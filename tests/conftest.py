@@ -167,7 +167,9 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
         (folder / "tokenizer.json").write_text('{"version": "1.0"}')
-        (folder / "tokenizer_config.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text(
+            '{"tokenizer_class": "PreTrainedTokenizerFast"}'
+        )
         return folder
 
     return make

@@ -75,6 +75,11 @@ def plan_repository(runtime: Runtime, recipe: ServingRecipe) -> RepositoryPlan:
     if runtime.config.backend == PYTHON_BACKEND:
         source = f"{TENSORRT_LLM}_{runtime.name}"
         texts |= _python_sources(TENSORRT_LLM, source=source, subpackage=runtime.name)
+    texts |= {
+        f"{name}/1/{_TOKENIZER}/{file}": text
+        for name in TEXT_MODELS
+        for file, text in runtime.tokenizer.texts.items()
+    }
     texts |= {f"{TENSORRT_LLM}/1/{name}": text for name, text in runtime.texts.items()}
     for name in (ENSEMBLE, TENSORRT_LLM):
         # Triton wants a version folder, also where nothing lies in it.
@@ -82,7 +87,7 @@ def plan_repository(runtime: Runtime, recipe: ServingRecipe) -> RepositoryPlan:
     links = {
         f"{name}/1/{_TOKENIZER}/{path.name}": path
         for name in TEXT_MODELS
-        for path in runtime.tokenizer
+        for path in runtime.tokenizer.copied
     }
     links |= {f"{TENSORRT_LLM}/1/{name}": path for name, path in runtime.links.items()}
     return RepositoryPlan(texts, links)

@@ -6,7 +6,6 @@ import gzip
 import itertools
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -204,11 +203,10 @@ def _tokenizer(model: ModelSource) -> Any:
         from transformers import AutoTokenizer
     except ImportError:
         raise MissingExtraError("transformers", "quantize", "calibration") from None
-    # Only the tokenizer's own files are copied: AutoTokenizer would run code that a config.json
+    # Only the tokenizer's own files are there: AutoTokenizer would run code that a config.json
     # beside them names.
     with tempfile.TemporaryDirectory() as scratch:
-        for path in model.extras:
-            shutil.copyfile(path, Path(scratch, path.name))
+        model.tokenizer.write(Path(scratch))
         try:
             return AutoTokenizer.from_pretrained(scratch, local_files_only=True)
         except Exception as error:  # the library raises whatever its parsers do

@@ -19,7 +19,7 @@ from minitron_trt.convert.nemo.archive import CONFIG_NAME, NemoArchive
 from minitron_trt.convert.nemo.model_config import NemoConfig
 from minitron_trt.convert.nemo.rank_files import rank_files, read_ranks, without_prefix
 from minitron_trt.convert.nemo.stored_array import StoredArray, StoredMatrix
-from minitron_trt.convert.nemo.tokenizer_files import TOKENIZER_FILE, NemoTokenizer
+from minitron_trt.convert.nemo.tokenizer_files import NemoTokenizer
 from minitron_trt.convert.nemo.torch_dist import METADATA_NAME, read_torch_dist
 from minitron_trt.convert.nemo.zarr_arrays import ARRAY_NAME, read_zarr
 from minitron_trt.convert.source.weight_files import tensor_names
@@ -232,11 +232,6 @@ def _warnings(tokenizer: NemoTokenizer, config: NemoConfig, vocabulary: int) -> 
         yield (
             f"how many tokens the tokenizer has is not in the archive: all {vocabulary} rows of "
             f"the embedding are kept, the last of which may be padding to a multiple of {multiple}"
-        )
-    if tokenizer.files and TOKENIZER_FILE not in tokenizer.files:
-        yield (
-            f"the archive has {', '.join(sorted(tokenizer.files))} and no {TOKENIZER_FILE}, which "
-            "serving text will need"
         )
 
 

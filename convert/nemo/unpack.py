@@ -17,7 +17,15 @@ from typing import Final
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.console import Advance, no_progress
 from minitron_trt.convert.nemo.tensor_origins import HfTensor, NemoModel
+from minitron_trt.convert.nemo.tokenizer_files import NemoTokenizer
 from minitron_trt.convert.source.folder_files import write_json
+from minitron_trt.convert.source.sentencepiece_model import SentencePieceModel
+from minitron_trt.convert.source.slow_tokenizer import SENTENCEPIECE, VOCABULARY
+from minitron_trt.convert.source.tokenizer_folder import (
+    PLAIN_CLASS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+)
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import OutputError
 from minitron_trt.families import EMBEDDING
@@ -25,6 +33,25 @@ from minitron_trt.tensorfile import TensorEntry, lay_out
 
 _BLOCK_BYTES: Final = 2 << 20
 _WORKERS: Final = min(2, os.cpu_count() or 1)
+
+
+def _write_tokenizer(tokenizer: NemoTokenizer, folder: Path) -> None:
+    """Write the tokenizer's files, and what a Hugging Face folder says of them besides."""
+    for name, file in tokenizer.files.items():
+        (folder / name).write_bytes(file.read())
+    if {TOKENIZER_JSON, TOKENIZER_CONFIG} & tokenizer.files.keys():
+        return
+    if SENTENCEPIECE in tokenizer.files:
+        # NeMo leaves texts to SentencePiece itself.
+        pieces = SentencePieceModel.read(folder / SENTENCEPIECE)
+        write_json(folder, TOKENIZER_JSON, pieces.tokenizer_json())
+        tokens = {
+            name.removesuffix("_id"): pieces.pieces[index]
+            for name, index in tokenizer.special.items()
+        }
+        write_json(folder, TOKENIZER_CONFIG, {"tokenizer_class": PLAIN_CLASS, **tokens})
+    elif VOCABULARY in tokenizer.files:
+        write_json(folder, TOKENIZER_CONFIG, {"tokenizer_class": "GPT2Tokenizer"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +74,7 @@ class NemoFolder:
         with (folder / WEIGHTS_NAME).open("wb") as weights:
             weights.write(header)
             weights.truncate(len(header) + sum(entry.size_bytes for entry in entries))
-        for name, file in model.tokenizer.files.items():
-            (folder / name).write_bytes(file.read())
+        _write_tokenizer(model.tokenizer, folder)
         dtypes = {tensor.name: tensor.source.dtype for tensor in model.tensors}
         ids = dict(model.tokenizer.special)
         write_json(folder, GENERATION_CONFIG, ids)

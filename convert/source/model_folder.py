@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ class ModelSource:
     spec: ModelSpec
     tokens: SpecialTokens
     tensors: Mapping[str, TensorEntry]
-    extras: tuple[Path, ...]  # tokenizer and generation_config, which travel along
+    tokenizer: SourceTokenizer
+    extras: tuple[Path, ...]  # its files and generation_config, which travel along
     warnings: tuple[str, ...] = ()  # of what is odd, though it can be converted
     packed: GgufModel | NemoModel | None = None  # what the folder was unpacked from
     scales: StoredScales | None = None  # of an FP8 folder
@@ -99,6 +101,7 @@ class ModelSource:
         scales = take_scales(quantization, spec, tensors) if quantization else None
         _check_tensors(expected, tensors, scales.weights if scales else {})
         tokenizer = SourceTokenizer.find(folder)
+        tokenizer.check()
         special = read_special_tokens(folder, config.record, tokenizer, spec.vocab)
         generation = [GENERATION_CONFIG] if (folder / GENERATION_CONFIG).is_file() else []
         return cls(
@@ -108,6 +111,7 @@ class ModelSource:
             tokens=special.tokens,
             warnings=special.warnings,
             tensors={**tensors, HEAD: tensors[EMBEDDING]} if spec.tied else tensors,
+            tokenizer=tokenizer,
             extras=(*tokenizer.files, *(inside(folder, name) for name in generation)),
             scales=scales,
         )
@@ -115,7 +119,14 @@ class ModelSource:
     @property
     def has_tokenizer(self) -> bool:
         """Return whether the folder has any file of a tokenizer."""
-        return any(path.name != GENERATION_CONFIG for path in self.extras)
+        return bool(self.tokenizer.files)
+
+    def write_extras(self, folder: Path) -> None:
+        """Write the tokenizer, as every transformers reads it, and copy generation_config.json."""
+        self.tokenizer.write(folder)
+        for path in self.extras:
+            if path.name == GENERATION_CONFIG:
+                shutil.copyfile(path, folder / path.name)
 
     def scale_of(self, name: str) -> Scale:
         """Return what a tensor's numbers are multiplied by."""

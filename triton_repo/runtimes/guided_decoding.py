@@ -7,24 +7,24 @@ to run; all of it is in tokenizer.json.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from minitron_trt.convert.source.tokenizer_folder import TOKENIZER_JSON, SourceTokenizer
 from minitron_trt.errors import BadInputError
 
 INFO_NAME: Final = "xgrammar_tokenizer_info.json"
-_TOKENIZER: Final = "tokenizer.json"
 
 
-def tokenizer_info(files: Iterable[Path], end_ids: Sequence[int]) -> str:
+def tokenizer_info(tokenizer: SourceTokenizer, end_ids: Sequence[int]) -> str:
     """Return the record as JSON; BadInputError when there is no usable tokenizer.json."""
-    path = next((path for path in files if path.name == _TOKENIZER), None)
-    if path is None:
+    path = next((path for path in tokenizer.files if path.name == TOKENIZER_JSON), None)
+    if path is None and TOKENIZER_JSON not in tokenizer.texts:
         raise BadInputError(
-            f"guided_decoding_backend needs the tokenizer's {_TOKENIZER}, which is not there"
+            f"guided_decoding_backend needs the tokenizer's {TOKENIZER_JSON}, which is not there"
         )
-    text = path.read_text(encoding="utf-8")
+    text = tokenizer.texts.get(TOKENIZER_JSON) or Path(str(path)).read_text(encoding="utf-8")
     try:
         ids = _ids(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:

@@ -20,7 +20,6 @@ from minitron_trt.artifacts import (
     Manifest,
 )
 from minitron_trt.build.containers import TRTLLM_VERSION, container_for
-from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
@@ -159,7 +158,7 @@ def _files(folder: Path) -> Iterator[Path]:
         )
     yield from weights
     yield from sorted(folder.glob("*.index.json"))
-    for name in (CONFIG_NAME, GENERATION_CONFIG, QUANTIZATION_FILE, *TOKENIZER_FILES):
+    for name in (CONFIG_NAME, GENERATION_CONFIG, QUANTIZATION_FILE):
         if (folder / name).is_file():
             yield folder / name
 
@@ -192,8 +191,11 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
             max_batch_size=batch,
             decoupled=recipe.decoupled,
         ),
-        texts={"model.yaml": _yaml(_arguments(source, recipe, batch, tp, pp))},
-        links={f"{_MODEL}/{path.name}": path for path in (*source.files, *tokenizer)},
+        texts={
+            "model.yaml": _yaml(_arguments(source, recipe, batch, tp, pp)),
+            **{f"{_MODEL}/{name}": text for name, text in tokenizer.texts.items()},
+        },
+        links={f"{_MODEL}/{path.name}": path for path in (*source.files, *tokenizer.copied)},
         tokenizer=tokenizer,
         end_ids=end_ids,
         vocab_size=source.vocab_size,

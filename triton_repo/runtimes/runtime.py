@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
-from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.source.special_tokens import choose_end_ids
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.errors import BadInputError, UsageError
-from minitron_trt.folder_links import inside
 from minitron_trt.records import read_record
 from minitron_trt.spec import SpecialTokens
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
@@ -31,7 +29,7 @@ class Runtime:
     config: ModelConfig
     texts: Mapping[str, str]  # by their place in the version folder
     links: Mapping[str, Path]
-    tokenizer: tuple[Path, ...]
+    tokenizer: SourceTokenizer
     end_ids: tuple[int, ...]
     vocab_size: int
     types: ElementTypes
@@ -40,23 +38,25 @@ class Runtime:
     facts: Mapping[str, Any]  # for whoever serves it
 
 
-def find_tokenizer(folder: Path, recipe: ServingRecipe) -> tuple[Path, ...]:
-    """Return the tokenizer's files, from --tokenizer or beside the model.
+def find_tokenizer(folder: Path, recipe: ServingRecipe) -> SourceTokenizer:
+    """Return the tokenizer, from --tokenizer or beside the model.
 
-    BadInputError when there is none, or one is a link out of its folder.
+    BadInputError when there is none, or one of its files is a link out of its folder;
+    UnsupportedError where no tokenizer.json can be made of it.
     """
     place = recipe.tokenizer or folder
-    files = tuple(inside(place, name) for name in TOKENIZER_FILES if (place / name).is_file())
-    if not files:
+    tokenizer = SourceTokenizer.find(place)
+    if not tokenizer.files:
         raise BadInputError(
             f"{place} has no tokenizer, which serving text needs; pass --tokenizer with the folder "
             "of the model's tokenizer.json and tokenizer_config.json"
         )
-    return files
+    tokenizer.check()
+    return tokenizer
 
 
 def find_end_ids(
-    told: SpecialTokens, folders: Iterable[Path | None], tokenizer: Iterable[Path], vocab: int
+    told: SpecialTokens, folders: Iterable[Path | None], tokenizer: SourceTokenizer, vocab: int
 ) -> tuple[int, ...]:
     """Return the ids that end a text: what the artifact was told, else what the folders' files say.
 
@@ -69,8 +69,7 @@ def find_end_ids(
         for name in (GENERATION_CONFIG, CONFIG_NAME)
         if folder is not None and (tokens := _tokens(folder / name)).eos_ids
     ]
-    token = SourceTokenizer(tuple(tokenizer)).special("eos_token")
-    ends = choose_end_ids(stated, token, vocab)
+    ends = choose_end_ids(stated, tokenizer.special("eos_token"), vocab)
     for warning in ends.warnings:
         log.warning("%s", warning)
     return ends.ids

@@ -15,6 +15,7 @@ from typing import Any, Final
 from minitron_trt.build.containers import containers_with
 from minitron_trt.build.engine import TRTLLM as TRTLLM_COMPILER
 from minitron_trt.build.engine import Engine
+from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.spec import SpecialTokens
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
@@ -175,7 +176,7 @@ def _element(engine: Engine, key: str, dtype: str, known: Mapping[str, str]) -> 
     return known[dtype]
 
 
-def _end_ids(engine: Engine, folder: Path | None, tokenizer: tuple[Path, ...]) -> tuple[int, ...]:
+def _end_ids(engine: Engine, folder: Path | None, tokenizer: SourceTokenizer) -> tuple[int, ...]:
     told = engine.tokens or SpecialTokens()
     folders = (engine.folder, folder)
     return need_end_ids(find_end_ids(told, folders, tokenizer, engine.model.spec.vocab), *folders)

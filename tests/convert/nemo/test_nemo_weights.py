@@ -27,6 +27,7 @@ from tests.convert.nemo.packing import (
     unpack,
     with_config,
 )
+from transformers import AutoTokenizer
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.convert.nemo.archive import NemoArchive
@@ -205,19 +206,21 @@ def test_llama_3_1_is_scaled_as_nemo_scales_it(tmp_path: Path) -> None:
     }
 
 
-def test_the_tokenizer_travels_along_under_its_own_name(command: Command, tmp_path: Path) -> None:
+def test_the_tokenizer_travels_along_and_becomes_a_tokenizer_json(
+    command: Command, tmp_path: Path
+) -> None:
     source = archive("llama", "single")
     result = command("convert", source, "-o", tmp_path / "checkpoint")
 
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
     assert lines[0].startswith(f"warning: {source} is compressed: it is decompressed to ")
-    assert lines[1:] == [
-        "warning: the archive has tokenizer.model and no tokenizer.json, which serving text will "
-        "need",
-    ]
+    assert lines[1:] == []
     model = members(source)[TOKENIZER]
     assert (tmp_path / "checkpoint" / "tokenizer.model").read_bytes() == model
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "checkpoint", local_files_only=True)
+    assert tokenizer("AB</s>", add_special_tokens=False)["input_ids"] == [0, 3, 4, 2]
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
 
 
 def test_without_a_tokenizer_padding_is_kept_and_said(command: Command, tmp_path: Path) -> None:
@@ -231,8 +234,6 @@ def test_without_a_tokenizer_padding_is_kept_and_said(command: Command, tmp_path
     assert result.stderr.splitlines() == [
         "warning: how many tokens the tokenizer has is not in the archive: all 48 rows of the "
         "embedding are kept, the last of which may be padding to a multiple of 16",
-        "warning: nothing says which id ends a text, so that answers go on until their token "
-        "limit; put the model's eos_token_id into generation_config.json",
         f"warning: {source} has no tokenizer; serving text will need one",
     ]
     assert manifest(tmp_path / "checkpoint")["spec"]["vocab"] == 48
