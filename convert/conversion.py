@@ -61,14 +61,15 @@ class ConvertOptions:
 
 @contextmanager
 def open_and_plan(
-    source: str, options: ConvertOptions
+    source: str, options: ConvertOptions, temporary: Path | None = None
 ) -> Iterator[tuple[ModelSource, ConversionPlan]]:
     """Open a folder, GGUF file or hub id and lay out its conversion; nothing is written.
 
-    The source's files are there until the end of the block: those of a GGUF file are temporary.
+    The source's files are there until the end of the block: those of a GGUF file are made for that
+    time, in `temporary` or where the system has such files.
     """
     path = locate(source, revision=options.revision, token=options.token)
-    with opened(path, _storage(options)) as model:
+    with opened(path, _storage(options), temporary) as model:
         plan = _plan(model, options)
         _warn(model, plan)
         yield model, plan
@@ -108,28 +109,40 @@ def convert(
     """
     kind = CHECKPOINT if options.form == "trtllm" else HUGGING_FACE
     check_output(output, overwrite=options.overwrite, kind=kind, inputs=(Path(source),))
-    with (
-        open_and_plan(source, options) as (model, plan),
-        staged(output, overwrite=options.overwrite) as scratch,
-    ):
-        if not model.has_tokenizer:
-            log.warning("%s has no tokenizer; serving text will need one", source)
-        with unpacked(model, scratch, _storage(options), progress) as source_model:
-            if source_model is not model:
-                plan = _plan(source_model, options)
-            _check_space(scratch, plan)
-            calibration = _calibration(source_model, plan, options.calibration, progress)
-            with progress("convert", plan.output_bytes) as advance:
-                write_ranks(plan, scratch, advance, calibration)
-            source_model.write_extras(scratch)
-        facts = (plan.spec, plan.precision, plan.parallelism)
-        if plan.form == "hf":
-            write_hf_configs(scratch, model.config, plan)
-        else:
-            config = trtllm_config(*facts, plan.kv_cache)
-            (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
-        record = manifest_facts(*facts, model.tokens, plan.kv_cache)
-        Manifest(kind, model.identity(), record).write(scratch, digest=options.digest)
+    with staged(output, overwrite=options.overwrite) as scratch:
+        # What is opened there is swept by the next run when this one is killed.
+        with open_and_plan(source, options, scratch) as (model, plan):
+            if not model.has_tokenizer:
+                log.warning("%s has no tokenizer; serving text will need one", source)
+            plan = _write(scratch, model, plan, options, progress)
+            facts = (plan.spec, plan.precision, plan.parallelism)
+            record = manifest_facts(*facts, model.tokens, plan.kv_cache)
+            manifest = Manifest(kind, model.identity(), record)
+        manifest.write(scratch, digest=options.digest)
+    return plan
+
+
+def _write(
+    scratch: Path,
+    model: ModelSource,
+    plan: ConversionPlan,
+    options: ConvertOptions,
+    progress: ShowProgress,
+) -> ConversionPlan:
+    """Write everything but the manifest; return the plan of what was unpacked for it, if it was."""
+    with unpacked(model, scratch, _storage(options), progress) as source_model:
+        if source_model is not model:
+            plan = _plan(source_model, options)
+        _check_space(scratch, plan)
+        calibration = _calibration(source_model, plan, options.calibration, progress)
+        with progress("convert", plan.output_bytes) as advance:
+            write_ranks(plan, scratch, advance, calibration)
+        source_model.write_extras(scratch)
+    if plan.form == "hf":
+        write_hf_configs(scratch, model.config, plan)
+    else:
+        config = trtllm_config(plan.spec, plan.precision, plan.parallelism, plan.kv_cache)
+        (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     return plan
 
 

@@ -22,16 +22,17 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def opened(path: Path, storage: str) -> Iterator[ModelSource]:
+def opened(path: Path, storage: str, temporary: Path | None = None) -> Iterator[ModelSource]:
     """Open a model folder, or a file without what is to be unpacked: enough to check and plan.
 
-    `storage` is the format that quantized tensors of a GGUF file are dequantized to.
+    `storage` is the format that quantized tensors of a GGUF file are dequantized to. What is laid
+    out lies in `temporary`, or where the system has temporary files.
     """
     nemo = is_nemo(path)
     if path.is_dir() and not nemo:
         yield ModelSource.open(path)
         return
-    with tempfile.TemporaryDirectory(prefix="minitron-trt-") as name:
+    with tempfile.TemporaryDirectory(prefix="minitron-trt-", dir=temporary) as name:
         folder = Path(name)
         if not nemo:
             gguf = GgufModel.read(GgufFile.open(path))

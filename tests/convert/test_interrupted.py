@@ -84,6 +84,7 @@ def test_a_killed_conversion_leaves_no_output_and_the_next_one_sweeps_it(
         "minitron.json",
         "rank0.safetensors",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     assert Checkpoint.open(output).spec.vocab == 150_000
 

@@ -42,6 +42,10 @@ def with_quantization(folder: Path, **block: object) -> None:
     config["quantization"] |= block
     (folder / "config.json").write_text(json.dumps(config))
     record: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text())
+    quantization = config["quantization"]
+    record["precision"] = "fp8" if quantization["quant_algo"] else "bf16"
+    if quantization["kv_cache_quant_algo"]:
+        record["kv_cache"] = "fp8"
     record["files"]["config.json"] = (folder / "config.json").stat().st_size
     (folder / MANIFEST_NAME).write_text(json.dumps(record))
 
