@@ -38,7 +38,7 @@ class TritonPythonModel:
             ids = tensor(request, "input_ids").reshape(-1)
             for at in range(len(ids)):
                 last = at + 1 == len(ids)
-                end = {"finish_reason": strings(["length"])} if last else {}
+                end = {"finish_reason": strings(["length"])[None]} if last else {}
                 part = ids[at : at + 1].reshape(1, 1, -1)
                 sender.send({"output_ids": part, **echo, **end}, last=last)
 """
