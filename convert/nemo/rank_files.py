@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from minitron_trt.convert.nemo.archive import CONFIG_NAME, ByteRange
-from minitron_trt.convert.nemo.model_config import NemoConfig
-from minitron_trt.convert.nemo.stored_array import Piece, StoredArray
+from minitron_trt.convert.nemo.nemo_config import NemoConfig
+from minitron_trt.convert.nemo.stored_array import ByteBox, StoredArray
 from minitron_trt.convert.nemo.torch_archive import read_state_dict
 from minitron_trt.errors import BadInputError, UnsupportedError
 
@@ -107,5 +107,5 @@ def _joined(name: str, arrays: list[StoredArray], tp: int, config: NemoConfig) -
             at = (half * tp + rank) * step
             data = array.pieces[0].data.part(half * size, size)
             box = (step, first.shape[1]) if axis == 0 else first.shape
-            pieces.append(Piece(data, (at, 0) if axis == 0 else (0, at), box))
+            pieces.append(ByteBox(data, (at, 0) if axis == 0 else (0, at), box))
     return StoredArray(name, first.dtype, shape, tuple(pieces))

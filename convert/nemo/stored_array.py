@@ -22,7 +22,7 @@ from minitron_trt.errors import BadInputError
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ByteBox:
     """A box of a tensor that lies row after row in a file, from `data.offset` on."""
 
     data: ByteRange
@@ -37,17 +37,17 @@ class StoredArray:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ByteBox, ...]
 
     def layers(self) -> list[StoredArray]:
         """Return the tensors that are stacked along the first axis."""
-        pieces: list[list[Piece]] = [[] for _ in range(self.shape[0])]
+        pieces: list[list[ByteBox]] = [[] for _ in range(self.shape[0])]
         for piece in self.pieces:
             size = math.prod(piece.shape[1:]) * DTYPES[self.dtype].size_bytes
             first = piece.start[0]
             for layer in range(first, min(first + piece.shape[0], self.shape[0])):
                 data = piece.data.part((layer - first) * size, size)
-                pieces[layer].append(Piece(data, piece.start[1:], piece.shape[1:]))
+                pieces[layer].append(ByteBox(data, piece.start[1:], piece.shape[1:]))
         return [
             StoredArray(f"{self.name}[{layer}]", self.dtype, self.shape[1:], tuple(part))
             for layer, part in enumerate(pieces)

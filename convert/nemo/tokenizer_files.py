@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.nemo.archive import ByteRange, NemoArchive
-from minitron_trt.convert.nemo.model_config import NemoConfig
+from minitron_trt.convert.nemo.nemo_config import NemoConfig
 from minitron_trt.convert.source.protobuf_fields import protobuf_fields
 from minitron_trt.errors import BadInputError
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from minitron_trt.convert.nemo.archive import ByteRange
 from minitron_trt.convert.nemo.inert_pickle import Note, read_pickle
-from minitron_trt.convert.nemo.stored_array import Piece, StoredArray
+from minitron_trt.convert.nemo.stored_array import ByteBox, StoredArray
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError, UnsupportedError
 
@@ -202,4 +202,4 @@ def _array(data: ByteRange, name: str, value: Any, records: Mapping[str, ByteRan
         )
     item = DTYPES[storage.dtype].size_bytes
     place = records[storage.key].part(at * item, math.prod(shape) * item)
-    return StoredArray(name, storage.dtype, shape, (Piece(place, (0,) * len(shape), shape),))
+    return StoredArray(name, storage.dtype, shape, (ByteBox(place, (0,) * len(shape), shape),))

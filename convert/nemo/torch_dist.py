@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from minitron_trt.convert.nemo.archive import ByteRange
 from minitron_trt.convert.nemo.inert_pickle import Note, read_pickle
-from minitron_trt.convert.nemo.stored_array import Piece, StoredArray
+from minitron_trt.convert.nemo.stored_array import ByteBox, StoredArray
 from minitron_trt.convert.nemo.torch_archive import DTYPE_OF, read_torch_tensor
 from minitron_trt.errors import BadInputError, UnsupportedError
 
@@ -105,7 +105,7 @@ def _array(
                 f"tensor {name} at {list(start)} is {box.dtype} {list(box.shape)}; "
                 f"{METADATA_NAME} says {DTYPE_OF[dtype]} {list(shape)}"
             )
-        pieces.append(Piece(box.pieces[0].data, start, shape))
+        pieces.append(ByteBox(box.pieces[0].data, start, shape))
     return StoredArray(name, DTYPE_OF[dtype], size, tuple(pieces))
 
 

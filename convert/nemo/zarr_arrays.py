@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.convert.nemo.archive import ByteRange
-from minitron_trt.convert.nemo.stored_array import Piece, StoredArray
+from minitron_trt.convert.nemo.stored_array import ByteBox, StoredArray
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError, UnsupportedError
 
@@ -57,7 +57,7 @@ def _array(name: str, file: ByteRange, files: Mapping[str, ByteRange]) -> Stored
                 f"{size}: download it again"
             )
         start = tuple(index * width for index, width in zip(place, chunks, strict=True))
-        pieces.append(Piece(chunk, start, chunks))
+        pieces.append(ByteBox(chunk, start, chunks))
     return StoredArray(name, dtype, shape, tuple(pieces))
 
 

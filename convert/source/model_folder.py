@@ -12,7 +12,7 @@ from typing import Any
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
-from minitron_trt.convert.nemo.tensor_origins import NemoModel
+from minitron_trt.convert.nemo.megatron_tensors import NemoModel
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization

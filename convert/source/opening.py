@@ -14,8 +14,8 @@ from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.gguf.unpack import GgufFolder
 from minitron_trt.convert.nemo.archive import NemoArchive, is_nemo
-from minitron_trt.convert.nemo.tensor_origins import NemoModel
-from minitron_trt.convert.nemo.unpack import NemoFolder
+from minitron_trt.convert.nemo.megatron_tensors import NemoModel
+from minitron_trt.convert.nemo.rearrange import NemoFolder
 from minitron_trt.convert.source.model_folder import ModelSource
 
 log = logging.getLogger(__name__)

@@ -31,9 +31,9 @@ from transformers import AutoTokenizer
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.convert.nemo.archive import NemoArchive
+from minitron_trt.convert.nemo.megatron_tensors import NemoModel
+from minitron_trt.convert.nemo.rearrange import NemoFolder
 from minitron_trt.convert.nemo.stored_array import StoredMatrix
-from minitron_trt.convert.nemo.tensor_origins import NemoModel
-from minitron_trt.convert.nemo.unpack import NemoFolder
 
 Command = Callable[..., Result]
 HF = ConvertOptions(form="hf")
@@ -286,7 +286,7 @@ def test_blocks_of_rows_are_read_and_not_whole_tensors(
         return read(matrix, rows)
 
     monkeypatch.setattr(StoredMatrix, "read", counting)
-    monkeypatch.setattr("minitron_trt.convert.nemo.unpack._BLOCK_BYTES", 3 * 16 * 4)
+    monkeypatch.setattr("minitron_trt.convert.nemo.rearrange._BLOCK_BYTES", 3 * 16 * 4)
     convert(str(archive("llama", "single")), tmp_path / "blocks", HF)
 
     assert max(sizes) == 3

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.convert.nemo.archive import CONFIG_NAME, NemoArchive
-from minitron_trt.convert.nemo.model_config import NemoConfig
+from minitron_trt.convert.nemo.nemo_config import NemoConfig
 from minitron_trt.convert.nemo.rank_files import rank_files, read_ranks, without_prefix
 from minitron_trt.convert.nemo.stored_array import StoredArray, StoredMatrix
 from minitron_trt.convert.nemo.tokenizer_files import NemoTokenizer
@@ -50,7 +50,7 @@ _NO_WEIGHTS: Final = ("_extra_state", "rotary_pos_emb.inv_freq")
 
 
 @dataclass(frozen=True, slots=True)
-class HfTensor:
+class NemoTensor:
     """A tensor of a Hugging Face folder: rows of one of Megatron's."""
 
     name: str
@@ -69,7 +69,7 @@ class NemoModel:
 
     archive: NemoArchive
     config: Mapping[str, Any]
-    tensors: tuple[HfTensor, ...]
+    tensors: tuple[NemoTensor, ...]
     tokenizer: NemoTokenizer
     warnings: tuple[str, ...]  # what the user should know of it
 
@@ -237,7 +237,7 @@ def _warnings(tokenizer: NemoTokenizer, config: NemoConfig, vocabulary: int) -> 
 
 def _tensors(
     matrices: Mapping[str, StoredMatrix], config: NemoConfig, vocabulary: int
-) -> Iterator[HfTensor]:
+) -> Iterator[NemoTensor]:
     for name, matrix in matrices.items():
         inner = name.removeprefix(_LAYERS)
         number, _, rest = inner.partition(".")
@@ -245,17 +245,17 @@ def _tensors(
         if name in _WHOLE_NAMES:
             target = _WHOLE_NAMES[name]
             cut = target in (EMBEDDING, HEAD)
-            yield HfTensor(target, matrix, ((0, vocabulary),) if cut else whole)
+            yield NemoTensor(target, matrix, ((0, vocabulary),) if cut else whole)
         elif rest == _QKV:
             for part, spans in _qkv_spans(config).items():
-                yield HfTensor(f"model.layers.{number}.self_attn.{part}.weight", matrix, spans)
+                yield NemoTensor(f"model.layers.{number}.self_attn.{part}.weight", matrix, spans)
         elif rest == _FC1:
             half = config.intermediate
             halves = {"gate_proj": (0, half), "up_proj": (half, 2 * half)}
             for part, span in halves.items() if config.graph.gated else [("up_proj", whole[0])]:
-                yield HfTensor(f"model.layers.{number}.mlp.{part}.weight", matrix, (span,))
+                yield NemoTensor(f"model.layers.{number}.mlp.{part}.weight", matrix, (span,))
         else:
-            yield HfTensor(f"model.layers.{number}.{_LAYER_NAMES[rest]}", matrix, whole)
+            yield NemoTensor(f"model.layers.{number}.{_LAYER_NAMES[rest]}", matrix, whole)
 
 
 def _qkv_spans(config: NemoConfig) -> dict[str, tuple[tuple[int, int], ...]]:

@@ -16,7 +16,7 @@ from typing import Final
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.console import Advance, no_progress
-from minitron_trt.convert.nemo.tensor_origins import HfTensor, NemoModel
+from minitron_trt.convert.nemo.megatron_tensors import NemoModel, NemoTensor
 from minitron_trt.convert.nemo.tokenizer_files import NemoTokenizer
 from minitron_trt.convert.source.folder_files import write_json
 from minitron_trt.convert.source.sentencepiece_model import SentencePieceModel
@@ -60,7 +60,7 @@ class NemoFolder:
 
     folder: Path
     model: NemoModel
-    rearranged: tuple[tuple[HfTensor, TensorEntry], ...]
+    rearranged: tuple[tuple[NemoTensor, TensorEntry], ...]
     in_place: Mapping[str, TensorEntry]
 
     @classmethod
@@ -111,7 +111,7 @@ class NemoFolder:
                 raise
 
 
-def _in_place(tensor: HfTensor) -> TensorEntry | None:
+def _in_place(tensor: NemoTensor) -> TensorEntry | None:
     """Return where a tensor lies as safetensors would have it, if it does."""
     if len(tensor.spans) != 1:
         return None
@@ -121,7 +121,7 @@ def _in_place(tensor: HfTensor) -> TensorEntry | None:
     return TensorEntry(data.path, tensor.name, tensor.source.dtype, tensor.shape, data.offset)
 
 
-def _move(tensor: HfTensor, entry: TensorEntry, writer: int, advance: Advance) -> None:
+def _move(tensor: NemoTensor, entry: TensorEntry, writer: int, advance: Advance) -> None:
     row_bytes = entry.size_bytes // entry.shape[0]
     at = entry.offset
     for rows in _blocks(tensor, max(1, _BLOCK_BYTES // row_bytes)):
@@ -132,7 +132,7 @@ def _move(tensor: HfTensor, entry: TensorEntry, writer: int, advance: Advance) -
             data, at = data[done:], at + done
 
 
-def _blocks(tensor: HfTensor, height: int) -> Iterator[tuple[int, int]]:
+def _blocks(tensor: NemoTensor, height: int) -> Iterator[tuple[int, int]]:
     for start, stop in tensor.spans:
         for first in range(start, stop, height):
             yield first, min(first + height, stop)

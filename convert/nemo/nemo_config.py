@@ -34,7 +34,7 @@ _LLAMA3_SCALING: Final[Mapping[str, Any]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class NemoGraph:
     """A graph of transformers' that a NeMo model is, by its activation and normalization."""
 
     architecture: str
@@ -44,9 +44,9 @@ class Graph:
     gated: bool
 
 
-_NEMOTRON: Final = Graph("NemotronForCausalLM", "nemotron", "relu2", "norm_eps", gated=False)
-_LLAMA: Final = Graph("LlamaForCausalLM", "llama", "silu", "rms_norm_eps", gated=True)
-_GRAPHS: Final[Mapping[tuple[str, str], Graph]] = MappingProxyType(
+_NEMOTRON: Final = NemoGraph("NemotronForCausalLM", "nemotron", "relu2", "norm_eps", gated=False)
+_LLAMA: Final = NemoGraph("LlamaForCausalLM", "llama", "silu", "rms_norm_eps", gated=True)
+_GRAPHS: Final[Mapping[tuple[str, str], NemoGraph]] = MappingProxyType(
     {
         ("squared-relu", "layernorm1p"): _NEMOTRON,
         ("swiglu", "rmsnorm"): _LLAMA,
@@ -116,7 +116,7 @@ class NemoConfig:
         return value
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> NemoGraph:
         """Return the graph; UnsupportedError where there is none of its parts here."""
         parts = (
             str(self.record.get("activation", "gelu")),
