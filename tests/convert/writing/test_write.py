@@ -17,7 +17,7 @@ from minitron_trt.console import no_progress
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.convert.conversion_plan import ConversionPlan
 from minitron_trt.convert.writing.ranks import write_ranks
-from minitron_trt.errors import BadInputError
+from minitron_trt.errors import BadInputError, OutputError
 
 MakeModel = Callable[..., Path]
 EMBEDDING, DOWN = "model.embed_tokens.weight", "model.layers.0.mlp.down_proj.weight"
@@ -67,7 +67,7 @@ def test_other_errors_of_the_system_are_not_taken_for_a_missing_call(
     function: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, function, refuse_with(errno.EIO))
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(OutputError, match="Input/output error"):
         convert(str(tiny_llama), tmp_path / "checkpoint", ConvertOptions(tp=2))
 
     assert list(tmp_path.iterdir()) == []
