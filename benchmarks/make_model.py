@@ -18,11 +18,11 @@ import click
 import ml_dtypes
 import numpy as np
 
-from minitron_trt.artifacts import staged
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.weight_files import INDEX_NAME
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.families import Place, family_of
+from minitron_trt.outputs import staged
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import lay_out
 

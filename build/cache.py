@@ -11,17 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trt.artifacts import (
-    CONFIG_NAME,
-    ENGINE,
-    MANIFEST_NAME,
-    Manifest,
-    copy_tree,
-    sha256,
-    staged,
-)
+from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest, sha256
 from minitron_trt.checkpoint import Checkpoint, rank_file
 from minitron_trt.errors import BadInputError, MinitronError
+from minitron_trt.outputs import copy_tree, staged
 
 log = logging.getLogger(__name__)
 

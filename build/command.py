@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from minitron_trt.artifacts import CONFIG_NAME, ENGINE, check_output, write_output
+from minitron_trt.artifacts import CONFIG_NAME, ENGINE
 from minitron_trt.build.compiler_choice import (
     AUTO,
     CLUSTERS,
@@ -33,6 +33,7 @@ from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.errors import BadInputError, MinitronError
 from minitron_trt.gpus import find_target
 from minitron_trt.host.machine import trtllm_version as local_trtllm_version
+from minitron_trt.outputs import check_output, write_output
 
 _FOLDER = click.Path(path_type=Path)
 

@@ -8,14 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import (
-    CONFIG_NAME,
-    ENGINE,
-    MANIFEST_NAME,
-    Manifest,
-    facts_as,
-    sha256,
-)
+from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest, facts_as, sha256
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import (
     Forecast,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trt.artifacts import ENGINE, check_output
+from minitron_trt.artifacts import ENGINE
 from minitron_trt.build.cache import EngineCache, content_key
 from minitron_trt.build.compiler_choice import AUTO, DOCKER, LOCAL, TENSORRT, choose_compiler
 from minitron_trt.build.engine import Engine
@@ -18,6 +18,7 @@ from minitron_trt.build.tensorrt.compile_job import build_tensorrt, tensorrt_lim
 from minitron_trt.build.trtllm.docker_build import build_docker
 from minitron_trt.build.trtllm.local_build import build_local
 from minitron_trt.console import ShowProgress, no_display, size_text
+from minitron_trt.outputs import check_output
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from minitron_trt.artifacts import (
-    CHECKPOINT,
-    CONFIG_NAME,
-    HUGGING_FACE,
-    Manifest,
-    check_output,
-    output_errors,
-    staged,
-)
+from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, Manifest
 from minitron_trt.checkpoint import manifest_facts, trtllm_config
 from minitron_trt.console import ShowProgress, no_display
 from minitron_trt.convert.calibration.text import CalibrationText
@@ -31,6 +23,7 @@ from minitron_trt.convert.source.opening import opened, unpacked
 from minitron_trt.convert.writing.quantize import Calibration
 from minitron_trt.convert.writing.ranks import write_ranks
 from minitron_trt.errors import OutputError
+from minitron_trt.outputs import check_output, output_errors, staged
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Parallelism
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from minitron_trt import __version__
-from minitron_trt.artifacts import Manifest, _exchange, check_output, kind_of, staged
+from minitron_trt.artifacts import Manifest, kind_of
 from minitron_trt.errors import BadInputError, OutputError, UsageError
+from minitron_trt.outputs import _exchange, check_output, staged
 
 
 def names(folder: Path) -> list[str]:
@@ -150,7 +151,7 @@ def test_an_exchange_leaves_both_names_with_a_folder(tmp_path: Path) -> None:
 def test_where_names_cannot_be_exchanged_the_old_one_steps_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minitron_trt.artifacts._exchange", lambda one, other: False)
+    monkeypatch.setattr("minitron_trt.outputs._exchange", lambda one, other: False)
     replace_often(tmp_path / "output", 3)
 
     assert names(tmp_path) == ["output"]

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from minitron_trt.artifacts import output_errors, staged
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, OutputError, one_line
+from minitron_trt.outputs import output_errors, staged
 
 Command = Callable[..., Result]
 LONG = "x" * 300

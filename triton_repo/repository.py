@@ -6,15 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitron_trt.artifacts import (
-    MANIFEST_NAME,
-    REPOSITORY,
-    Manifest,
-    check_output,
-    facts_as,
-    staged,
-)
+from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest, facts_as
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.outputs import check_output, staged
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.manifest_rules import RepositoryFacts
 from minitron_trt.triton_repo.check.repository_check import check_repository

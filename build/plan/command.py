@@ -99,8 +99,8 @@ def plan(
 
 
 def _write_chart(result: Plan, path: Path) -> None:
-    from minitron_trt.artifacts import write_output
     from minitron_trt.build.plan.chart import chart
+    from minitron_trt.outputs import write_output
 
     write_output(path, chart(result))
 

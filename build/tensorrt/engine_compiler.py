@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import CONFIG_NAME, check_output, staged
+from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.build.engine import PLAN_NAME, checkpoint_facts, write_engine_manifest
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
@@ -24,6 +24,7 @@ from minitron_trt.console import ShowProgress, no_progress
 from minitron_trt.errors import OutputError
 from minitron_trt.gpus import check_support, find_target
 from minitron_trt.host.machine import cuda_version
+from minitron_trt.outputs import check_output, staged
 from minitron_trt.records import read_record
 
 DEFAULT_INPUT_TOKENS: Final = 1024

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.artifacts import staged
 from minitron_trt.build.containers import Container, container_for
 from minitron_trt.build.job import BuildJob
 from minitron_trt.build.trtllm.compiler_process import Outcome, run_job
 from minitron_trt.build.trtllm.finished_engine import finish, image_facts
 from minitron_trt.build.trtllm.timing_cache import TIMING_NAME, TimingCache
 from minitron_trt.host.docker import check_docker, explain_docker, mount_option
+from minitron_trt.outputs import staged
 
 CHECKPOINT_AT: Final = "/checkpoint"
 OUTPUT_AT: Final = "/output"

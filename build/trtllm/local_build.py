@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from minitron_trt.artifacts import staged
 from minitron_trt.build.job import BuildJob
 from minitron_trt.build.trtllm.compiler_process import Outcome, run_job
 from minitron_trt.build.trtllm.finished_engine import finish
@@ -17,6 +16,7 @@ from minitron_trt.host.machine import (
     memory_bytes,
     package_version,
 )
+from minitron_trt.outputs import staged
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import pytest
 from click.testing import Result
 from tests.build.doubles import Doubles
 
-from minitron_trt.artifacts import copy_tree, staged
 from minitron_trt.build import cache
+from minitron_trt.outputs import copy_tree, staged
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.artifacts import output_errors
 from minitron_trt.errors import ProcessError
 from minitron_trt.host.processes import OwnedProcess, is_running
+from minitron_trt.outputs import output_errors
 from minitron_trt.triton_repo.serving.launch import Launch
 from minitron_trt.triton_repo.serving.model_processes import Stall, model_processes
 from minitron_trt.triton_repo.serving.runtime_load import read_load, read_local

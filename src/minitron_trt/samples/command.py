@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from minitron_trt.artifacts import check_output, copy_tree, staged
 from minitron_trt.console import Console, console_options, size_text
+from minitron_trt.outputs import check_output, copy_tree, staged
 from minitron_trt.samples import NAMES, sample_folder
 
 
