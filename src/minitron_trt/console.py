@@ -88,6 +88,7 @@ class _LineHandler(logging.Handler):
     """Write log records to stderr as one line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; what is worse than a note begins with its level."""
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         text = self.format(record).strip()
         # The trace of a fault has lines; everything else is one.

@@ -20,6 +20,7 @@ def lazy_face(
     """
 
     def load(name: str) -> object:
+        """Return what a name stands for, and keep it as the package's own."""
         if name not in homes:
             # The words of Python's own error; `from package import submodule` relies on the kind.
             raise AttributeError(f"module {package!r} has no attribute {name!r}")

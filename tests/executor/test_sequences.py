@@ -141,7 +141,8 @@ def test_generation_logits_are_the_models_own_before_any_change() -> None:
     executor = Executor(ScriptedModel(table=RANDOM))
     inbox = submit(
         executor,
-        *("a", (10,)),
+        name="a",
+        prompt=(10,),
         max_tokens=1,
         sampling=Sampling(embedding_bias=bias, log_probs=True),
         generation_logits=True,

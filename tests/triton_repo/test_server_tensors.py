@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from tests.triton_repo.conftest import Served
 from tests.triton_repo.output_shapes import (
     EVERYTHING,
+    RUNTIME_OUTPUTS,
     TEXT_OUTPUTS,
     Sizes,
     declared_dims,
     expected_shapes,
     sent_shapes,
 )
+from tests.triton_repo.runtimes.runtime_calls import inputs_of, prompt
 from tests.triton_repo.runtimes.test_runtime import (
     COUNT,
     PENALTIES,
@@ -141,6 +143,20 @@ def test_outputs_have_the_shapes_that_upstream_sends(
     assert len(responses) == sequences * (3 if stream else 1)
     assert responses[-1] == {**early, "finish_reason": (1,)}
     assert all(response == early for response in responses[:-sequences])
+
+
+def test_the_runtimes_outputs_are_declared_and_sent_as_upstream(
+    served: Served, expected: Expected
+) -> None:
+    """Its responses have all that a generation's have; what marks the end brings the last one."""
+    dims = {name: declared for name, (declared, _) in RUNTIME_OUTPUTS.items()}
+    inputs = inputs_of({**prompt(expected.ids, 3), "streaming": True, **EVERYTHING})
+    responses = sent_shapes(served.endpoints, "tensorrt_llm", inputs)
+    shapes = expected_shapes(RUNTIME_OUTPUTS, Sizes(len(expected.ids), expected.vocab))
+
+    assert declared_dims(served.endpoints, "tensorrt_llm") == dims
+    assert len(responses) == 3
+    assert responses[-1] == shapes
 
 
 def test_repetition_is_penalized_as_in_transformers(asked: Ask, expected: Expected) -> None:

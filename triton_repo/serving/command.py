@@ -6,6 +6,7 @@ import logging
 import shlex
 import signal
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minitron_trt.console import Console, console_options
-from minitron_trt.triton_repo.serving.server_options import ADMIN_PROTOCOLS
+from minitron_trt.triton_repo.serving.server_options import (
+    ADMIN_PROTOCOLS,
+    Endpoints,
+    ServerOptions,
+    Tls,
+)
 
 if TYPE_CHECKING:
     from minitron_trt.triton_repo.serving.launch import Launch
     from minitron_trt.triton_repo.serving.server import TritonServer
-    from minitron_trt.triton_repo.serving.server_options import ServerOptions
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +119,7 @@ def serve(
     from minitron_trt.triton_repo.serving.served_repository import ServedRepository
     from minitron_trt.triton_repo.serving.server import TritonServer
 
-    options = _server_options(**server_options)
+    options = _server_options(server_options)
     served = ServedRepository.open(repository)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
         launch = plan(served, options, Path(scratch), runner, image)
@@ -167,50 +172,29 @@ class _StopSignals:
             self.server.hurry()
 
 
-def _server_options(
-    *,
-    host: str,
-    http_port: int,
-    grpc_port: int,
-    metrics_port: int,
-    metrics_host: str,
-    gpus: str | None,
-    multi_model: bool,
-    grpc_tls_cert: Path | None,
-    grpc_tls_key: Path | None,
-    grpc_tls_ca: Path | None,
-    restrict_admin: str | None,
-    allow_apis: tuple[str, ...],
-    insecure_embedded: bool,
-    drain_s: int,
-) -> ServerOptions:
-    from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, Tls
-
-    tls = None
-    if grpc_tls_cert and grpc_tls_key:
-        tls = Tls(
-            cert=grpc_tls_cert.resolve(),
-            key=grpc_tls_key.resolve(),
-            ca=grpc_tls_ca and grpc_tls_ca.resolve(),
-        )
-    elif grpc_tls_cert or grpc_tls_key or grpc_tls_ca:
-        raise click.UsageError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
+def _server_options(chosen: dict[str, Any]) -> ServerOptions:
+    """Return the options of `serve` that are the server's, by their names on its command line."""
+    gpus, allowed = chosen["gpus"], chosen["allow_apis"]
     return ServerOptions(
-        endpoints=Endpoints(
-            host=host,
-            http_port=http_port,
-            grpc_port=grpc_port,
-            metrics_port=metrics_port,
-            metrics_host=metrics_host,
+        endpoints=Endpoints(**{item.name: chosen[item.name] for item in fields(Endpoints)}),
+        tls=_tls(
+            cert=chosen["grpc_tls_cert"], key=chosen["grpc_tls_key"], ca=chosen["grpc_tls_ca"]
         ),
-        tls=tls,
-        admin=restrict_admin,
-        allowed_apis=ADMIN_PROTOCOLS if "all" in allow_apis else allow_apis,
-        insecure_embedded=insecure_embedded,
-        drain_s=drain_s,
+        admin=chosen["restrict_admin"],
+        allowed_apis=ADMIN_PROTOCOLS if "all" in allowed else allowed,
+        insecure_embedded=chosen["insecure_embedded"],
+        drain_s=chosen["drain_s"],
         gpus=tuple(gpus.split(",")) if gpus else (),
-        multi_model=multi_model,
+        multi_model=chosen["multi_model"],
     )
+
+
+def _tls(*, cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
+    if cert and key:
+        return Tls(cert=cert.resolve(), key=key.resolve(), ca=ca and ca.resolve())
+    if cert or key or ca:
+        raise click.UsageError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
+    return None
 
 
 def _record(launch: Launch, options: ServerOptions, pid: int) -> dict[str, Any]:
