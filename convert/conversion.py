@@ -16,6 +16,7 @@ from minitron_trt.console import ShowProgress, no_display
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion_plan import ConversionPlan, plan_conversion
 from minitron_trt.convert.fp8_source import resolve_formats, with_stored_scales
+from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.hf_output import plan_hf, write_hf_configs
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import ModelSource
@@ -161,6 +162,14 @@ def _warn(model: ModelSource, plan: ConversionPlan) -> None:
             plan.precision.name,
             architecture,
         )
+    if isinstance(model.packed, GgufModel) and plan.precision.name == "bf16":
+        halves = any(tensor.source.kind == "F16" for tensor in model.packed.tensors)
+        if halves:
+            log.warning(
+                "%s is in F16, of whose 11 significant bits bf16 keeps 8; --precision fp16 keeps "
+                "them all",
+                model.packed.path.name,
+            )
     if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
         log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
     if model.scales and plan.precision.name != model.scales.precision:
