@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from minitron_models.config_parameters import flag, parameter
 from minitron_models.stop_words import StopWords
-from minitron_models.tokenizer_loading import load_tokenizer
+from minitron_models.text_tokenizer import load_tokenizer
 from numpy.typing import NDArray
 
 
@@ -50,7 +50,7 @@ class Prompt:
 
 
 class TextEncoder:
-    """Turns prompts and words into ids as the model's Hugging Face tokenizer does."""
+    """Turns prompts and words into ids as transformers does with the model's tokenizer."""
 
     def __init__(self, args: Mapping[str, str]) -> None:
         self.tokenizer = load_tokenizer(args)
@@ -68,13 +68,15 @@ class TextEncoder:
         if not text[0]:
             raise ValueError("text_input is empty; expected some text")
         chat = self._chat if request.chat is None else request.chat
-        ids = self._chat_ids(text[0]) if chat else self._ids_of(text[0], self._special)
+        ids = (
+            self._chat_ids(text[0]) if chat else self.tokenizer.ids(text[0], special=self._special)
+        )
         if not ids:
             raise ValueError("text_input has no tokens; expected some text")
         # Any id of generation_config ends a text; the contract has one end_id and many stop words.
         ends = self._end_ids if request.end_id is None else [request.end_id]
-        words = tuple(word for word in _texts("stop_words", request.stop_words) if word)
-        bad_words = [word for word in _texts("bad_words", request.bad_words) if word]
+        words = tuple(filter(None, _texts("stop_words", request.stop_words)))
+        bad_words = list(filter(None, _texts("bad_words", request.bad_words)))
         stop_ids = [*self._spellings(words), *([end] for end in ends[1:])]
         inputs: dict[str, NDArray[Any] | None] = {
             "input_ids": np.array([ids], np.int32),
@@ -89,28 +91,24 @@ class TextEncoder:
         present = {name: value for name, value in inputs.items() if value is not None}
         return Prompt(present, words, StopWords(words) if words else None)
 
-    def _ids_of(self, text: str, special: bool) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-
     def _chat_ids(self, text: str) -> list[int]:
         """Return the ids of a message, or of a JSON list of messages, in the chat template."""
-        if not self.tokenizer.chat_template:
+        template = self.tokenizer.chat_template
+        if template is None:
             raise ValueError("apply_chat_template is true, but the tokenizer has no chat template")
         messages = _messages(text)
         try:
-            # The template writes the special tokens itself.
-            prompt = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
+            prompt = template.render(messages)
         except Exception as error:  # whatever the model's own template raises
             raise ValueError(f"text_input does not fit the chat template: {error}") from error
-        return self._ids_of(prompt, special=False)
+        # The template writes the special tokens itself.
+        return self.tokenizer.ids(prompt, special=False)
 
     def _spellings(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids under which each word can appear: at a start, and after a space."""
         spellings = (spelling for word in words for spelling in (word, f" {word}"))
-        ids = dict.fromkeys(tuple(self._ids_of(spelling, False)) for spelling in spellings)
-        return [list(word) for word in ids if word]
+        ids = (tuple(self.tokenizer.ids(spelling, special=False)) for spelling in spellings)
+        return [list(word) for word in dict.fromkeys(ids) if word]
 
     def _bias(
         self, words: NDArray[Any] | None, weights: NDArray[Any] | None
@@ -129,7 +127,7 @@ class TextEncoder:
             raise ValueError("embedding_bias_words needs the parameter vocab_size in config.pbtxt")
         bias = np.zeros((1, self._vocab_size), np.float32)
         for text, weight in zip(texts, values, strict=True):
-            ids = self._ids_of(text, False)
+            ids = self.tokenizer.ids(text, special=False)
             if any(token_id >= self._vocab_size for token_id in ids):
                 raise ValueError(
                     f"embedding_bias_words has {text!r}, which the model has no id for"
@@ -140,7 +138,7 @@ class TextEncoder:
     def _pad_id(self, requested: int | None, ends: Sequence[int]) -> int | None:
         if requested is not None:
             return requested
-        own: int | None = self.tokenizer.pad_token_id
+        own = self.tokenizer.pad_id
         # Tokenizers that were given a pad token later have it one past the model's vocabulary.
         known = own is not None and (not self._vocab_size or own < self._vocab_size)
         return own if known else next(iter(ends), None)
