@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-megatron test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-megatron test-slurm test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -62,6 +62,9 @@ $(OLDEST)/.complete: pyproject.toml constraints-oldest.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt \
 		--editable ".[quantize,reference,server]" --group test
 	@touch $@
+
+test-slurm: $(COMPLETE) ## Run job files on a Slurm of one node (Debian: slurm-wlm munge openmpi-bin)
+	SLURM_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_slurm.py
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from minitron_trt.artifacts import CONFIG_NAME, ENGINE
-from minitron_trt.build.compiler_choice import (
-    AUTO,
-    CLUSTERS,
-    COMPILERS,
-    DOCKER,
-    LOCAL,
-    RUNNERS,
-    choose_compiler,
-)
-from minitron_trt.build.containers import TRTLLM_VERSION, container_for
+from minitron_trt.build.compiler_choice import AUTO, COMPILERS, choose_compiler
+from minitron_trt.build.containers import TRTLLM_VERSION
 from minitron_trt.build.engine_model import model_of
 from minitron_trt.build.job import BuildJob
 from minitron_trt.build.recipe.engine_recipe import choose_recipe
 from minitron_trt.build.recipe.options import request_options
 from minitron_trt.build.recipe.request import BuildRequest
-from minitron_trt.build.trtllm.cluster_job import ClusterJob, job_file
+from minitron_trt.build.runners import CLUSTERS, DOCKER, LOCAL, RUNNERS, SLURM
+from minitron_trt.build.trtllm.cluster.cluster_job import ClusterJob
+from minitron_trt.build.trtllm.cluster.job_file import ClusterSettings, JobFile, job_file
+from minitron_trt.build.trtllm.cluster.options import cluster_options
+from minitron_trt.build.trtllm.cluster.slurm import BARE
 from minitron_trt.build.trtllm.docker_build import docker_argv
 from minitron_trt.build.trtllm.finished_engine import finish, image_facts
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.console import Console, console_options, size_text
+from minitron_trt.console import Console, console_options, retyped, size_text
 from minitron_trt.errors import BadInputError, MinitronError
 from minitron_trt.gpus import find_target
 from minitron_trt.host.machine import trtllm_version as local_trtllm_version
-from minitron_trt.outputs import check_output, write_output
+from minitron_trt.outputs import check_output
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -56,12 +53,10 @@ _FOLDER = click.Path(path_type=Path)
 )
 @click.option("--trtllm-version", help=f"TensorRT-LLM to build for  [default: {TRTLLM_VERSION}]")
 @request_options
+@cluster_options
 @click.option("--timeout", "timeout_s", type=click.FloatRange(1), help="Seconds to wait at most")
 @click.option("--cache", type=_FOLDER, help="Folder of finished engines to look in and add to")
 @click.option("--timing-cache", type=_FOLDER, help="Folder of TensorRT's timing caches")
-@click.option(
-    "--claim", default="models", show_default=True, help="Kubernetes volume claim with the folders"
-)
 @click.option("--dry-run", is_flag=True, help="Print what would run and write nothing")
 @click.option("--explain", is_flag=True, help="Print each setting with its reason")
 @click.option("--finish", "finished", is_flag=True, help="Make an artifact of what a job wrote")
@@ -79,7 +74,8 @@ def build(
     timeout_s: float | None,
     cache: Path | None,
     timing_cache: Path | None,
-    claim: str,
+    image: str | None,
+    cluster: ClusterSettings,
     *,
     dry_run: bool,
     explain: bool,
@@ -104,16 +100,19 @@ def build(
         overwrite=overwrite,
         timeout_s=timeout_s,
         timing_folder=timing_cache or _cache_home() / "timing",
+        image=image,
     )
-    if dry_run:
-        _print_plan(console, job, compiler=compiler, runner=runner, explain=explain)
-    elif output is None:
+    if output is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    elif finished:
-        _finish(console, job)
+    if finished:
+        _finish(console, job, runner=runner, cluster=cluster)
     elif runner in CLUSTERS:
         choose_compiler(job, compiler, runner)
-        _write_job(console, job, runner=runner, claim=claim)
+        if explain:
+            click.echo(job.recipe.explain(), err=True)
+        _write_job(console, job, job_file(ClusterJob(job), runner, cluster), dry_run=dry_run)
+    elif dry_run:
+        _print_plan(console, job, compiler=compiler, runner=runner, explain=explain)
     else:
         _build(console, job, compiler=compiler, runner=runner, cache=cache, explain=explain)
 
@@ -184,24 +183,43 @@ def _build(
     console.result(built.to_json(), built.text)
 
 
-def _write_job(console: Console, job: BuildJob, *, runner: str, claim: str) -> None:
-    """Write a cluster's job file, and say how to submit it and what to do when it is done."""
-    file = job_file(ClusterJob(job, container_for(job.recipe.version)), runner, claim=claim)
-    write_output(file.path, file.text)
-    finish_it = (
-        f"minitron-trt build {job.checkpoint.folder} -o {job.output} "
-        f"--arch {job.recipe.target.name} --finish"
+def _write_job(console: Console, job: BuildJob, file: JobFile, *, dry_run: bool) -> None:
+    """Write a cluster's job file, and say what to type next, to the engine that is an artifact."""
+    check_output(job.output, overwrite=job.overwrite, kind=ENGINE, inputs=(job.checkpoint.folder,))
+    finish_it = retyped(
+        click.get_current_context(),
+        without=("overwrite", "dry_run", "explain", "as_json"),
+        plus=("--finish",),
     )
-    console.result(
-        {"job": str(file.path), "submit": file.submit, "finish": finish_it},
-        f"{file.path}: submit with `{file.submit}`; when it is done: {finish_it}",
-    )
+    record = {
+        "job": str(file.path),
+        "name": file.name,
+        "text": file.text,
+        "submit": file.submit,
+        "steps": file.steps,
+        "finish": finish_it,
+    }
+    if dry_run:
+        console.result(record, file.text.rstrip("\n"))
+        return
+    file.write()
+    steps = {**file.steps, "make an artifact of it": (finish_it,)}
+    lines = [f"{file.path}: job {file.name}", *_walk(steps)]
+    console.result(record, "\n".join(lines))
 
 
-def _finish(console: Console, job: BuildJob) -> None:
+def _walk(steps: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield steps as a shell takes them: what each is for as a comment, then its commands."""
+    for purpose, commands in steps.items():
+        yield f"# {purpose}"
+        yield from commands
+
+
+def _finish(console: Console, job: BuildJob, *, runner: str, cluster: ClusterSettings) -> None:
     if not (job.output / CONFIG_NAME).is_file():
         raise BadInputError(f"{job.output} holds no engine yet; let the job finish first")
-    finish(job, job.output, facts=image_facts(container_for(job.recipe.version)))
+    in_image = runner != LOCAL and not (runner == SLURM and cluster.slurm.container == BARE)
+    finish(job, job.output, facts=image_facts(job) if in_image else None)
     console.result(
         {"engine": str(job.output), **job.recipe.to_json()},
         f"{job.output}: an engine for {job.recipe.target.label}",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from minitron_trt.build.job import BuildJob
+from minitron_trt.build.runners import LOCAL
 from minitron_trt.build.tensorrt.compile_job import check_tensorrt
 from minitron_trt.build.trtllm.local_build import check_local
 from minitron_trt.errors import MinitronError, UnsupportedError
@@ -14,12 +15,6 @@ TRTLLM: Final = "trtllm"
 TENSORRT: Final = "tensorrt"
 AUTO: Final = "auto"
 COMPILERS: Final = (AUTO, TRTLLM, TENSORRT)
-LOCAL: Final = "local"
-DOCKER: Final = "docker"
-SLURM: Final = "slurm"
-KUBERNETES: Final = "kubernetes"
-CLUSTERS: Final = (SLURM, KUBERNETES)
-RUNNERS: Final = (LOCAL, DOCKER, *CLUSTERS)
 
 
 def choose_compiler(job: BuildJob, requested: str, runner: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from minitron_trt.build.containers import container_for
 from minitron_trt.build.recipe.engine_memory import checkpoint_bytes
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe
 from minitron_trt.build.recipe.request import BuildRequest
@@ -29,6 +30,12 @@ class BuildJob:
     overwrite: bool = False
     timeout_s: float | None = None
     timing_folder: Path | None = None
+    image: str | None = None
+
+    @property
+    def image_name(self) -> str:
+        """Return the image to build in: the requested one, or NVIDIA's with the TensorRT-LLM."""
+        return self.image or container_for(self.recipe.version).image
 
     @property
     def workers(self) -> int:

@@ -25,7 +25,7 @@ HEAVY = (
     "numpy",
     "rich",
     "grpc",
-    "httpcore2",
+    "httpx2",
     "huggingface_hub",
     "tritonclient",
 )

@@ -61,7 +61,9 @@ def _list_parameters(context: click.Context, _: click.Parameter, requested: bool
 @click.option(
     "--preprocessing-instances",
     type=click.IntRange(1),
-    help="Processes that tokenize prompts  [default: the batch size, at most 4, reference 2]",
+    default=1,
+    show_default=True,
+    help="Processes that tokenize prompts",
 )
 @click.option(
     "--bls-instances",

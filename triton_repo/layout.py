@@ -38,8 +38,6 @@ from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 _SOURCES: Final = Path(__file__).with_name("models")
 _TOKENIZER: Final = "tokenizer"
-# While one tokenizes a long prompt, short ones go through another.
-_MOST_PREPROCESSING: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,6 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         "exclude_input_in_output": json.dumps(recipe.exclude_input_in_output),
         "end_ids": json.dumps(list(runtime.end_ids)),
         "vocab_size": str(runtime.vocab_size),
-        "max_prompt_characters": str(runtime.max_seq_len * runtime.tokenizer.longest_token),
     }
     decoding = {
         "tokenizer_dir": _TOKENIZER,
@@ -137,8 +134,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
             PREPROCESSING_TENSORS,
             {**encoding, **recipe.settings_of(PREPROCESSING)},
             max_batch_size=batch,
-            instances=recipe.preprocessing_instances
-            or min(batch, runtime.most_text_instances, _MOST_PREPROCESSING),
+            instances=recipe.preprocessing_instances,
         ),
         # One instance: it keeps the streams' state.
         python_model(
@@ -156,7 +152,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
             signature,
             {**encoding, **decoding, **relay, **recipe.settings_of(TENSORRT_LLM_BLS)},
             max_batch_size=batch,
-            instances=recipe.bls_instances or min(batch, runtime.most_text_instances),
+            instances=recipe.bls_instances or min(batch, runtime.most_bls_instances),
             # An instance answers one request at a time, so none may wait for one that is busy.
             queue=Queue(batch=1, size=recipe.max_queue_size, timed=True),
             decoupled=recipe.decoupled,

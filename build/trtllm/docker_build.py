@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.build.containers import Container, container_for
 from minitron_trt.build.job import BuildJob
 from minitron_trt.build.trtllm.compiler_process import Outcome, run_job
 from minitron_trt.build.trtllm.finished_engine import finish, image_facts
@@ -27,7 +26,7 @@ _REMOVE_S: Final = 60.0
 class DockerRun:
     """A container for one build: read-only checkpoint, writable output, some GPUs, no network."""
 
-    container: Container
+    image: str
     checkpoint: Path
     output: Path
     timing: Path | None
@@ -46,18 +45,17 @@ class DockerRun:
             f"--user={os.getuid()}:{os.getgid()}",
             *("--env=HOME=/tmp", "--shm-size=2g", "--ulimit=memlock=-1", f"--workdir={OUTPUT_AT}"),
             *mounts,
-            self.container.image,
+            self.image,
             *command,
         ]
 
     def check(self) -> None:
         """Raise when docker, its daemon or the image is absent, with what to do."""
-        check_docker(self.container.image, "use --runner slurm or kubernetes")
+        check_docker(self.image, "use --runner slurm or kubernetes")
 
 
 def build_docker(job: BuildJob) -> Outcome:
     """Build in the image of the recipe's version; an error says what docker lacks."""
-    image = container_for(job.recipe.version)
     with staged(job.output, overwrite=job.overwrite) as scratch:
         _docker_run(job, scratch).check()
         try:
@@ -73,7 +71,7 @@ def build_docker(job: BuildJob) -> Outcome:
             raise
         # The process here is docker's client; the compiler's memory is in its log.
         outcome = Outcome(ran.seconds, ran.reported_bytes)
-        finish(job, scratch, outcome, image_facts(image))
+        finish(job, scratch, outcome, image_facts(job))
     return outcome
 
 
@@ -89,7 +87,7 @@ def docker_argv(job: BuildJob, output: Path) -> list[str]:
 def _docker_run(job: BuildJob, output: Path) -> DockerRun:
     timing = TimingCache.of(job)
     return DockerRun(
-        container=container_for(job.recipe.version),
+        image=job.image_name,
         checkpoint=job.checkpoint.folder,
         output=output,
         # Without a cache there is nothing to mount; the new one is written to the output.

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minitron_trt.build.containers import Container, same_version
+from minitron_trt.build.containers import container_for, same_version
 from minitron_trt.build.engine import TRTLLM, Engine, checkpoint_facts, write_engine_manifest
 from minitron_trt.build.job import LOG_NAME, BuildJob
 from minitron_trt.build.trtllm.compiler_process import Outcome
@@ -38,6 +38,11 @@ def finish(
             f"the engine is for {engine.model.parallelism}, the checkpoint for "
             f"{recipe.model.parallelism}; it was built from another checkpoint"
         )
+    for name, built in asdict(engine.limits).items():
+        if built != (requested := getattr(recipe.limits, name)):
+            log.warning(
+                "the engine has %s %s, not %s as asked; that is recorded", name, built, requested
+            )
     if job.log_file.is_file():
         shutil.move(job.log_file, folder / LOG_NAME)
     record = {
@@ -45,7 +50,7 @@ def finish(
         "gpu": recipe.target.gpu.name,
         "compiler": {"name": TRTLLM, "version": wrote or recipe.version},
         "recipe": recipe.to_json(),
-        "limits": asdict(recipe.limits),
+        "limits": asdict(engine.limits),
         **checkpoint_facts(job.checkpoint),
         "parallelism": asdict(recipe.model.parallelism),
         "build_seconds": outcome.seconds if outcome else None,
@@ -55,10 +60,10 @@ def finish(
     write_engine_manifest(folder, job.checkpoint, record)
 
 
-def image_facts(container: Container) -> dict[str, Any]:
+def image_facts(job: BuildJob) -> dict[str, Any]:
     """Return what an engine's manifest says about the image that built it."""
-    return {
-        "image": container.image,
-        "tensorrt": container.tensorrt,
-        "cuda": container.cuda,
-    }
+    if job.image:
+        # What is in somebody else's image, nobody here knows.
+        return {"image": job.image, "tensorrt": None, "cuda": None}
+    container = container_for(job.recipe.version)
+    return {"image": container.image, "tensorrt": container.tensorrt, "cuda": container.cuda}

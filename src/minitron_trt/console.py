@@ -6,16 +6,19 @@ import contextlib
 import functools
 import json
 import logging
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from minitron_trt.errors import one_line
 
 R = TypeVar("R")
+PROGRAM: Final = "minitron-trt"
 Advance = Callable[[int], None]
 """Tell a progress display that so many more bytes are done."""
 ShowProgress = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
@@ -114,3 +117,29 @@ def console_options(command: Callable[..., R]) -> Callable[..., R]:
         return command(Console(as_json, quiet), *args, **kwargs)
 
     return wrapper
+
+
+def retyped(context: click.Context, *, without: Sequence[str], plus: Sequence[str]) -> str:
+    """Return the command that a context is of, as one would type it to a shell.
+
+    It has what was not left to its default, but for the parameters named in `without`.
+    """
+    words = [PROGRAM, str(context.info_name)]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name in without or source is ParameterSource.DEFAULT:
+            continue
+        values = context.params[name]
+        for value in values if parameter.multiple else (values,):
+            words += _typed(parameter, value)
+    return shlex.join([*words, *plus])
+
+
+def _typed(parameter: click.Parameter, value: Any) -> list[str]:
+    if isinstance(parameter, click.Argument):
+        return [str(value)]
+    names = parameter.opts if value is not False else parameter.secondary_opts
+    # The long spelling says more.
+    name = max(names, key=len)
+    return [name] if isinstance(value, bool) else [name, str(value)]

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 from click.testing import Result
 from tests.build.engines import write_engine
 
-from minitron_trt.build.trtllm.cluster_job import yaml_text
+from minitron_trt.artifacts import Manifest
 from minitron_trt.convert.conversion import ConvertOptions, convert
 
-yaml = pytest.importorskip("yaml", reason="the job files are read back with PyYAML")
+KUBERNETES_VERSION = "1.37"
 
 Command = Callable[..., Result]
-DEFINITIONS = json.loads(Path(__file__).with_name("kubernetes_job.json").read_text())["definitions"]
-JOB = {"$ref": "io.k8s.api.batch.v1.Job"}
-TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "object": (dict,),
-    "array": (list,),
-    "null": (type(None),),
-}
+Submit = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -38,151 +32,373 @@ def checkpoint(tiny_llama: Path, tmp_path: Path) -> Path:
     return tmp_path / "check point"
 
 
-def problems(value: Any, schema: dict[str, Any], at: str = "job") -> list[str]:
-    """Return where a value is not what a JSON schema says, as far as Kubernetes' uses it."""
-    if "$ref" in schema:
-        return problems(value, DEFINITIONS[schema["$ref"]], at)
-    if "oneOf" in schema:
-        found = [problems(value, choice, at) for choice in schema["oneOf"]]
-        return [] if [] in found else found[0]
-    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    # True is an int in Python, and not in JSON.
-    if not any(type(value) in TYPES[name] for name in types):
-        return [f"{at} is {value!r}, not {' or '.join(types)}"]
-    if value not in schema.get("enum", [value]):
-        return [f"{at} is {value!r}, not one of {schema['enum']}"]
-    if isinstance(value, list):
-        return [p for inner in value for p in problems(inner, schema["items"], f"{at}[]")]
-    return _object_problems(value, schema, at) if isinstance(value, dict) else []
+@pytest.fixture
+def build(checkpoint: Path, tmp_path: Path, command: Command) -> Callable[..., Result]:
+    """Return a call of `build` for that checkpoint, to the folder `engine`."""
+
+    def call(*options: object) -> Result:
+        return command("build", checkpoint, "-o", tmp_path / "engine", *options)
+
+    return call
 
 
-def _object_problems(value: dict[str, Any], schema: dict[str, Any], at: str) -> list[str]:
-    known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
-    found = [f"{at}.{key} is missing" for key in set(schema.get("required", ())) - value.keys()]
-    for key, inner in value.items():
-        if key in known:
-            found += problems(inner, known[key], f"{at}.{key}")
-        elif others is False:
-            found.append(f"{at}.{key} is not known")
-        elif isinstance(others, dict):
-            found += problems(inner, others, f"{at}.{key}")
-    return found
-
-
-def test_a_kubernetes_job_is_what_the_api_takes(
-    checkpoint: Path, tmp_path: Path, command: Command
-) -> None:
-    output = tmp_path / "engine"
-    arguments = ("build", checkpoint, "-o", output, "--arch", "B200", "--runner", "kubernetes")
-    result = command(*arguments, "--claim", "store", "--timeout", 600, "--json")
-    record = json.loads(result.stdout)
-    job = yaml.safe_load(Path(record["job"]).read_text())
-    pod = job["spec"]["template"]["spec"]
-    container = pod["containers"][0]
-
+def record_of(result: Result) -> dict[str, Any]:
+    """Return what a command printed with --json."""
     assert result.exit_code == 0, result.stderr
-    assert problems(job, JOB) == []
-    assert job["metadata"]["name"] == "build-check-point-sm100"
-    assert pod["nodeSelector"] == {
+    record: dict[str, Any] = json.loads(result.stdout)
+    return record
+
+
+def objects_of(record: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the Pod and the Job of a job file, which the API takes as they are."""
+    pod, job = yaml.safe_load_all(Path(record["job"]).read_text())
+    for item in (pod, job):
+        kubernetes_validate.validate(item, KUBERNETES_VERSION, strict=True)
+    return pod, job
+
+
+KUBERNETES = ("--arch", "B200", "--runner", "kubernetes", "--json")
+SLURM = ("--arch", "H100", "--runner", "slurm", "--json")
+
+
+def test_a_kubernetes_job_is_what_the_api_takes(build: Callable[..., Result]) -> None:
+    options = ("--claim", "store", "--namespace", "ml", "--image-pull-secret", "ngc")
+    record = record_of(build(*KUBERNETES, *options, "--timeout", 600))
+    pod, job = objects_of(record)
+    spec = job["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+
+    assert job["metadata"]["name"] == record["name"]
+    assert record["name"].startswith("build-check-point-bf16-sm100-")
+    assert (job["metadata"]["namespace"], pod["metadata"]["namespace"]) == ("ml", "ml")
+    assert spec["nodeSelector"] == {
         "nvidia.com/gpu.compute.major": "10",
         "nvidia.com/gpu.compute.minor": "0",
     }
     assert container["image"] == "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
-    assert container["command"][:3] == [
-        "trtllm-build",
-        "--checkpoint_dir=/models/check point",
-        "--output_dir=/models/engine",
-    ]
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": "1", "memory": "3Gi"}
-    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "store"}
+    assert spec["imagePullSecrets"] == [{"name": "ngc"}]
+    assert spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "store"}
     assert job["spec"]["activeDeadlineSeconds"] == 600
-    assert record["submit"] == f"kubectl apply -f {output}.yaml"
 
 
-def test_the_schema_would_catch_what_is_wrong(
-    checkpoint: Path, tmp_path: Path, command: Command
+def test_a_kubernetes_job_is_nobody_special_and_pays_for_its_shared_memory(
+    build: Callable[..., Result],
 ) -> None:
-    arguments = ("build", checkpoint, "-o", tmp_path / "engine", "--arch", "B200")
-    record = json.loads(command(*arguments, "--runner", "kubernetes", "--json").stdout)
-    job = yaml.safe_load(Path(record["job"]).read_text())
-    job["apiVersion"] = "v1"
-    job["spec"] |= {"backofLimit": 0, "backoffLimit": "0", "suspend": 1}
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    container["resources"]["limits"]["memory"] = ["3Gi"]
-    del container["name"]
+    record = record_of(build(*KUBERNETES, "--user", 4711))
+    slurm = record_of(build(*SLURM))
+    _, job = objects_of(record)
+    spec = job["spec"]["template"]["spec"]
+    user = {"runAsUser": 4711, "runAsGroup": 4711, "fsGroup": 4711, "runAsNonRoot": True}
 
-    assert sorted(problems(job, JOB)) == [
-        "job.apiVersion is 'v1', not one of ['batch/v1']",
-        "job.spec.backofLimit is not known",
-        "job.spec.backoffLimit is '0', not integer or null",
-        "job.spec.suspend is 1, not boolean or null",
-        "job.spec.template.spec.containers[].name is missing",
-        "job.spec.template.spec.containers[].resources.limits.memory is ['3Gi'], not string or "
-        "null",
+    assert {**spec["securityContext"], **user} == spec["securityContext"]
+    assert spec["containers"][0]["resources"]["limits"] == {
+        "nvidia.com/gpu": "1",
+        "memory": "5Gi",
+    }
+    assert "--mem=3G\n" in slurm["text"]
+    assert spec["volumes"][2]["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+
+
+def test_kubernetes_fills_nothing_into_the_script(build: Callable[..., Result]) -> None:
+    """It makes one $ of two, and a variable's value of $(NAME)."""
+    _, job = objects_of(record_of(build(*KUBERNETES)))
+    script = job["spec"]["template"]["spec"]["containers"][0]["command"][-1]
+
+    assert "$$(jobs -p)" in script
+    assert "$" not in script.replace("$$", "")
+    assert (
+        subprocess.run(["bash", "-n"], input=script.replace("$$", "$"), text=True).returncode == 0
+    )
+
+
+def test_the_steps_put_the_folders_on_the_claim_and_take_the_engine_back(
+    build: Callable[..., Result], checkpoint: Path, tmp_path: Path
+) -> None:
+    record = record_of(build(*KUBERNETES, "--namespace", "ml"))
+    steps, pod = record["steps"], f"{record['name']}-files"
+    kubectl = "kubectl --namespace ml"
+
+    assert list(steps) == [
+        "put the checkpoint on the claim",
+        "build the engine",
+        "bring the engine back",
     ]
+    assert steps["put the checkpoint on the claim"][2] == (
+        f"{kubectl} cp '{checkpoint}' '{pod}:/models/check point'"
+    )
+    assert (
+        steps["bring the engine back"][2] == f"{kubectl} cp {pod}:/models/engine {tmp_path}/engine"
+    )
+    assert record["submit"] == (
+        f"{kubectl} apply -f {tmp_path}/engine.yaml -l app.kubernetes.io/component=build"
+    )
+
+
+def test_the_schema_would_catch_what_is_wrong(build: Callable[..., Result]) -> None:
+    _, job = objects_of(record_of(build(*KUBERNETES)))
+    job["spec"]["backofLimit"] = 0
+
+    with pytest.raises(kubernetes_validate.ValidationError, match="backofLimit"):
+        kubernetes_validate.validate(job, KUBERNETES_VERSION, strict=True)
 
 
 @pytest.mark.parametrize(
-    "record",
+    ("options", "message"),
     [
-        {"a": "no: yes", "b": [], "c": {}, "d": True, "e": None, "f": 1, "g": "1"},
-        {"a": [{"b": [{"c": [1, 2]}], "d": {"e": "x"}}, "- plain"], "ü": "π # no comment\n"},
+        (("--claim", "My_Claim"), "--claim 'My_Claim' is no name of Kubernetes"),
+        (("--namespace", "a b"), "--namespace 'a b' is no name of Kubernetes"),
+        (("--user", 0), "--user 0 is root or no user; expected 1 or more"),
+        (("--partition", "h100"), "--partition is for --runner slurm, not kubernetes"),
     ],
+    ids=["claim", "namespace", "root", "partition"],
 )
-def test_yaml_reads_back(record: dict[str, Any]) -> None:
-    assert yaml.safe_load(yaml_text(record)) == record
+def test_what_kubernetes_would_refuse_is_refused(
+    options: tuple[object, ...], message: str, build: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = build(*KUBERNETES, *options)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert not (tmp_path / "engine.yaml").exists()
+
+
+@pytest.mark.parametrize("runner", [SLURM, KUBERNETES], ids=["slurm", "kubernetes"])
+def test_a_dry_run_prints_the_very_file(
+    runner: tuple[str, ...], build: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = build(*runner[:-1], "--dry-run")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["check point"]
+    assert Path(record_of(build(*runner))["job"]).read_text() == result.stdout
+
+
+def test_jobs_are_named_by_what_they_build(build: Callable[..., Result]) -> None:
+    name = record_of(build(*SLURM))["name"]
+
+    assert record_of(build(*SLURM))["name"] == name
+    assert record_of(build(*SLURM, "--max-batch-size", 8))["name"] != name
+
+
+def test_an_engine_that_is_there_is_refused_before_a_job_file_is_written(
+    build: Callable[..., Result], checkpoint: Path, tmp_path: Path
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    write_engine(tmp_path / "engine", size_bytes=1000, pretrained=config)
+    result = build(*SLURM)
+
+    assert result.exit_code == 2
+    assert "already exists; choose another folder or pass --overwrite" in result.stderr
+    assert not (tmp_path / "engine.sbatch").exists()
+
+
+def test_a_file_of_somebody_else_is_not_replaced(
+    build: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "engine.sbatch").write_text("#!/bin/bash\necho mine\n")
+    result = build(*SLURM)
+
+    assert result.exit_code == 2
+    assert "exists and is no job file of this tool" in result.stderr
 
 
 def test_a_slurm_script_is_bash_and_asks_for_what_the_build_takes(
-    checkpoint: Path, tmp_path: Path, command: Command
+    build: Callable[..., Result], checkpoint: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "engine"
-    arguments = ("build", checkpoint, "-o", output, "--arch", "H100", "--runner", "slurm", "--json")
-    record = json.loads(command(*arguments).stdout)
-    script = Path(record["job"])
+    options = (
+        "--partition",
+        "h100",
+        "--account",
+        "nlp",
+        "--time",
+        "1-12:00",
+        "--sbatch",
+        "--qos=low",
+    )
+    record = record_of(build(*SLURM, *options))
+    script, name = Path(record["job"]), record["name"]
     text = script.read_text()
 
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-    assert record["submit"] == f"sbatch {output}.sbatch"
+    assert record["submit"] == f"sbatch {tmp_path}/engine.sbatch"
     assert [line for line in text.splitlines() if line.startswith("#SBATCH")] == [
-        "#SBATCH --job-name=build-check-point-sm90",
+        f"#SBATCH --job-name={name}",
+        "#SBATCH --dependency=singleton",
+        f"#SBATCH --output={name}-%j.log",
+        "#SBATCH --partition=h100",
+        "#SBATCH --account=nlp",
+        "#SBATCH --time=1-12:00",
         "#SBATCH --nodes=1",
-        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --ntasks=1",
         "#SBATCH --cpus-per-task=8",
         "#SBATCH --mem=3G",
-        "#SBATCH --time=04:00:00",
-        "#SBATCH --output=build-check-point-sm90-%j.log",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --qos=low",
     ]
-    assert "--container-image='nvcr.io#nvidia/tritonserver:26.07-trtllm-python-py3'" in text
-    assert f"'{checkpoint}:/checkpoint:ro,{tmp_path}/.engine.partial:/output'" in text
+    assert "'--container-image=nvcr.io#nvidia/tritonserver:26.07-trtllm-python-py3'" in text
+    mounts = f"{checkpoint}:/checkpoint:ro,{tmp_path}/.engine.partial:/output"
+    assert f"'--container-mounts={mounts}'" in text
 
 
-def test_a_slurm_job_runs_where_the_gpu_is_right_and_publishes_whole(
-    checkpoint: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--image", "/images/trtllm.sqsh"), "--container-image=/images/trtllm.sqsh \\"),
+        (("--image", "reg.example/a/b:1"), "'--container-image=reg.example#a/b:1' \\"),
+        (("--container", "apptainer", "--image", "/i/t.sif"), "/i/t.sif \\"),
+        (
+            ("--container", "apptainer"),
+            "docker://nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3 \\",
+        ),
+        (("--container", "none"), 'bash -c "$alone" - trtllm-build \\'),
+    ],
+    ids=["sqsh", "registry", "sif", "docker", "bare"],
+)
+def test_a_node_comes_by_the_compiler_as_the_cluster_has_it(
+    options: tuple[str, ...], line: str, build: Callable[..., Result]
 ) -> None:
-    """Srun and nvidia-smi are doubles: one writes a file, the other names a capability."""
-    output, tools = tmp_path / "engine", tmp_path / "bin"
+    text = record_of(build(*SLURM, *options))["text"]
+
+    assert f"    {line}" in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--time", "4h"), "--time 4h is no time of Slurm; expected minutes, HH:MM:SS"),
+        (("--sbatch", "qos=low"), "--sbatch 'qos=low' is no option of sbatch"),
+        (("--claim", "store"), "--claim is for --runner kubernetes, not slurm"),
+    ],
+    ids=["time", "sbatch", "claim"],
+)
+def test_what_slurm_would_refuse_is_refused(
+    options: tuple[str, ...], message: str, build: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = build(*SLURM, *options)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert not (tmp_path / "engine.sbatch").exists()
+
+
+@pytest.fixture
+def submit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submit:
+    """Return what runs a script as a node would; srun and nvidia-smi are doubles."""
+    tools = tmp_path / "bin"
     tools.mkdir()
-    arguments = ("build", checkpoint, "-o", output, "--arch", "H100", "--runner", "slurm", "--json")
-    script = json.loads(command(*arguments).stdout)["job"]
-    for name, text in {
-        "srun": f"touch {tmp_path}/.engine.partial/rank0.engine",
-        "nvidia-smi": 'echo "$CAPABILITY"',
-    }.items():
+    srun = 'if [ "$1" = --help ]; then echo "$STEP_OPTIONS"; else eval "$STEP"; fi'
+    for name, text in {"srun": srun, "nvidia-smi": 'echo "$CAPABILITY"'}.items():
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    monkeypatch.setenv("CAPABILITY", "8.9")
-    wrong = subprocess.run(["bash", script], capture_output=True, text=True)
-    monkeypatch.setenv("CAPABILITY", "9.0")
-    right = subprocess.run(["bash", script], capture_output=True, text=True)
+    usual = {
+        "PATH": f"{tools}:/usr/bin:/bin",
+        "CAPABILITY": "9.0",
+        "STEP_OPTIONS": "--container-image",
+        "STEP": "echo new > rank0.engine",
+    }
 
-    assert (wrong.returncode, wrong.stderr) == (
+    def run(record: Mapping[str, Any], **changes: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["bash", record["job"]],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**usual, **changes},
+        )
+        return done.returncode, done.stderr
+
+    return run
+
+
+def test_a_job_publishes_an_engine_whole(
+    build: Callable[..., Result], submit: Submit, tmp_path: Path
+) -> None:
+    assert submit(record_of(build(*SLURM))) == (0, "")
+    assert [path.name for path in (tmp_path / "engine").iterdir()] == ["rank0.engine"]
+    assert not (tmp_path / ".engine.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"STEP": "exit 3"}, None),
+        ({"STEP": "true"}, "trtllm-build ended well and wrote no engine"),
+        (
+            {"CAPABILITY": "8.9"},
+            "this node has GPUs of compute capability 8.9, the engine is for H100-SXM (SM90), 9.0; "
+            "choose its partition",
+        ),
+        (
+            {"STEP_OPTIONS": "--chdir"},
+            "this cluster's Slurm has no pyxis; write the job again with --container apptainer or "
+            "none",
+        ),
+    ],
+    ids=["compiler", "nothing", "gpu", "pyxis"],
+)
+def test_a_job_that_fails_says_why_and_leaves_nothing(
+    changes: dict[str, str],
+    message: str | None,
+    build: Callable[..., Result],
+    submit: Submit,
+    tmp_path: Path,
+) -> None:
+    record = record_of(build(*SLURM))
+    code, stderr = submit(record, **changes)
+
+    assert (code != 0, stderr) == (True, f"error: {message}\n" if message else "")
+    assert not (tmp_path / ".engine.partial").exists()
+    # Submitted again, as nodes and clusters get mended.
+    assert submit(record) == (0, "")
+
+
+def test_a_job_refuses_what_it_would_replace_unless_told(
+    build: Callable[..., Result], submit: Submit, tmp_path: Path
+) -> None:
+    written, engine = record_of(build(*SLURM)), tmp_path / "engine"
+    first = submit(written)
+    again = submit(written, STEP="echo newer > rank0.engine")
+    (engine / "minitron.json").write_text("{}")
+    told = submit(record_of(build(*SLURM, "--overwrite")), STEP="echo newer > rank0.engine")
+    text = (engine / "rank0.engine").read_text()
+    (engine / "rank0.engine").unlink()
+    other = submit(record_of(build(*SLURM, "--overwrite")))
+
+    assert first == (0, "")
+    assert again == (
         1,
-        "this node has a GPU of compute capability 8.9, not 9.0\n",
+        f"error: {engine} already exists; write the job again with --overwrite or another -o\n",
     )
-    assert (right.returncode, right.stderr) == (0, "")
-    assert [path.name for path in output.iterdir()] == ["rank0.engine"]
+    assert (told, text) == ((0, ""), "newer\n")
+    assert other == (1, f"error: {engine} is not an engine, so it is not replaced\n")
+
+
+def test_two_jobs_do_not_write_one_engine(
+    build: Callable[..., Result], submit: Submit, tmp_path: Path
+) -> None:
+    record, partial = record_of(build(*SLURM)), tmp_path / ".engine.partial"
+    partial.mkdir()
+    descriptor = os.open(partial, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    meanwhile = submit(record)
+    os.close(descriptor)
+
+    assert meanwhile == (
+        1,
+        f"error: another job is writing {tmp_path}/engine; wait for it\n",
+    )
+    assert submit(record) == (0, "")
+
+
+def test_the_way_to_finish_has_the_options_of_the_build(
+    build: Callable[..., Result], checkpoint: Path, tmp_path: Path
+) -> None:
+    record = record_of(build(*SLURM, "--max-batch-size", 8, "--overwrite"))
+
+    assert record["finish"] == (
+        f"minitron-trt build '{checkpoint}' --output {tmp_path}/engine --arch H100 --runner slurm "
+        "--max-batch-size 8 --finish"
+    )
 
 
 def test_what_a_job_wrote_becomes_an_artifact(
@@ -196,6 +412,21 @@ def test_what_a_job_wrote_becomes_an_artifact(
     assert (result.exit_code, result.stdout) == (0, f"{output}: an engine for H100-SXM (SM90)\n")
     assert command("check", output, "--gpu", "H100", "--image", "26.07").exit_code == 0
     assert (output / "tokenizer.json").is_file()
+
+
+def test_an_engine_of_other_options_keeps_its_own_limits(
+    checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    build = {"max_batch_size": 8, "max_seq_len": 256, "max_input_len": 256, "max_num_tokens": 8192}
+    output = write_engine(tmp_path / "engine", size_bytes=1000, pretrained=config, build=build)
+    result = command("build", checkpoint, "-o", output, "--arch", "H100", "--finish")
+
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "warning: the engine has max_batch_size 8, not 64 as asked; that is recorded\n",
+    )
+    assert Manifest.read(output, "engine").facts["limits"]["max_batch_size"] == 8
 
 
 def test_a_job_that_is_not_done_cannot_be_finished(
