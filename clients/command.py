@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minitron_trt.console import Console, console_options
-from minitron_trt.errors import UsageError
+from minitron_trt.errors import UsageError, visible
 
 if TYPE_CHECKING:
-    from minitron_trt.clients.endpoint import Access
-    from minitron_trt.clients.messages import Chunk, GenerateRequest
+    from minitron_trt.clients.client import Client
+    from minitron_trt.clients.messages import GenerateRequest
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +42,35 @@ _SAMPLING = (
     click.option("--beam-width", type=int, help="Search with so many beams"),
     click.option("--length-penalty", type=float, help="Of beam search: above 0 favours length"),
 )
+_WAITS = (
+    click.option(
+        "--timeout",
+        "total_s",
+        type=float,
+        default=120.0,
+        show_default=True,
+        help="Seconds for the whole answer",
+    ),
+    click.option(
+        "--connect-timeout",
+        "connect_s",
+        type=float,
+        default=5.0,
+        show_default=True,
+        help="Seconds to find the server and its model",
+    ),
+    click.option("--first-token-timeout", "first_token_s", type=float, help="Seconds to the first"),
+    click.option(
+        "--between-tokens-timeout", "between_tokens_s", type=float, help="Seconds to each next"
+    ),
+    click.option(
+        "--retries",
+        type=int,
+        default=2,
+        show_default=True,
+        help="Further tries when the connection fails before the first token",
+    ),
+)
 _ACCESS = (
     click.option("--ca", type=click.Path(path_type=Path), help="PEM file that signed the server's"),
     click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of your own"),
@@ -66,23 +93,25 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     help="Where the server is: grpc://, grpcs://, http:// or https:// with host and port",
 )
 @click.option(
-    "--max-tokens", type=int, default=64, show_default=True, help="Tokens to make at most"
+    "--input-ids",
+    metavar="ID,ID…",
+    help="Token ids in place of PROMPT, for the model tensorrt_llm, which answers with ids",
 )
+@click.option("--max-tokens", type=int, help="Tokens to make at most  [default: 64]")
 @_options(*_SAMPLING)
 @click.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt")
 @click.option("--log-probs", is_flag=True, help="Have the tokens' log-probs in the JSON object")
 @click.option("--model", default="ensemble", show_default=True, help="Model to ask on the server")
-@click.option(
-    "--timeout", type=float, default=120.0, show_default=True, help="Seconds for the whole answer"
-)
+@_options(*_WAITS)
 @click.option("--stream/--no-stream", default=True, help="Print the text as it is made, or at once")
 @_options(*_ACCESS)
 @console_options
 def generate(
     console: Console,
     prompt: str | None,
+    input_ids: str | None,
     url: str,
-    timeout: float,
+    retries: int,
     ca: Path | None,
     certificate: Path | None,
     key: Path | None,
@@ -94,73 +123,73 @@ def generate(
     """Stream the continuation of a prompt.
 
     Without PROMPT, or with -, it is read from standard input, less one line break at its end.
-    Text goes to stdout as it is made; of several answers, each when all are made.
+    Text goes to stdout as it is made; of several answers, each when all are made. On a terminal,
+    control characters in it are shown and not obeyed.
 
     Example: minitron-trt generate "Complete the paragraph: our solar system is" --max-tokens 32
     """
-    from minitron_trt.clients.endpoint import Access
+    from minitron_trt.clients.client import Client
+    from minitron_trt.clients.endpoint import Access, Timeouts
     from minitron_trt.clients.messages import GenerateRequest
 
-    # The gRPC library logs to stderr what the error will say.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    text = _read_stdin() if prompt is None or prompt == "-" else prompt
+    timeouts = Timeouts(**{field: options.pop(field) for field in Timeouts.__slots__})
+    access = Access(ca, certificate, key, dict(_header(header) for header in headers))
+    if input_ids is None:
+        options["text_input"] = _read_stdin() if prompt in (None, "-") else prompt
+    else:
+        options |= {"text_input": prompt or "", "input_ids": _ids(input_ids)}
     request = GenerateRequest(
-        text_input=text,
         apply_chat_template=chat or None,
         return_log_probs=log_probs or None,
+        count_tokens=console.as_json,
         **options,
     )
-    access = Access(ca, certificate, key, dict(_header(header) for header in headers))
     several = request.sequences > 1
-    record = run(request, url, timeout, _ignore if console.as_json or several else _show, access)
+    show = _ignore if console.as_json or several else _show
+    with Client.connect(url, timeouts=timeouts, max_retries=retries, access=access) as client:
+        record = run(client, request, show)
     if console.as_json or several:
-        console.result(record, _numbered(record) if several else record["text"])
+        console.result({**record, "url": url}, _numbered(record) if several else record["text"])
 
 
-def run(
-    request: GenerateRequest,
-    url: str,
-    timeout_s: float,
-    show: Callable[[str], None],
-    access: Access | None = None,
-) -> dict[str, Any]:
+def run(client: Client, request: GenerateRequest, show: Callable[[str], None]) -> dict[str, Any]:
     """Ask the server, hand each piece of text to `show` and return the record of the answer."""
-    from minitron_trt.clients.client import Client
-    from minitron_trt.clients.completions import collect
+    from minitron_trt.clients.completions import Collector
 
-    chunks: list[Chunk] = []
-    first_chunk_s = None
-    start = time.monotonic()
+    collector = Collector(request)
+    pieces = 0
+    collector.begin()
     try:
-        with (
-            Client.connect(url, timeout_s=timeout_s, access=access) as client,
-            contextlib.closing(client.chunks(request)) as stream,
-        ):
+        with contextlib.closing(client.chunks(request)) as stream:
             for chunk in stream:
-                chunks.append(chunk)
-                if chunk.text:
-                    first_chunk_s = first_chunk_s or round(time.monotonic() - start, 6)
-                    show(chunk.text)
-        total_s = round(time.monotonic() - start, 6)
+                collector.add(chunk)
+                if text := chunk.text or " ".join(map(str, chunk.token_ids)):
+                    show(text if chunk.text or not pieces else f" {text}")
+                    pieces += 1
     finally:
         # An error or the shell's prompt then starts on a line of its own.
-        if any(chunk.text for chunk in chunks):
+        if pieces:
             show("\n")
-    completions = collect(chunks)
+    completions = collector.completions()
+    first = collector.first()
     return {
-        "text": completions[0].text,
+        "text": first.text,
+        **({"token_ids": first.token_ids} if first.token_ids else {}),
         **({"texts": [each.text for each in completions]} if request.sequences > 1 else {}),
         **({"outputs": [each.outputs for each in completions]} if request.return_log_probs else {}),
+        "finish_reason": first.finish_reason,
+        "prompt_tokens": first.prompt_tokens,
+        "completion_tokens": first.completion_tokens,
         "model": request.model,
-        "url": url,
-        "chunks": sum(bool(chunk.text) for chunk in chunks),
-        "first_chunk_s": first_chunk_s,
-        "total_s": total_s,
+        "chunks": pieces,
+        "first_chunk_s": first.first_chunk_s and round(first.first_chunk_s, 6),
+        "total_s": round(first.total_s, 6),
     }
 
 
 def _numbered(record: dict[str, Any]) -> str:
-    return "\n".join(f"[{index}] {text}" for index, text in enumerate(record["texts"]))
+    texts = "\n".join(f"[{index}] {text}" for index, text in enumerate(record["texts"]))
+    return visible(texts) if sys.stdout.isatty() else texts
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -170,8 +199,15 @@ def _header(text: str) -> tuple[str, str]:
     return name, value
 
 
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise UsageError(f"--input-ids is {text!r}; expected token ids like 1,2,3") from error
+
+
 def _show(text: str) -> None:
-    click.echo(text, nl=False)
+    click.echo(visible(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def _ignore(text: str) -> None:

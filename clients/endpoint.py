@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,13 @@ _DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
     {"grpc": 8001, "grpcs": 443, "http": 80, "https": 443}
 )
 _HOST: Final = re.compile(r"[\w.:%-]+", re.ASCII)
+# gRPC takes no more than this; names with -bin have bytes as values there.
+_HEADER_NAME: Final = re.compile(r"(?!grpc-)(?!.*-bin$)[\w.-]+", re.ASCII | re.IGNORECASE)
+_HEADER_VALUE: Final = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
+_RESERVED: Final = frozenset(
+    {"connection", "content-encoding", "content-length", "content-type", "host", "te"}
+    | {"accept-encoding", "transfer-encoding", "upgrade"}
+)
 _EXAMPLE: Final = "grpc://127.0.0.1:8001 or http://127.0.0.1:8000"
 
 
@@ -96,6 +102,18 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raise UsageError for what neither HTTP nor gRPC can carry as a header."""
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or name.lower() in _RESERVED:
+            raise UsageError(
+                f"the header {name!r} cannot be sent; expected a name of letters, digits and -_. "
+                "that is not one of the protocol's own"
+            )
+        if not _HEADER_VALUE.fullmatch(value):
+            raise UsageError(f"the header {name} is {value!r}; expected printable ASCII text")
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
     """What a server asks of its clients: certificates in PEM files, and headers.
@@ -110,6 +128,7 @@ class Access:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_headers(self.headers)
         if (self.certificate is None) != (self.key is None):
             raise UsageError("a client certificate and its key go together; give both or neither")
         for path in (self.ca, self.certificate, self.key):
@@ -127,36 +146,44 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long to wait for a first sign of a server, and for a whole answer."""
+    """How long to wait, in seconds: for a whole answer, and for parts of it.
 
-    request_s: float = 120.0
+    `connect_s` is for the connection and what the model says about itself, `first_token_s` from
+    then to the first of an answer, `between_tokens_s` from one to the next; None sets no limit of
+    its own. `total_s` bounds them all, retries included.
+    """
+
+    total_s: float = 120.0
     connect_s: float = 5.0
+    first_token_s: float | None = None
+    between_tokens_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("request_s", "connect_s"):
+        for name in ("total_s", "connect_s", "first_token_s", "between_tokens_s"):
             value = getattr(self, name)
             # Comparing this way round turns NaN away as well.
-            if not 0 < value < float("inf"):
+            if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{name} is {value}; expected a number of seconds above 0")
 
     @property
     def probe_s(self) -> float:
         """Return how long to wait for the first sign of a server."""
-        return min(self.connect_s, self.request_s)
+        return min(self.connect_s, self.total_s)
 
 
-class Deadline:
-    """A point in time that one request must not pass, on the monotonic clock."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much to take from a server: in one message, event or plain body, and in one answer.
 
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+    What is larger ends the request with a ProtocolError. Context logits of long prompts may need
+    more than these.
+    """
 
-    @property
-    def remaining_s(self) -> float:
-        """Return the seconds that are left; 0 once it has passed."""
-        return max(0.0, self._end - time.monotonic())
+    message_bytes: int = 64 * 2**20
+    answer_bytes: int = 2**30
 
-    @property
-    def passed(self) -> bool:
-        """Say whether the time is up."""
-        return self.remaining_s == 0.0
+    def __post_init__(self) -> None:
+        for name in ("message_bytes", "answer_bytes"):
+            value = getattr(self, name)
+            if not 0 < value < 2**31:
+                raise UsageError(f"{name} is {value}; expected 1 to {2**31 - 1}")

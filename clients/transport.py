@@ -6,17 +6,20 @@ import re
 from collections.abc import AsyncGenerator, Generator, Iterator
 from typing import Protocol
 
+from minitron_trt.clients.deadlines import Deadlines
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 
 
 class Transport(Protocol):
     """Carry requests to a server; errors are ServerErrors."""
 
-    def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
+    def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come, the last one final; closing it cancels."""
         ...
 
-    def ready(self) -> bool:
+    def ready(self, deadlines: Deadlines) -> bool:
         """Say whether the server can take requests; UnreachableError when there is none."""
         ...
 
@@ -28,11 +31,11 @@ class Transport(Protocol):
 class AsyncTransport(Protocol):
     """Carry requests to a server; errors are ServerErrors."""
 
-    def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    def stream(self, request: GenerateRequest, deadlines: Deadlines) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come, the last one final; closing it cancels."""
         ...
 
-    async def ready(self) -> bool:
+    async def ready(self, deadlines: Deadlines) -> bool:
         """Say whether the server can take requests; UnreachableError when there is none."""
         ...
 
@@ -45,7 +48,7 @@ def echo(request: GenerateRequest) -> Iterator[Chunk]:
     """Yield the prompt as an answer: word by word when streaming, in one chunk otherwise."""
     words = re.findall(r"\s*\S+|\s+", request.text_input)[: request.max_tokens]
     for text in words if request.stream else ["".join(words)]:
-        yield Chunk(text, final=False)
+        yield Chunk(text)
     yield Chunk("", final=True)
 
 
@@ -57,9 +60,15 @@ class _EchoRecord:
 
 
 class EchoTransport(_EchoRecord):
-    """Answer with the prompt, one word per token, and remember what was asked; for tests."""
+    """Answer with the prompt, one word per token, and remember what was asked; for tests.
 
-    def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
+    `Client(EchoTransport())` needs no server. Subclasses override `stream` to answer otherwise, or
+    to raise a ServerError.
+    """
+
+    def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> Generator[Chunk, None, None]:
         """Yield the prompt back."""
         self.requests.append(request)
         try:
@@ -68,7 +77,7 @@ class EchoTransport(_EchoRecord):
             self.cancelled.append(request)
             raise
 
-    def ready(self) -> bool:
+    def ready(self, deadlines: Deadlines) -> bool:
         """Return True until closed."""
         return not self.closed
 
@@ -80,7 +89,9 @@ class EchoTransport(_EchoRecord):
 class AsyncEchoTransport(_EchoRecord):
     """EchoTransport for AsyncClient."""
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> AsyncGenerator[Chunk, None]:
         """Yield the prompt back."""
         self.requests.append(request)
         try:
@@ -90,7 +101,7 @@ class AsyncEchoTransport(_EchoRecord):
             self.cancelled.append(request)
             raise
 
-    async def ready(self) -> bool:
+    async def ready(self, deadlines: Deadlines) -> bool:
         """Return True until closed."""
         return not self.closed
 

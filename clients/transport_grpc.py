@@ -1,36 +1,47 @@
 """Requests over gRPC: one channel per transport, one ModelStreamInfer call per request.
 
-The stream call serves decoupled models and all others alike, so nobody has to know which is which.
+The stream call serves decoupled models and all others alike. Services that have KServe's own calls
+only get ModelInfer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, Generator, Iterator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
-from minitron_trt.clients.endpoint import Access, Deadline, Endpoint, Timeouts
+from minitron_trt.clients.deadlines import Deadlines
+from minitron_trt.clients.endpoint import Access, Endpoint, Limits
+from minitron_trt.clients.event_loops import PerLoop
 from minitron_trt.clients.faults import GRPC_FAULTS, BrokenProtocolError, Fault, server_error
 from minitron_trt.clients.grpc_api import GRPCInferenceServiceStub, aio, grpc, service_pb2
 from minitron_trt.clients.messages import Chunk, GenerateRequest
-from minitron_trt.clients.protocol import AnswerStream
-from minitron_trt.clients.protocol_grpc import decode, encode
-from minitron_trt.errors import UnreachableError
+from minitron_trt.clients.model_interface import InferCall, ModelInterface
+from minitron_trt.clients.protocol import AnswerStream, Piece
+from minitron_trt.clients.protocol_grpc import ask_interface, decode, decode_response, encode
+from minitron_trt.errors import ServerError, UnreachableError
 
 # Triton takes more than two pings within 300 s without data for an attack and hangs up.
 _KEEPALIVE_MS: Final = 310_000
 _KEEPALIVE_TIMEOUT_MS: Final = 20_000
 _RECONNECT_MS: Final = 500
 # "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:8001: " says nothing new.
-_ROUTE: Final = re.compile(r"^.*last error: (?:[A-Z_]+: )?(?:ipv[46]:\S+: )?")
+_ROUTE: Final = re.compile(
+    r"^.*last error: (?:[A-Z_]+: )?(?:ipv[46]:\S+: )?(?:Failed to connect to remote host: )?"
+)
+_PASSING: Final = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
+_TOO_LARGE: Final = re.compile(r"Received message larger than max|decompressed message is larger")
 
 
-def channel_options(endpoint: Endpoint) -> list[tuple[str, int]]:
+def channel_options(endpoint: Endpoint, limits: Limits) -> list[tuple[str, int]]:
     """Return the settings of a channel."""
     return [
         ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.enable_http_proxy", int(endpoint.environment_proxy)),
@@ -45,140 +56,268 @@ def channel_options(endpoint: Endpoint) -> list[tuple[str, int]]:
 class _GrpcParts:
     """What both transports do without waiting for anything."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
+    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
         self._endpoint = endpoint
-        self._timeouts = timeouts
         self._access = access
-        self._metadata = [(name.lower(), value) for name, value in access.headers.items()]
-        self._options = channel_options(endpoint)
-        self._has_answered = False
+        self._limits = limits
+        self._interfaces: dict[str, ModelInterface] = {}
+        self._is_closed = False
 
     @contextlib.contextmanager
-    def _faults(self, *, probing: bool = False) -> Iterator[None]:
+    def _faults(self, deadlines: Deadlines, *, probing: bool = False) -> Iterator[None]:
         """Turn the library's errors into ours."""
         try:
             yield
         except grpc.RpcError as error:
-            fault = GRPC_FAULTS[error.code().name][0 if probing else 1]
-            raise self._error(fault, error.details() or error.code().name) from error
+            code, detail = error.code().name, error.details() or error.code().name
+            fault = GRPC_FAULTS[code][0 if probing else 1]
+            if code in ("CANCELLED", "DEADLINE_EXCEEDED"):
+                fault = deadlines.fault or fault
+            if _TOO_LARGE.search(detail):
+                fault = Fault.TOO_LARGE
+            raised = self._error(fault, detail, deadlines)
+            raised.is_passing = code in _PASSING and fault is not Fault.TOO_LARGE
+            raise raised from error
+        except TimeoutError as error:
+            raise self._error(deadlines.fault or Fault.SLOW, "", deadlines) from error
         except BrokenProtocolError as error:
-            raise self._error(error.fault, str(error)) from error
+            raised = self._error(error.fault, str(error), deadlines)
+            raised.is_passing = error.fault is Fault.LOST
+            raise raised from error
+        except (ValueError, aio.UsageError, asyncio.CancelledError) as error:
+            # What a channel says that somebody else has closed.
+            if not self._is_closed or _is_cancelled(error):
+                raise
+            raise self._error(Fault.CANCELLED, "", deadlines) from error
 
-    def _error(self, fault: Fault, detail: str) -> Exception:
+    def _error(self, fault: Fault, detail: str, deadlines: Deadlines) -> ServerError:
         if fault is not Fault.REFUSED:
             detail = _ROUTE.sub("", detail)
-        error = server_error(fault, detail, self._endpoint, self._timeouts)
+        error = server_error(fault, detail, self._endpoint, deadlines.timeouts)
         if isinstance(error, UnreachableError):
-            self._has_answered = False
+            # Who answers there next time may have other models.
+            self._interfaces.clear()
         return error
+
+    def _metadata(self, request: GenerateRequest | None = None) -> list[tuple[str, str]]:
+        headers = {**self._access.headers, **(request.headers if request else {})}
+        return [(name.lower(), value) for name, value in headers.items()]
+
+    def _answer(self, call: InferCall) -> AnswerStream:
+        return AnswerStream(sequences=call.request.sequences, limit_bytes=self._limits.answer_bytes)
+
+    def _options(self) -> list[tuple[str, int]]:
+        return channel_options(self._endpoint, self._limits)
 
 
 class GrpcTransport(_GrpcParts):
     """Carry requests to Triton's gRPC service."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
-        super().__init__(endpoint, timeouts, access)
-        self._channel = _open(grpc, endpoint, access, self._options)
+    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+        super().__init__(endpoint, access, limits)
+        self._channel = _open(grpc, endpoint, access, self._options())
         self._stub = GRPCInferenceServiceStub(self._channel)
 
-    def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
+    def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come; closing the generator cancels the request."""
-        deadline = Deadline(self._timeouts.request_s)
-        self._probe()
-        answer = AnswerStream(marks_final=True)
-        with self._faults():
-            messages = iter((encode(request),))
-            call = self._stub.ModelStreamInfer(
-                messages, timeout=deadline.remaining_s, metadata=self._metadata
-            )
-            try:
-                for response in call:
-                    yield from answer.feed(decode(response))
-                yield from answer.end()
-            finally:
-                call.cancel()
+        interface = self._interface(request, deadlines)
+        call = interface.call(request)
+        answer = self._answer(call)
+        with self._faults(deadlines):
+            deadlines.asked()
+            rpc, read = self._begin(call, deadlines)
+            deadlines.cut = rpc.cancel
+            with _watch(rpc, deadlines):
+                try:
+                    for response in rpc if read is decode else iter((rpc.result(),)):
+                        deadlines.answered()
+                        yield from answer.feed(read(response))
+                        deadlines.waiting()
+                    yield from answer.end()
+                finally:
+                    rpc.cancel()
 
-    def ready(self) -> bool:
+    def ready(self, deadlines: Deadlines) -> bool:
         """Say whether the server and its models can take requests."""
-        with self._faults(probing=True):
-            message = service_pb2.ServerReadyRequest()
-            return bool(
-                self._stub.ServerReady(
-                    message, timeout=self._timeouts.probe_s, metadata=self._metadata
-                ).ready
+        deadlines.connecting()
+        with self._faults(deadlines, probing=True):
+            reply = self._stub.ServerReady(
+                service_pb2.ServerReadyRequest(),
+                timeout=deadlines.remaining_s,
+                metadata=self._metadata(),
             )
+            return bool(reply.ready)
 
     def close(self) -> None:
         """Close the channel; requests under way are cancelled."""
+        self._is_closed = True
         self._channel.close()
 
-    def _probe(self) -> None:
-        """Look for a server once, so that a wrong address fails early instead of at the end."""
-        if self._has_answered:
-            return
-        with self._faults(probing=True):
-            message = service_pb2.ServerLiveRequest()
-            self._stub.ServerLive(message, timeout=self._timeouts.probe_s, metadata=self._metadata)
-        self._has_answered = True
+    def _begin(self, call: InferCall, deadlines: Deadlines) -> tuple[Any, Callable[[Any], Piece]]:
+        """Send a request; return the call under way and what reads its responses."""
+        message, metadata = encode(call), self._metadata(call.request)
+        if call.is_plain:
+            infer = self._stub.ModelInfer.future
+            return infer(message, timeout=deadlines.total_s, metadata=metadata), decode_response
+        stream = self._stub.ModelStreamInfer
+        return stream(iter((message,)), timeout=deadlines.total_s, metadata=metadata), decode
+
+    def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+        """Ask once what a model takes, which finds a wrong address early, too."""
+        known = self._interfaces.get(request.model)
+        if known is not None:
+            return known
+        deadlines.connecting()
+        metadata = self._metadata(request)
+        question, reply = ask_interface(request.model), None
+        with self._faults(deadlines, probing=True):
+            while True:
+                try:
+                    method, message = question.send(reply)
+                except StopIteration as end:
+                    return self._interfaces.setdefault(request.model, end.value)
+                try:
+                    reply = getattr(self._stub, method)(
+                        message, timeout=deadlines.remaining_s, metadata=metadata
+                    )
+                except grpc.RpcError as error:
+                    reply = error
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """A channel and what calls through it."""
+
+    channel: Any
+    stub: Any
 
 
 class AsyncGrpcTransport(_GrpcParts):
     """Carry requests to Triton's gRPC service, in asyncio."""
 
-    _channel: Any = None
-    _stub: Any = None
+    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+        super().__init__(endpoint, access, limits)
+        self._connections = PerLoop(self._connect)
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come; closing the generator cancels the request."""
-        deadline = Deadline(self._timeouts.request_s)
-        await self._probe()
-        answer = AnswerStream(marks_final=True)
-        with self._faults():
-            messages = iter((encode(request),))
-            call = self._stub.ModelStreamInfer(
-                messages, timeout=deadline.remaining_s, metadata=self._metadata
-            )
+        interface = await self._interface(request, deadlines)
+        call = interface.call(request)
+        answer = self._answer(call)
+        with self._faults(deadlines):
+            deadlines.asked()
+            rpc, read = self._begin(call, deadlines)
             try:
-                async for response in call:
-                    for chunk in answer.feed(decode(response)):
+                async for response in _responses(rpc, deadlines, is_plain=call.is_plain):
+                    deadlines.answered()
+                    for chunk in answer.feed(read(response)):
                         yield chunk
+                    deadlines.waiting()
                 for chunk in answer.end():
                     yield chunk
             finally:
-                call.cancel()
+                rpc.cancel()
 
-    async def ready(self) -> bool:
+    async def ready(self, deadlines: Deadlines) -> bool:
         """Say whether the server and its models can take requests."""
-        self._open_channel()
-        with self._faults(probing=True):
-            message = service_pb2.ServerReadyRequest()
-            answer = await self._stub.ServerReady(
-                message, timeout=self._timeouts.probe_s, metadata=self._metadata
+        deadlines.connecting()
+        with self._faults(deadlines, probing=True):
+            reply = await self._stub.ServerReady(
+                service_pb2.ServerReadyRequest(),
+                timeout=deadlines.remaining_s,
+                metadata=self._metadata(),
             )
-            return bool(answer.ready)
+            return bool(reply.ready)
 
     async def close(self) -> None:
-        """Close the channel; requests under way are cancelled."""
-        if self._channel is not None:
-            await self._channel.close()
+        """Close the channels; requests under way are cancelled."""
+        self._is_closed = True
+        await self._connections.close(lambda connection: connection.channel.close())
 
-    async def _probe(self) -> None:
-        """Look for a server once, so that a wrong address fails early instead of at the end."""
-        self._open_channel()
-        if self._has_answered:
+    def _begin(self, call: InferCall, deadlines: Deadlines) -> tuple[Any, Callable[[Any], Piece]]:
+        """Send a request; return the call under way and what reads its responses."""
+        message, metadata = encode(call), self._metadata(call.request)
+        if call.is_plain:
+            infer = self._stub.ModelInfer
+            return infer(message, timeout=deadlines.total_s, metadata=metadata), decode_response
+        stream = self._stub.ModelStreamInfer
+        return stream(iter((message,)), timeout=deadlines.total_s, metadata=metadata), decode
+
+    async def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+        """Ask once what a model takes, which finds a wrong address early, too."""
+        known = self._interfaces.get(request.model)
+        if known is not None:
+            return known
+        deadlines.connecting()
+        metadata = self._metadata(request)
+        question, reply = ask_interface(request.model), None
+        with self._faults(deadlines, probing=True):
+            while True:
+                try:
+                    method, message = question.send(reply)
+                except StopIteration as end:
+                    return self._interfaces.setdefault(request.model, end.value)
+                try:
+                    reply = await getattr(self._stub, method)(
+                        message, timeout=deadlines.remaining_s, metadata=metadata
+                    )
+                except grpc.RpcError as error:
+                    reply = error
+
+    def _connect(self) -> _Connection:
+        channel = _open(aio, self._endpoint, self._access, self._options())
+        return _Connection(channel, GRPCInferenceServiceStub(channel))
+
+    @property
+    def _stub(self) -> Any:
+        return self._connections.get().stub
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Say whether an error is the end of the task that got it, and not of its call."""
+    task = asyncio.current_task() if isinstance(error, asyncio.CancelledError) else None
+    return task is not None and task.cancelling() > 0
+
+
+@contextlib.contextmanager
+def _watch(rpc: Any, deadlines: Deadlines) -> Iterator[None]:
+    """End a call whose next token is late: the library bounds only the whole of a stream."""
+    if not deadlines.has_token_limits:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(deadlines.check_s):
+            if deadlines.passed:
+                rpc.cancel()
+                return
+
+    threading.Thread(target=watch, daemon=True, name="minitron-trt deadlines").start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+async def _responses(rpc: Any, deadlines: Deadlines, *, is_plain: bool) -> AsyncIterator[Any]:
+    """Yield a call's responses; TimeoutError when the next token is late."""
+    if not deadlines.has_token_limits and not is_plain:
+        async for response in rpc:
+            yield response
+        return
+    while True:
+        async with asyncio.timeout(deadlines.remaining_s):
+            response = await (rpc if is_plain else rpc.read())
+        if response is aio.EOF:
             return
-        with self._faults(probing=True):
-            message = service_pb2.ServerLiveRequest()
-            await self._stub.ServerLive(
-                message, timeout=self._timeouts.probe_s, metadata=self._metadata
-            )
-        self._has_answered = True
-
-    def _open_channel(self) -> None:
-        # A channel belongs to the event loop that runs when it is made: not before the first use.
-        if self._channel is None:
-            self._channel = _open(aio, self._endpoint, self._access, self._options)
-            self._stub = GRPCInferenceServiceStub(self._channel)
+        yield response
+        if is_plain:
+            return
 
 
 def _open(library: Any, endpoint: Endpoint, access: Access, options: list[tuple[str, int]]) -> Any:

@@ -2,215 +2,363 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import json
 import os
-import socket
 import ssl
-import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Generator, Iterator
+from typing import Any, Final, TypeVar
 
-import httpx2
+import httpcore2
 
-from minitron_trt.clients.endpoint import Access, Deadline, Endpoint, Timeouts
+from minitron_trt.clients.deadlines import Deadlines
+from minitron_trt.clients.endpoint import Access, Endpoint, Limits
+from minitron_trt.clients.event_loops import PerLoop
 from minitron_trt.clients.faults import HTTP_FAULTS, BrokenProtocolError, Fault, server_error
+from minitron_trt.clients.interface_http import HttpReply, Question, ask_interface, ask_ready
 from minitron_trt.clients.messages import Chunk, GenerateRequest
-from minitron_trt.clients.protocol import AnswerStream, decode_event, http_body, http_path
-from minitron_trt.errors import ServerError, UnreachableError, UsageError
+from minitron_trt.clients.model_interface import InferCall, ModelInterface
+from minitron_trt.clients.network import SOCKET_OPTIONS, AsyncBoundedBackend, BoundedBackend
+from minitron_trt.clients.protocol import (
+    AnswerStream,
+    EventReader,
+    Piece,
+    decode_event,
+    http_body,
+    http_path,
+)
+from minitron_trt.errors import RefusedError, ServerError, UnreachableError, UsageError
 
-_HEALTH: Final[Mapping[int, bool]] = MappingProxyType({200: True, 400: False, 503: False})
-"""What Triton's health paths answer; anything else is another server."""
+T = TypeVar("T")
+# An idle connection is not worth more than that: servers and what lies between close theirs.
+_KEEPALIVE_S: Final = 15.0
+# Health, metadata and configuration of a model are some thousand bytes.
+_REPLY_BYTES: Final = 4 * 2**20
+_GATEWAY: Final = (502, 504)
+_BUSY: Final = (429, 503)
+_CLOSED: Final = (401, 403, 407)
 
 
 class _HttpParts:
     """What both transports do without waiting for anything."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
+    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
         self._endpoint = endpoint
         self._access = access
-        self._timeouts = timeouts
-        self._has_answered = False
+        self._limits = limits
+        self._interfaces: dict[str, ModelInterface] = {}
+        self._is_closed = False
+        self._tls = _tls(access) if endpoint.is_encrypted else None
 
-    def _client_settings(self) -> dict[str, Any]:
+    def _pool_settings(self) -> dict[str, Any]:
         return {
-            "base_url": str(self._endpoint),
-            "trust_env": self._endpoint.environment_proxy,
-            "headers": dict(self._access.headers),
-            # Loading the certificate store takes longer than a short request.
-            "verify": self._tls() if self._endpoint.is_encrypted else False,
+            "ssl_context": self._tls,
+            "proxy": _environment_proxy(self._endpoint),
+            "max_connections": None,
+            "max_keepalive_connections": None,
+            "keepalive_expiry": _KEEPALIVE_S,
+            "socket_options": SOCKET_OPTIONS,
         }
 
-    def _tls(self) -> ssl.SSLContext | bool:
-        ca, certificate = self._access.ca, self._access.certificate
-        if ca is None and certificate is None:
-            return True
-        try:
-            context = ssl.create_default_context(cafile=ca)
-            if certificate is not None:
-                context.load_cert_chain(certificate, self._access.key)
-        except ssl.SSLError as error:
-            raise UsageError(f"{ca or certificate} is not a certificate in PEM form") from error
-        return context
+    def _url(self, path: str) -> httpcore2.URL:
+        return httpcore2.URL(
+            scheme=self._endpoint.scheme,
+            host=self._endpoint.host,
+            port=self._endpoint.port,
+            target=self._endpoint.path + path,
+        )
 
-    def _limits(self, deadline: Deadline) -> httpx2.Timeout:
-        # A limit of 0 s would mean "do not wait" to a socket.
-        left = max(deadline.remaining_s, 0.001)
-        return httpx2.Timeout(left, connect=min(left, self._timeouts.connect_s))
+    def _headers(self, request: GenerateRequest | None = None) -> list[tuple[str, str]]:
+        """Return the headers to send; an encoded answer could be a bomb, so none is wanted."""
+        fixed = {
+            "host": self._endpoint.address,
+            "accept": "*/*",
+            "accept-encoding": "identity",
+            "user-agent": "minitron-trt",
+        }
+        if request is not None:
+            fixed["content-type"] = "application/json"
+        own = {**self._access.headers, **(request.headers if request else {})}
+        return list({**fixed, **{name.lower(): value for name, value in own.items()}}.items())
 
-    def _health(self, response: httpx2.Response) -> bool:
-        if response.status_code not in _HEALTH:
-            raise BrokenProtocolError(
-                Fault.ABSENT, f"{response.url.path} says {_describe(response)}"
-            )
-        return _HEALTH[response.status_code]
+    def _posted(self, call: InferCall, deadlines: Deadlines) -> dict[str, Any]:
+        """Return a request as the library takes it."""
+        return {
+            "method": "POST",
+            "url": self._url(http_path(call)),
+            "headers": self._headers(call.request),
+            "content": json.dumps(http_body(call), ensure_ascii=False).encode(),
+            "extensions": _timeouts(deadlines),
+        }
+
+    def _got(self, path: str, deadlines: Deadlines) -> dict[str, Any]:
+        """Return a GET as the library takes it."""
+        return {
+            "method": "GET",
+            "url": self._url(path),
+            "headers": self._headers(),
+            "extensions": _timeouts(deadlines),
+        }
+
+    def _answer(self, call: InferCall) -> AnswerStream:
+        return AnswerStream(sequences=call.request.sequences, limit_bytes=self._limits.answer_bytes)
 
     @contextlib.contextmanager
-    def _faults(self, deadline: Deadline, *, probing: bool = False) -> Iterator[None]:
+    def _faults(self, deadlines: Deadlines, *, probing: bool = False) -> Iterator[None]:
         """Turn the library's errors into ours."""
         try:
             yield
-        except httpx2.RequestError as error:
+        except _LIBRARY_ERRORS as error:
             known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in HTTP_FAULTS)
             fault = HTTP_FAULTS[next(known, "ReadError")][0 if probing else 1]
-            # Cutting the connection is how a request in mid-answer is made to end on time.
-            if deadline.passed:
-                fault = Fault.SILENT if probing else Fault.SLOW
-            raise self._error(fault, _reason(error)) from error
+            if self._is_closed:
+                fault = Fault.CANCELLED
+            fault = deadlines.fault or fault
+            raised = self._error(fault, _reason(error), deadlines)
+            raised.is_passing = fault in (Fault.ABSENT, Fault.LOST)
+            raise raised from error
         except BrokenProtocolError as error:
-            raise self._error(error.fault, str(error)) from error
+            raise self._error(error.fault, str(error), deadlines) from error
 
-    def _error(self, fault: Fault, detail: str) -> ServerError:
-        error = server_error(fault, detail, self._endpoint, self._timeouts)
+    def _error(self, fault: Fault, detail: str, deadlines: Deadlines) -> ServerError:
+        error = server_error(fault, detail, self._endpoint, deadlines.timeouts)
         if isinstance(error, UnreachableError):
-            self._has_answered = False
+            # Who answers there next time may have other models.
+            self._interfaces.clear()
         return error
 
 
 class HttpTransport(_HttpParts):
     """Carry requests to Triton's HTTP service."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
-        super().__init__(endpoint, timeouts, access)
-        self._client = httpx2.Client(**self._client_settings())
+    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+        super().__init__(endpoint, access, limits)
+        self._pool = httpcore2.ConnectionPool(
+            **self._pool_settings(), network_backend=BoundedBackend()
+        )
 
-    def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
+    def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come; closing the generator hangs up."""
-        deadline = Deadline(self._timeouts.request_s)
-        self._probe()
-        answer = AnswerStream(marks_final=False)
-        path, body, limits = http_path(request), http_body(request), self._limits(deadline)
-        with (
-            self._faults(deadline),
-            self._client.stream("POST", path, json=body, timeout=limits) as response,
-            _cut_at(deadline, response),
-        ):
-            for data in _events(response):
-                yield from answer.feed(decode_event(data))
-            _check_in_time(deadline)
+        call = self._interface(request, deadlines).call(request)
+        answer = self._answer(call)
+        with self._faults(deadlines):
+            deadlines.asked()
+            with self._pool.stream(**self._posted(call, deadlines)) as response:
+                reader = _AnswerBody(response, call, self._limits)
+                for data in response.iter_stream():
+                    for event in reader.feed(data):
+                        deadlines.answered()
+                        yield from answer.feed(reader.decode(event))
+                        deadlines.waiting()
+                for event in reader.end():
+                    yield from answer.feed(reader.decode(event))
             yield from answer.end()
 
-    def ready(self) -> bool:
+    def ready(self, deadlines: Deadlines) -> bool:
         """Say whether the server and its models can take requests."""
-        return self._ask("ready")
+        return self._ask(ask_ready(), deadlines)
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """Close the connections; requests under way are cancelled."""
+        self._is_closed = True
+        self._pool.close()
 
-    def _probe(self) -> None:
-        """Look for a server once, so that a wrong address fails early instead of at the end."""
-        if not self._has_answered:
-            self._ask("live")
-            self._has_answered = True
+    def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+        """Ask once what a model takes, which finds a wrong address early, too."""
+        known = self._interfaces.get(request.model)
+        if known is None:
+            known = self._ask(ask_interface(request.model), deadlines)
+            self._interfaces[request.model] = known
+        return known
 
-    def _ask(self, state: str) -> bool:
-        deadline = Deadline(self._timeouts.probe_s)
-        with self._faults(deadline, probing=True):
-            limits = self._limits(deadline)
-            return self._health(self._client.get(f"/v2/health/{state}", timeout=limits))
+    def _ask(self, question: Question[T], deadlines: Deadlines) -> T:
+        deadlines.connecting()
+        reply: HttpReply | None = None
+        with self._faults(deadlines, probing=True):
+            while True:
+                try:
+                    path = question.send(reply)
+                except StopIteration as end:
+                    answer: T = end.value
+                    return answer
+                with self._pool.stream(**self._got(path, deadlines)) as response:
+                    body = _Body(_REPLY_BYTES)
+                    for data in response.iter_stream():
+                        body.add(data)
+                reply = _reply(response, body.whole())
 
 
 class AsyncHttpTransport(_HttpParts):
     """Carry requests to Triton's HTTP service, in asyncio."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, access: Access) -> None:
-        super().__init__(endpoint, timeouts, access)
-        self._client = httpx2.AsyncClient(**self._client_settings())
+    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+        super().__init__(endpoint, access, limits)
+        settings = self._pool_settings()
+        self._pools = PerLoop(
+            lambda: httpcore2.AsyncConnectionPool(**settings, network_backend=AsyncBoundedBackend())
+        )
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come; closing the generator hangs up."""
-        deadline = Deadline(self._timeouts.request_s)
-        await self._probe()
-        answer = AnswerStream(marks_final=False)
-        path, body, limits = http_path(request), http_body(request), self._limits(deadline)
-        with self._faults(deadline):
-            async with self._client.stream("POST", path, json=body, timeout=limits) as response:
-                with _cut_later(deadline, response):
-                    async for data in _events_async(response):
-                        for chunk in answer.feed(decode_event(data)):
+        call = (await self._interface(request, deadlines)).call(request)
+        answer = self._answer(call)
+        with self._faults(deadlines):
+            deadlines.asked()
+            async with self._pools.get().stream(**self._posted(call, deadlines)) as response:
+                reader = _AnswerBody(response, call, self._limits)
+                async for data in response.aiter_stream():
+                    for event in reader.feed(data):
+                        deadlines.answered()
+                        for chunk in answer.feed(reader.decode(event)):
                             yield chunk
-            _check_in_time(deadline)
+                        deadlines.waiting()
+                for event in reader.end():
+                    for chunk in answer.feed(reader.decode(event)):
+                        yield chunk
             for chunk in answer.end():
                 yield chunk
 
-    async def ready(self) -> bool:
+    async def ready(self, deadlines: Deadlines) -> bool:
         """Say whether the server and its models can take requests."""
-        return await self._ask("ready")
+        return await self._ask(ask_ready(), deadlines)
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
+        """Close the connections; requests under way are cancelled."""
+        self._is_closed = True
+        await self._pools.close(lambda pool: pool.aclose())
 
-    async def _probe(self) -> None:
-        """Look for a server once, so that a wrong address fails early instead of at the end."""
-        if not self._has_answered:
-            await self._ask("live")
-            self._has_answered = True
+    async def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+        """Ask once what a model takes, which finds a wrong address early, too."""
+        known = self._interfaces.get(request.model)
+        if known is None:
+            known = await self._ask(ask_interface(request.model), deadlines)
+            self._interfaces[request.model] = known
+        return known
 
-    async def _ask(self, state: str) -> bool:
-        deadline = Deadline(self._timeouts.probe_s)
-        with self._faults(deadline, probing=True):
-            limits = self._limits(deadline)
-            return self._health(await self._client.get(f"/v2/health/{state}", timeout=limits))
-
-
-def _events(response: httpx2.Response) -> Iterator[str]:
-    if _is_event_stream(response):
-        for event in httpx2.EventSource(response, max_event_size=None):
-            if event.data:
-                yield event.data
-    else:
-        response.read()
-        yield _plain(response)
-
-
-async def _events_async(response: httpx2.Response) -> AsyncIterator[str]:
-    if _is_event_stream(response):
-        async for event in httpx2.EventSource(response, max_event_size=None):
-            if event.data:
-                yield event.data
-    else:
-        await response.aread()
-        yield _plain(response)
+    async def _ask(self, question: Question[T], deadlines: Deadlines) -> T:
+        deadlines.connecting()
+        reply: HttpReply | None = None
+        with self._faults(deadlines, probing=True):
+            while True:
+                try:
+                    path = question.send(reply)
+                except StopIteration as end:
+                    answer: T = end.value
+                    return answer
+                async with self._pools.get().stream(**self._got(path, deadlines)) as response:
+                    body = _Body(_REPLY_BYTES)
+                    async for data in response.aiter_stream():
+                        body.add(data)
+                reply = _reply(response, body.whole())
 
 
-def _is_event_stream(response: httpx2.Response) -> bool:
-    return str(response.headers.get("content-type", "")).startswith("text/event-stream")
+class _Body:
+    """A body as it comes, up to a size."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._size = 0
+        self._parts: list[bytes] = []
+
+    def add(self, data: bytes) -> None:
+        """Take a part."""
+        self._size += len(data)
+        if self._size > self._limit:
+            raise BrokenProtocolError(f"more than {self._limit} bytes", Fault.TOO_LARGE)
+        self._parts.append(data)
+
+    def whole(self) -> bytes:
+        """Return all of it."""
+        return b"".join(self._parts)
 
 
-def _plain(response: httpx2.Response) -> str:
-    """Return a body that may be Triton's; it labels some of its JSON as plain text."""
-    text = response.text
-    if not text.lstrip().startswith("{"):
-        raise BrokenProtocolError(Fault.ABSENT, f"{response.url.path} says {_describe(response)}")
-    return text
+class _AnswerBody:
+    """The body of an answer: the JSON records in it, whether it is events or one object."""
+
+    def __init__(self, response: httpcore2.Response, call: InferCall, limits: Limits) -> None:
+        self._reply = _reply(response)
+        encoding = _header(response, b"content-encoding") or "identity"
+        if encoding != "identity":
+            raise BrokenProtocolError(f"a body in {encoding}, which was not asked for")
+        is_stream = self._reply.content_type.startswith("text/event-stream")
+        self._events = EventReader(limits.message_bytes) if is_stream else None
+        self._body = _Body(limits.message_bytes)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the records that are whole now."""
+        if self._events is not None:
+            return self._events.feed(data)
+        self._body.add(data)
+        return []
+
+    def decode(self, record: bytes) -> Piece:
+        """Read a record; a RefusedError of a busy server is passing."""
+        try:
+            return decode_event(record)
+        except RefusedError as error:
+            error.is_passing = self._reply.status in _BUSY
+            raise
+
+    def end(self) -> list[bytes]:
+        """Return the record of a body that is no stream; BrokenProtocolError if it is none."""
+        if self._events is not None:
+            return []
+        body = self._body.whole()
+        # Triton labels some of its JSON as plain text.
+        if body.lstrip().startswith(b"{"):
+            return [body]
+        if self._reply.status in _CLOSED:
+            raise BrokenProtocolError(str(self._reply), Fault.REFUSED)
+        fault = Fault.ABSENT if self._reply.status in _GATEWAY else Fault.GARBLED
+        raise BrokenProtocolError(str(self._reply), fault)
 
 
-def _describe(response: httpx2.Response) -> str:
-    kind = str(response.headers.get("content-type", "nothing")).partition(";")[0]
-    return f"HTTP {response.status_code} with {kind}"
+def _reply(response: httpcore2.Response, body: bytes = b"") -> HttpReply:
+    return HttpReply(response.status, _header(response, b"content-type"), body)
+
+
+def _header(response: httpcore2.Response, name: bytes) -> str:
+    values = (value for key, value in response.headers if key.lower() == name)
+    return next(values, b"").decode("latin-1").strip().lower()
+
+
+def _timeouts(deadlines: Deadlines) -> dict[str, Any]:
+    return {"timeout": {"connect": deadlines, "read": deadlines, "write": deadlines}}
+
+
+def _tls(access: Access) -> ssl.SSLContext:
+    try:
+        # Loading the certificate store takes longer than a short request.
+        context = (
+            ssl.create_default_context(cafile=access.ca)
+            if access.ca
+            else httpcore2.default_ssl_context()
+        )
+        if access.certificate is not None:
+            context.load_cert_chain(access.certificate, access.key)
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{access.ca or access.certificate} is not a certificate in PEM form"
+        ) from error
+    return context
+
+
+def _environment_proxy(endpoint: Endpoint) -> httpcore2.Proxy | None:
+    """Return the proxy that the environment has for a server, by the rules of urllib."""
+    if not endpoint.environment_proxy:
+        return None
+    # Takes longer to import than most requests take.
+    from urllib.request import getproxies, proxy_bypass
+
+    proxies = getproxies()
+    url = proxies.get(endpoint.scheme) or proxies.get("all")
+    if not url or proxy_bypass(endpoint.address):
+        return None
+    return httpcore2.Proxy(url if "://" in url else f"http://{url}")
 
 
 def _reason(error: BaseException) -> str:
@@ -226,35 +374,11 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _check_in_time(deadline: Deadline) -> None:
-    # A body that only the end of the connection ends looks complete when the deadline cut it.
-    if deadline.passed:
-        raise BrokenProtocolError(Fault.SLOW, "cut at the deadline")
-
-
-def _cut(response: httpx2.Response) -> None:
-    with contextlib.suppress(OSError):
-        connection = response.extensions["network_stream"].get_extra_info("socket")
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-@contextlib.contextmanager
-def _cut_at(deadline: Deadline, response: httpx2.Response) -> Iterator[None]:
-    """End the connection at the deadline: the library's read limit starts anew with every read."""
-    timer = threading.Timer(deadline.remaining_s, _cut, (response,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-@contextlib.contextmanager
-def _cut_later(deadline: Deadline, response: httpx2.Response) -> Iterator[None]:
-    """Do the same as _cut_at on the event loop."""
-    timer = asyncio.get_running_loop().call_later(deadline.remaining_s, _cut, response)
-    try:
-        yield
-    finally:
-        timer.cancel()
+_LIBRARY_ERRORS: Final = (
+    httpcore2.ConnectionNotAvailable,
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.ProxyError,
+    httpcore2.TimeoutException,
+    httpcore2.UnsupportedProtocol,
+)

@@ -15,8 +15,13 @@ from minitron_trt.checkpoint import manifest_facts, trtllm_config
 from minitron_trt.console import ShowProgress, no_display
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion_plan import ConversionPlan, plan_conversion
-from minitron_trt.convert.fp8_source import resolve_formats, with_stored_scales
-from minitron_trt.convert.hf_output import plan_hf, write_hf_configs
+from minitron_trt.convert.fp8_source import (
+    resolve_kv_cache,
+    resolve_precision,
+    with_stored_scales,
+)
+from minitron_trt.convert.gguf.tensor_origins import GgufModel
+from minitron_trt.convert.hf_output import has_kv_scales, plan_hf, write_hf_configs
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.opening import opened, unpacked
@@ -70,13 +75,11 @@ def open_and_plan(
 
 def _plan(model: ModelSource, options: ConvertOptions) -> ConversionPlan:
     parallelism = Parallelism(options.tp, options.pp)
-    precision, kv_cache = resolve_formats(
-        options.precision,
-        options.kv_cache,
-        model.scales,
-        # The hf form has no scales for it, as `_warn` says.
-        keep_kv_cache=options.keep_kv_cache and options.form == "trtllm",
-    )
+    precision = resolve_precision(options.precision, model.scales)
+    # `_warn` says so where they are left out.
+    has_scales = options.form == "trtllm" or has_kv_scales(precision)
+    keep = options.keep_kv_cache and has_scales
+    kv_cache = resolve_kv_cache(options.kv_cache, model.scales, keep=keep)
     lay_out = plan_hf if options.form == "hf" else plan_conversion
     plan = lay_out(model, precision, parallelism, kv_cache)
     if model.scales:
@@ -161,16 +164,29 @@ def _warn(model: ModelSource, plan: ConversionPlan) -> None:
             plan.precision.name,
             architecture,
         )
+    if isinstance(model.packed, GgufModel) and plan.precision.name == "bf16":
+        halves = any(tensor.source.kind == "F16" for tensor in model.packed.tensors)
+        if halves:
+            log.warning(
+                "%s is in F16, of whose 11 significant bits bf16 keeps 8; --precision fp16 keeps "
+                "them all",
+                model.packed.path.name,
+            )
     if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
         log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
-    if model.scales and plan.precision.name != model.scales.precision:
+    stored = model.scales.precision if model.scales else None
+    if stored and plan.precision.name != stored:
         log.warning(
             "the source is %s; %s holds what that left of the model, not the model it was made of",
-            model.scales.precision,
+            stored,
             plan.precision.name,
         )
-    if model.scales and model.scales.kv_caches and plan.form == "hf":
-        log.warning("the scales of the source's KV cache are left out: --format hf has none")
+    left_out = plan.form == "hf" and not has_kv_scales(plan.precision)
+    if model.scales and model.scales.kv_caches and left_out:
+        log.warning(
+            "the scales of the source's KV cache are left out: --format hf has none beside %s",
+            plan.precision.name,
+        )
 
 
 def _check_space(folder: Path, plan: ConversionPlan) -> None:

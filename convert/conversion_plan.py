@@ -15,7 +15,7 @@ from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.stored_scales import Scale
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.families import TensorRule
+from minitron_trt.families import KEY_PROJECTION, VALUE_PROJECTION, TensorRule
 from minitron_trt.quantization.precisions import Precision, Side, Stored
 from minitron_trt.spec import ModelSpec, Parallelism
 from minitron_trt.tensorfile import TensorEntry
@@ -48,6 +48,7 @@ class TensorPlan:
     stored: Stored | None = None
     calibrated_as: str = ""  # that layer by the checkpoint's name, as calibration knows it
     amax_group: str = ""  # layers of one group share the amax of their weights
+    caches: tuple[str, ...] = ()  # of a KV cache's scale: the projections whose outputs it is for
     value: float | None = None  # of a scale that the source brought along
 
     @property
@@ -67,17 +68,25 @@ class ConversionPlan:
     kv_cache: str | None = None
     form: str = "trtllm"  # or "hf"
     calibration_tokens: int = 0  # of one batch, which run through the model together
-    scales_known: bool = False  # the source has brought them
 
     def file(self, rank: int) -> str:
         """Return the name of a rank's file."""
         return rank_file(rank) if self.form == "trtllm" else WEIGHTS_NAME
 
     @property
+    def measures_inputs(self) -> bool:
+        """Return whether text must show the inputs' amax; a source may have brought the scales."""
+        return self.precision.calibrated and any(t.linear for rank in self.ranks for t in rank)
+
+    @property
+    def measures_kv_cache(self) -> bool:
+        """Return whether text must show the amax of keys and values."""
+        return any(tensor.caches for rank in self.ranks for tensor in rank)
+
+    @property
     def calibrated(self) -> bool:
         """Return whether text has to run through the model first."""
-        wanted = self.precision.calibrated or self.kv_cache is not None
-        return wanted and not self.scales_known
+        return self.measures_inputs or self.measures_kv_cache
 
     @property
     def output_bytes(self) -> int:
@@ -158,8 +167,12 @@ def _rank_tensors(rank: _Rank, kv_cache: str | None) -> Iterator[TensorPlan]:
                 dtype=tensor.dtype,
                 shape=tensor.shape,
                 parts=(),
-                linear=tensor.whole_name,
                 stored=tensor.stored,
+                # Keys and values have one scale in TensorRT-LLM.
+                caches=(
+                    KEY_PROJECTION.format(tensor.layer),
+                    VALUE_PROJECTION.format(tensor.layer),
+                ),
             )
         else:
             yield _tensor(tensor, tensor.rule, rank)
@@ -187,7 +200,8 @@ def _tensor(tensor: CheckpointTensor, rule: TensorRule, rank: _Rank) -> TensorPl
 def fused(linear: str) -> str:
     """Return the name of the matrix that a layer becomes part of: fc and gate are fused.
 
-    Their scales are merged by the larger then, so they are made equal from the start.
+    Runtimes bring what they fuse to the largest scale, which would round a second time; so scales
+    are made equal from the start.
     """
     return linear.removesuffix("gate") + "fc" if linear.endswith("mlp.gate") else linear
 

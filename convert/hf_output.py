@@ -3,6 +3,9 @@
 TensorRT-LLM's PyTorch runtime, vLLM and SGLang load it. It has the tensors of the source, q, k and
 v apart and one file for any number of GPUs, each quantized weight with its scales beside it, and it
 says so twice: in hf_quant_config.json and in config.json.
+
+Those runtimes join q, k and v, and gate and up, under one scale: TensorRT-LLM and vLLM requantize
+FP8 weights to the largest as they load them. Weights that have one from the start are rounded once.
 """
 
 from __future__ import annotations
@@ -24,8 +27,22 @@ from minitron_trt.convert.source.hf_config import UNREAD_KEYS, config_record
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, QUANTIZATION_KEYS
 from minitron_trt.errors import UnsupportedError, UsageError
-from minitron_trt.families import HEAD, Place, TensorRule, family_of
-from minitron_trt.quantization.precisions import PRECISIONS, Inputs, Precision, Side
+from minitron_trt.families import (
+    HEAD,
+    KEY_PROJECTION,
+    VALUE_PROJECTION,
+    Place,
+    TensorRule,
+    family_of,
+)
+from minitron_trt.quantization.precisions import (
+    KV_CACHES,
+    KV_SCALE,
+    PRECISIONS,
+    Inputs,
+    Precision,
+    Side,
+)
 from minitron_trt.spec import Parallelism
 from minitron_trt.version import __version__
 
@@ -37,24 +54,66 @@ _UNQUANTIZED_MODULES: Final = ["lm_head", "model.embed_tokens"]
 def plan_hf(
     source: ModelSource, precision: Precision, parallelism: Parallelism, kv_cache: str | None
 ) -> ConversionPlan:
-    """Lay out the one file; UnsupportedError when this form does not have the precision."""
+    """Lay out the one file; UnsupportedError when this form does not have the formats."""
     if parallelism.world_size > 1:
         raise UsageError("--format hf has one file for any number of GPUs; leave out --tp and --pp")
-    if kv_cache:
-        raise UnsupportedError(
-            "--format hf has no KV cache scales; its runtimes choose the cache when they load it"
-        )
     if not precision.in_hf:
         known = ", ".join(name for name, known in PRECISIONS.items() if known.in_hf)
         raise UnsupportedError(f"--format hf does not have {precision.name}; it has {known}")
-    precision.check(source.spec.architecture)
-    tensors = tuple(
+    precision.check(source.spec.architecture, kv_cache)
+    if kv_cache:
+        _check_kv_cache(kv_cache, precision)
+    weights = (
         tensor
         for rule in family_of(source.spec.architecture).rules
         for layer in (range(source.spec.layers) if rule.place is Place.LAYER else (0,))
         for tensor in _tensors(rule, layer, source, precision)
     )
-    return ConversionPlan(source.spec, precision, parallelism, (tensors,), form="hf")
+    scales = _kv_scales(source.spec.layers) if kv_cache else ()
+    return ConversionPlan(
+        spec=source.spec,
+        precision=precision,
+        parallelism=parallelism,
+        ranks=((*weights, *scales),),
+        kv_cache=kv_cache,
+        form="hf",
+    )
+
+
+def has_kv_scales(precision: Precision) -> bool:
+    """Return whether a folder of this precision can have scales of a KV cache.
+
+    TensorRT-LLM and vLLM read them only beside quantized weights: both refuse a folder whose
+    quantization names no `quant_algo`.
+    """
+    return precision.algorithm is not None
+
+
+def _check_kv_cache(kv_cache: str, precision: Precision) -> None:
+    if not KV_CACHES[kv_cache].in_hf:
+        known = " or ".join(name for name, known in KV_CACHES.items() if known.in_hf)
+        raise UnsupportedError(f"--format hf has no {kv_cache} KV cache; use --kv-cache {known}")
+    if not has_kv_scales(precision):
+        raise UnsupportedError(
+            f"--format hf has KV cache scales beside quantized weights only: its runtimes refuse "
+            f"them beside {precision.name}; leave out --kv-cache, and name the cache where it is "
+            "loaded (TensorRT-LLM: kv_cache_config.dtype, vLLM: --kv-cache-dtype)"
+        )
+
+
+def _kv_scales(layers: int) -> Iterator[TensorPlan]:
+    """Yield the scales of every layer's KV cache, where ModelOpt has them."""
+    for layer in range(layers):
+        for projection, name in ((KEY_PROJECTION, "k_scale"), (VALUE_PROJECTION, "v_scale")):
+            module = projection.format(layer)
+            yield TensorPlan(
+                name=f"{module}.{name}",
+                dtype=KV_SCALE.storage,
+                shape=(),
+                parts=(),
+                stored=KV_SCALE,
+                caches=(module,),
+            )
 
 
 def _tensors(
@@ -82,7 +141,7 @@ def _tensors(
                 linear=module,
                 stored=stored,
                 calibrated_as=calibrated_as,
-                amax_group=fused(calibrated_as) if precision.fused_range else module,
+                amax_group=fused(calibrated_as),
             )
 
 
@@ -99,13 +158,13 @@ def write_hf_configs(folder: Path, source: Mapping[str, Any], plan: ConversionPl
     config |= {key: facts[key] for key in facts if key != _WINDOW or key not in config}
     config["torch_dtype"] = plan.precision.dtype
     if plan.precision.algorithm:
-        block = _quantization(plan.precision)
-        config["quantization_config"] = block
+        config["quantization_config"] = _quantization(plan.precision, plan.kv_cache)
+        kv_cache = KV_CACHES[plan.kv_cache].algorithm if plan.kv_cache else None
         record = {
             "producer": _PRODUCER,
             "quantization": {
                 "quant_algo": plan.precision.algorithm,
-                "kv_cache_quant_algo": None,
+                "kv_cache_quant_algo": kv_cache,
                 **_group(plan.precision),
                 "exclude_modules": _UNQUANTIZED_MODULES,
             },
@@ -119,15 +178,17 @@ def _group(precision: Precision) -> dict[str, int]:
     return {} if size is None else {"group_size": size}
 
 
-def _quantization(precision: Precision) -> dict[str, Any]:
+def _quantization(precision: Precision, kv_cache: str | None) -> dict[str, Any]:
     bits = 4 if precision.inputs is Inputs.BLOCK_FP4 else 8
-    numbers = {"dynamic": False, "num_bits": bits, "type": "float", **_group(precision)}
+    fixed = {"dynamic": False, "type": "float"}
+    numbers = {**fixed, "num_bits": bits, **_group(precision)}
     group = {"input_activations": numbers, "weights": numbers, "targets": ["Linear"]}
     static = precision.inputs in (Inputs.STATIC_FP8, Inputs.BLOCK_FP4)
     return {
         **({"config_groups": {"group_0": group}} if static else {}),
         "ignore": _UNQUANTIZED_MODULES,
         "quant_algo": precision.algorithm,
+        **({"kv_cache_scheme": {**fixed, "num_bits": 8}} if kv_cache else {}),
         "producer": _PRODUCER,
         "quant_method": "modelopt",
     }

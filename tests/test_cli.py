@@ -25,7 +25,7 @@ HEAVY = (
     "numpy",
     "rich",
     "grpc",
-    "httpx2",
+    "httpcore2",
     "huggingface_hub",
     "tritonclient",
 )

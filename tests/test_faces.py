@@ -23,6 +23,7 @@ FACES = (
     "minitron_trt.build",
     "minitron_trt.clients",
     "minitron_trt.convert",
+    "minitron_trt.convert.source",
     "minitron_trt.triton_repo",
 )
 # What a face may have loaded once it is imported, and nothing else of this project.

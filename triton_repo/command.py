@@ -61,9 +61,7 @@ def _list_parameters(context: click.Context, _: click.Parameter, requested: bool
 @click.option(
     "--preprocessing-instances",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Processes that tokenize prompts",
+    help="Processes that tokenize prompts  [default: the batch size, at most 4, reference 2]",
 )
 @click.option(
     "--bls-instances",

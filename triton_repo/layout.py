@@ -38,6 +38,8 @@ from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 _SOURCES: Final = Path(__file__).with_name("models")
 _TOKENIZER: Final = "tokenizer"
+# While one tokenizes a long prompt, short ones go through another.
+_MOST_PREPROCESSING: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         "exclude_input_in_output": json.dumps(recipe.exclude_input_in_output),
         "end_ids": json.dumps(list(runtime.end_ids)),
         "vocab_size": str(runtime.vocab_size),
+        "max_prompt_characters": str(runtime.max_seq_len * runtime.tokenizer.longest_token),
     }
     decoding = {
         "tokenizer_dir": _TOKENIZER,
@@ -134,7 +137,8 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
             PREPROCESSING_TENSORS,
             {**encoding, **recipe.settings_of(PREPROCESSING)},
             max_batch_size=batch,
-            instances=recipe.preprocessing_instances,
+            instances=recipe.preprocessing_instances
+            or min(batch, runtime.most_text_instances, _MOST_PREPROCESSING),
         ),
         # One instance: it keeps the streams' state.
         python_model(
@@ -152,7 +156,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
             signature,
             {**encoding, **decoding, **relay, **recipe.settings_of(TENSORRT_LLM_BLS)},
             max_batch_size=batch,
-            instances=recipe.bls_instances or min(batch, runtime.most_bls_instances),
+            instances=recipe.bls_instances or min(batch, runtime.most_text_instances),
             # An instance answers one request at a time, so none may wait for one that is busy.
             queue=Queue(batch=1, size=recipe.max_queue_size, timed=True),
             decoupled=recipe.decoupled,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
 from minitron_trt.errors import BadInputError
+from minitron_trt.triton_repo.config_messages import model_config_pb2
 from minitron_trt.triton_repo.contract.ensemble_steps import Step
 from minitron_trt.triton_repo.contract.model_names import ENSEMBLE, TENSORRT_LLM
 from minitron_trt.triton_repo.contract.tensors import Signature, Tensor

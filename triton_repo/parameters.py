@@ -85,6 +85,7 @@ _ENCODING: Final = (
     Parameter("add_special_tokens", BOOL, "Put the tokenizer's special tokens around a prompt"),
     Parameter("apply_chat_template", BOOL, "Prompts are messages, put into the chat template"),
     Parameter("exclude_input_in_output", BOOL, "Leave the prompt out of the answer"),
+    Parameter("max_prompt_characters", COUNT, "Longer prompts are refused before tokenizing"),
 )
 _DECODING: Final = (Parameter("skip_special_tokens", BOOL, "Leave special tokens out of the text"),)
 

@@ -26,7 +26,7 @@ class ServingRecipe:
     max_queue_delay_us: int = 0
     stream_interval: int = 1
     decoupled: bool = True
-    preprocessing_instances: int = 1
+    preprocessing_instances: int | None = None
     bls_instances: int | None = None
     add_special_tokens: bool = True
     skip_special_tokens: bool = True

@@ -23,8 +23,8 @@ from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.weight_files import few_of
 from minitron_trt.convert.writing.quantize import Calibration
 from minitron_trt.errors import BadInputError, MissingExtraError
-from minitron_trt.families import TensorRule, family_of
-from minitron_trt.quantization.precisions import KV_CACHES, KV_SCALE, Need
+from minitron_trt.families import KEY_PROJECTION, VALUE_PROJECTION, TensorRule, family_of
+from minitron_trt.quantization.precisions import KV_CACHES, Need
 from minitron_trt.quantization.schemes import Ranges
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def calibrate(
             import modelopt.torch.quantization as mtq
         import torch
 
-        from minitron_trt.convert.calibration.torch_model import load_model
+        from minitron_trt.convert.torch_model import load_model
     except ImportError as error:
         purpose = f"calibrating {plan.precision.name}"
         raise MissingExtraError(error.name or "nvidia-modelopt", "quantize", purpose) from None
@@ -114,12 +114,12 @@ def _settings(mtq: Any, plan: ConversionPlan) -> dict[str, Any]:
     """Return ModelOpt's configuration: the precision's preset, less what only costs time."""
     settings: dict[str, Any] = {"quant_cfg": [_switch("*", False)], "algorithm": "max"}
     preset = plan.precision.preset
-    if preset:
+    if preset and plan.measures_inputs:
         settings = copy.deepcopy(getattr(mtq, preset))
         if Need.PREQUANT not in plan.precision.needs:
             # The converter computes the weights' amax itself, block by block.
             settings["quant_cfg"].append(_switch("*weight_quantizer", False))
-    if plan.kv_cache:
+    if plan.kv_cache and plan.measures_kv_cache:
         bits = {"num_bits": KV_CACHES[plan.kv_cache].calibration_bits, "axis": None}
         settings["quant_cfg"].append({"quantizer_name": "*[kv]_bmm_quantizer", "cfg": bits})
     return settings
@@ -134,12 +134,12 @@ def _read(network: Any, plan: ConversionPlan) -> Calibration:
     kv_caches: dict[str, float] = {}
     for layer in range(plan.spec.layers):
         for rule in family_of(plan.spec.architecture).rules:
-            if rule.linear and plan.precision.calibrated:
+            if rule.linear and plan.measures_inputs:
                 linears[rule.linear.format(layer)] = _ranges(network, rule, layer, plan)
-        if plan.kv_cache:
+        if plan.measures_kv_cache:
             attention = network.get_submodule(f"model.layers.{layer}.self_attn")
-            seen = [_amax(attention.k_bmm_quantizer), _amax(attention.v_bmm_quantizer)]
-            kv_caches[f"transformer.layers.{layer}.{KV_SCALE.suffix}"] = _largest(seen)
+            kv_caches[KEY_PROJECTION.format(layer)] = _amax(attention.k_bmm_quantizer)
+            kv_caches[VALUE_PROJECTION.format(layer)] = _amax(attention.v_bmm_quantizer)
     return Calibration(linears, kv_caches)
 
 

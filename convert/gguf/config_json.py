@@ -28,6 +28,7 @@ class GgufArchitecture:
     epsilon_key: str
     interleaved: bool  # rows of query and key weights are in llama.cpp's order
     plus_one: bool  # LayerNorm1P: GGUF stores 1 + weight, Hugging Face the weight
+    rope_factors: bool  # its graph divides the frequencies by a tensor
 
 
 ARCHITECTURES: Final[Mapping[str, GgufArchitecture]] = MappingProxyType(
@@ -37,12 +38,14 @@ ARCHITECTURES: Final[Mapping[str, GgufArchitecture]] = MappingProxyType(
             epsilon_key="attention.layer_norm_rms_epsilon",
             interleaved=True,
             plus_one=False,
+            rope_factors=True,
         ),
         "nemotron": GgufArchitecture(
             name="NemotronForCausalLM",
             epsilon_key="attention.layer_norm_epsilon",
             interleaved=False,
             plus_one=True,
+            rope_factors=False,
         ),
     }
 )
@@ -51,8 +54,7 @@ _ROTARY_FRACTION_OF_NEMOTRON = 0.5  # of every published Nemotron and Minitron
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
         "expert_count": (0,),
-        "rope.scaling.type": ("none",),
-        "rope.scale_linear": (1.0,),
+        **dict.fromkeys(("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"), (1.0,)),
         "attention.causal": (True,),
         "attention.clamp_kqv": (0.0,),
         "attention.max_alibi_bias": (0.0,),
@@ -62,6 +64,8 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0.0,)),
     }
 )
+_SCALING_TYPE: Final = "rope.scaling.type"
+_FACTORS: Final = ("rope.scaling.factor", "rope.scale_linear")  # the second in old files only
 _QUERY: Final = "blk.0.attn_q.weight"
 
 
@@ -71,14 +75,19 @@ class GgufModelFacts:
     def __init__(self, file: GgufFile, prefix: str) -> None:
         self.file, self.prefix = file, prefix
         self.architecture = ARCHITECTURES[prefix]
+        self.layers = file.integer(f"{prefix}.block_count")
         self.heads = self.integer("attention.head_count")
+        if self.heads < 1:
+            raise BadInputError(
+                f"{file.path}: {prefix}.attention.head_count is {self.heads}; expected at least 1"
+            )
         self.kv_heads = self.integer("attention.head_count_kv", self.heads)
         self.hidden = self.integer("embedding_length")
         self.head_size = self._head_size()
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """Return a whole number of this architecture's facts."""
-        return self.file.integer(f"{self.prefix}.{key}", default)
+        """Return a whole number of this architecture's facts; one for each layer is one for all."""
+        return self.file.integer(f"{self.prefix}.{key}", default, layers=self.layers)
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a number of this architecture's facts."""
@@ -89,7 +98,7 @@ class GgufModelFacts:
         if _QUERY not in self.file.tensors:
             raise BadInputError(f"{self.file.path} has no tensor {_QUERY}; it is no complete model")
         rows = self.file.tensors[_QUERY].shape[0]
-        size, rest = divmod(rows, max(self.heads, 1))
+        size, rest = divmod(rows, self.heads)
         for key in ("attention.key_length", "attention.value_length"):
             stated = self.integer(key, size)
             if rest or stated != size:
@@ -104,7 +113,7 @@ class GgufModelFacts:
         theta = _shortest(self.number("rope.freq_base", 10000.0))
         spec = ModelSpec(
             architecture=self.architecture.name,
-            layers=self.integer("block_count"),
+            layers=self.layers,
             hidden=self.hidden,
             heads=self.heads,
             kv_heads=self.kv_heads,
@@ -156,7 +165,7 @@ class GgufModelFacts:
 
 def refuse_what_the_graph_lacks(file: GgufFile, prefix: str) -> None:
     """Raise UnsupportedError where a fact asks for what the model's graph does not compute."""
-    for key, neutral in _NEUTRAL.items():
+    for key, neutral in (*_NEUTRAL.items(), _unscaled(file, prefix)):
         value = file.facts.get(f"{prefix}.{key}", neutral[0])
         if value not in neutral:
             raise UnsupportedError(
@@ -165,6 +174,22 @@ def refuse_what_the_graph_lacks(file: GgufFile, prefix: str) -> None:
             )
 
 
+def _unscaled(file: GgufFile, prefix: str) -> tuple[str, tuple[Any, ...]]:
+    """Return the key that decides whether positions are scaled, and where they are not.
+
+    As llama.cpp reads them: a factor without a type is linear, zero is no factor, and one beside
+    the type `none` is passed over.
+    """
+    kind = f"{prefix}.{_SCALING_TYPE}"
+    if file.facts.get(kind) == "none":
+        return _SCALING_TYPE, ("none",)
+    if file.facts.get(kind, "linear") != "linear":
+        return _SCALING_TYPE, ("linear", "none")
+    stated = next((key for key in _FACTORS if f"{prefix}.{key}" in file.facts), _FACTORS[0])
+    return stated, (1.0, 0.0)
+
+
 def _shortest(value: float) -> float:
     """Return the shortest decimal that rounds to the same float32, in which GGUF stores numbers."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))

@@ -32,6 +32,9 @@ _SCALARS: Final[Mapping[int, np.dtype[Any]]] = MappingProxyType(
     }
 )
 _AXES_AT_MOST = 4
+# What no model has, and a damaged or sparse file may claim: reading it would never end.
+_VALUES_AT_MOST: Final = 1 << 24
+_TEXT_BYTES_AT_MOST: Final = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,12 @@ def read_gguf_header(path: Path) -> tuple[dict[str, Any], list[TensorRecord], in
 
     BadInputError or UnsupportedError say what is wrong with the file.
     """
+    if not path.is_file():
+        # Opening a pipe would wait for a writer.
+        raise BadInputError(f"{path} is not a regular file; expected a GGUF file")
+    if not path.stat().st_size:
+        # So look those of /proc that wait for something to happen, too.
+        raise BadInputError(f"{path} is empty; download it again")
     with path.open("rb") as file:
         _check_start(path, file.read(len(LFS_POINTER)))
         reader = _Reader(path, file, at=8)
@@ -56,6 +65,9 @@ def read_gguf_header(path: Path) -> tuple[dict[str, Any], list[TensorRecord], in
         facts: dict[str, Any] = {}
         for _ in range(fact_count):
             key = reader.text()
+            if not key or key in facts:
+                problem = f"states {key} twice" if key else "has a fact without a name"
+                raise BadInputError(f"{path} {problem}; download it again")
             facts[key] = reader.value(reader.integer(4))
         records = [_tensor_record(reader) for _ in range(tensor_count)]
         return facts, records, reader.at
@@ -110,7 +122,13 @@ class _Reader:
 
     def text(self) -> str:
         """Return the next text."""
-        blob = self.take(self.integer(8))
+        size = self.integer(8)
+        if size > _TEXT_BYTES_AT_MOST:
+            raise BadInputError(
+                f"{self.path} has a text of {size} bytes; expected at most {_TEXT_BYTES_AT_MOST}: "
+                "download it again"
+            )
+        blob = self.take(size)
         try:
             return blob.decode()
         except UnicodeDecodeError as error:
@@ -125,6 +143,11 @@ class _Reader:
         if code != _ARRAY:
             return self._scalars(code, 1)[0]
         code, count = self.integer(4), self.integer(8)
+        if count > _VALUES_AT_MOST:
+            raise BadInputError(
+                f"{self.path} has a list of {count} values; expected at most {_VALUES_AT_MOST}: "
+                "download it again"
+            )
         if code == _STRING:
             return [self.text() for _ in range(count)]
         return self._scalars(code, count)

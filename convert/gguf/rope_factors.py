@@ -31,11 +31,15 @@ def read_scaling(file: GgufFile, theta: float, head_size: int) -> Llama3Scaling 
     tensor = file.tensors.get(ROPE_FACTORS)
     if tensor is None:
         return None
-    factors = np.fromfile(file.path, "<f4", head_size // 2, offset=tensor.offset).astype(np.float64)
+    factors = np.fromfile(tensor.path, "<f4", head_size // 2, offset=tensor.offset).astype(
+        np.float64
+    )
     if tensor.kind == "F32" and tensor.shape == (head_size // 2,):
         if (factors == 1).all():
             return None
-        scaling = recover_scaling(factors, theta)
+        # Of a damaged file's numbers nothing fits, which the result says.
+        with np.errstate(all="ignore"):
+            scaling = recover_scaling(factors, theta)
         if scaling is not None:
             return scaling
     raise UnsupportedError(

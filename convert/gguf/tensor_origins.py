@@ -22,6 +22,7 @@ from minitron_trt.convert.gguf.config_json import (
 )
 from minitron_trt.convert.gguf.file import GgufFile, GgufTensor
 from minitron_trt.convert.gguf.rope_factors import ROPE_FACTORS
+from minitron_trt.convert.gguf.vocabulary import Vocabulary
 from minitron_trt.errors import BadInputError, UnsupportedError
 
 _WHOLE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
@@ -40,7 +41,24 @@ _LAYER_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "ffn_down": "mlp.down_proj",
     }
 )
-_TENSOR_NAME: Final = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
+_PASS: Final = "pass the model's own GGUF file"
+_ADAPTER: Final = "an adapter; merge it into its model first: llama-export-lora"
+_MATRIX: Final = f"an importance matrix, which only llama-quantize reads; {_PASS}"
+_PROJECTOR: Final = f"the projector of images or sound for a model; {_PASS}"
+_VECTOR: Final = f"a control vector; {_PASS}"
+# The facts that tell them; older files have no general.type. None is any value.
+_NO_MODELS: Final[Mapping[tuple[str, str | None], str]] = MappingProxyType(
+    {
+        ("general.type", "adapter"): _ADAPTER,
+        ("adapter.type", None): _ADAPTER,
+        ("general.type", "imatrix"): _MATRIX,
+        ("imatrix.datasets", None): _MATRIX,
+        ("general.type", "mmproj"): _PROJECTOR,
+        ("general.architecture", "clip"): _PROJECTOR,
+        ("general.architecture", "controlvector"): _VECTOR,
+    }
+)
+_TENSOR_NAME: Final = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,8})\.)?(\w+)\.(weight|bias)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +78,7 @@ class GgufModel:
     file: GgufFile
     config: Mapping[str, Any]
     tensors: tuple[HfTensor, ...]
+    vocabulary: Vocabulary | None  # None of a file without a tokenizer
 
     @property
     def path(self) -> Path:
@@ -69,11 +88,7 @@ class GgufModel:
     @classmethod
     def read(cls, file: GgufFile) -> GgufModel:
         """Read the facts; UnsupportedError where the result would compute something else."""
-        if file.facts.get("split.count", 1) != 1:
-            raise UnsupportedError(
-                f"{file.path} is one of {file.facts['split.count']} parts; join them first: "
-                "llama-gguf-split --merge"
-            )
+        _refuse_what_is_no_model(file)
         architecture = file.string("general.architecture")
         if architecture not in ARCHITECTURES:
             raise UnsupportedError(
@@ -82,14 +97,30 @@ class GgufModel:
             )
         refuse_what_the_graph_lacks(file, architecture)
         facts = GgufModelFacts(file, architecture)
-        return cls(file, facts.config(), tuple(_tensors(file, facts)))
+        config = facts.config()
+        vocabulary = Vocabulary.read(file, config["vocab_size"])
+        return cls(file, config, tuple(_tensors(file, facts)), vocabulary)
+
+
+def _refuse_what_is_no_model(file: GgufFile) -> None:
+    """Raise BadInputError for what else GGUF files hold."""
+    facts = file.facts
+    for (key, value), held in _NO_MODELS.items():
+        if key in facts and value in (None, facts[key]):
+            raise BadInputError(f"{file.path} holds {held}")
+    kind = facts.get("general.type", "model")
+    if kind != "model":
+        raise BadInputError(f"{file.path}: general.type is {kind!r}; expected 'model'")
+    if not file.tensors:
+        raise BadInputError(f"{file.path} has no tensors, at most a vocabulary; {_PASS}")
 
 
 def _tensors(file: GgufFile, facts: GgufModelFacts) -> Iterator[HfTensor]:
     for tensor in file.tensors.values():
         match = _TENSOR_NAME.fullmatch(tensor.name)
         layer, stem, part = match.groups() if match else (None, "", "")
-        if tensor.name == ROPE_FACTORS or stem == "attn_rot_embd":
+        scaling = tensor.name == ROPE_FACTORS and facts.architecture.rope_factors
+        if scaling or stem == "attn_rot_embd":
             continue
         name = (_WHOLE_NAMES if layer is None else _LAYER_NAMES).get(stem)
         if name is None:

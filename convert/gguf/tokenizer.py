@@ -17,8 +17,13 @@ from typing import Any, Final
 
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert import tokenizer_json
-from minitron_trt.convert.gguf.file import GgufFile
-from minitron_trt.convert.gguf.vocabulary import CHAT_TEMPLATE, KEY, TokenType, Vocabulary
+from minitron_trt.convert.gguf.vocabulary import (
+    CHAT_TEMPLATE,
+    KEY,
+    SENTENCEPIECE,
+    TokenType,
+    Vocabulary,
+)
 from minitron_trt.convert.source.folder_files import write_json
 from minitron_trt.convert.tokenizer_json import added_token, bpe, scored_merges, spaced
 from minitron_trt.errors import BadInputError, UnsupportedError
@@ -62,18 +67,19 @@ _SPLITTINGS: Final[Mapping[str, _Splitting]] = MappingProxyType(
 )
 
 
-def write_tokenizer(file: GgufFile, folder: Path, positions: int) -> dict[str, Any]:
+def write_tokenizer(vocabulary: Vocabulary, folder: Path, positions: int) -> dict[str, Any]:
     """Write the tokenizer's files and return the ids that begin, end and fill up a text.
 
     UnsupportedError names a kind of tokenizer that is not read, unless the model's own files lie
     beside the GGUF file; those are copied then.
     """
-    if f"{KEY}.model" not in file.facts or file.facts[f"{KEY}.model"] in ("none", "no_vocab"):
-        return {}
-    vocabulary = Vocabulary.read(file)
-    ids = {name: vocabulary.special(key) for name, key in _SPECIAL.items()}
+    file, special = vocabulary.file, vocabulary.special
     record = {
-        **{name: vocabulary.tokens[index] for name, index in ids.items() if index is not None},
+        **{
+            name: vocabulary.tokens[special[key]]
+            for name, key in _SPECIAL.items()
+            if key in special
+        },
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": positions,
@@ -92,12 +98,14 @@ def write_tokenizer(file: GgufFile, folder: Path, positions: int) -> dict[str, A
     else:
         write_json(folder, "tokenizer.json", tokenizer)
         write_json(folder, "tokenizer_config.json", record)
-    turn = vocabulary.special("eot")
-    ends = [index for index in dict.fromkeys((ids["eos_token"], turn)) if index is not None]
-    special = {"bos_token_id": ids["bos_token"], "pad_token_id": ids["pad_token"]}
-    if ends:
-        special["eos_token_id"] = ends[0] if len(ends) == 1 else ends  # type: ignore[assignment]
-    return {name: index for name, index in special.items() if index is not None}
+    ids: dict[str, Any] = {
+        f"{name}_token_id": special[key]
+        for name, key in (("bos", "bos"), ("pad", "padding"))
+        if key in special
+    }
+    if ends := vocabulary.ends():
+        ids["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    return ids
 
 
 def _tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def _tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
     kind = vocabulary.file.string(f"{KEY}.model")
     if kind == "gpt2":
         parts, begin = _byte_level(vocabulary)
-    elif kind == "llama":
+    elif kind == SENTENCEPIECE:
         parts, begin = _sentencepiece(vocabulary), True
     else:
         raise UnsupportedError(
@@ -126,6 +134,11 @@ def _tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
 
 def _byte_level(vocabulary: Vocabulary) -> tuple[dict[str, Any], bool]:
     file = vocabulary.file
+    if f"{KEY}.pre" not in file.facts:
+        raise UnsupportedError(
+            f"{file.path} does not say how it splits text (no {KEY}.pre, as before May 2024); put "
+            "the model's tokenizer.json beside the file"
+        )
     name = file.string(f"{KEY}.pre")
     if name not in _SPLITTINGS:
         raise UnsupportedError(
@@ -188,11 +201,13 @@ def _scored_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
         raise BadInputError(
             f"{vocabulary.file.path} has {len(vocabulary.tokens)} tokens but {len(scores)} scores"
         )
+    if not all(isinstance(score, (int, float)) for score in scores):
+        raise BadInputError(f"{vocabulary.file.path} has scores that are no numbers")
     return scored_merges(dict(vocabulary.of(TokenType.NORMAL)), scores)
 
 
 def _around(vocabulary: Vocabulary, name: str, default: bool) -> tuple[str, int] | None:
     """Return the token that is put before or after a text, if the file has one and says so."""
-    index = vocabulary.special(name)
+    index = vocabulary.special.get(name)
     wanted = vocabulary.file.flag(f"{KEY}.add_{name}_token", default)
     return None if index is None or not wanted else (vocabulary.tokens[index], index)

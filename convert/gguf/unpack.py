@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -55,7 +56,8 @@ class GgufFolder:
         with (folder / WEIGHTS_NAME).open("wb") as weights:
             weights.write(header)
             weights.truncate(max(entry.offset + entry.size_bytes for entry in entries))
-        tokens = write_tokenizer(model.file, folder, model.config["max_position_embeddings"])
+        positions = model.config["max_position_embeddings"]
+        tokens = write_tokenizer(model.vocabulary, folder, positions) if model.vocabulary else {}
         write_json(folder, GENERATION_CONFIG, tokens)
         dtype = DTYPES[dtypes["model.embed_tokens.weight"]].name
         write_json(folder, CONFIG_NAME, {**model.config, **tokens, "torch_dtype": dtype})
@@ -79,14 +81,18 @@ class GgufFolder:
                 f"{self.model.file.path.name} unpacks to {self.size_bytes / 1e9:.2f} GB but the "
                 f"disk of the output has {free / 1e9:.2f} GB free; choose another disk"
             )
+        paths = dict.fromkeys(tensor.source.path for tensor in self.model.tensors)
         with (
-            self.model.file.path.open("rb") as source,
+            ExitStack() as opened,
             (self.folder / WEIGHTS_NAME).open("r+b") as target,
             ThreadPoolExecutor(_WORKERS) as pool,
         ):
+            readers = {path: opened.enter_context(path.open("rb")).fileno() for path in paths}
             jobs = zip(self.model.tensors, self.entries, strict=True)
             tasks = [
-                pool.submit(self._move, tensor, entry, source.fileno(), target.fileno(), advance)
+                pool.submit(
+                    self._move, tensor, entry, readers[tensor.source.path], target.fileno(), advance
+                )
                 for tensor, entry in jobs
             ]
             try:
@@ -117,7 +123,7 @@ class GgufFolder:
             rows = min(height, source.rows - start)
             blob = bytearray(rows * source.row_bytes)
             if os.preadv(reader, [blob], source.offset + start * source.row_bytes) < len(blob):
-                raise BadInputError(f"{self.model.file.path} became shorter; convert again")
+                raise BadInputError(f"{source.path} became shorter; convert again")
             yield np.frombuffer(blob, np.uint8).reshape(rows, source.row_bytes)
 
     def _values(

@@ -8,6 +8,7 @@ from typing import Final
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.gguf.header import MAGIC
+from minitron_trt.convert.gguf.part_names import PartName
 from minitron_trt.convert.nemo.archive import NEMO_SUFFIX, is_nemo
 from minitron_trt.convert.source.hub import HUB_ID, HubRepository
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
@@ -40,7 +41,7 @@ def locate(source: str, *, revision: str | None, token: str | None) -> Path:
     name, file = hub_id.groups()
     repository = HubRepository(name, revision, token)
     if file:
-        return repository.file(file, called=f"file {file}")
+        return _downloaded(repository, file)
     # Some repositories hold the weights in several formats; only one of them is fetched.
     for form in WEIGHT_FORMATS:
         folder = repository.snapshot((*_FACTS, form.index, form.pattern))
@@ -49,8 +50,20 @@ def locate(source: str, *, revision: str | None, token: str | None) -> Path:
     return folder
 
 
+def _downloaded(repository: HubRepository, name: str) -> Path:
+    """Return a file of a repository; beside the first part of several, the others lie too."""
+    part = PartName.parse(name)
+    if part is not None:
+        part.check_first(name)
+    names = (name, *(part.others() if part is not None else ()))
+    path, *_ = [repository.file(each, called=f"file {each}") for each in names]
+    return path
+
+
 def _local(path: Path) -> Path:
     """Return the folder, the file, or the only such file of a folder without other weights."""
+    if path.is_file() and not path.stat().st_size:
+        raise BadInputError(f"{path} is empty; download it again")
     if (path.is_file() and _is_gguf(path)) or is_nemo(path):
         return path
     if not path.is_dir():
@@ -61,13 +74,15 @@ def _local(path: Path) -> Path:
     if has_weights(path):
         return path
     for suffix, kind in ((GGUF_SUFFIX, "GGUF files"), (NEMO_SUFFIX, "NeMo archives")):
-        files = sorted(path.glob(f"*{suffix}"))
+        names = {file: PartName.parse(file.name) for file in sorted(path.glob(f"*{suffix}"))}
+        files = [file for file, part in names.items() if part is None or part.number == 1]
         if len(files) > 1:
             raise BadInputError(
                 f"{path} holds {len(files)} {kind}; name one of them, for example {files[0]}"
             )
-        if files:
-            return files[0]
+        if names:
+            # Without the first part the reader names what is missing.
+            return next(iter(files or names))
     return path
 
 

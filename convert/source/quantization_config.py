@@ -33,7 +33,7 @@ _PLAIN_FORMATS: Final = (
 class HfQuantization:
     """Which linear layers of a folder are FP8, and which scales it must hold."""
 
-    precision: str  # by name: the one whose tensors the folder has
+    precision: str | None  # by name: the one whose tensors the folder has; None: none is FP8
     kv_cache: bool  # whether the KV cache is said to have scales
     targets: tuple[re.Pattern[str], ...]
     ignored: tuple[re.Pattern[str], ...]
@@ -104,7 +104,8 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> HfQuantization
                 f"{blocks[0].origin} and {block.origin} describe different quantizations; expected "
                 "one: download the folder again"
             )
-    return readings[0] if readings else None
+    nothing = all(one.precision is None and not one.kv_cache for one in readings)
+    return None if nothing else readings[0]
 
 
 def _read(block: _Block) -> HfQuantization:
@@ -118,6 +119,8 @@ def _read(block: _Block) -> HfQuantization:
 
 def _modelopt(block: _Block) -> HfQuantization:
     algorithm = block.record.get("quant_algo")
+    if algorithm is None:
+        return HfQuantization(None, _kv_cache(block), targets=(), ignored=())
     known = {precision.algorithm: precision.name for precision in (_FP8, _ROWWISE)}
     if algorithm not in known:
         raise block.refused(f"quant_algo {algorithm!r}")

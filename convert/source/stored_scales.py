@@ -9,8 +9,14 @@ from typing import Final, TypeAlias
 from minitron_trt.convert.source.quantization_config import HfQuantization
 from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.families import EMBEDDING, HEAD, family_of
-from minitron_trt.quantization.precisions import KV_SCALE, PRECISIONS, Inputs
+from minitron_trt.families import (
+    EMBEDDING,
+    HEAD,
+    KEY_PROJECTION,
+    VALUE_PROJECTION,
+    family_of,
+)
+from minitron_trt.quantization.precisions import PRECISIONS, Inputs
 from minitron_trt.quantization.scales import check_scale, read_scale
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
@@ -32,10 +38,10 @@ Scale: TypeAlias = "float | TensorEntry"
 class StoredScales:
     """The scales of an FP8 folder, by the name of the weight."""
 
-    precision: str  # whose tensors the folder has, so that nothing is computed again
+    precision: str | None  # whose tensors the folder has; None: only the KV cache is quantized
     weights: Mapping[str, Scale]
     inputs: Mapping[str, float]  # empty where they are computed token by token
-    kv_caches: Mapping[str, float]  # by the checkpoint's name; empty if unquantized
+    kv_caches: Mapping[str, float]  # by the key's or value's projection; empty if unquantized
     unquantized: tuple[str, ...]  # linear weights that were left as they are
 
 
@@ -52,7 +58,7 @@ def take_scales(
             raise UnsupportedError(
                 f"tensor {name} is {FP8}, and TensorRT-LLM keeps it wide; convert the bf16 model"
             )
-    static = PRECISIONS[quantization.precision].inputs is Inputs.STATIC_FP8
+    precision = PRECISIONS[quantization.precision] if quantization.precision else None
     weights: dict[str, Scale] = {}
     inputs: dict[str, float] = {}
     unquantized = []
@@ -64,7 +70,7 @@ def take_scales(
             continue
         _check_dtype(tensors[name], {FP8}, "is not listed as left in its own format")
         entry = _taken(tensors, f"{module}.weight_scale")
-        if static:
+        if precision and precision.inputs is Inputs.STATIC_FP8:
             weights[name] = _number(entry)
             inputs[name] = _number(_taken(tensors, f"{module}.input_scale"))
         else:
@@ -126,11 +132,13 @@ def _per_row(entry: TensorEntry, weight: TensorEntry) -> TensorEntry:
 def _kv_caches(
     quantization: HfQuantization, spec: ModelSpec, tensors: dict[str, TensorEntry]
 ) -> Iterator[tuple[str, float]]:
-    """Yield each layer's scale; keys and values have one in TensorRT-LLM, the larger."""
+    """Yield the scales of each layer's keys and values."""
     layers = [f"model.layers.{layer}.self_attn." for layer in range(spec.layers)]
     forms = [f for f in _KV_FORMS if any(la + name in tensors for la in layers for name in f)]
     if forms or quantization.kv_cache:
         form = (forms or _KV_FORMS)[0]
         for index, layer in enumerate(layers):
-            scale = max(_number(_taken(tensors, layer + name)) for name in form)
-            yield f"transformer.layers.{index}.{KV_SCALE.suffix}", scale
+            scales = [_number(_taken(tensors, layer + name)) for name in form]
+            # The oldest form has one for both.
+            yield KEY_PROJECTION.format(index), scales[0]
+            yield VALUE_PROJECTION.format(index), scales[-1]

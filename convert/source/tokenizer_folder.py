@@ -114,6 +114,11 @@ class SourceTokenizer:
                 return SpecialToken(name, text, self._id(text))
         return None
 
+    @property
+    def longest_token(self) -> int:
+        """Return the most characters that a token has, in the way that the vocabulary writes it."""
+        return max(map(len, self._ids), default=1)
+
     @cached_property
     def written_config(self) -> Mapping[str, Any]:
         """Return the tokenizer_config.json that transformers 4.57 and 5 read alike."""

@@ -16,7 +16,7 @@ from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, Pa
 from minitron_trt.convert.writing.blocks import Destination, Files, read_blocks, width
 from minitron_trt.errors import BadInputError
 from minitron_trt.quantization.number_formats import Array
-from minitron_trt.quantization.precisions import KV_CACHES, KV_SCALE, Need, Side, Stored
+from minitron_trt.quantization.precisions import KV_CACHES, Need, Side, Stored
 from minitron_trt.quantization.schemes import Ranges, Scheme, amax_of
 from minitron_trt.tensorfile import TensorEntry
 
@@ -25,7 +25,10 @@ _BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What running text through the model has measured: by linear layer, and by KV cache."""
+    """What running text through the model has measured.
+
+    Ranges by linear layer, and the amax of a KV cache by the projection that fills it.
+    """
 
     linears: Mapping[str, Ranges] = field(default_factory=dict)
     kv_caches: Mapping[str, float] = field(default_factory=dict)
@@ -37,7 +40,7 @@ def with_weight_amax(plan: ConversionPlan, calibration: Calibration) -> Calibrat
     known: dict[str, Ranges] = {}
     group: dict[str, str] = {}
     for tensor in (tensor for rank in plan.ranks for tensor in rank):
-        if tensor.linear and tensor.stored is not KV_SCALE:
+        if tensor.linear:
             entries = sources.setdefault(tensor.linear, {})
             entries.update((part.source, None) for part in tensor.parts)
             known[tensor.linear] = calibration.linears.get(tensor.calibrated_as, Ranges())
@@ -90,10 +93,13 @@ def write_constants(
     for tensor, target in tensors:
         if tensor.value is not None:
             value: Array = np.array([tensor.value], np.float32)
-        elif tensor.stored is KV_SCALE and plan.kv_cache and tensor.linear:
+        elif tensor.caches and plan.kv_cache:
             kind = KV_CACHES[plan.kv_cache]
-            scale = calibration.kv_caches[tensor.linear] / np.float32(kind.largest)
-            value = np.array([max(scale, kind.smallest_scale)], np.float32)
+            amax = max(calibration.kv_caches[name] for name in tensor.caches)
+            # ModelOpt gives its advice about small scales to engines only.
+            smallest = kind.smallest_scale if plan.form == "trtllm" else 0.0
+            scale = np.float32(amax) / np.float32(kind.largest)
+            value = np.array([max(scale, smallest)], np.float32)
         elif tensor.stored and tensor.linear and not tensor.stored.per_row:
             scheme = _scheme(plan)
             value = scheme.constants(calibration.linears[tensor.linear])[tensor.stored.suffix]

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from minitron_trt.errors import MissingExtraError as MissingExtraError
     from minitron_trt.errors import OutputError as OutputError
     from minitron_trt.errors import ProcessError as ProcessError
+    from minitron_trt.errors import ProtocolError as ProtocolError
     from minitron_trt.errors import RefusedError as RefusedError
+    from minitron_trt.errors import RequestCancelledError as RequestCancelledError
     from minitron_trt.errors import ServerError as ServerError
+    from minitron_trt.errors import ServerTimeoutError as ServerTimeoutError
     from minitron_trt.errors import UnreachableError as UnreachableError
     from minitron_trt.errors import UnsupportedError as UnsupportedError
     from minitron_trt.errors import UsageError as UsageError
@@ -46,8 +49,11 @@ else:
             "ModelRepository": "minitron_trt.triton_repo.repository",
             "OutputError": "minitron_trt.errors",
             "ProcessError": "minitron_trt.errors",
+            "ProtocolError": "minitron_trt.errors",
             "RefusedError": "minitron_trt.errors",
+            "RequestCancelledError": "minitron_trt.errors",
             "ServerError": "minitron_trt.errors",
+            "ServerTimeoutError": "minitron_trt.errors",
             "UnreachableError": "minitron_trt.errors",
             "UnsupportedError": "minitron_trt.errors",
             "UsageError": "minitron_trt.errors",

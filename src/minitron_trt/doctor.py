@@ -110,7 +110,7 @@ CHECKS: Final[tuple[Callable[[], Capability], ...]] = (
     _memory,
     _gpus,
     lambda: _package("torch", "the reference runtime", "reference"),
-    lambda: _package("transformers", "the tokenizer of a served model", "reference"),
+    lambda: _package("tokenizers", "the text of a served model", "server"),
     _triton,
     lambda: _package("nvidia-modelopt", "calibrated precisions", "quantize"),
     lambda: _package("tensorrt-rtx", "engines without a GPU", "rtx"),

@@ -8,17 +8,30 @@
     │   └── MissingExtraError   4  an optional dependency is not installed
     ├── ProcessError         5  a compiler or server process failed
     └── ServerError          6  the server did not answer a request as it should
-        ├── UnreachableError     6  nothing that speaks the protocol answered in time
-        └── RefusedError         6  the server answered with an error
+        ├── UnreachableError        6  no server is there, or it went away
+        │   └── ServerTimeoutError  6  the answer did not come within a limit of its request
+        ├── ProtocolError           6  what came is not the protocol, or more than was to be taken
+        ├── RequestCancelledError   6  the request was ended from elsewhere
+        └── RefusedError            7  the server, or what its model declares, refuses the request
 
 The number is the exit code of the command. A message is one line: what was found, what was
 expected, what to do; no full stop at the end.
 """
 
+import re
 from typing import ClassVar, Final
 
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST: Final = 4000
 _KEPT_END: Final = 1000
+
+
+def visible(text: str) -> str:
+    """Return text with its control characters escaped, other than newline and tab.
+
+    A terminal obeys them, and what a model or a server says is not to be obeyed.
+    """
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:
@@ -92,14 +105,39 @@ class ProcessError(MinitronError):
 
 
 class ServerError(MinitronError):
-    """The server did not answer a request as it should."""
+    """The server did not answer a request as it should.
+
+    `is_passing` says that the same request may well succeed in a moment.
+    """
 
     exit_code = 6
+    is_passing = False
 
 
 class UnreachableError(ServerError):
-    """Nothing that speaks the protocol answered in time."""
+    """No server is there, or it went away before the answer was complete."""
+
+
+class ServerTimeoutError(UnreachableError):
+    """The answer did not come within a limit of its request."""
+
+
+class ProtocolError(ServerError):
+    """What came is not the protocol, or more than was to be taken."""
+
+
+class RequestCancelledError(ServerError):
+    """The request was ended from elsewhere: by the server, or by another thread."""
 
 
 class RefusedError(ServerError):
-    """The server answered with an error."""
+    """The server, or what its model declares, turns the request down.
+
+    `field` is the option that the reason names, None when it names none.
+    """
+
+    exit_code = 7
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field

@@ -130,6 +130,8 @@ def _rules(norm: Norm, gated: bool) -> tuple[TensorRule, ...]:
 
 EMBEDDING: Final = "model.embed_tokens.weight"
 HEAD: Final = "lm_head.weight"
+KEY_PROJECTION: Final = "model.layers.{}.self_attn.k_proj"
+VALUE_PROJECTION: Final = "model.layers.{}.self_attn.v_proj"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
+from urllib.parse import unquote
 
 import pytest
 from tests.patience import PATIENCE_S
@@ -31,11 +32,19 @@ from tritonclient.grpc.service_pb2_grpc import (
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.grpc_api import grpc, service_pb2
-from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.clients.messages import RETURNED, TENSORS, GenerateRequest
 from minitron_trt.clients.protocol_grpc import IS_FINAL, WANT_FINAL, pack_bytes
 
 Ask: TypeAlias = Callable[..., list[str]]
 Serve: TypeAlias = "Callable[..., contextlib.AbstractContextManager[TritonDouble]]"
+
+
+MODELS: Final = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm")
+
+
+def unknown(model: str) -> str:
+    """Return what Triton says of a model that it does not have."""
+    return f"Request for unknown model: '{model}' is not found"
 
 
 class RefusedByScriptError(Exception):
@@ -44,6 +53,26 @@ class RefusedByScriptError(Exception):
 
 class CutByScriptError(Exception):
     """The script wants the server to hang up."""
+
+
+# The inputs that a double's model takes, with data types, as `ensemble` declares them.
+INPUTS: Final = {
+    **TENSORS,
+    "return_num_input_tokens": "BOOL",
+    "return_num_output_tokens": "BOOL",
+}
+
+
+@dataclass
+class ModelDouble:
+    """What a double says of its model; `is_told` is how much of it: no config, or nothing."""
+
+    inputs: dict[str, str] = field(default_factory=lambda: dict(INPUTS))
+    outputs: tuple[str, ...] = ("text_output", "sequence_index", *sum(RETURNED.values(), ()))
+    required: tuple[str, ...] = ("text_input", "max_tokens")
+    decoupled: bool = True
+    tells_config: bool = True
+    tells_metadata: bool = True
 
 
 @dataclass
@@ -56,15 +85,17 @@ class TritonDouble:
     cancelled: threading.Event = field(default_factory=threading.Event)
     stopping: threading.Event = field(default_factory=threading.Event)
     ready: bool = True
+    model: ModelDouble = field(default_factory=ModelDouble)
 
     def script(self, model: str, prompt: str) -> Iterator[str]:
         """Yield the pieces of an answer: `say` returns the rest of the prompt, word by word."""
         verb, _, rest = prompt.partition(" ")
-        if model not in ("ensemble", "tensorrt_llm_bls"):
-            raise RefusedByScriptError(f"Request for unknown model: '{model}' is not found")
+        if model not in MODELS:
+            raise RefusedByScriptError(unknown(model))
         if verb == "refuse":
             raise RefusedByScriptError(f"in ensemble 'ensemble', {rest}\nand a second line")
-        yield from re.findall(r"[^ ]+ ?", rest)
+        words = re.findall(r"[^ ]+ ?", rest)
+        yield from [""] if verb == "say" and not words else words
         if verb == "fail":
             raise RefusedByScriptError("broke midway")
         if verb == "cut":
@@ -84,6 +115,30 @@ class GrpcDouble(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     def ServerLive(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ServerLiveResponse(live=True)
+
+    def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        model = self._model(request.name, context, self._double.model.tells_metadata)
+        reply = service_pb2.ModelMetadataResponse(name=request.name, platform="ensemble")
+        for name, datatype in model.inputs.items():
+            reply.inputs.add(name=name, datatype=datatype, shape=(-1, -1))
+        for name in model.outputs:
+            reply.outputs.add(name=name, datatype="BYTES", shape=(-1,))
+        return reply
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        model = self._model(request.name, context, self._double.model.tells_config)
+        reply = service_pb2.ModelConfigResponse()
+        reply.config.model_transaction_policy.decoupled = model.decoupled
+        for name in model.inputs:
+            reply.config.input.add(name=name, optional=name not in model.required)
+        return reply
+
+    def _model(self, name: str, context: Any, is_told: bool) -> ModelDouble:
+        if not is_told:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
+        if name not in MODELS:
+            context.abort(grpc.StatusCode.NOT_FOUND, unknown(name))
+        return self._double.model
 
     def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ServerReadyResponse(ready=self._double.ready)
@@ -150,12 +205,41 @@ class HttpDouble(http.server.BaseHTTPRequestHandler):
         """Keep the tests' output clean."""
 
     def do_GET(self) -> None:
+        self.double.connections.add(str(self.client_address))
+        if self.path.startswith("/v2/models/"):
+            self._tell(unquote(self.path.split("/")[3]), self.path.endswith("/config"))
+            return
         is_up = self.path == "/v2/health/live" or self.double.ready
         self._send(200 if is_up else 400, "text/plain", b"")
+
+    def _tell(self, name: str, of_config: bool) -> None:
+        model = self.double.model
+        if not (model.tells_config if of_config else model.tells_metadata):
+            self._send(404, "text/html", b"<html>not here</html>")
+        elif name not in MODELS:
+            self._send(400, "application/json", _error(ValueError(unknown(name))))
+        elif of_config:
+            inputs = [
+                {"name": name, "dims": [1], "optional": name not in model.required}
+                for name in model.inputs
+            ]
+            policy = {"decoupled": model.decoupled}
+            self._send_json({"name": name, "input": inputs, "model_transaction_policy": policy})
+        else:
+            inputs = [
+                {"name": name, "datatype": datatype, "shape": [-1, -1]}
+                for name, datatype in model.inputs.items()
+            ]
+            outputs = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in model.outputs]
+            self._send_json({"name": name, "inputs": inputs, "outputs": outputs})
+
+    def _send_json(self, record: dict[str, Any]) -> None:
+        self._send(200, "application/json", json.dumps(record).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         _, _, _, model, verb = self.path.split("/")
+        model = unquote(model)
         self.double.requests.append({"model": model, **body})
         self.double.connections.add(str(self.client_address))
         pieces = self.double.script(model, body["text_input"])
@@ -316,7 +400,7 @@ def triton_http() -> Iterator[TritonDouble]:
 def ask_sync(url: str, request: GenerateRequest, **settings: Any) -> list[str]:
     """Return the pieces of an answer through Client."""
     with Client.connect(url, **settings) as client, client.stream(request) as texts:
-        return list(texts)
+        return [text.text for text in texts]
 
 
 def ask_async(url: str, request: GenerateRequest, **settings: Any) -> list[str]:
@@ -324,7 +408,7 @@ def ask_async(url: str, request: GenerateRequest, **settings: Any) -> list[str]:
 
     async def ask() -> list[str]:
         async with AsyncClient.connect(url, **settings) as client, client.stream(request) as texts:
-            return [text async for text in texts]
+            return [text.text async for text in texts]
 
     return asyncio.run(ask())
 
@@ -339,10 +423,13 @@ def ask(request: pytest.FixtureRequest) -> Ask:
 class WebSite(http.server.BaseHTTPRequestHandler):
     """A web server that has nothing to do with Triton."""
 
+    paths: ClassVar[set[str]] = set()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Keep the tests' output clean."""
 
     def do_GET(self) -> None:
+        self.paths.add(self.path)
         body = b"<html>not here</html>"
         self.send_response(404)
         self.send_header("Content-Type", "text/html; charset=utf-8")

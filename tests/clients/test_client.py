@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import gc
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.clients.conftest import WebSite
 from tests.patience import PATIENCE_S, until
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.messages import GenerateRequest
-from minitron_trt.errors import RefusedError, UnreachableError, UsageError
+from minitron_trt.errors import RefusedError, ServerTimeoutError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from tests.clients.conftest import Ask, Serve, TritonDouble
@@ -25,13 +27,13 @@ EXPECTED = {
 }
 
 
-def stop_early(url: str) -> list[str]:
+def stop_early(url: str) -> Sequence[str]:
     with Client.connect(url) as client, client.stream(GenerateRequest("forever and")) as texts:
         return [next(texts), next(texts)]
 
 
-def stop_early_async(url: str) -> list[str]:
-    async def ask() -> list[str]:
+def stop_early_async(url: str) -> Sequence[str]:
+    async def ask() -> Sequence[str]:
         request = GenerateRequest("forever and")
         async with AsyncClient.connect(url) as client, client.stream(request) as texts:
             return [await anext(texts), await anext(texts)]
@@ -39,7 +41,7 @@ def stop_early_async(url: str) -> list[str]:
     return asyncio.run(ask())
 
 
-def fail_inside(url: str) -> list[str]:
+def fail_inside(url: str) -> Sequence[str]:
     seen: list[str] = []
     with (
         contextlib.suppress(KeyboardInterrupt),
@@ -53,7 +55,7 @@ def fail_inside(url: str) -> list[str]:
     return seen
 
 
-def cancel_the_task(url: str) -> list[str]:
+def cancel_the_task(url: str) -> Sequence[str]:
     seen: list[str] = []
 
     async def ask() -> None:
@@ -73,7 +75,7 @@ def cancel_the_task(url: str) -> list[str]:
     return seen[:2]
 
 
-def drop_the_stream(url: str) -> list[str]:
+def drop_the_stream(url: str) -> Sequence[str]:
     with Client.connect(url) as client:
         texts = client.stream(GenerateRequest("forever and"))
         seen = [next(texts), next(texts)]
@@ -103,7 +105,7 @@ def test_an_answer_without_text_is_empty(triton: TritonDouble, ask: Ask) -> None
 
 
 def test_generate_returns_the_whole_text(triton: TritonDouble) -> None:
-    async def ask() -> list[str]:
+    async def ask() -> Sequence[str]:
         async with AsyncClient.connect(triton.url) as client:
             requests = [GenerateRequest(f"say {word}") for word in ("one two", "three four")]
             return await asyncio.gather(*map(client.generate, requests))
@@ -143,9 +145,9 @@ def test_the_server_gets_exactly_what_was_asked(triton: TritonDouble, ask: Ask) 
             "id": "r1",
             "model": "tensorrt_llm_bls",
             "text_input": "say ja",
-            "max_tokens": b"\x40\0\0\0" if is_grpc else 64,
             "stop_words": ["\n", "ü"],
             "stream": b"\x01" if is_grpc else True,
+            "max_tokens": b"\x40\0\0\0" if is_grpc else 64,
         }
     ]
 
@@ -193,9 +195,6 @@ def test_leaving_early_cancels_the_request_on_the_server(triton: TritonDouble, l
 def test_what_the_server_refuses_is_told_in_its_own_words(
     triton: TritonDouble, ask: Ask, request_: GenerateRequest, message: str
 ) -> None:
-    if triton.url.startswith("http"):
-        message = message.replace("nope/../x", "nope%2F..%2Fx")
-
     with pytest.raises(RefusedError) as caught:
         ask(triton.url, request_)
 
@@ -203,18 +202,11 @@ def test_what_the_server_refuses_is_told_in_its_own_words(
 
 
 def test_an_answer_cut_short_is_an_error(triton: TritonDouble, ask: Ask) -> None:
-    detail = (
-        "no final response came"
-        if triton.url.startswith("grpc")
-        else "peer closed connection without sending complete message body "
-        "(incomplete chunked read)"
-    )
-
     with pytest.raises(UnreachableError) as caught:
         ask(triton.url, GenerateRequest("cut half an"))
 
     assert str(caught.value) == (
-        f"the connection to {triton.url} ended before the answer was complete ({detail}); "
+        f"the connection to {triton.url} ended before the answer was complete (connection closed); "
         "look at the server's log, then try again"
     )
 
@@ -223,7 +215,7 @@ def test_an_answer_cut_short_is_an_error(triton: TritonDouble, ask: Ask) -> None
 def test_an_answer_must_be_complete_in_time(triton: TritonDouble, ask: Ask, prompt: str) -> None:
     start = time.monotonic()
 
-    with pytest.raises(UnreachableError) as caught:
+    with pytest.raises(ServerTimeoutError) as caught:
         ask(triton.url, GenerateRequest(prompt), timeout_s=0.4)
 
     assert str(caught.value) == (
@@ -237,7 +229,7 @@ def test_an_answer_must_be_complete_in_time(triton: TritonDouble, ask: Ask, prom
 @pytest.mark.parametrize(
     ("scheme", "where", "detail"),
     [
-        ("grpc", "closed_port", "Failed to connect to remote host: Connection refused"),
+        ("grpc", "closed_port", "Connection refused"),
         ("http", "closed_port", "Connection refused"),
         ("grpc", "silent_port", "silent for 0.5 s"),
         ("http", "silent_port", "silent for 0.5 s"),
@@ -272,8 +264,9 @@ def test_what_is_not_triton_is_found_out_early(
 
 
 def test_a_path_in_the_url_comes_before_tritons_own(ask: Ask, web_port: int) -> None:
-    with pytest.raises(UnreachableError, match=r"\(/triton/v2/health/live says HTTP 404 with"):
+    with pytest.raises(UnreachableError, match=r"/triton \(/v2/health/live says HTTP 404 with"):
         ask(f"http://127.0.0.1:{web_port}/triton/", GenerateRequest("say hello"))
+    assert "/triton/v2/health/live" in WebSite.paths
 
 
 def test_a_server_may_come_up_after_its_client(serve: Serve, closed_port: int) -> None:

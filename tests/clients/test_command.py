@@ -89,6 +89,9 @@ def test_json_is_one_object_with_the_times(
     assert 0 < record.pop("first_chunk_s") <= record.pop("total_s") < 5
     assert record == {
         "text": "one two",
+        "finish_reason": None,
+        "prompt_tokens": None,
+        "completion_tokens": None,
         "model": "ensemble",
         "url": triton_http.url,
         "chunks": chunks,
@@ -107,7 +110,7 @@ def test_the_prompt_is_read_from_standard_input(triton: TritonDouble, args: list
     ("args", "message"),
     [
         (["--url", "ftp://host:1"], "'ftp://host:1' is not the URL of a server; expected"),
-        (["--timeout", "0"], "request_s is 0.0; expected a number of seconds above 0"),
+        (["--timeout", "0"], "total_s is 0.0; expected a number of seconds above 0"),
         (["--seed", "-1"], "seed is -1; expected a whole number from 0"),
         (["--header", "token"], "--header is 'token'; expected NAME=VALUE"),
         (["--ca", "absent.pem"], "absent.pem is not a file; expected one in PEM form"),
@@ -149,17 +152,19 @@ def test_without_a_server_the_exit_code_is_6(
 
 
 @pytest.mark.parametrize(
-    ("prompt", "stdout", "stderr"),
+    ("prompt", "code", "stdout", "stderr"),
     [
         (
             "refuse top_k is -3; expected 0 or more",
+            7,
             "",
             "error: the server refused the request: in ensemble 'ensemble', top_k is -3; "
             "expected 0 or more and a second line\n",
         ),
-        ("fail half an", "half an\n", "error: the server refused the request: broke midway\n"),
+        ("fail half an", 7, "half an\n", "error: the server refused the request: broke midway\n"),
         (
             "stall half an",
+            6,
             "half an\n",
             "error: the answer from {url} was not complete after {seconds} s; "
             "ask for fewer tokens or raise the timeout\n",
@@ -167,15 +172,15 @@ def test_without_a_server_the_exit_code_is_6(
     ],
     ids=["at once", "midway", "too slow"],
 )
-def test_what_goes_wrong_at_the_server_is_exit_code_6(
-    triton: TritonDouble, prompt: str, stdout: str, stderr: str
+def test_a_refusal_is_exit_code_7_and_a_timeout_6(
+    triton: TritonDouble, prompt: str, code: int, stdout: str, stderr: str
 ) -> None:
     for seconds in longer_and_longer(0.4):
         result = run(prompt, "--url", triton.url, "--timeout", str(seconds))
         if result.stdout == stdout:
             break
 
-    assert (result.exit_code, result.stdout) == (6, stdout)
+    assert (result.exit_code, result.stdout) == (code, stdout)
     assert result.stderr == stderr.format(url=triton.url, seconds=seconds)
 
 

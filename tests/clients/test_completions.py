@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 
 import pytest
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.completions import Completion
+from minitron_trt.clients.deadlines import Deadlines
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.transport import AsyncEchoTransport, EchoTransport
 from minitron_trt.errors import UsageError
 
 CHUNKS = (
-    Chunk("a", False, 1, None, {"output_log_probs": [-1.0], "cum_log_probs": [-1.0]}),
-    Chunk("x", False, 0, None, {"output_log_probs": [-3.0], "cum_log_probs": [-3.0]}),
-    Chunk("b", False, 1, "stop", {"output_log_probs": [-0.5], "cum_log_probs": [-1.5]}),
-    Chunk("", False, 0, "length"),
-    Chunk("", True),
+    Chunk("a", sequence=1, outputs={"output_log_probs": [-1.0], "cum_log_probs": [-1.0]}),
+    Chunk("x", outputs={"output_log_probs": [-3.0], "cum_log_probs": [-3.0]}),
+    Chunk(
+        "b",
+        sequence=1,
+        finish_reason="stop",
+        outputs={"output_log_probs": [-0.5], "cum_log_probs": [-1.5]},
+    ),
+    Chunk("", finish_reason="length"),
+    Chunk("", final=True),
 )
 COMPLETIONS = [
-    Completion("x", "length", {"output_log_probs": [-3.0], "cum_log_probs": [-3.0]}),
-    Completion("ab", "stop", {"output_log_probs": [-1.0, -0.5], "cum_log_probs": [-1.5]}),
+    ("x", "length", {"output_log_probs": [-3.0], "cum_log_probs": [-3.0]}),
+    ("ab", "stop", {"output_log_probs": [-1.0, -0.5], "cum_log_probs": [-1.5]}),
 ]
 TWO = GenerateRequest("hi", num_return_sequences=2)
 
@@ -31,24 +37,33 @@ TWO = GenerateRequest("hi", num_return_sequences=2)
 class Canned(EchoTransport):
     """Answer with the chunks above."""
 
-    def stream(self, request: GenerateRequest) -> Generator[Chunk, None, None]:
+    def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> Generator[Chunk, None, None]:
         yield from CHUNKS
 
 
 class AsyncCanned(AsyncEchoTransport):
     """Answer with the chunks above."""
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+    async def stream(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> AsyncGenerator[Chunk, None]:
         for chunk in CHUNKS:
             yield chunk
 
 
-def test_the_sequences_of_an_answer_are_told_apart() -> None:
-    async def ask() -> list[Completion]:
-        return list(await AsyncClient(AsyncCanned()).completions(TWO))
+def facts(completions: Sequence[Completion]) -> list[tuple[str, str | None, object]]:
+    """Return what there is to compare of completions, which as strings compare their text."""
+    return [(each.text, each.finish_reason, each.outputs) for each in completions]
 
-    assert list(Client(Canned()).completions(TWO)) == COMPLETIONS
-    assert asyncio.run(ask()) == COMPLETIONS
+
+def test_the_sequences_of_an_answer_are_told_apart() -> None:
+    async def ask() -> Sequence[Completion]:
+        return await AsyncClient(AsyncCanned()).completions(TWO)
+
+    assert facts(Client(Canned()).completions(TWO)) == COMPLETIONS
+    assert facts(asyncio.run(ask())) == COMPLETIONS
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minitron_trt.clients.endpoint import Deadline, Endpoint, Timeouts
+from minitron_trt.clients.endpoint import Endpoint, Timeouts
 from minitron_trt.errors import UsageError
 
 
@@ -80,8 +80,4 @@ def test_a_timeout_is_a_number_above_zero(value: float) -> None:
 
 
 def test_looking_for_a_server_takes_no_longer_than_the_request() -> None:
-    assert [Timeouts(request_s=1).probe_s, Timeouts(request_s=60).probe_s] == [1, 5]
-
-
-def test_a_deadline_passes_once() -> None:
-    assert [Deadline(60).passed, Deadline(0).passed, Deadline(-1).remaining_s] == [False, True, 0]
+    assert [Timeouts(total_s=1).probe_s, Timeouts(total_s=60).probe_s] == [1, 5]

@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import inspect
 
-import httpx2
+import httpcore2
 import pytest
 
 from minitron_trt.clients.endpoint import Endpoint, Timeouts
-from minitron_trt.clients.faults import GRPC_FAULTS, HTTP_FAULTS, Fault, server_error
+from minitron_trt.clients.faults import GRPC_FAULTS, HTTP_FAULTS, Fault, refusal, server_error
 from minitron_trt.clients.grpc_api import grpc
-from minitron_trt.errors import RefusedError, ServerError, UnreachableError
-
-# Raised when the library is used wrongly, which is a fault of ours and not the server's.
-MISUSE = {
-    "CookieConflict",
-    "HTTPStatusError",
-    "InvalidURL",
-    "RequestNotRead",
-    "ResponseNotRead",
-    "StreamClosed",
-    "StreamConsumed",
-}
+from minitron_trt.errors import (
+    ProtocolError,
+    RefusedError,
+    RequestCancelledError,
+    ServerError,
+    ServerTimeoutError,
+    UnreachableError,
+)
 
 
 def test_every_grpc_status_has_a_fault() -> None:
     assert set(GRPC_FAULTS) == {code.name for code in grpc.StatusCode} - {"OK"}
 
 
-def test_every_exception_of_httpx2_has_a_fault() -> None:
+def test_every_exception_of_httpcore2_has_a_fault() -> None:
     classes = {
         kind
-        for _, kind in inspect.getmembers(httpx2, inspect.isclass)
-        if issubclass(kind, Exception) and not issubclass(kind, Warning)
+        for _, kind in inspect.getmembers(httpcore2, inspect.isclass)
+        if issubclass(kind, Exception)
     }
     leaves = {kind.__name__ for kind in classes if not (set(kind.__subclasses__()) & classes)}
 
-    assert {name for name in leaves if "WebSocket" not in name} - MISUSE == set(HTTP_FAULTS)
+    assert leaves == set(HTTP_FAULTS)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +54,7 @@ def test_every_exception_of_httpx2_has_a_fault() -> None:
         ),
         (
             Fault.SLOW,
-            UnreachableError,
+            ServerTimeoutError,
             "the answer from grpc://a:1 was not complete after 120 s; ask for fewer tokens or "
             "raise the timeout",
         ),
@@ -68,11 +64,41 @@ def test_every_exception_of_httpx2_has_a_fault() -> None:
             "the connection to grpc://a:1 ended before the answer was complete ({x} y); look at "
             "the server's log, then try again",
         ),
+        (
+            Fault.LATE_FIRST,
+            ServerTimeoutError,
+            "the first token from grpc://a:1 did not come within 2 s; look whether the server is "
+            "busy, or raise the timeout",
+        ),
+        (
+            Fault.LATE_NEXT,
+            ServerTimeoutError,
+            "the next token from grpc://a:1 did not come within 0.5 s; look whether the server is "
+            "busy, or raise the timeout",
+        ),
+        (
+            Fault.GARBLED,
+            ProtocolError,
+            "what grpc://a:1 answers is not Triton's protocol ({x} y); look at the server's "
+            "version, and at what lies between",
+        ),
+        (
+            Fault.TOO_LARGE,
+            ProtocolError,
+            "what grpc://a:1 answers is too large ({x} y); raise the client's limits to take it",
+        ),
+        (
+            Fault.CANCELLED,
+            RequestCancelledError,
+            "the request to grpc://a:1 was cancelled before its answer was complete",
+        ),
         (Fault.REFUSED, RefusedError, "the server refused the request: {x} y"),
     ],
 )
 def test_a_fault_is_told_in_one_line(fault: Fault, error: type[ServerError], message: str) -> None:
-    found = server_error(fault, " {x}\ny. ", Endpoint.parse("grpc://a:1"), Timeouts())
+    timeouts = Timeouts(first_token_s=2, between_tokens_s=0.5)
+
+    found = server_error(fault, " {x}\ny. ", Endpoint.parse("grpc://a:1"), timeouts)
 
     assert (type(found), str(found)) == (error, message)
 
@@ -81,3 +107,17 @@ def test_a_reason_that_was_not_given_is_said_to_be_missing() -> None:
     found = server_error(Fault.REFUSED, "", Endpoint.parse("grpc://a:1"), Timeouts())
 
     assert str(found) == "the server refused the request: no reason given"
+
+
+@pytest.mark.parametrize(
+    ("reason", "field"),
+    [
+        ("in ensemble 'ensemble', temperature is 3; expected 0 to 2", "temperature"),
+        ("unexpected inference input 'seed' for model 'ensemble'", "seed"),
+        ("runtime_top_k is -3; expected 0 or more", "runtime_top_k"),
+        ("Exceeds maximum queue size", None),
+        ("the stream of requests is over", None),
+    ],
+)
+def test_a_refusal_names_the_option_that_the_server_names(reason: str, field: str | None) -> None:
+    assert refusal(reason).field == field

@@ -11,7 +11,7 @@ from minitron_trt.errors import UsageError
 
 
 def test_only_what_is_set_is_sent() -> None:
-    assert GenerateRequest("hi").inputs() == {"text_input": "hi", "max_tokens": 64, "stream": True}
+    assert GenerateRequest("hi").inputs() == {"text_input": "hi", "stream": True}
 
 
 def test_every_value_is_sent_under_its_tensors_name() -> None:
@@ -34,7 +34,6 @@ def test_every_value_is_sent_under_its_tensors_name() -> None:
     ("wishes", "outputs"),
     [
         ({}, []),
-        ({"return_finish_reason": True}, ["finish_reason"]),
         ({"num_return_sequences": 2}, ["sequence_index"]),
         ({"beam_width": 2, "num_return_sequences": 1}, ["sequence_index"]),
         ({"return_log_probs": True}, ["cum_log_probs", "output_log_probs"]),
@@ -44,7 +43,7 @@ def test_every_value_is_sent_under_its_tensors_name() -> None:
 def test_only_the_outputs_that_are_wished_for_are_asked_for(
     wishes: dict[str, Any], outputs: list[str]
 ) -> None:
-    assert GenerateRequest("hi", **wishes).outputs() == ("text_output", *outputs)
+    assert GenerateRequest("hi", **wishes).outputs() == tuple(outputs)
 
 
 def test_every_request_has_an_id_of_its_own() -> None:
@@ -61,7 +60,6 @@ def test_words_may_come_as_a_list() -> None:
         ("text_input", None, "None; expected a string"),
         ("text_input", b"hi", "b'hi'; expected a string"),
         ("text_input", "\udcff", "'\\udcff'; expected text that UTF-8 can carry"),
-        ("max_tokens", None, "None; expected a whole number from -2147483648 to 2147483647"),
         ("max_tokens", 1.5, "1.5; expected a whole number from -2147483648 to 2147483647"),
         ("max_tokens", True, "True; expected a number"),
         ("top_k", 2**31, "2147483648; expected a whole number from -2147483648 to 2147483647"),

@@ -13,31 +13,39 @@ from hypothesis import strategies as st
 
 from minitron_trt.clients.faults import BrokenProtocolError, Fault
 from minitron_trt.clients.grpc_api import service_pb2
-from minitron_trt.clients.messages import Chunk, GenerateRequest
+from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.clients.model_interface import TEXT_MODEL, InferCall
 from minitron_trt.clients.protocol import (
     AnswerStream,
+    EventReader,
     Piece,
     decode_event,
     http_body,
     http_path,
 )
-from minitron_trt.clients.protocol_grpc import decode, encode, pack_bytes
+from minitron_trt.clients.protocol_grpc import decode, decode_response, encode, pack_bytes
 from minitron_trt.errors import RefusedError
 
-FULL = GenerateRequest(
-    "héllo",
-    max_tokens=16,
-    temperature=0.5,
-    top_k=-1,
-    top_p=1,
-    seed=2**64 - 1,
-    stop_words=("\n", "ü"),
-    bad_words=("no",),
-    end_id=2,
-    stream=False,
-    model="tensorrt_llm_bls",
-    request_id="r1",
+FULL = TEXT_MODEL.call(
+    GenerateRequest(
+        "héllo",
+        max_tokens=16,
+        temperature=0.5,
+        top_k=-1,
+        top_p=1,
+        seed=2**64 - 1,
+        stop_words=("\n", "ü"),
+        bad_words=("no",),
+        end_id=2,
+        stream=False,
+        model="tensorrt_llm_bls",
+        request_id="r1",
+    )
 )
+
+
+def call(text: str, **options: Any) -> InferCall:
+    return TEXT_MODEL.call(GenerateRequest(text, **options))
 
 
 def infer_response(final: bool | None, **output: Any) -> Any:
@@ -70,7 +78,7 @@ def test_a_request_is_a_json_body_keyed_by_tensor() -> None:
 
 
 def test_a_streamed_request_goes_to_the_stream_path_of_its_model() -> None:
-    assert http_path(GenerateRequest("hi", model="a/b")) == "/v2/models/a%2Fb/generate_stream"
+    assert http_path(call("hi", model="a/b")) == "/v2/models/a%2Fb/generate_stream"
 
 
 def test_a_request_is_a_protocol_buffer_with_raw_tensors_in_order() -> None:
@@ -98,9 +106,9 @@ def test_a_request_is_a_protocol_buffer_with_raw_tensors_in_order() -> None:
 
 
 def test_a_short_request_sends_only_what_is_set() -> None:
-    message = encode(GenerateRequest("hi"))
+    message = encode(call("hi"))
 
-    assert [tensor.name for tensor in message.inputs] == ["text_input", "max_tokens", "stream"]
+    assert [tensor.name for tensor in message.inputs] == ["text_input", "stream", "max_tokens"]
     assert message.model_name == "ensemble"
 
 
@@ -120,24 +128,23 @@ def test_a_short_request_sends_only_what_is_set() -> None:
     ],
 )
 def test_an_event_carries_text(data: str, piece: Piece) -> None:
-    assert decode_event(data) == piece
+    assert replace(decode_event(data), size=0) == piece
 
 
 @pytest.mark.parametrize(
     ("message", "piece"),
     [
-        (infer_response(False, raw=[pack_bytes(b"a\xc3")]), Piece((b"a\xc3",))),
+        (infer_response(False, raw=[pack_bytes(b"a\xc3")]), Piece((b"a\xc3",), final=False)),
         (infer_response(True, raw=[pack_bytes(b"a")]), Piece((b"a",), final=True)),
         (infer_response(None, raw=[pack_bytes(b"a") + pack_bytes(b"b")]), Piece((b"a", b"b"))),
-        (infer_response(None, contents=[b"a"]), Piece((b"a",))),
         (infer_response(True), Piece(final=True)),
     ],
-    ids=["raw", "text in the final response", "two strings", "typed contents", "empty final"],
+    ids=["raw", "text in the final response", "two strings", "empty final"],
 )
 def test_a_response_carries_text(message: Any, piece: Piece) -> None:
     found = decode(message)
 
-    assert replace(found, outputs={}) == piece
+    assert replace(found, outputs={}, size=0) == piece
     assert found.outputs == ({"cum_log_probs": [0.0]} if piece.texts else {})
 
 
@@ -153,7 +160,7 @@ def test_a_response_carries_what_else_was_asked_for() -> None:
         message.infer_response.outputs.add(name=name, datatype=datatype, shape=(1,))
         message.infer_response.raw_output_contents.append(data)
 
-    assert decode(message) == Piece(
+    assert replace(decode(message), size=0) == Piece(
         (b"a",),
         sequence=3,
         finish_reason="length",
@@ -175,7 +182,7 @@ def test_what_is_not_tritons_json_is_a_broken_protocol(data: str) -> None:
     with pytest.raises(BrokenProtocolError) as caught:
         decode_event(data)
 
-    assert caught.value.fault is Fault.ABSENT
+    assert caught.value.fault is Fault.GARBLED
     assert str(caught.value) == f"an answer without text_output: {data!r}"
 
 
@@ -206,37 +213,48 @@ def test_a_tensor_that_is_no_tensor_is_a_broken_protocol(datatype: str, data: by
         decode(message)
 
 
+def test_tensors_may_come_element_by_element() -> None:
+    response = service_pb2.ModelInferResponse()
+    response.outputs.add(name="text_output", datatype="BYTES", shape=(1,))
+    response.outputs[0].contents.bytes_contents.append(b"a")
+    response.outputs.add(name="num_output_tokens", datatype="INT32", shape=(1,))
+    response.outputs[1].contents.int_contents.append(3)
+
+    assert decode_response(response) == Piece((b"a",), outputs={"num_output_tokens": [3]})
+
+
 @given(st.text(), st.lists(st.integers(0, 60)), st.booleans())
 def test_any_cut_of_the_bytes_gives_the_whole_text(
     text: str, cuts: list[int], marks_final: bool
 ) -> None:
     data = text.encode()
     edges = [0, *sorted(cuts), len(data)]
-    answer = AnswerStream(marks_final=marks_final)
+    answer = AnswerStream()
+    not_final = False if marks_final else None
 
     chunks = []
     for a, b in itertools.pairwise(edges):
-        chunks.extend(answer.feed(Piece((data[a:b],))))
+        chunks.extend(answer.feed(Piece((data[a:b],), final=not_final)))
     if marks_final:
         chunks.extend(answer.feed(Piece((b"",), final=True)))
     chunks.extend(answer.end())
 
-    assert "".join(chunk.text for chunk in chunks) == text
+    assert "".join(chunks) == text
     assert [chunk.final for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
 def test_half_a_character_at_the_end_does_not_vanish() -> None:
-    answer = AnswerStream(marks_final=True)
+    chunks = AnswerStream().feed(Piece((b"a\xc3",), final=True))
 
-    assert answer.feed(Piece((b"a\xc3",), final=True)) == [
-        Chunk("a", final=False),
-        Chunk("\ufffd", final=False),
-        Chunk("", final=True),
+    assert [(chunk.text, chunk.final) for chunk in chunks] == [
+        ("a", False),
+        ("\ufffd", False),
+        ("", True),
     ]
 
 
 def test_sequences_keep_their_half_characters_apart() -> None:
-    answer = AnswerStream(marks_final=True)
+    answer = AnswerStream(sequences=2)
 
     chunks = [
         *answer.feed(Piece((b"\xc3", b"\xe2\x82"))),
@@ -248,7 +266,7 @@ def test_sequences_keep_their_half_characters_apart() -> None:
 
 
 def test_an_answer_is_complete_after_its_final_piece() -> None:
-    answer = AnswerStream(marks_final=True)
+    answer = AnswerStream()
     answer.feed(Piece(("all",), final=True))
 
     assert (answer.complete, list(answer.end())) == (True, [])
@@ -257,8 +275,67 @@ def test_an_answer_is_complete_after_its_final_piece() -> None:
 
 
 def test_an_answer_without_its_final_piece_was_cut_short() -> None:
-    answer = AnswerStream(marks_final=True)
-    answer.feed(Piece(("some",)))
+    answer = AnswerStream()
+    answer.feed(Piece(("some",), final=False))
 
-    with pytest.raises(BrokenProtocolError, match="no final response came"):
-        list(answer.end())
+    with pytest.raises(BrokenProtocolError) as caught:
+        answer.end()
+
+    assert caught.value.fault is Fault.LOST
+
+
+def test_where_no_piece_is_marked_the_end_completes_the_answer() -> None:
+    answer = AnswerStream()
+    answer.feed(Piece(("all",)))
+
+    assert [chunk.final for chunk in answer.end()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "fault"),
+    [
+        ([Piece(final=True)], Fault.GARBLED),
+        ([Piece(("a",), sequence=1)], Fault.GARBLED),
+        ([Piece(("a",), sequence=-1)], Fault.GARBLED),
+        ([Piece(("a", "b"))], Fault.GARBLED),
+        ([Piece(("\ud800",))], Fault.GARBLED),
+        ([Piece(("a",), size=6), Piece(("b",), size=5)], Fault.TOO_LARGE),
+    ],
+    ids=["no text", "no such sequence", "negative", "too many texts", "surrogate", "too large"],
+)
+def test_what_no_answer_can_be_is_a_broken_protocol(pieces: list[Piece], fault: Fault) -> None:
+    answer = AnswerStream(limit_bytes=10)
+
+    with pytest.raises(BrokenProtocolError) as caught:
+        list(map(answer.feed, pieces))
+
+    assert caught.value.fault is fault
+
+
+EVENTS = b": hi\n\ndata: a\ndata:b\r\n\r\nid: 1\rdata:  c\r\rdata: rest\n"
+
+
+@given(st.lists(st.integers(0, len(EVENTS))))
+def test_any_cut_of_a_stream_gives_the_same_events(cuts: list[int]) -> None:
+    reader = EventReader(100)
+    edges = [0, *sorted(cuts), len(EVENTS)]
+
+    events = [event for a, b in itertools.pairwise(edges) for event in reader.feed(EVENTS[a:b])]
+
+    assert events == [b"a\nb", b" c"]
+
+
+@pytest.mark.parametrize("unit", [b"x", b"data: x\n", b"data: x"])
+def test_an_event_has_a_largest_size(unit: bytes) -> None:
+    reader = EventReader(100)
+
+    with pytest.raises(BrokenProtocolError) as caught:
+        list(map(reader.feed, [unit] * 1000))
+
+    assert caught.value.fault is Fault.TOO_LARGE
+
+
+def test_many_small_events_are_no_large_one() -> None:
+    reader = EventReader(100)
+
+    assert sum(len(reader.feed(b"data: x\n\n" * 7)) for _ in range(100)) == 700

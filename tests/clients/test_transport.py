@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
-from minitron_trt.clients.messages import Chunk, GenerateRequest
+from minitron_trt.clients.deadlines import Deadlines
+from minitron_trt.clients.endpoint import Timeouts
+from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.clients.transport import AsyncEchoTransport, EchoTransport
 
 
 def test_the_echo_answers_both_clients_alike() -> None:
     request = GenerateRequest("one  two\nthree ", max_tokens=3)
 
-    async def ask() -> tuple[list[str], str, bool]:
+    async def ask() -> tuple[Sequence[str], str, bool]:
         async with AsyncClient(AsyncEchoTransport()) as client:
             texts = [text async for text in client.stream(request)]
             return texts, await client.generate(request), await client.ready()
@@ -30,9 +33,11 @@ def test_the_echo_answers_both_clients_alike() -> None:
 
 
 def test_the_echo_streams_only_when_asked() -> None:
-    chunks = list(EchoTransport().stream(GenerateRequest("one two", stream=False)))
+    request = GenerateRequest("one two", stream=False)
 
-    assert chunks == [Chunk("one two", final=False), Chunk("", final=True)]
+    chunks = list(EchoTransport().stream(request, Deadlines(Timeouts())))
+
+    assert [(chunk.text, chunk.final) for chunk in chunks] == [("one two", False), ("", True)]
 
 
 def test_the_echo_remembers_what_it_was_asked_and_what_was_cancelled() -> None:
@@ -60,10 +65,10 @@ def test_the_echo_remembers_what_it_was_asked_and_what_was_cancelled() -> None:
 @pytest.mark.parametrize(
     ("code", "absent"),
     [
-        ("import minitron_trt.clients.command", {"grpc", "httpx2", "numpy", "tritonclient"}),
+        ("import minitron_trt.clients.command", {"grpc", "httpcore2", "numpy", "tritonclient"}),
         (
             "from minitron_trt.clients.client import Client; Client.connect('grpc://localhost')",
-            {"httpx2"},
+            {"httpcore2"},
         ),
         (
             "from minitron_trt.clients.client import Client; Client.connect('http://localhost')",

@@ -178,7 +178,8 @@ def write_gguf() -> Callable[..., Path]:
     """Return a writer of GGUF files from Hugging Face folders, as llama.cpp's converter would.
 
     Matrices are of a type that the `gguf` package can quantize to, or the given blocks; vectors are
-    F32. Facts are added or replaced, and left out where the value is None.
+    F32. Facts are added or replaced, and left out where the value is None. With a number of tensors
+    for each part the package writes several files, of which the first is returned.
     """
 
     def write(
@@ -188,10 +189,12 @@ def write_gguf() -> Callable[..., Path]:
         blocks: dict[str, tuple[str, Array]] | None = None,
         facts: dict[str, Any] | None = None,
         tensors: dict[str, Array] | None = None,
+        tensors_in_part: int = 0,
     ) -> Path:
         config = json.loads((folder / "config.json").read_text())
         every = {**gguf_facts(config), **gguf_tokens(folder), **(facts or {})}
-        writer = gguf.GGUFWriter(path, every.pop("general.architecture"))
+        architecture = every.pop("general.architecture")
+        writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_in_part)
         for key, value in every.items():
             if value is not None:
                 add_fact(writer, key, value)
@@ -209,7 +212,7 @@ def write_gguf() -> Callable[..., Path]:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        return path
+        return path if path.exists() else min(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))
 
     return write
 

@@ -85,28 +85,28 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def quantized(
-    folder_of: Callable[[str], Path], calibration: CalibrationText
-) -> Callable[[str, str], Any]:
-    """Return a model that ModelOpt has calibrated, by name and precision."""
+def quantized(folder_of: Callable[[str], Path], calibration: CalibrationText) -> Callable[..., Any]:
+    """Return a model that ModelOpt has calibrated, by name, precision and KV cache."""
     import modelopt.torch.quantization as mtq
 
-    made: dict[tuple[str, str], Any] = {}
+    made: dict[tuple[str, str, str | None], Any] = {}
 
-    def make(name: str, precision: str) -> Any:
-        if (name, precision) not in made:
+    def make(name: str, precision: str, kv_cache: str | None = None) -> Any:
+        if (name, precision, kv_cache) not in made:
             folder = folder_of(name)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
             batches = calibration.batches(ModelSource.open(folder))
             preset = copy.deepcopy(getattr(mtq, PRESETS[precision]))
+            if kv_cache:
+                preset["quant_cfg"] += copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
 
             def run(model: Any) -> None:
                 for ids in batches:
                     model(torch.from_numpy(ids))
 
             with contextlib.redirect_stdout(io.StringIO()):
-                made[name, precision] = mtq.quantize(model, preset, run)
-        return copy.deepcopy(made[name, precision])
+                made[name, precision, kv_cache] = mtq.quantize(model, preset, run)
+        return copy.deepcopy(made[name, precision, kv_cache])
 
     return make
 
@@ -121,7 +121,7 @@ def test_weights_and_scales_equal_those_of_modelopt(
     tp: int,
     pp: int,
     folder_of: Callable[[str], Path],
-    quantized: Callable[[str, str], Any],
+    quantized: Callable[..., Any],
     calibration: CalibrationText,
     tmp_path: Path,
 ) -> None:
@@ -154,22 +154,39 @@ def identical(one: Any, other: Any) -> bool:
     return same and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other)))
 
 
+def share_scales(model: Any) -> None:
+    """Give what runtimes join one scale, as ModelOpt itself does in nvfp4 but not in fp8."""
+    from modelopt.torch.export.quant_utils import preprocess_linear_fusion
+
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        preprocess_linear_fusion([attention.q_proj, attention.k_proj, attention.v_proj])
+        if hasattr(layer.mlp, "gate_proj"):
+            preprocess_linear_fusion([layer.mlp.gate_proj, layer.mlp.up_proj])
+
+
+@pytest.mark.parametrize("kv_cache", [None, "fp8"])
 @pytest.mark.parametrize(
     ("name", "precision"), [("llama", "fp8"), ("llama", "nvfp4"), ("nemotron", "fp8")]
 )
 def test_a_hugging_face_folder_equals_that_of_modelopt(
     name: str,
     precision: str,
+    kv_cache: str | None,
     folder_of: Callable[[str], Path],
-    quantized: Callable[[str, str], Any],
+    quantized: Callable[..., Any],
     calibration: CalibrationText,
     tmp_path: Path,
 ) -> None:
     from modelopt.torch.export import export_hf_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()):
-        export_hf_checkpoint(quantized(name, precision), export_dir=tmp_path / "theirs")
-    options = ConvertOptions(precision=precision, form="hf", calibration=calibration)
+        model = quantized(name, precision, kv_cache)
+        share_scales(model)
+        export_hf_checkpoint(model, export_dir=tmp_path / "theirs")
+    options = ConvertOptions(
+        precision=precision, kv_cache=kv_cache, form="hf", calibration=calibration
+    )
     convert(str(folder_of(name)), tmp_path / "ours", options)
     ours, theirs = (load_file(tmp_path / whose / "model.safetensors") for whose in WHOSE)
     differing = [key for key in ours if not identical(ours[key], theirs[key])]

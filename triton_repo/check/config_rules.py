@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from tritonclient.grpc import model_config_pb2
-
 from minitron_trt.triton_repo.check.model_on_disk import ModelFolder
 from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.config_messages import model_config_pb2
 from minitron_trt.triton_repo.contract.model_names import (
     POSTPROCESSING,
     PREPROCESSING,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from tritonclient.grpc import model_config_pb2
+from minitron_trt.triton_repo.config_messages import model_config_pb2
 
 Descriptor: TypeAlias = Any
 """A protobuf descriptor of a message or a field; protobuf ships no types."""

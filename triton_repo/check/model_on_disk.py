@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tritonclient.grpc import model_config_pb2
-
 from minitron_trt.errors import BadInputError
 from minitron_trt.triton_repo.check.field_positions import PLACEHOLDER, Outline, outline
 from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.config_messages import model_config_pb2
 from minitron_trt.triton_repo.contract.model_names import (
     ENSEMBLE,
     MODELS,

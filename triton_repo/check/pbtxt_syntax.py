@@ -6,12 +6,11 @@ import difflib
 from collections.abc import Iterator
 from typing import Final
 
-from tritonclient.grpc import model_config_pb2
-
 from minitron_trt.triton_repo.check.config_rules import REQUIRED
 from minitron_trt.triton_repo.check.field_positions import Placeholder
 from minitron_trt.triton_repo.check.model_on_disk import ModelFolder
 from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.triton_repo.config_messages import model_config_pb2
 from minitron_trt.triton_repo.model_config import PYTHON_BACKEND, TRTLLM_BACKEND
 
 _NO_FIELD: Final = "has no field named"

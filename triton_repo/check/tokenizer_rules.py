@@ -138,6 +138,14 @@ def _check_one(
 ) -> Iterator[Finding]:
     model, file = place.model, place.folder / _FAST
     if not file.is_file():
+        if repository.is_ours:
+            yield model.error(
+                _PATH,
+                found=f"{place.folder} has no {_FAST}",
+                expected="one: the text models read it",
+                remedy="make the repository again",
+            )
+            return
         yield model.note(_PATH, found=f"not checked: {place.folder} has no {_FAST}")
         return
     if importlib.util.find_spec("tokenizers") is None:

@@ -199,9 +199,10 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
         tokenizer=tokenizer,
         end_ids=end_ids,
         vocab_size=source.vocab_size,
+        max_seq_len=recipe.max_seq_len or source.max_positions,
         types=types,
         reports_streams=True,
-        most_bls_instances=16,
+        most_text_instances=16,
         facts={
             "tp": tp,
             "pp": pp,

@@ -64,9 +64,10 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
             checkpoint.tokens, (recipe.tokenizer,), tokenizer, checkpoint.spec.vocab
         ),
         vocab_size=checkpoint.spec.vocab,
+        max_seq_len=seq_len(checkpoint.spec, recipe),
         types=types,
         reports_streams=True,
-        most_bls_instances=2,
+        most_text_instances=2,
         facts={"world_size": 1},
     )
 

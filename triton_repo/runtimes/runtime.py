@@ -32,9 +32,10 @@ class Runtime:
     tokenizer: SourceTokenizer
     end_ids: tuple[int, ...]
     vocab_size: int
+    max_seq_len: int  # tokens of a prompt and its answer together
     types: ElementTypes
     reports_streams: bool  # whether it says a stream's id, and when and why an answer ended
-    most_bls_instances: int  # unless told: each is a process with a tokenizer of its own
+    most_text_instances: int  # of a text model, unless told: each is a process
     facts: Mapping[str, Any]  # for whoever serves it
 
 

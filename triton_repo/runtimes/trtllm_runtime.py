@@ -81,9 +81,10 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
         tokenizer=tokenizer,
         end_ids=end_ids,
         vocab_size=engine.model.spec.vocab,
+        max_seq_len=engine.limits.max_seq_len,
         types=types,
         reports_streams=False,
-        most_bls_instances=16,
+        most_text_instances=16,
         facts=_facts(engine, recipe),
     )
 

@@ -97,11 +97,12 @@ def find_embedded() -> Installation:
     )
 
 
+_OF_TEXT: Final = (("tokenizers", "server"), ("jinja2", "server"))
 # What the models import in the Python of the embedded server: package and the extra that has it.
 _NEEDED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = MappingProxyType(
     {
-        REFERENCE: (("torch", "reference"), ("transformers", "reference")),
-        LLMAPI: (("tensorrt_llm", "trtllm"), ("transformers", "reference")),
+        REFERENCE: (("torch", "reference"), *_OF_TEXT),
+        LLMAPI: (("tensorrt_llm", "trtllm"), *_OF_TEXT),
     }
 )
 

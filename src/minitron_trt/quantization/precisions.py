@@ -117,7 +117,6 @@ class Precision:
     refused: Mapping[str, str] = field(default_factory=dict, hash=False)  # architecture → why
     untried: frozenset[str] = frozenset()  # architectures where only TensorRT-LLM's code says yes
     refused_kv_caches: Mapping[str, str] = field(default_factory=dict, hash=False)  # format → why
-    fused_range: bool = False  # layers that runtimes fuse need one range, even when stored apart
     in_hf: bool = False  # whether ModelOpt's Hugging Face form has it as the tensors here are
     in_tensorrt: bool = False  # whether --compiler tensorrt has a network for it
     fp8_attention: bool = False  # whether context attention may run in FP8 beside it
@@ -192,6 +191,7 @@ class KVCacheFormat:
     calibration_bits: int | tuple[int, int]  # ModelOpt's `num_bits`: (exponent, fraction) if two
     gpus: str  # as of a Precision
     instead: tuple[str, ...] = ()
+    in_hf: bool = False  # whether the runtimes of ModelOpt's Hugging Face form have it
 
     @property
     def feature(self) -> str:
@@ -212,6 +212,7 @@ KV_CACHES: Final[Mapping[str, KVCacheFormat]] = MappingProxyType(
                 calibration_bits=(4, 3),
                 gpus="UUTTTUU",
                 instead=("int8",),
+                in_hf=True,
             ),
             KVCacheFormat(
                 name="int8",
@@ -393,7 +394,6 @@ _ALL: Final = (
         preset="NVFP4_DEFAULT_CFG",
         inputs=Inputs.BLOCK_FP4,
         refused={_GPT: _NOT_LISTED},
-        fused_range=True,
         in_hf=True,
         fp8_attention=True,
     ),

@@ -124,6 +124,57 @@ def test_a_frequency_that_does_not_follow_the_others_is_no_llama3_scaling() -> N
     assert recover_scaling(factors, 500000.0) is None
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"llama.attention.head_count": [12, 12, 12]},
+        {"llama.attention.head_count_kv": [2, 2, 2], "llama.feed_forward_length": [48, 48, 48]},
+        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 8.0},
+        {"llama.rope.scaling.type": "linear"},
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
+        {"llama.rope.scaling.factor": 0.0, "llama.rope.scale_linear": 4.0},
+        {"llama.rope.scaling.attn_factor": 1.0, "llama.rope.scaling.finetuned": True},
+        {"llama.rope.scaling.original_context_length": 32},
+        {"split.count": 0},
+        {"split.count": 1, "split.no": 0},
+    ],
+    ids=lambda facts: ", ".join(facts),
+)
+def test_facts_that_llama_cpp_takes_for_nothing_change_nothing(
+    facts: dict[str, Any], tiny_llama: Path, write_gguf: WriteGguf, tmp_path: Path
+) -> None:
+    plain = write_gguf(tiny_llama, tmp_path / "plain.gguf", "BF16")
+    path = write_gguf(tiny_llama, tmp_path / "m.gguf", "BF16", facts=facts)
+
+    assert plan_of(path).spec == plan_of(plain).spec
+
+
+def test_fp16_keeps_the_bits_of_a_file_in_f16_and_bf16_says_that_it_does_not(
+    tiny_llama: Path, write_gguf: WriteGguf, command: Command, tmp_path: Path
+) -> None:
+    wide = {"token_embd.weight": np.linspace(0.1, 1.7, 131 * 40, dtype=np.float32).reshape(131, 40)}
+    path = write_gguf(tiny_llama, tmp_path / "m.gguf", "F16", tensors=wide)
+    name = "transformer.vocab_embedding.weight"
+    results = {
+        precision: command("convert", path, "-o", tmp_path / precision, "--precision", precision)
+        for precision in ("fp16", "bf16")
+    }
+    kept = load_file(tmp_path / "fp16" / "rank0.safetensors")[name]
+    rounded = load_file(tmp_path / "bf16" / "rank0.safetensors")[name].astype(np.float32)
+    expected = wide["token_embd.weight"].astype(np.float16)
+    note = (
+        "warning: m.gguf is in F16, of whose 11 significant bits bf16 keeps 8; --precision fp16 "
+        "keeps them all\n"
+    )
+
+    assert kept.tobytes() == expected.tobytes()
+    assert (rounded != expected).mean() > 0.5
+    assert {precision: note in result.stderr for precision, result in results.items()} == {
+        "fp16": False,
+        "bf16": True,
+    }
+
+
 def test_factors_of_one_are_no_scaling(
     make_model: MakeModel, write_gguf: WriteGguf, tmp_path: Path
 ) -> None:
@@ -142,8 +193,8 @@ def test_the_share_of_a_head_that_turns_is_read_or_mended_where_the_converter_er
 ) -> None:
     source = make_model("nemotron")
     stated = {"nemotron.rope.dimension_count": 6}
-    wrong = write_gguf(source, tmp_path / "wrong.gguf", "F16")
-    right = write_gguf(source, tmp_path / "right.gguf", "F16", facts=stated)
+    wrong = write_gguf(source, tmp_path / "wrong.gguf", "BF16")
+    right = write_gguf(source, tmp_path / "right.gguf", "BF16", facts=stated)
     with caplog.at_level(logging.WARNING):
         shares = [plan_of(path).spec.rope.fraction for path in (wrong, right)]
 

@@ -259,8 +259,13 @@ def test_a_text_ends_at_the_end_of_a_turn_as_well(write_gguf: WriteGguf, tmp_pat
             "SOURCE has a tokenizer of type 'rwkv'; read are 'gpt2' and 'llama': put the model's "
             "tokenizer.json beside the file",
         ),
+        (
+            {f"{KEY}.pre": None},
+            "SOURCE does not say how it splits text (no tokenizer.ggml.pre, as before May 2024); "
+            "put the model's tokenizer.json beside the file",
+        ),
     ],
-    ids=["unknown splitting", "unknown kind"],
+    ids=["unknown splitting", "unknown kind", "before splittings had names"],
 )
 def test_a_tokenizer_that_cannot_be_rebuilt_is_named_unless_its_own_file_lies_beside(
     facts: dict[str, Any],
@@ -301,7 +306,7 @@ def test_a_file_without_a_tokenizer_is_converted_without_one(
     command: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    path = write_gguf(tiny_llama, tmp_path / "model.gguf", "F16")
+    path = write_gguf(tiny_llama, tmp_path / "model.gguf", "BF16")
     result = command("convert", path, "-o", tmp_path / "out")
 
     assert result.exit_code == 0

@@ -59,12 +59,16 @@ def token_ids() -> torch.Tensor:
     return torch.randint(0, 128, (4, 64), generator=torch.Generator().manual_seed(3))
 
 
-def by_modelopt(kind: str, preset: str, kv_cache: bool, folder: Path) -> Path:
-    """Let ModelOpt quantize a random model and export it in its unified form."""
+def by_modelopt(kind: str, preset: str | None, kv_cache: bool, folder: Path) -> Path:
+    """Let ModelOpt quantize a random model and export it in its unified form.
+
+    Without a preset no weight is quantized.
+    """
     import modelopt.torch.quantization as mtq
     from modelopt.torch.export import export_hf_checkpoint
 
-    settings = copy.deepcopy(getattr(mtq, preset))
+    nothing = {"quant_cfg": [{"quantizer_name": "*", "enable": False}], "algorithm": "max"}
+    settings: Any = copy.deepcopy(getattr(mtq, preset)) if preset else nothing
     if kv_cache:
         settings["quant_cfg"] += copy.deepcopy(mtq.FP8_KV_CFG["quant_cfg"])
     with contextlib.redirect_stdout(io.StringIO()):

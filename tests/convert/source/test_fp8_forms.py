@@ -139,6 +139,81 @@ def test_scales_of_the_kv_cache_are_found_under_every_name_they_had(
     assert Checkpoint.open(tmp_path / "none").kv_cache is None
 
 
+KV_ALONE: list[dict[str, Any]] = [
+    {
+        "quant_method": "modelopt",
+        "ignore": [],
+        "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+    },
+    {"quant_method": "modelopt", "quant_algo": None, "kv_cache_quant_algo": "FP8"},
+]
+
+
+def kv_quantized(folder: Path, quantization: dict[str, Any]) -> Path:
+    """Say that the KV cache of a bf16 folder is quantized, and nothing else."""
+    config = json.loads((folder / "config.json").read_text())
+    record = {**config, "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(record))
+    write_scales(folder, k_proj__k_scale=0.25, v_proj__v_scale=0.5)
+    return folder
+
+
+@pytest.mark.parametrize("quantization", KV_ALONE, ids=["flat", "algorithms"])
+@pytest.mark.parametrize("precision", [None, "bf16", "fp16", "fp8-rowwise", "w4a16"])
+def test_a_folder_that_quantizes_its_kv_cache_alone_is_unquantized_with_scales(
+    precision: str | None, quantization: dict[str, Any], make_model: MakeModel, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"precision": precision, "tp": 2, "pp": 3}
+    plain = make_model("llama")
+    convert(str(plain), tmp_path / "plain", ConvertOptions(**options))
+    folder = kv_quantized(make_model("llama"), quantization)
+    convert(str(folder), tmp_path / "auto", ConvertOptions(**options))
+    convert(str(folder), tmp_path / "none", ConvertOptions(**options, keep_kv_cache=False))
+    weights = read_weights(Checkpoint.open(tmp_path / "auto"))
+    name = "transformer.layers.{}.attention.kv_cache_scaling_factor"
+    scales = [weights.pop(name.format(layer)).item() for layer in range(3)]
+    opened = Checkpoint.open(tmp_path / "auto")
+
+    assert (opened.precision.name, opened.kv_cache) == (precision or "bf16", "fp8")
+    assert scales == [0.5, 1.0, 1.5]
+    assert bits(weights) == bits(read_weights(Checkpoint.open(tmp_path / "plain")))
+    assert files(tmp_path / "none") == files(tmp_path / "plain")
+
+
+def test_scales_of_the_kv_cache_go_with_quantized_weights_into_the_hugging_face_form(
+    command: Command, make_model: MakeModel, tmp_path: Path
+) -> None:
+    folder = kv_quantized(make_model("llama"), KV_ALONE[0])
+    source = load_file(folder / "model.safetensors")
+    options = ("--format", "hf", "--precision")
+    bf16 = command("convert", folder, "-o", tmp_path / "bf16", *options, "bf16")
+    rowwise = command("convert", folder, "-o", tmp_path / "rowwise", *options, "fp8-rowwise")
+    config = json.loads((tmp_path / "bf16" / "config.json").read_text())
+    found = load_file(tmp_path / "rowwise" / "model.safetensors")
+
+    assert (bf16.exit_code, rowwise.exit_code, rowwise.stderr) == (0, 0, "")
+    assert bf16.stderr == (
+        "warning: the scales of the source's KV cache are left out: --format hf has none beside "
+        "bf16\n"
+    )
+    assert "quantization_config" not in config
+    assert bits(load_file(tmp_path / "bf16" / "model.safetensors")) == bits(
+        {name: tensor for name, tensor in source.items() if not name.endswith("scale")}
+    )
+    for name in (name for name in source if name.endswith("scale")):
+        assert (list(found[name].shape), found[name].item()) == ([], source[name].item())
+
+
+def test_a_record_of_no_quantization_is_none(make_model: MakeModel, tmp_path: Path) -> None:
+    plain, told = make_model("llama"), make_model("llama")
+    record = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": None}}
+    (told / "hf_quant_config.json").write_text(json.dumps(record))
+    for folder, output in ((plain, "plain"), (told, "told")):
+        convert(str(folder), tmp_path / output, ConvertOptions(kv_cache=None))
+
+    assert files(tmp_path / "told") == files(tmp_path / "plain")
+
+
 def test_a_layer_left_wide_is_dequantized_with_the_rest(
     make_model: MakeModel, refusal: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -308,7 +383,7 @@ def test_an_fp8_folder_is_written_again_in_the_form_of_modelopt(
 ) -> None:
     folder = by_hand(make_model("llama"), quantization)
     before = stored(folder)
-    write_scales(folder, k_scale=1.0, v_scale=1.0)
+    write_scales(folder, k_scale=1.0, v_scale=0.5)
     result = command("convert", folder, "-o", tmp_path / "hf", "--format", "hf")
     again = command("convert", tmp_path / "hf", "-o", tmp_path / "bf16", "--precision", "bf16")
     unquantized = tmp_path / "unquantized"
@@ -317,15 +392,26 @@ def test_an_fp8_folder_is_written_again_in_the_form_of_modelopt(
     block = json.loads((tmp_path / "hf" / "config.json").read_text())["quantization_config"]
 
     assert (result.exit_code, again.exit_code, from_fp8.exit_code) == (0, 0, 0)
-    assert result.stderr == (
-        "warning: the scales of the source's KV cache are left out: --format hf has none\n"
-    )
-    assert again.stderr == (
+    narrower = (
         "warning: the source is fp8; bf16 holds what that left of the model, not the model it was "
         "made of\n"
     )
-    assert bits(stored(tmp_path / "hf")) == bits(before)
+    kv_scales = {
+        f"model.layers.{layer}.self_attn.{part}_proj.{part}_scale": torch.tensor(
+            [scale * (layer + 1)]
+        )
+        for layer in range(3)
+        for part, scale in (("k", 1.0), ("v", 0.5))
+    }
+
+    assert (result.stderr, again.stderr) == ("", narrower)
+    assert from_fp8.stderr == narrower + (
+        "warning: the scales of the source's KV cache are left out: --format hf has none beside "
+        "bf16\n"
+    )
+    assert bits(stored(tmp_path / "hf")) == bits({**before, **kv_scales})
     assert (block["quant_method"], block["quant_algo"]) == ("modelopt", "FP8")
+    assert block["kv_cache_scheme"] == {"dynamic": False, "num_bits": 8, "type": "float"}
     assert "quantization_config" not in json.loads((unquantized / "config.json").read_text())
     assert bits(load_file(unquantized / "model.safetensors")) == bits(
         {

@@ -27,6 +27,7 @@ from tests.convert.source.fp8_folders import (  # noqa: E402
 )
 
 from minitron_trt.checkpoint import Checkpoint  # noqa: E402
+from minitron_trt.convert.calibration.text import CalibrationText  # noqa: E402
 from minitron_trt.convert.conversion import ConvertOptions, convert  # noqa: E402
 from minitron_trt.executor import StepBatch  # noqa: E402
 from minitron_trt.executor.merged_weights import read_weights  # noqa: E402
@@ -227,3 +228,42 @@ def test_the_checkpoint_computes_what_the_folder_does(
     assert (ours - exact).norm() < 1e-3 * exact.norm()
     # One scale for q, k and v costs less than FP8 had cost already.
     assert (ours - theirs).norm() < (theirs - before).norm()
+
+
+@pytest.mark.usefixtures("calibrate_once")
+@pytest.mark.parametrize("kind", ["llama", "nemotron"])
+def test_a_folder_that_quantizes_its_kv_cache_alone_is_an_unquantized_source(
+    kind: str, folder_of: Callable[[Made], Path], tmp_path: Path
+) -> None:
+    folder = folder_of(("modelopt", kind, None, True))
+    plain = folder.parent / "bf16"
+    text = tmp_path / "ids.jsonl"
+    text.write_text(json.dumps({"input_ids": list(range(3, 67))}) + "\n")
+    options: dict[str, Any] = {"tp": 2, "calibration": CalibrationText(str(text), samples=1)}
+    block, weights = converted(folder, tmp_path / "auto", **options)
+    fp8_block, fp8 = converted(folder, tmp_path / "fp8", precision="fp8", **options)
+    int8_block, int8 = converted(folder, tmp_path / "int8", kv_cache="int8", **options)
+    bf16 = converted(plain, tmp_path / "plain", **options)[1]
+    bf16_fp8 = converted(plain, tmp_path / "plain-fp8", precision="fp8", **options)[1]
+    bf16_int8 = converted(plain, tmp_path / "plain-int8", kv_cache="int8", **options)[1]
+    source = stored(folder)
+    stored_scales = {
+        f"transformer.layers.{i}.attention.kv_cache_scaling_factor": max(
+            source[f"model.layers.{i}.self_attn.{part}_proj.{part}_scale"] for part in "kv"
+        )
+        for i in range(3)
+    }
+
+    assert [b["quant_algo"] for b in (block, fp8_block, int8_block)] == [None, "FP8", None]
+    assert [b["kv_cache_quant_algo"] for b in (block, fp8_block, int8_block)] == [
+        "FP8",
+        "FP8",
+        "INT8",
+    ]
+    assert all_same(weights, {**bf16, **stored_scales})
+    assert all_same(fp8, {**bf16_fp8, **stored_scales})
+    assert all_same(int8, bf16_int8)
+
+
+def all_same(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)

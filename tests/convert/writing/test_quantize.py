@@ -244,7 +244,16 @@ def test_a_calibrated_precision_without_torch_says_what_to_install(
     ("options", "code", "message"),
     [
         (("--tp", 2), 2, "has one file for any number of GPUs; leave out --tp and --pp"),
-        (("--kv-cache", "fp8"), 4, "has no KV cache scales; its runtimes choose the cache when"),
+        (
+            ("--kv-cache", "fp8"),
+            4,
+            "beside quantized weights only: its runtimes refuse them beside",
+        ),
+        (
+            ("--kv-cache", "int8", "--precision", "fp8"),
+            4,
+            "has no int8 KV cache; use --kv-cache fp8",
+        ),
         (("--precision", "w8a16"), 4, "does not have w8a16; it has bf16, fp16, fp8, fp8-rowwise"),
     ],
     ids=str,

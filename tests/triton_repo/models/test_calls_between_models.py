@@ -186,7 +186,7 @@ def relayed(stub: Any) -> Callable[..., list[tuple[str, str, bool]]]:
             reports_streams=False,
             accumulate=False,
         )
-        token_texts = TokenTexts(TOKENIZER, skip_special=True)
+        token_texts = TokenTexts(TOKENIZER.backend_tokenizer, skip_special=True)
         watch = relay.ClientWatch(engine.end)
         relay.BlsRelay(engine, watch, token_texts, request, sender).run()
         return sender.sent

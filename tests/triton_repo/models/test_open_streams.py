@@ -12,7 +12,7 @@ from minitron_models.token_texts import TokenTexts
 from tests.triton_repo.models.tokenizers_of_kinds import TOKENIZERS
 
 TOKENIZER = TOKENIZERS["sample"]
-TOKEN_TEXTS = TokenTexts(TOKENIZER, skip_special=True)
+TOKEN_TEXTS = TokenTexts(TOKENIZER.backend_tokenizer, skip_special=True)
 
 
 def ids(text: str) -> list[int]:

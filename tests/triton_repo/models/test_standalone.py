@@ -17,7 +17,7 @@ from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 IN_THE_CONTAINER: Final = frozenset(
     {
-        *("numpy", "tokenizers", "torch", "transformers", "yaml"),
+        *("jinja2", "numpy", "tokenizers", "torch", "yaml"),
         *("tensorrt_llm", "triton_python_backend_utils"),
     }
 )

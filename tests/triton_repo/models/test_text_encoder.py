@@ -25,6 +25,7 @@ def encoder(folder: Path, **parameters: str) -> TextEncoder:
         "tokenizer_dir": str(folder),
         "end_ids": f"[{EOS}, 7, 8]",
         "vocab_size": "1030",
+        "max_prompt_characters": "1000",
         **parameters,
     }
     config = {"parameters": {key: {"string_value": value} for key, value in given.items()}}
@@ -144,6 +145,18 @@ def test_a_chat_goes_through_the_tokenizers_template(
         (TextTensors(strings("x"), strings("a" * 99999)), "stop_words"),
         (TextTensors(strings("x"), bias_words=strings("a")), "1 words but .*weights 0 weights"),
         (TextTensors(strings("x"), chat=True), "no chat template"),
+        (TextTensors(strings("a" * 1001)), "text_input has 1001 characters; expected at most 1000"),
+        (TextTensors(strings("x"), None, strings("a" * 2**20)), "bad_words are longer than 16384"),
+        (TextTensors(strings("x"), None, strings(*"ab" * 513)), "bad_words holds 1026 words"),
+        (TextTensors(strings("x"), strings(*"ab" * 513)), "stop_words holds 1026 words"),
+        (
+            TextTensors(
+                strings("x"),
+                bias_words=strings("a" * 2**20),
+                bias_weights=np.zeros((1, 1), np.float32),
+            ),
+            "embedding_bias_words are longer than 16384",
+        ),
     ],
     ids=str,
 )
@@ -152,6 +165,26 @@ def test_what_is_wrong_is_refused_by_the_tensors_name(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         plain.encode(given)
+
+
+@pytest.mark.parametrize("chat", ["{}", '[{{"role": "user", "content": "{}"}}]'], ids=str)
+def test_a_chat_is_bounded_by_the_prompt_that_it_becomes(chatting: TextEncoder, chat: str) -> None:
+    """The template adds 17 characters; JSON may write each in six, and the template drop any."""
+    letter = "a" if chat == "{}" else "\\u0061"
+    fits, exceeds = (
+        TextTensors(strings(chat.format(letter * count)), chat=True) for count in (983, 984)
+    )
+
+    assert chatting.encode(fits).ids == ids_of(f"<user>{'a' * 983}<assistant>")
+    with pytest.raises(ValueError, match="text_input has 1001 characters"):
+        chatting.encode(exceeds)
+    with pytest.raises(ValueError, match="text_input has 8001 characters; expected at most 8000"):
+        chatting.encode(TextTensors(strings("[" * 8001), chat=True))
+
+
+def test_json_too_deep_for_python_is_a_message(chatting: TextEncoder) -> None:
+    with pytest.raises(ValueError, match="text_input has 7017 characters"):
+        chatting.encode(TextTensors(strings("[" * 7000), chat=True))
 
 
 def test_a_message_without_a_role_is_refused(chatting: TextEncoder) -> None:

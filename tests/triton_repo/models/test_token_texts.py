@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 pytestmark = pytest.mark.slow
 
 VOCABULARIES = {
-    (name, skip): TokenTexts(tokenizer, skip_special=skip)
+    (name, skip): TokenTexts(tokenizer.backend_tokenizer, skip_special=skip)
     for name, tokenizer in TOKENIZERS.items()
     for skip in (True, False)
 }
@@ -110,12 +110,12 @@ def test_text_goes_on_after_what_was_flushed() -> None:
 )
 def test_a_decoder_that_cannot_be_streamed_is_refused_by_name(step: Any) -> None:
     with pytest.raises(ValueError, match=type(step).__name__):
-        TokenTexts(sentencepiece(step), skip_special=True)
+        TokenTexts(sentencepiece(step).backend_tokenizer, skip_special=True)
 
 
 def test_a_tokenizer_without_a_decoder_joins_its_tokens() -> None:
     words = {"<s>": 0, "a": 1, "b": 2}
     tokenizer = wrapped(Tokenizer(models.WordLevel(words, unk_token="<s>")))
-    vocabulary = TokenTexts(tokenizer, skip_special=True)
+    vocabulary = TokenTexts(tokenizer.backend_tokenizer, skip_special=True)
 
     assert "".join(pieces(vocabulary, [1, 0, 2, 2], [1, 1, 1, 1])) == "a b b"

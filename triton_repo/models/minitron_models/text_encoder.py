@@ -11,9 +11,15 @@ from typing import Any
 
 import numpy as np
 from minitron_models.config_parameters import flag, parameter
-from minitron_models.stop_words import StopWords
-from minitron_models.tokenizer_loading import load_tokenizer
+from minitron_models.stop_words import MOST_CHARACTERS, StopWords
+from minitron_models.text_tokenizer import load_tokenizer
 from numpy.typing import NDArray
+
+MOST_WORDS = 1024
+"""How many stop words, bad words or words with a bias a request may have."""
+
+# A chat is JSON, which writes a character in up to 6, and its messages have fields around them.
+_JSON_CHARACTERS = 8
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Prompt:
 
 
 class TextEncoder:
-    """Turns prompts and words into ids as the model's Hugging Face tokenizer does."""
+    """Turns prompts and words into ids as transformers does with the model's tokenizer."""
 
     def __init__(self, args: Mapping[str, str]) -> None:
         self.tokenizer = load_tokenizer(args)
@@ -59,6 +65,7 @@ class TextEncoder:
         self._end_ids: list[int] = json.loads(parameter(args, "end_ids"))
         # The engine's, which is what an embedding bias must cover; a tokenizer may have fewer.
         self._vocab_size = int(parameter(args, "vocab_size", "0"))
+        self._most_characters = int(parameter(args, "max_prompt_characters"))
 
     def encode(self, request: TextTensors) -> Prompt:
         """Encode one request; ValueError names the tensor that is wrong."""
@@ -68,13 +75,13 @@ class TextEncoder:
         if not text[0]:
             raise ValueError("text_input is empty; expected some text")
         chat = self._chat if request.chat is None else request.chat
-        ids = self._chat_ids(text[0]) if chat else self._ids_of(text[0], self._special)
+        ids = self._chat_ids(text[0]) if chat else self._prompt_ids(text[0], self._special)
         if not ids:
             raise ValueError("text_input has no tokens; expected some text")
         # Any id of generation_config ends a text; the contract has one end_id and many stop words.
         ends = self._end_ids if request.end_id is None else [request.end_id]
-        words = tuple(word for word in _texts("stop_words", request.stop_words) if word)
-        bad_words = [word for word in _texts("bad_words", request.bad_words) if word]
+        words = tuple(filter(None, _words("stop_words", request.stop_words)))
+        bad_words = list(filter(None, _words("bad_words", request.bad_words)))
         stop_ids = [*self._spellings(words), *([end] for end in ends[1:])]
         inputs: dict[str, NDArray[Any] | None] = {
             "input_ids": np.array([ids], np.int32),
@@ -89,34 +96,36 @@ class TextEncoder:
         present = {name: value for name, value in inputs.items() if value is not None}
         return Prompt(present, words, StopWords(words) if words else None)
 
-    def _ids_of(self, text: str, special: bool) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-
     def _chat_ids(self, text: str) -> list[int]:
         """Return the ids of a message, or of a JSON list of messages, in the chat template."""
-        if not self.tokenizer.chat_template:
+        template = self.tokenizer.chat_template
+        if template is None:
             raise ValueError("apply_chat_template is true, but the tokenizer has no chat template")
+        _check_prompt(text, self._most_characters * _JSON_CHARACTERS)
         messages = _messages(text)
         try:
-            # The template writes the special tokens itself.
-            prompt = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
+            prompt = template.render(messages)
         except Exception as error:  # whatever the model's own template raises
             raise ValueError(f"text_input does not fit the chat template: {error}") from error
-        return self._ids_of(prompt, special=False)
+        # The template writes the special tokens itself.
+        return self._prompt_ids(prompt, special=False)
+
+    def _prompt_ids(self, text: str, special: bool) -> list[int]:
+        """Return the ids of a prompt, which are looked up only where they can be few enough."""
+        _check_prompt(text, self._most_characters)
+        return self.tokenizer.ids(text, special=special)
 
     def _spellings(self, words: Sequence[str]) -> list[list[int]]:
         """Return the ids under which each word can appear: at a start, and after a space."""
         spellings = (spelling for word in words for spelling in (word, f" {word}"))
-        ids = dict.fromkeys(tuple(self._ids_of(spelling, False)) for spelling in spellings)
-        return [list(word) for word in ids if word]
+        ids = (tuple(self.tokenizer.ids(spelling, special=False)) for spelling in spellings)
+        return [list(word) for word in dict.fromkeys(ids) if word]
 
     def _bias(
         self, words: NDArray[Any] | None, weights: NDArray[Any] | None
     ) -> NDArray[np.float32] | None:
         """Return [1, vocabulary] with the weights of words added to their tokens."""
-        texts = _texts("embedding_bias_words", words)
+        texts = _words("embedding_bias_words", words)
         values = [] if weights is None else weights.reshape(-1).tolist()
         if len(texts) != len(values):
             raise ValueError(
@@ -129,7 +138,7 @@ class TextEncoder:
             raise ValueError("embedding_bias_words needs the parameter vocab_size in config.pbtxt")
         bias = np.zeros((1, self._vocab_size), np.float32)
         for text, weight in zip(texts, values, strict=True):
-            ids = self._ids_of(text, False)
+            ids = self.tokenizer.ids(text, special=False)
             if any(token_id >= self._vocab_size for token_id in ids):
                 raise ValueError(
                     f"embedding_bias_words has {text!r}, which the model has no id for"
@@ -140,7 +149,7 @@ class TextEncoder:
     def _pad_id(self, requested: int | None, ends: Sequence[int]) -> int | None:
         if requested is not None:
             return requested
-        own: int | None = self.tokenizer.pad_token_id
+        own = self.tokenizer.pad_id
         # Tokenizers that were given a pad token later have it one past the model's vocabulary.
         known = own is not None and (not self._vocab_size or own < self._vocab_size)
         return own if known else next(iter(ends), None)
@@ -176,10 +185,29 @@ def _texts(name: str, values: NDArray[Any] | None) -> list[str]:
         raise ValueError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
+def _words(name: str, values: NDArray[Any] | None) -> list[str]:
+    """Return the words of a tensor; ValueError when tokenizing them would hold up the others."""
+    if values is not None and values.size > MOST_WORDS:
+        raise ValueError(f"{name} holds {values.size} words; expected at most {MOST_WORDS}")
+    words = _texts(name, values)
+    if sum(map(len, words)) > MOST_CHARACTERS:
+        raise ValueError(f"{name} are longer than {MOST_CHARACTERS} characters together")
+    return words
+
+
+def _check_prompt(text: str, most: int) -> None:
+    if len(text) > most:
+        raise ValueError(
+            f"text_input has {len(text)} characters; expected at most {most}, which is more than "
+            "max_seq_len tokens can hold: shorten the prompt"
+        )
+
+
 def _messages(text: str) -> list[dict[str, Any]]:
     """Return a chat: the messages of a JSON list of objects, else the text as a user's message."""
     messages: Any = None
-    with contextlib.suppress(ValueError):
+    # Objects too deep for Python are no chat either.
+    with contextlib.suppress(ValueError, RecursionError):
         messages = json.loads(text)
     is_list = isinstance(messages, list) and bool(messages)
     if not (is_list and all(isinstance(message, dict) for message in messages)):

@@ -11,7 +11,9 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
+
+from tokenizers import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # Steps of a tokenizer's decoder under which a token's text does not depend on later tokens.
@@ -33,18 +35,15 @@ class Detokenizer(Protocol):
 class TokenTexts:
     """The texts of a tokenizer's ids; ValueError when they cannot be put together as they come."""
 
-    def __init__(self, tokenizer: Any, *, skip_special: bool) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ValueError(f"{tokenizer.name_or_path} has no tokenizer.json, which serving needs")
+    def __init__(self, backend: Tokenizer, *, skip_special: bool) -> None:
         steps = _decoder_steps(backend)
         self._bytes = _BytesOfIds(backend, skip_special) if steps == ["ByteLevel"] else None
         self._pieces: _PiecesOfIds | None = None
         if self._bytes is None:
             if unknown := [step for step in steps if step not in _PIECEWISE]:
                 raise ValueError(
-                    f"{tokenizer.name_or_path} decodes with {', '.join(unknown)}; only ByteLevel, "
-                    f"or {', '.join(_PIECEWISE)} can be streamed"
+                    f"the tokenizer decodes with {', '.join(unknown)}; only ByteLevel, or "
+                    f"{', '.join(_PIECEWISE)} can be streamed"
                 )
             self._pieces = _PiecesOfIds(backend, skip_special, byte_tokens="ByteFallback" in steps)
 
@@ -61,7 +60,7 @@ class TokenTexts:
         return text.push(ids) + text.finish()
 
 
-def _decoder_steps(backend: Any) -> list[str]:
+def _decoder_steps(backend: Tokenizer) -> list[str]:
     """Return the names of the steps of a tokenizer's decoder."""
     if backend.decoder is None:
         return []
@@ -70,7 +69,7 @@ def _decoder_steps(backend: Any) -> list[str]:
     return [step["type"] for step in state.get("decoders", [state])]
 
 
-def _skipped(backend: Any, skip_special: bool) -> frozenset[str]:
+def _skipped(backend: Tokenizer, skip_special: bool) -> frozenset[str]:
     """Return the tokens that do not appear in text."""
     added = backend.get_added_tokens_decoder().values()
     return frozenset(token.content for token in added if token.special and skip_special)
@@ -87,7 +86,7 @@ def _byte_alphabet() -> dict[str, int]:
 class _BytesOfIds(dict[int, bytes]):
     """The bytes of each id of a byte-level tokenizer, looked up when first met."""
 
-    def __init__(self, backend: Any, skip_special: bool) -> None:
+    def __init__(self, backend: Tokenizer, skip_special: bool) -> None:
         super().__init__()
         self._backend = backend
         self._skipped = _skipped(backend, skip_special)
@@ -131,7 +130,7 @@ class _ByteLevelText:
 class _PiecesOfIds(dict[int, "str | None"]):
     """The text that each id adds after others; None for an id that is one byte."""
 
-    def __init__(self, backend: Any, skip_special: bool, *, byte_tokens: bool) -> None:
+    def __init__(self, backend: Tokenizer, skip_special: bool, *, byte_tokens: bool) -> None:
         super().__init__()
         self._backend = backend
         self._skip = skip_special

@@ -17,8 +17,8 @@ from minitron_models.config_parameters import flag
 from minitron_models.model_calls import TokenModel
 from minitron_models.open_streams import OpenStream, OpenStreams, id_rows
 from minitron_models.stop_words import StopWords
+from minitron_models.text_tokenizer import load_tokenizer
 from minitron_models.token_texts import TokenTexts
-from minitron_models.tokenizer_loading import leave_out_torch, load_tokenizer
 from minitron_models.triton_io import CANCEL_CHECK_S, error_response, response, strings
 from minitron_models.triton_types import Inputs, TritonRequest, TritonResponse
 from numpy.typing import NDArray
@@ -29,9 +29,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer."""
-        leave_out_torch()
         skip_special = flag(args, "skip_special_tokens", True)
-        self._token_texts = TokenTexts(load_tokenizer(args), skip_special=skip_special)
+        self._token_texts = TokenTexts(load_tokenizer(args).backend, skip_special=skip_special)
         self._streams = OpenStreams()
         self._model = TokenModel()
 

@@ -12,7 +12,6 @@ from minitron_models.model_calls import exchange
 from minitron_models.request_texts import read_text_tensors
 from minitron_models.tensor_names import ENCODED_INPUTS, TEXT_INPUTS
 from minitron_models.text_encoder import Prompt, TextEncoder
-from minitron_models.tokenizer_loading import leave_out_torch
 from minitron_models.triton_io import error_response, response, scalar, tensor
 from minitron_models.triton_types import TritonRequest, TritonResponse
 from numpy.typing import NDArray
@@ -29,7 +28,6 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizer and the ids that end a text."""
-        leave_out_torch()
         self._encoder = TextEncoder(args)
         self._exclude = flag(args, "exclude_input_in_output", True)
 

@@ -20,7 +20,6 @@ from minitron_models.request_texts import read_text_tensors
 from minitron_models.tensor_names import PASSED_ON, TEXT_INPUTS
 from minitron_models.text_encoder import TextEncoder
 from minitron_models.token_texts import TokenTexts
-from minitron_models.tokenizer_loading import leave_out_torch
 from minitron_models.triton_io import (
     ResponseSink,
     Sender,
@@ -45,10 +44,9 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self._decoupled = config.get("model_transaction_policy", {}).get("decoupled", False)
         self._statistics = {output["name"] for output in config["output"]}.difference(OWN_OUTPUTS)
-        leave_out_torch()
         self._encoder = TextEncoder(args)
         skip_special = flag(args, "skip_special_tokens", True)
-        self._token_texts = TokenTexts(self._encoder.tokenizer, skip_special=skip_special)
+        self._token_texts = TokenTexts(self._encoder.tokenizer.backend, skip_special=skip_special)
         self._exclude = flag(args, "exclude_input_in_output", True)
         self._accumulate = flag(args, "accumulate_tokens", False)
         self._reports_streams = flag(args, "finish_reason", False)

@@ -1,0 +1,156 @@
+"""Connections whose every wait ends by the deadlines of the request under way.
+
+httpcore hands a request's timeouts through to the connection as they are. Here they are a
+`Deadlines`, asked anew at each read and write: a limit of seconds would begin anew with every byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Any, Final
+
+import httpcore2
+
+from minitron_trt.clients.deadlines import Deadlines
+
+# A connection that has died without a word is found within about two minutes.
+SOCKET_OPTIONS: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+_WRITE_BYTES: Final = 64 * 1024
+
+
+class BoundedStream(httpcore2.NetworkStream):
+    """A connection that asks the deadlines before it waits."""
+
+    def __init__(self, inner: httpcore2.NetworkStream) -> None:
+        self._inner = inner
+
+    def read(self, max_bytes: int, timeout: Any = None) -> bytes:
+        """Return what has come."""
+        return self._inner.read(max_bytes, self._seconds(timeout, httpcore2.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: Any = None) -> None:
+        """Send all, a part at a time."""
+        for at in range(0, len(buffer), _WRITE_BYTES):
+            seconds = self._seconds(timeout, httpcore2.WriteTimeout)
+            self._inner.write(buffer[at : at + _WRITE_BYTES], seconds)
+
+    def close(self) -> None:
+        """Hang up; a thread that waits here then goes on."""
+        self._hang_up()
+        self._inner.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: Any = None,
+    ) -> httpcore2.NetworkStream:
+        """Return the same connection inside TLS."""
+        seconds = self._seconds(timeout, httpcore2.ConnectTimeout)
+        return BoundedStream(self._inner.start_tls(ssl_context, server_hostname, seconds))
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what the inner connection knows."""
+        return self._inner.get_extra_info(info)
+
+    def _seconds(self, deadlines: Deadlines, late: type[Exception]) -> float:
+        deadlines.cut = self._hang_up
+        return seconds_left(deadlines, late)
+
+    def _hang_up(self) -> None:
+        # TLS would want to say goodbye first.
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self._inner.get_extra_info("socket"), socket.SHUT_RDWR)
+
+
+class BoundedBackend(httpcore2.NetworkBackend):
+    """Opens connections whose waits are bounded."""
+
+    def __init__(self) -> None:
+        self._inner = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: Any = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """Return a connection to a port."""
+        seconds = seconds_left(timeout, httpcore2.ConnectTimeout)
+        return BoundedStream(
+            self._inner.connect_tcp(host, port, seconds, local_address, socket_options)
+        )
+
+
+class AsyncBoundedStream(httpcore2.AsyncNetworkStream):
+    """A connection that asks the deadlines before it waits, in asyncio."""
+
+    def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
+        self._inner = inner
+
+    async def read(self, max_bytes: int, timeout: Any = None) -> bytes:
+        """Return what has come."""
+        return await self._inner.read(max_bytes, seconds_left(timeout, httpcore2.ReadTimeout))
+
+    async def write(self, buffer: bytes, timeout: Any = None) -> None:
+        """Send all."""
+        await self._inner.write(buffer, seconds_left(timeout, httpcore2.WriteTimeout))
+
+    async def aclose(self) -> None:
+        """Hang up."""
+        await self._inner.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: Any = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Return the same connection inside TLS."""
+        seconds = seconds_left(timeout, httpcore2.ConnectTimeout)
+        return AsyncBoundedStream(
+            await self._inner.start_tls(ssl_context, server_hostname, seconds)
+        )
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what the inner connection knows."""
+        return self._inner.get_extra_info(info)
+
+
+class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
+    """Opens connections whose waits are bounded, in asyncio."""
+
+    def __init__(self) -> None:
+        self._inner = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: Any = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Return a connection to a port."""
+        seconds = seconds_left(timeout, httpcore2.ConnectTimeout)
+        return AsyncBoundedStream(
+            await self._inner.connect_tcp(host, port, seconds, local_address, socket_options)
+        )
+
+
+def seconds_left(deadlines: Deadlines, late: type[Exception]) -> float:
+    """Return how long to wait now; the error of the library when the time is up."""
+    # A limit of 0 s would mean "do not wait" to a socket.
+    if deadlines.passed:
+        raise late("the time is up")
+    return deadlines.remaining_s or 0.001
