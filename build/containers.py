@@ -14,6 +14,10 @@ from minitron_trt.errors import UnsupportedError
 
 TRTLLM_VERSION: Final = "1.2.1"
 """The last release with an engine builder, and the LLM class that `llmapi` is written for."""
+LAST_PRERELEASE: Final = "1.3.0rc20"
+"""The last pre-release with an engine builder."""
+RECOMMENDED: Final = "26.07"
+"""The tag of the image to serve with: those before it have known holes (`security_bulletins`)."""
 REPOSITORY: Final = "nvcr.io/nvidia/tritonserver"
 _SUFFIX: Final = "-trtllm-python-py3"
 

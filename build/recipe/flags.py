@@ -11,10 +11,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from minitron_trt.build.containers import TRTLLM_VERSION
+from minitron_trt.build.containers import LAST_PRERELEASE, TRTLLM_VERSION
 from minitron_trt.errors import UnsupportedError, UsageError
 
-_LAST_BUILDER: Final = (1, 2)  # later versions have no trtllm-build
+_LAST_BUILDER: Final = (1, 2)  # later releases have no trtllm-build
 _DATA: Final = Path(__file__).with_name("trtllm_flags.json")
 
 
@@ -49,7 +49,8 @@ def minor_of(version: str) -> str:
         return minor
     if (int(numbers[1]), int(numbers[2])) > _LAST_BUILDER:
         raise UnsupportedError(
-            f"TensorRT-LLM {version} is newer than the engine builder, which {known[-1]} has last; "
+            f"TensorRT-LLM {version} is newer than {TRTLLM_VERSION}, the last release with an engine "
+            f"builder ({LAST_PRERELEASE} is the last pre-release, and its flags are not known here); "
             f"build with --trtllm-version {TRTLLM_VERSION}, or serve the model without an engine: "
             "minitron-trt triton-repo MODEL --runtime llmapi"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Final
 
 from minitron_trt.build.engine_model import EngineModel
@@ -11,8 +12,16 @@ from minitron_trt.build.recipe.request import BuildRequest, Setting, switch
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.families import family_of
 from minitron_trt.gpus import Target, check_support
+from minitron_trt.quantization.precisions import PRECISIONS
 
 _AS_ASKED: Final = "as asked"
+_GEMM_REASONS: Final = MappingProxyType(
+    {
+        "auto": "in the model's dtype; builds fast and runs as well",
+        "disable": "for large FP8 batches TensorRT's own GEMMs are better",
+        "nvfp4": "what TensorRT-LLM sets for NVFP4 weights",
+    }
+)
 _GEMM_CHOICES: Final = ("auto", "disable", "float16", "bfloat16", "float32", "fp8", "nvfp4")
 
 
@@ -33,55 +42,56 @@ def plugin_settings(
 
 
 def _gemm(model: EngineModel, target: Target, request: BuildRequest) -> Setting:
-    name, plugin = "gemm_plugin", request.gemm_plugin
+    name, plugin, precision = "gemm_plugin", request.gemm_plugin, PRECISIONS[model.precision]
+    own = precision.own_gemm_plugin
     if plugin is not None:
         if plugin not in _GEMM_CHOICES:
             raise UsageError(f"gemm_plugin {plugin!r} is not one of {', '.join(_GEMM_CHOICES)}")
-        if plugin in ("fp8", "nvfp4") and model.precision != plugin:
+        if plugin != own and any(plugin == other.own_gemm_plugin for other in PRECISIONS.values()):
             raise UnsupportedError(
                 f"gemm_plugin {plugin} needs {plugin} weights; the checkpoint has {model.precision}"
             )
         return Setting(name, plugin, _AS_ASKED)
     if request.weight_streaming:
         return Setting(name, "disable", "weight streaming works on TensorRT's own GEMMs")
-    if model.precision == "nvfp4":
-        return Setting(name, "nvfp4", "what TensorRT-LLM sets for NVFP4 weights")
-    if model.precision == "fp8":
-        if request.profile == "latency":
-            check_support("fp8-gemm-plugin", target)
-            return Setting(name, "fp8", "FP8 kernels for small batches")
-        return Setting(name, "disable", "for large FP8 batches TensorRT's own GEMMs are better")
-    return Setting(name, "auto", "in the model's dtype; builds fast and runs as well")
+    if own and own != precision.gemm_plugin and request.profile == "latency":
+        check_support(f"{own}-gemm-plugin", target)
+        return Setting(name, own, f"{own.upper()} kernels for small batches")
+    return Setting(name, precision.gemm_plugin, _GEMM_REASONS[precision.gemm_plugin])
 
 
 def _fp8_kernels(model: EngineModel, target: Target, request: BuildRequest) -> Iterator[Setting]:
     if request.low_latency_gemm:
-        _need_fp8(model, "--low-latency-gemm")
-        check_support("low-latency-gemm-plugin", target)
-        yield Setting("low_latency_gemm_plugin", "fp8", _AS_ASKED)
+        yield _fp8_plugin("low_latency_gemm_plugin", "--low-latency-gemm", model, target)
     if request.gemm_swiglu:
-        _need_fp8(model, "--gemm-swiglu")
-        check_support("gemm-swiglu-plugin", target)
+        setting = _fp8_plugin("gemm_swiglu_plugin", "--gemm-swiglu", model, target)
         if not family_of(model.spec.architecture).gated:
             raise UnsupportedError(
                 f"--gemm-swiglu fuses a gate, which {model.spec.architecture} does not have"
             )
-        yield Setting("gemm_swiglu_plugin", "fp8", _AS_ASKED)
-    if model.precision == "fp8-rowwise":
+        yield setting
+    if "fp8_rowwise_gemm_plugin" in PRECISIONS[model.precision].own_flags:
         yield Setting("fp8_rowwise_gemm_plugin", "auto", "what rowwise FP8 weights need")
 
 
-def _need_fp8(model: EngineModel, option: str) -> None:
-    if model.precision != "fp8":
-        raise UnsupportedError(f"{option} needs fp8 weights; the checkpoint has {model.precision}")
+def _fp8_plugin(flag: str, option: str, model: EngineModel, target: Target) -> Setting:
+    if flag not in PRECISIONS[model.precision].own_flags:
+        having = " or ".join(p.name for p in PRECISIONS.values() if flag in p.own_flags)
+        raise UnsupportedError(
+            f"{option} needs {having} weights; the checkpoint has {model.precision}"
+        )
+    check_support(flag.replace("_", "-"), target)
+    return Setting(flag, "fp8", _AS_ASKED)
 
 
 def _fusions(model: EngineModel, request: BuildRequest) -> Iterator[Setting]:
-    tp, gated = model.parallelism.tp, family_of(model.spec.architecture).gated
-    fused = gated and model.precision == "fp8"
+    tp, family = model.parallelism.tp, family_of(model.spec.architecture)
+    flags = PRECISIONS[model.precision].own_flags
+    fused = family.gated and "use_fused_mlp" in flags
     why = "gate and up projection in one GEMM" if fused else "only for gated FP8 MLPs"
     yield Setting("use_fused_mlp", switch(fused), why)
-    possible = model.spec.architecture == "LlamaForCausalLM" and tp > 1
+    is_llama = model.spec.architecture == "LlamaForCausalLM"
+    possible = is_llama and tp > 1
     if request.reduce_fusion and not possible:
         raise UnsupportedError(
             "--reduce-fusion is for LlamaForCausalLM on several GPUs; this is "
@@ -93,9 +103,10 @@ def _fusions(model: EngineModel, request: BuildRequest) -> Iterator[Setting]:
     if possible and wanted:
         why = _AS_ASKED if request.reduce_fusion else "all-reduce and norm in one kernel"
         yield Setting("reduce_fusion", "enable", why)
-        if model.precision in ("fp8", "nvfp4"):
+        if "user_buffer" in flags:
             yield Setting("user_buffer", "enable", "saves a copy per all-reduce")
-    if model.spec.architecture == "LlamaForCausalLM" and model.precision == "nvfp4":
+    elif is_llama and "norm_quant_fusion" in flags:
+        # Beside reduce_fusion, whose kernel quantizes too, TensorRT-LLM switches it off.
         yield Setting("norm_quant_fusion", "enable", "norm and FP4 quantization in one kernel")
 
 
@@ -104,7 +115,7 @@ def _profiles(
 ) -> Iterator[Setting]:
     requested = request.multiple_profiles
     useful = (
-        model.precision == "fp8"
+        "multiple_profiles" in PRECISIONS[model.precision].own_flags
         and request.profile == "throughput"
         and gemm.value == "disable"
         and not request.opt_num_tokens

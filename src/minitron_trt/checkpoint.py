@@ -70,6 +70,8 @@ def _nemotron_keys(spec: ModelSpec) -> dict[str, Any]:
         "gpt_variant": "nemotron",
         "bias": False,
         "rotary_pct": spec.rope.fraction,
+        # GPTConfig keeps the share to itself, and an engine's config.json would have the head size.
+        "rotary_embedding_dim": spec.rotary_size,
         "q_scaling": 1.0,
         "qk_layernorm": False,
         "apply_query_key_layer_scaling": False,

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from minitron_trt.build.compatibility import LoadReport, check_engine
-from minitron_trt.build.containers import Container, find_container
+from minitron_trt.build.containers import RECOMMENDED, Container, find_container
 from minitron_trt.build.engine import Engine
 from minitron_trt.console import Console, console_options
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError, one_line
@@ -45,7 +45,9 @@ class EngineDestination:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--gpu", "--arch", "gpu", help="GPU or architecture that the engine should load on")
 @click.option("--gpus", type=click.IntRange(1), help="How many of them there are")
-@click.option("--image", help="Tag or name of the Triton image that should load it, like 26.07")
+@click.option(
+    "--image", help=f"Tag or name of the Triton image that should load it, like {RECOMMENDED}"
+)
 @click.option("--sm", type=click.IntRange(1), help="What the engine was built for, if unknown")
 @console_options
 def check(

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from minitron_trt.build.containers import RECOMMENDED
 from minitron_trt.errors import MissingExtraError, UnsupportedError
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 
@@ -22,7 +23,8 @@ EMBEDDED_PURPOSE: Final = (
     "It is Triton 2.51 of October 2024, for development, tests and trials on one machine. Whoever "
     "reaches it can end it with one request, and perhaps run code in it (CVE-2025-23310, "
     "CVE-2025-23311), which no option of it prevents. For anybody else use --runner docker or "
-    "local with NVIDIA's image 26.07, or put a gateway before it that reads requests to their end."
+    f"local with NVIDIA's image {RECOMMENDED}, or put a gateway before it that reads requests to "
+    "their end."
 )
 """What the embedded server is for, in three sentences."""
 EMBEDDED_HOLES: Final = (

@@ -120,6 +120,9 @@ class Precision:
     in_hf: bool = False  # whether ModelOpt's Hugging Face form has it as the tensors here are
     in_tensorrt: bool = False  # whether --compiler tensorrt has a network for it
     fp8_attention: bool = False  # whether context attention may run in FP8 beside it
+    gemm_plugin: str = "auto"  # trtllm-build's, for large batches
+    own_gemm_plugin: str | None = None  # the value that stands for kernels of its own
+    own_flags: frozenset[str] = frozenset()  # trtllm-build's flags that few precisions have
 
     @property
     def dtype(self) -> str:
@@ -333,6 +336,17 @@ _ALL: Final = (
         in_hf=True,
         in_tensorrt=True,
         fp8_attention=True,
+        gemm_plugin="disable",
+        own_gemm_plugin="fp8",
+        own_flags=frozenset(
+            {
+                "low_latency_gemm_plugin",
+                "gemm_swiglu_plugin",
+                "use_fused_mlp",
+                "user_buffer",
+                "multiple_profiles",
+            }
+        ),
     ),
     Precision(
         name="fp8-rowwise",
@@ -348,6 +362,7 @@ _ALL: Final = (
         inputs=Inputs.TOKEN_FP8,
         untried=frozenset({_GPT}),
         in_hf=True,
+        own_flags=frozenset({"fp8_rowwise_gemm_plugin"}),
     ),
     _weight_only(
         "w8a16",
@@ -396,6 +411,9 @@ _ALL: Final = (
         refused={_GPT: _NOT_LISTED},
         in_hf=True,
         fp8_attention=True,
+        gemm_plugin="nvfp4",
+        own_gemm_plugin="nvfp4",
+        own_flags=frozenset({"norm_quant_fusion", "user_buffer"}),
     ),
 )
 PRECISIONS: Final[Mapping[str, Precision]] = MappingProxyType({p.name: p for p in _ALL})

@@ -78,7 +78,8 @@ def test_a_version_without_the_engine_builder_is_answered_with_the_way_out() -> 
         minor_of("1.3.0rc26")
 
     assert str(caught.value) == (
-        "TensorRT-LLM 1.3.0rc26 is newer than the engine builder, which 1.2 has last; build with "
+        "TensorRT-LLM 1.3.0rc26 is newer than 1.2.1, the last release with an engine builder "
+        "(1.3.0rc20 is the last pre-release, and its flags are not known here); build with "
         "--trtllm-version 1.2.1, or serve the model without an engine: "
         "minitron-trt triton-repo MODEL --runtime llmapi"
     )

@@ -134,6 +134,10 @@ def test_the_command_line_is_a_list_with_the_folders() -> None:
             {"gemm_plugin": "nvfp4", "norm_quant_fusion": "enable"},
         ),
         (
+            {"precision": "nvfp4", "gpu": "B200", "tp": 2, "profile": "latency"},
+            {"reduce_fusion": "enable", "user_buffer": "enable", "norm_quant_fusion": None},
+        ),
+        (
             {"precision": "nvfp4", "gpu": "B200", "gemm_plugin": "disable"},
             {"gemm_plugin": "disable"},
         ),

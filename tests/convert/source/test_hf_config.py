@@ -277,6 +277,7 @@ NEMOTRON_BASE = {
     "embedding_sharding_dim": 0,
     "rotary_base": 10000.0,
     "rotary_pct": 0.5,
+    "rotary_embedding_dim": 64,
     "gpt_variant": "nemotron",
     "bias": False,
     "apply_query_key_layer_scaling": False,
