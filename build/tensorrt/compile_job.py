@@ -13,9 +13,9 @@ from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
 from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.build.tensorrt.api import choose_library
+from minitron_trt.build.tensorrt.supported import check_supported
 from minitron_trt.console import ShowProgress, size_text
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.quantization.precisions import TENSORRT_PRECISIONS
 from minitron_trt.spec import Parallelism
 
 if TYPE_CHECKING:
@@ -26,21 +26,7 @@ def check_tensorrt(recipe: EngineRecipe) -> None:
     """Raise UnsupportedError when TensorRT cannot compile a recipe on this machine."""
     model = recipe.model
     choose_library(recipe.target.sm)
-    if model.precision not in TENSORRT_PRECISIONS:
-        raise UnsupportedError(
-            f"--compiler tensorrt builds {', '.join(TENSORRT_PRECISIONS)}; the checkpoint is "
-            f"{model.precision}"
-        )
-    if model.kv_cache:
-        raise UnsupportedError(
-            f"--compiler tensorrt has no {model.kv_cache} KV cache: TensorRT's cache layer holds "
-            "unquantized values only; convert with --kv-cache auto"
-        )
-    if model.parallelism.tp > 1:
-        raise UnsupportedError(
-            f"--compiler tensorrt builds for one GPU; the checkpoint is sharded for "
-            f"{model.parallelism.tp}: convert with --tp 1"
-        )
+    check_supported(model.precision, model.kv_cache, model.parallelism)
 
 
 def tensorrt_limits(recipe: EngineRecipe, request: BuildRequest) -> Limits:

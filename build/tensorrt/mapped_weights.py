@@ -15,11 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from minitron_trt.build.tensorrt.supported import check_supported
 from minitron_trt.checkpoint import Checkpoint, rank_file
 from minitron_trt.checkpoint_tensors import rank_tensors
-from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.errors import BadInputError
 from minitron_trt.quantization.number_formats import NUMPY_DTYPES
-from minitron_trt.quantization.precisions import TENSORRT_PRECISIONS
 from minitron_trt.tensorfile import TensorEntry
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -32,23 +32,8 @@ def map_weights(checkpoint: Checkpoint) -> Weights:
     UnsupportedError when the network cannot compute its precision or it is sharded for several
     GPUs; BadInputError names the tensors that are missing, left over or of another shape or dtype.
     """
-    if checkpoint.precision.name not in TENSORRT_PRECISIONS:
-        raise UnsupportedError(
-            f"{checkpoint.folder} is {checkpoint.precision.name} and --compiler tensorrt builds "
-            f"{', '.join(TENSORRT_PRECISIONS)}; convert again or use --compiler trtllm"
-        )
-    if checkpoint.kv_cache:
-        raise UnsupportedError(
-            f"{checkpoint.folder} asks for an {checkpoint.kv_cache} KV cache and TensorRT's cache "
-            "layer holds unquantized values only; convert again with --kv-cache auto or use "
-            "--compiler trtllm"
-        )
     parallelism = checkpoint.parallelism
-    if parallelism.tp > 1:
-        raise UnsupportedError(
-            f"{checkpoint.folder} is sharded for {parallelism.tp} GPUs and --compiler tensorrt "
-            "builds for one; convert again with --tp 1 or use --compiler trtllm"
-        )
+    check_supported(checkpoint.precision.name, checkpoint.kv_cache, parallelism)
     weights: dict[str, Array] = {}
     for rank in range(parallelism.pp):
         weights |= _map_rank(checkpoint, rank)

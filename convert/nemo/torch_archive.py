@@ -98,12 +98,15 @@ class _Window(io.RawIOBase):
         self._file = data.path.open("rb")
 
     def readable(self) -> bool:
+        """Say yes."""
         return True
 
     def seekable(self) -> bool:
+        """Say yes."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, counted from the start of the range; ValueError before it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._data.size}[whence]
         if base + offset < 0:
             raise ValueError("a place before the start")
@@ -111,9 +114,11 @@ class _Window(io.RawIOBase):
         return self._at
 
     def tell(self) -> int:
+        """Return the place."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """Read what the range still has, at most what the buffer holds; return how much that is."""
         view = memoryview(buffer)[: max(0, self._data.size - self._at)]
         self._file.seek(self._data.offset + self._at)
         count = self._file.readinto(view)
@@ -121,6 +126,7 @@ class _Window(io.RawIOBase):
         return count
 
     def close(self) -> None:
+        """Close the file around the range."""
         self._file.close()
         super().close()
 

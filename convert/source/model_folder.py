@@ -32,7 +32,7 @@ from minitron_trt.convert.source.weight_files import (
 from minitron_trt.convert.source.weight_names import refuse_quantized, unwrapped
 from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError
-from minitron_trt.families import EMBEDDING, HEAD
+from minitron_trt.families import EMBEDDING, HEAD, Family
 from minitron_trt.folder_links import inside
 from minitron_trt.spec import ModelSpec, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry
@@ -64,37 +64,17 @@ class ModelSource:
         `elsewhere` are tensors of the model that lie in another file.
         BadInputError or UnsupportedError say what is wrong with it.
         """
-        if not folder.is_dir():
-            raise BadInputError(f"{folder} is not a folder; expected a Hugging Face model folder")
-        if not any(folder.iterdir()):
-            raise BadInputError(f"{folder} is empty; expected a Hugging Face model folder")
-        refuse_adapter(folder)
         _check_place(folder)
         config = HfConfig(read_json(folder, CONFIG_NAME))
         family = config.family
-        if (weights := config.record.get("transformers_weights")) is not None:
-            raise BadInputError(
-                f"config.json: transformers_weights is {weights!r}, which transformers reads in "
-                f"place of {WEIGHTS_NAME}; rename that file and remove the key"
-            )
+        _check_weights_file(config)
         quantization = read_quantization(folder, config.record)
         tensors = {**unwrapped(read_tensors(folder)), **elsewhere}
         if quantization is None:
             refuse_quantized(tensors)
         spec = read_spec(config, _head_size(config, tensors))
-        if spec.layers > len(tensors):
-            raise BadInputError(
-                f"config.json: num_hidden_layers is {spec.layers}; the weights have only "
-                f"{len(tensors)} tensors"
-            )
-        expected = {
-            source.name.format(layer): source.shape(spec)
-            for rule in family.rules
-            for source in rule.sources
-            for layer in (range(spec.layers) if "{}" in source.name else (0,))
-        }
+        expected = _expected(family, spec, tensors)
         if spec.tied:
-            del expected[HEAD]
             tensors = tie_head(tensors)
         if quantization is None:
             _check_explained(tensors)
@@ -146,11 +126,44 @@ class ModelSource:
 
 
 def _check_place(folder: Path) -> None:
+    if not folder.is_dir():
+        raise BadInputError(f"{folder} is not a folder; expected a Hugging Face model folder")
+    if not any(folder.iterdir()):
+        raise BadInputError(f"{folder} is empty; expected a Hugging Face model folder")
+    refuse_adapter(folder)
     below = sorted(folder.glob(f"*/{CONFIG_NAME}"))
     if below and not (folder / CONFIG_NAME).exists():
         raise BadInputError(
             f"{folder} has no {CONFIG_NAME} but {below[0].parent} has one; pass that folder"
         )
+
+
+def _check_weights_file(config: HfConfig) -> None:
+    if (weights := config.record.get("transformers_weights")) is not None:
+        raise BadInputError(
+            f"config.json: transformers_weights is {weights!r}, which transformers reads in "
+            f"place of {WEIGHTS_NAME}; rename that file and remove the key"
+        )
+
+
+def _expected(
+    family: Family, spec: ModelSpec, tensors: Mapping[str, TensorEntry]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that a model has, by name."""
+    if spec.layers > len(tensors):
+        raise BadInputError(
+            f"config.json: num_hidden_layers is {spec.layers}; the weights have only "
+            f"{len(tensors)} tensors"
+        )
+    expected = {
+        source.name.format(layer): source.shape(spec)
+        for rule in family.rules
+        for source in rule.sources
+        for layer in (range(spec.layers) if "{}" in source.name else (0,))
+    }
+    if spec.tied:
+        del expected[HEAD]
+    return expected
 
 
 def _head_size(config: HfConfig, tensors: Mapping[str, TensorEntry]) -> int:

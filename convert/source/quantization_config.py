@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.quantization.precisions import PRECISIONS
@@ -91,7 +92,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> HfQuantization
     UnsupportedError names what is not FP8 as TensorRT-LLM has it.
     """
     blocks = [
-        _Block("config.json", config).nested(key) for key in QUANTIZATION_KEYS if config.get(key)
+        _Block(CONFIG_NAME, config).nested(key) for key in QUANTIZATION_KEYS if config.get(key)
     ]
     if (folder / QUANTIZATION_FILE).is_file():
         nested = _Block(QUANTIZATION_FILE, read_json(folder, QUANTIZATION_FILE))

@@ -176,8 +176,8 @@ def test_fp8_is_refused_where_the_gpu_has_none(pair: Pair, sm: int, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"precision": PRECISIONS["w4a16-awq"]}, "is w4a16-awq and --compiler tensorrt builds"),
-        ({"kv_cache": "fp8"}, "asks for an fp8 KV cache .* --kv-cache auto"),
+        ({"precision": PRECISIONS["w4a16-awq"]}, "tensorrt builds .*; the checkpoint is w4a16-awq"),
+        ({"kv_cache": "fp8"}, "has no fp8 KV cache: .* --kv-cache auto"),
     ],
     ids=["precision", "kv_cache"],
 )
