@@ -120,8 +120,13 @@ def convert(
             "stage_seconds": {label: round(taken, 3) for label, taken in stages.items()},
             **plan.to_json(),
         },
-        f"{output}: {size_text(plan.output_bytes)} in {seconds:.1f} s ({rate}/s), "
-        f"{plan.parallelism.world_size} rank(s), {plan.precision.name}",
+        "\n".join(
+            (
+                f"{output}: {size_text(plan.output_bytes)} in {seconds:.1f} s ({rate}/s), "
+                f"{plan.parallelism.world_size} rank(s), {plan.precision.name}",
+                *(f"  {rounding}" for rounding in plan.roundings),
+            )
+        ),
     )
 
 

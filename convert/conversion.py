@@ -25,6 +25,7 @@ from minitron_trt.convert.hf_output import has_kv_scales, plan_hf, write_hf_conf
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.opening import opened, unpacked
+from minitron_trt.convert.writing.blocks import check_weights
 from minitron_trt.convert.writing.quantize import Calibration
 from minitron_trt.convert.writing.ranks import write_ranks
 from minitron_trt.errors import OutputError
@@ -101,7 +102,8 @@ def convert(
 ) -> ConversionPlan:
     """Convert a Hugging Face folder, GGUF file or hub id to a TensorRT-LLM checkpoint folder.
 
-    Nothing is left at `output` unless everything is; MinitronError says why not.
+    Nothing is left at `output` unless everything is; MinitronError says why not. The plan that is
+    returned has been carried out: it knows what rounding has changed.
     """
     kind = CHECKPOINT if options.form == "trtllm" else HUGGING_FACE
     check_output(output, overwrite=options.overwrite, kind=kind, inputs=(Path(source),))
@@ -112,7 +114,7 @@ def convert(
                 log.warning("%s has no tokenizer; serving text will need one", source)
             plan = _write(scratch, model, plan, options, progress)
             facts = (plan.spec, plan.precision, plan.parallelism)
-            record = manifest_facts(*facts, model.tokens, plan.kv_cache)
+            record = {**manifest_facts(*facts, model.tokens, plan.kv_cache), **plan.losses()}
             manifest = Manifest(kind, model.identity(), record)
         manifest.write(scratch, digest=options.digest)
     return plan
@@ -125,14 +127,14 @@ def _write(
     options: ConvertOptions,
     progress: ShowProgress,
 ) -> ConversionPlan:
-    """Write everything but the manifest; return the plan of what was unpacked for it, if it was."""
+    """Write everything but the manifest; return the plan as it was carried out."""
     with unpacked(model, scratch, _storage(options), progress) as source_model:
         if source_model is not model:
             plan = _plan(source_model, options)
         _check_space(scratch, plan)
         calibration = _calibration(source_model, plan, options.calibration, progress)
         with progress("convert", plan.output_bytes) as advance:
-            write_ranks(plan, scratch, advance, calibration)
+            plan = replace(plan, roundings=write_ranks(plan, scratch, advance, calibration))
         source_model.write_extras(scratch)
     if plan.form == "hf":
         write_hf_configs(scratch, model.config, plan)
@@ -147,6 +149,8 @@ def _calibration(
 ) -> Calibration:
     if not plan.calibrated:
         return Calibration()
+    # Text that runs through a NaN would take minutes, and name no tensor.
+    check_weights(model.tensors.values())
     # Its libraries are heavy, and only this needs them.
     from minitron_trt.convert.calibration.calibrate import calibrate
 

@@ -27,7 +27,7 @@ _UNPACKING_BYTES: Final = 50_000_000  # the blocks that unpacking workers hold
 _PASSING_BYTES: Final = 8_000_000  # the same where no tensor is quantized
 
 # Blocks that a worker holds at once, of the source and of what is made of them.
-_COPIED_BLOCKS: Final = 0.0  # the kernel copies them
+_COPIED_BLOCKS: Final = 1.0
 _SLICED_BLOCKS: Final = 1.5
 _CHANGED_BLOCKS: Final = 6.0
 _QUANTIZED_BLOCKS: Final = 7.5
@@ -77,7 +77,7 @@ def worker_bytes(plan: ConversionPlan) -> int:
 def _blocks(plan: ConversionPlan, tensor: TensorPlan) -> float:
     """Return how many blocks a worker holds for a tensor; vectors are no blocks."""
     if len(tensor.shape) < 2 or not tensor.parts:
-        return _COPIED_BLOCKS
+        return 0.0
     if tensor.linear and plan.precision.scheme:
         return _QUANTIZED_BLOCKS
     if any(part.source.dtype != tensor.dtype or part.scale != 1.0 for part in tensor.parts):

@@ -58,6 +58,41 @@ class TensorPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounding:
+    """What storing weights of one format in another changed; `largest` is relative, 1 is all."""
+
+    source: str  # the formats, as numpy and torch name them
+    stored: str
+    values: int = 0
+    changed: int = 0
+    zeroed: int = 0  # of the changed, those that are 0 now
+    largest: float = 0.0
+    largest_in: str = ""  # the tensor that it happened in
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that --json prints and the manifest keeps."""
+        return {
+            "from": self.source,
+            "to": self.stored,
+            "values": self.values,
+            "changed": self.changed,
+            "became_zero": self.zeroed,
+            "largest_relative_change": self.largest,
+            **({"largest_in": self.largest_in} if self.largest_in else {}),
+        }
+
+    def __str__(self) -> str:
+        formats = f"{self.source} to {self.stored}"
+        if not self.changed:
+            return f"{formats}: all {self.values:,} values are as they were"
+        zeroed = f", {self.zeroed:,} became 0" if self.zeroed else ""
+        return (
+            f"{formats}: {self.changed:,} of {self.values:,} values rounded, by at most "
+            f"{self.largest:.2g} of themselves ({self.largest_in}){zeroed}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ConversionPlan:
     """Everything that a conversion will write, known before its first byte."""
 
@@ -68,6 +103,7 @@ class ConversionPlan:
     kv_cache: str | None = None
     form: str = "trtllm"  # or "hf"
     calibration_tokens: int = 0  # of one batch, which run through the model together
+    roundings: tuple[Rounding, ...] = ()  # what carrying it out has changed
 
     def file(self, rank: int) -> str:
         """Return the name of a rank's file."""
@@ -110,7 +146,13 @@ class ConversionPlan:
                 }
                 for rank, tensors in enumerate(self.ranks)
             ],
+            **self.losses(),
         }
+
+    def losses(self) -> dict[str, Any]:
+        """Return what is recorded of the roundings, if there were any."""
+        records = [rounding.to_json() for rounding in self.roundings]
+        return {"rounding": records} if records else {}
 
 
 def plan_conversion(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.console import Advance, no_progress
+from minitron_trt.convert.finite_values import check_finite
 from minitron_trt.convert.gguf.file import gguf_package
 from minitron_trt.convert.gguf.tensor_origins import GgufModel, HfTensor
 from minitron_trt.convert.gguf.tokenizer import write_tokenizer
@@ -131,13 +132,14 @@ class GgufFolder:
     ) -> NDArray[Any]:
         if tensor.interleaved_rows:
             raw = restore_rows(raw, tensor.interleaved_rows)
-        # Scales of a damaged file may be NaN or infinite; numpy need not warn, the result shows it.
+        # Scales of a damaged file may be NaN or infinite; what comes of them is refused below.
         with np.errstate(all="ignore"):
             if tensor.source.kind in UNQUANTIZED:
                 values = raw.view(NUMPY_DTYPES[tensor.source.kind])
             else:
                 gguf = gguf_package(self.model.file.path)
                 values = gguf.dequantize(raw, gguf.GGMLQuantizationType[tensor.source.kind])
+            check_finite(values, tensor.source.name)
             if tensor.minus_one:
                 values = values.astype(np.float32) - np.float32(1)
             rounded = values.astype(dtype, copy=False)

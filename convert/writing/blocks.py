@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from minitron_trt.convert.conversion_plan import Part, TensorPlan
+from minitron_trt.convert.conversion_plan import BLOCK_BYTES, Part, TensorPlan
+from minitron_trt.convert.finite_values import check_finite
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError
 from minitron_trt.quantization.number_formats import ARRAY_DTYPES, Array
@@ -61,6 +62,15 @@ class Files:
         write_all(writer, flat.view(np.uint8).data, target.offset + at)
 
 
+def check_weights(entries: Iterable[TensorEntry]) -> None:
+    """Raise BadInputError when a tensor has a value that is NaN or infinite; all are read."""
+    with Files() as files:
+        for entry in entries:
+            reader = files.descriptor(entry.path, os.O_RDONLY)
+            for _ in read_blocks(entry, reader, (0, entry.shape[0]), BLOCK_BYTES):
+                pass
+
+
 def width(entry: TensorEntry) -> int:
     """Return the columns of a tensor; a vector has one."""
     return entry.shape[1] if len(entry.shape) == 2 else 1
@@ -84,6 +94,7 @@ def read_blocks(
     """Yield (first row, rows) of a tensor, about `block_bytes` at a time.
 
     A block's height is a multiple of `multiple`; the next block takes the same memory.
+    BadInputError when a value is NaN or infinite, or the file is shorter than it was.
     """
     first, last = rows
     stride = row_bytes(source)
@@ -94,8 +105,13 @@ def read_blocks(
         filled = 0
         while filled < len(view):
             at = source.offset + start * stride + filled
-            done = os.preadv(reader, [view[filled:]], at)
+            try:
+                done = os.preadv(reader, [view[filled:]], at)
+            except OSError as error:
+                raise BadInputError(f"{source.path} cannot be read: {error.strerror}") from error
             if not done:
                 raise BadInputError(SHORTER)
             filled += done
-        yield start, np.frombuffer(view, ARRAY_DTYPES[source.dtype]).reshape(-1, width(source))
+        values = np.frombuffer(view, ARRAY_DTYPES[source.dtype]).reshape(-1, width(source))
+        check_finite(values, source.name, start)
+        yield start, values

@@ -1,10 +1,11 @@
-"""Carry out a plan: byte ranges move inside the kernel, the rest through a bounded buffer."""
+"""Carry out a plan: tensors pass through bounded buffers from their files to the ranks'."""
 
 from __future__ import annotations
 
 import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -12,15 +13,16 @@ import numpy as np
 
 from minitron_trt.console import Advance
 from minitron_trt.convert.conversion_memory import workers
-from minitron_trt.convert.conversion_plan import BLOCK_BYTES, ConversionPlan, TensorPlan
+from minitron_trt.convert.conversion_plan import (
+    BLOCK_BYTES,
+    ConversionPlan,
+    Rounding,
+    TensorPlan,
+)
 from minitron_trt.convert.writing.blocks import (
-    SHORTER,
     Destination,
     Files,
     read_blocks,
-    row_bytes,
-    width,
-    write_all,
 )
 from minitron_trt.convert.writing.fp8_rescale import scaled
 from minitron_trt.convert.writing.quantize import (
@@ -29,6 +31,7 @@ from minitron_trt.convert.writing.quantize import (
     with_weight_amax,
     write_constants,
 )
+from minitron_trt.convert.writing.rounding import RoundingCount
 from minitron_trt.dtypes import FP8
 from minitron_trt.errors import BadInputError
 from minitron_trt.quantization.number_formats import ARRAY_DTYPES, Array
@@ -36,10 +39,6 @@ from minitron_trt.quantization.precisions import Precision
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
 NOT_CALIBRATED: Final = Calibration()
-_RANGE_BYTES = 64 << 20  # copied in one call, then progress is shown
-# Errors by which copy_file_range says that it does not serve these files; they are then read and
-# written.
-_NO_RANGE_COPY = frozenset({errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM})
 _NO_RESERVING = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -48,14 +47,16 @@ def write_ranks(
     folder: Path,
     advance: Advance,
     calibration: Calibration = NOT_CALIBRATED,
-) -> None:
+) -> tuple[Rounding, ...]:
     """Write every rank file of the plan; `advance` hears of the bytes written.
 
-    BadInputError when a source ends early or a value does not fit the precision.
+    Returns what changing number formats has lost. BadInputError when a source ends early, or a
+    value is no finite number or does not fit the precision.
     """
     jobs: dict[TensorEntry, list[Destination]] = {}
     placed: list[tuple[TensorPlan, TensorEntry]] = []
     calibration = with_weight_amax(plan, calibration)
+    roundings = RoundingCount()
     for rank, tensors in enumerate(plan.ranks):
         path = folder / plan.file(rank)
         header, entries = lay_out(path, ((t.name, t.dtype, t.shape) for t in tensors))
@@ -67,18 +68,15 @@ def write_ranks(
     with Files() as files, ThreadPoolExecutor(workers(plan)) as pool:
         try:
             write_constants(plan, placed, calibration, files, advance)
-            tasks = [
-                pool.submit(
-                    _move, plan.precision, source, destinations, calibration, files, advance
-                )
-                for source, destinations in jobs.items()
-            ]
+            work = _Work(plan.precision, calibration, files, advance, roundings)
+            tasks = [pool.submit(work.move, *job) for job in jobs.items()]
             for task in tasks:
                 task.result()
         except BaseException:
             files.stop.set()
             pool.shutdown(cancel_futures=True)
             raise
+    return roundings.roundings
 
 
 def _reserve(path: Path, header: bytes, entries: tuple[TensorEntry, ...]) -> None:
@@ -95,124 +93,70 @@ def _reserve(path: Path, header: bytes, entries: tuple[TensorEntry, ...]) -> Non
             file.truncate(size)
 
 
-def _move(
-    precision: Precision,
-    source: TensorEntry,
-    destinations: list[Destination],
-    calibration: Calibration,
-    files: Files,
-    advance: Advance,
-) -> None:
-    """Write one source tensor to every destination, quantized or copied."""
-    linear = destinations[0].tensor.linear
-    if linear and precision.scheme:
-        ranges = calibration.linears[linear]
-        quantize(source, destinations, precision.scheme, ranges, files, advance)
-    else:
-        _copy(source, destinations, files, advance)
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What the workers share while they move tensors."""
 
+    precision: Precision
+    calibration: Calibration
+    files: Files
+    advance: Advance
+    roundings: RoundingCount
 
-def _copy(
-    source: TensorEntry, destinations: list[Destination], files: Files, advance: Advance
-) -> None:
-    """Copy a source tensor, changing its number format where the plan says so."""
-    reader = files.descriptor(source.path, os.O_RDONLY)
-    changed = []
-    for destination in destinations:
-        if not _is_copy(destination):
-            changed.append(destination)
-            continue
-        writer = files.descriptor(destination.target.path, os.O_WRONLY)
-        stride = row_bytes(source)
-        start, stop = destination.part.rows
-        _copy_range(
-            (reader, source.offset + start * stride),
-            (writer, destination.target.offset + destination.part.at * stride),
-            (stop - start) * stride,
-            files,
-            advance,
-        )
-    if changed:
-        _stream(source, reader, changed, files, advance)
+    def move(self, source: TensorEntry, destinations: list[Destination]) -> None:
+        """Write one source tensor to every destination, quantized or as it is."""
+        linear = destinations[0].tensor.linear
+        if linear and self.precision.scheme:
+            ranges = self.calibration.linears[linear]
+            scheme = self.precision.scheme
+            quantize(source, destinations, scheme, ranges, self.files, self.advance)
+        else:
+            self._stream(source, destinations)
 
+    def _stream(self, source: TensorEntry, destinations: list[Destination]) -> None:
+        """Read a tensor once, some rows at a time, and write each destination's shard of them.
 
-def _is_copy(destination: Destination) -> bool:
-    tensor, part = destination.tensor, destination.part
-    whole_rows = part.columns == (0, width(part.source))
-    same = tensor.dtype == part.source.dtype and part.scale == 1.0
-    return whole_rows and same and not tensor.plus_one
+        Rows are looked at and written while they are in the processor's cache, which takes no
+        longer than to let the kernel copy them unseen.
+        """
+        reader = self.files.descriptor(source.path, os.O_RDONLY)
+        first = min(destination.part.rows[0] for destination in destinations)
+        last = max(destination.part.rows[1] for destination in destinations)
+        # A block of FP8 holds twice the values of a bf16 block, and values take the memory.
+        block_bytes = BLOCK_BYTES // 2 if source.dtype == FP8 else BLOCK_BYTES
+        # All that is made of a tensor is made alike; its destinations differ in what they take.
+        alike = destinations[0]
+        for start, rows in read_blocks(source, reader, (first, last), block_bytes):
+            if self.files.stop.is_set():
+                return
+            extent = (start, start + len(rows))
+            values = scaled(rows, alike.part, extent, alike.target.dtype, self.files)
+            values = self._convert(values, source, alike.tensor)
+            for destination in destinations:
+                part, target = destination.part, destination.target
+                low, high = max(start, part.rows[0]), min(start + len(rows), part.rows[1])
+                if low < high:
+                    shard = values[low - start : high - start, slice(*part.columns)]
+                    stride = shard.shape[1] * shard.dtype.itemsize
+                    self.files.write(target, (part.at + low - part.rows[0]) * stride, shard)
+                    self.advance(shard.nbytes)
 
-
-def _copy_range(
-    source: tuple[int, int], target: tuple[int, int], size: int, files: Files, advance: Advance
-) -> None:
-    """Copy bytes between (descriptor, offset) pairs, inside the kernel where it can."""
-    (reader, read_at), (writer, write_at) = source, target
-    while size and not files.stop.is_set():
-        want = min(size, _RANGE_BYTES)
-        try:
-            done = _copy_file_range(reader, writer, want, read_at, write_at)
-        except OSError as error:
-            if error.errno not in _NO_RANGE_COPY:
-                raise
-            block = os.pread(reader, min(want, BLOCK_BYTES), read_at)
-            done = len(block)
-            write_all(writer, memoryview(block), write_at)
-        if not done:
-            raise BadInputError(SHORTER)
-        read_at, write_at, size = read_at + done, write_at + done, size - done
-        advance(done)
-
-
-def _copy_file_range(reader: int, writer: int, size: int, read_at: int, write_at: int) -> int:
-    # A Python built against an old C library, as portable builds are, has no such function.
-    if not hasattr(os, "copy_file_range"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    return os.copy_file_range(reader, writer, size, read_at, write_at)
-
-
-def _stream(
-    source: TensorEntry,
-    reader: int,
-    destinations: list[Destination],
-    files: Files,
-    advance: Advance,
-) -> None:
-    """Read a tensor once, some rows at a time, and write each destination's shard of them."""
-    first = min(destination.part.rows[0] for destination in destinations)
-    last = max(destination.part.rows[1] for destination in destinations)
-    # A block of FP8 holds twice the values of a bf16 block, and values take the memory.
-    block_bytes = BLOCK_BYTES // 2 if source.dtype == FP8 else BLOCK_BYTES
-    for start, rows in read_blocks(source, reader, (first, last), block_bytes):
-        if files.stop.is_set():
-            return
-        for destination in destinations:
-            part, target = destination.part, destination.target
-            low, high = max(start, part.rows[0]), min(start + len(rows), part.rows[1])
-            if low >= high:
-                continue
-            shard = rows[low - start : high - start, part.columns[0] : part.columns[1]]
-            values = scaled(shard, part, (low, high), target.dtype, files)
-            values = _convert(values, destination.tensor)
-            stride = values.shape[1] * values.dtype.itemsize
-            files.write(target, (part.at + low - part.rows[0]) * stride, values)
-            advance(values.nbytes)
-
-
-def _convert(values: Array, tensor: TensorPlan) -> Array:
-    """Add one where the rule says so and change the number format, rounding to nearest even."""
-    wanted = ARRAY_DTYPES[tensor.dtype]
-    if values.dtype == wanted and not tensor.plus_one:
-        return values
-    exact = values.astype(np.float32, copy=False)
-    if tensor.plus_one:
-        exact = exact + np.float32(1)
-    with np.errstate(over="ignore"):
-        rounded = exact.astype(wanted)
-    lost = np.isinf(rounded)
-    if lost.any() and (beyond := exact[lost & np.isfinite(exact)]).size:
-        raise BadInputError(
-            f"tensor {tensor.name} has a value of {beyond[0]:.4g}, which is beyond {wanted.name}"
-            + ("; convert with --precision bf16" if wanted == np.float16 else "")
-        )
-    return rounded
+    def _convert(self, values: Array, source: TensorEntry, tensor: TensorPlan) -> Array:
+        """Add one where the rule says so and change the number format, rounding to nearest even."""
+        wanted = ARRAY_DTYPES[tensor.dtype]
+        if values.dtype == wanted and not tensor.plus_one:
+            return values
+        exact = values.astype(np.float32, copy=False)
+        if tensor.plus_one:
+            exact = exact + np.float32(1)
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(wanted)
+        lost = np.isinf(rounded)
+        if lost.any():
+            raise BadInputError(
+                f"tensor {tensor.name} has a value of {exact[lost][0]:.4g}, which is beyond "
+                f"{wanted.name}"
+                + ("; convert with --precision bf16" if wanted == np.float16 else "")
+            )
+        self.roundings.add(source, tensor.dtype, exact, rounded)
+        return rounded

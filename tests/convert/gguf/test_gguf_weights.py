@@ -63,9 +63,14 @@ def bits(values: Array) -> Array:
 
 
 def random_blocks(shape: tuple[int, int], kind: str, seed: int) -> Array:
-    """Return blocks of any bytes at all, with scales that are no infinities."""
-    size = quant_shape_to_byte_shape(shape, gguf.GGMLQuantizationType[kind])
-    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    """Return blocks of any bytes at all that stand for finite numbers."""
+    quantized = gguf.GGMLQuantizationType[kind]
+    size = quant_shape_to_byte_shape(shape, quantized)
+    data = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    blocks = data.reshape(-1, gguf.GGML_QUANT_SIZES[quantized][1])
+    with np.errstate(all="ignore"):
+        blocks[~np.isfinite(gguf.dequantize(blocks, quantized)).all(axis=1)] = 0
+    return data
 
 
 @pytest.mark.parametrize("kind", GGUF_TYPES)

@@ -150,12 +150,9 @@ def test_groups_that_do_not_divide_are_refused(refusal: Refusal, tiny_llama: Pat
     )
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused(
-    value: float, refusal: Refusal, make_model: MakeModel
-) -> None:
-    folder = make_model("mistral")
-    set_values(folder, DOWN, [1.0, value])
+def test_weights_beyond_bf16_are_not_quantized(refusal: Refusal, make_model: MakeModel) -> None:
+    folder = make_model("mistral", np.float32)
+    set_values(folder, DOWN, [1.0, 3.4e38])
 
     assert refusal(folder, 3, "--precision", "fp8-rowwise") == (
         f"tensor {DOWN} has a value that is not a finite bfloat16 number; it cannot be quantized"

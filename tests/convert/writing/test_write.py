@@ -1,4 +1,4 @@
-"""How bytes reach the rank files: in the kernel, through a buffer, and when a file changes."""
+"""How bytes reach the rank files: in pieces, on systems that lack a call, when a file changes."""
 
 from __future__ import annotations
 
@@ -34,42 +34,37 @@ def refuse_with(code: int) -> Callable[..., NoReturn]:
     return refuse
 
 
-@pytest.mark.parametrize(
-    ("function", "code"),
-    [
-        ("copy_file_range", errno.EXDEV),
-        ("copy_file_range", errno.ENOSYS),
-        ("copy_file_range", errno.EOPNOTSUPP),
-        ("copy_file_range", None),
-        ("posix_fallocate", errno.EOPNOTSUPP),
-    ],
-    ids=lambda value: errno.errorcode.get(value, value) if value else "absent",
-)
-def test_a_system_that_lacks_a_call_gets_the_same_files(
-    function: str,
-    code: int | None,
-    tiny_llama: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_system_that_cannot_reserve_space_gets_the_same_files(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(str(tiny_llama), tmp_path / "usual", ConvertOptions(tp=2))
-    if code is None:
-        monkeypatch.delattr(os, function)
-    else:
-        monkeypatch.setattr(os, function, refuse_with(code))
+    monkeypatch.setattr(os, "posix_fallocate", refuse_with(errno.EOPNOTSUPP))
     convert(str(tiny_llama), tmp_path / "other", ConvertOptions(tp=2))
 
     assert files_of(tmp_path / "other") == files_of(tmp_path / "usual")
 
 
-@pytest.mark.parametrize("function", ["copy_file_range", "pwrite"])
-def test_other_errors_of_the_system_are_not_taken_for_a_missing_call(
-    function: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("function", "kind", "said"),
+    [
+        ("preadv", BadInputError, "model-00001-of-00002.safetensors cannot be read"),
+        ("pwrite", OutputError, "cannot write OUTPUT"),
+    ],
+)
+def test_a_broken_disk_is_the_inputs_or_the_outputs(
+    function: str,
+    kind: type[Exception],
+    said: str,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, function, refuse_with(errno.EIO))
-    with pytest.raises(OutputError, match="Input/output error"):
-        convert(str(tiny_llama), tmp_path / "checkpoint", ConvertOptions(tp=2))
+    output = tmp_path / "checkpoint"
+    with pytest.raises(kind) as caught:
+        convert(str(tiny_llama), output, ConvertOptions())
 
+    assert str(caught.value).replace(str(output), "OUTPUT").endswith(f"{said}: Input/output error")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,8 +72,7 @@ def test_short_reads_and_writes_are_continued(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(str(tiny_llama), tmp_path / "usual", ConvertOptions(tp=2))
-    copy, read, write = os.copy_file_range, os.preadv, os.pwrite
-    monkeypatch.setattr(os, "copy_file_range", lambda r, w, n, *at: copy(r, w, min(n, 70), *at))
+    read, write = os.preadv, os.pwrite
     monkeypatch.setattr(os, "preadv", lambda fd, views, at: read(fd, [views[0][:70]], at))
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:70], at))
     convert(str(tiny_llama), tmp_path / "other", ConvertOptions(tp=2))
