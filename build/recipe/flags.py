@@ -49,9 +49,10 @@ def minor_of(version: str) -> str:
         return minor
     if (int(numbers[1]), int(numbers[2])) > _LAST_BUILDER:
         raise UnsupportedError(
-            f"TensorRT-LLM {version} is newer than {TRTLLM_VERSION}, the last release with an engine "
-            f"builder ({LAST_PRERELEASE} is the last pre-release, and its flags are not known here); "
-            f"build with --trtllm-version {TRTLLM_VERSION}, or serve the model without an engine: "
+            f"TensorRT-LLM {version} is newer than {TRTLLM_VERSION}, the last release with an "
+            f"engine builder ({LAST_PRERELEASE} is the last pre-release, and its flags are not "
+            f"known here); build with --trtllm-version {TRTLLM_VERSION}, or serve the model "
+            "without an engine: "
             "minitron-trt triton-repo MODEL --runtime llmapi"
         )
     raise UnsupportedError(f"TensorRT-LLM {version} is too old; known are {', '.join(known)}")
