@@ -20,7 +20,7 @@ class Launch:
     files to make, by their paths; `remove` is a command that makes sure of the end afterwards;
     names in /dev/shm that begin with `shm_prefix` are its own, "" when nobody can tell;
     `check` raises when something that it needs is absent; `holes` says what is known to end such a
-    server by a signal.
+    server by a signal; `must_finalize` is whether its models have something to do at their end.
     """
 
     runner: str
@@ -35,6 +35,7 @@ class Launch:
     explain: Explain = lambda code, tail: None
     holes: str | None = None
     shm_prefix: str = ""
+    must_finalize: bool = True
 
     def remove_shared_memory(self) -> None:
         """Remove the regions that it left in /dev/shm, which a server that is killed does."""

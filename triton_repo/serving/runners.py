@@ -17,7 +17,7 @@ from typing import Any, Final
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
 from minitron_trt.host.machine import local_gpus, trtllm_version
 from minitron_trt.triton_repo.model_config import PYTHON_BACKEND, TRTLLM_BACKEND
-from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.serving.command_line import (
     LLMAPI_LAUNCH,
     Program,
@@ -186,4 +186,5 @@ def _on_this_machine(
         texts=view.texts,
         holes=EMBEDDED_HOLES if runner == EMBEDDED else None,
         shm_prefix=shm_prefix,
+        must_finalize=served.runtime != REFERENCE,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import http.client
 import re
-import urllib.request
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 _RUNTIME: Final = re.compile(
     r"^nv_trt_llm_request_metrics\{[^}]*request_type=\"(?P<kind>active|waiting)\"[^}]*\} "
@@ -57,12 +57,16 @@ def read_load(url: str, timeout_s: float) -> RuntimeLoad | None:
 
 def read_local(url: str, timeout_s: float) -> str | None:
     """Return what a server of this machine answers with status 200, else None."""
-    # No proxy of the environment: it could not reach this machine's own addresses.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    # Not urllib, which is slow to import and would go through a proxy of the environment.
+    there = urlsplit(url)
+    connection = http.client.HTTPConnection(there.netloc, timeout=timeout_s)
     try:
-        with opener.open(url, timeout=timeout_s) as response:
-            if response.status == 200:
-                return str(response.read().decode(errors="replace"))
+        connection.request("GET", there.path)
+        response = connection.getresponse()
+        if response.status == http.client.OK:
+            return response.read().decode(errors="replace")
     except (OSError, http.client.HTTPException):
         pass
+    finally:
+        connection.close()
     return None

@@ -28,6 +28,8 @@ _MARGIN_S: Final = 3.0
 _ASK_LOAD_S: Final = 0.2
 # A request may be between two models: so long nothing must be under way.
 _IDLE_S: Final = 1.0
+# After the last request there may be something of its response to write.
+_FLUSH_S: Final = 0.2
 _REMOVE_S: Final = 60.0
 # Model processes that use no processor so long, and for that share of the deadline, stand still.
 _STALL_S: Final = 5.0
@@ -119,9 +121,10 @@ class TritonServer:
     def stop(self) -> bool:
         """Let running requests finish for the drain time, then end everything.
 
-        Returns whether nothing was cut: the server ended by itself in that time, or the runtime's
-        metrics say that there is nothing to wait for. Triton (2.51) goes on waiting for requests of
-        the ensemble whose clients have left, and for gRPC streams on which nothing is asked.
+        Returns whether nothing was cut: the server ended by itself in that time, its log says that
+        it is done, or the runtime's metrics that there is nothing to wait for. Triton (2.51) goes
+        on waiting for requests of the ensemble whose clients have left, and for gRPC streams on
+        which nothing is asked.
         """
         process = self._process
         if process is None:
@@ -145,6 +148,9 @@ class TritonServer:
         told = False
         while process.poll() is None and not self._hurried and asked < begin + seconds:
             time.sleep(_POLL_S)
+            if self._is_finished():
+                process.wait(_FLUSH_S)
+                return True
             if time.monotonic() < asked + _ASK_LOAD_S:
                 continue
             load, asked = read_load(self.endpoints.metrics_url, _CHECK_S), time.monotonic()
@@ -161,6 +167,15 @@ class TritonServer:
                     waited_for,
                 )
         return False
+
+    def _is_finished(self) -> bool:
+        """Return whether every request is answered and no model has anything left to do.
+
+        Triton (2.51) looks once a second, and its stubs end one after another, 0.3 s each.
+        """
+        if self._log.is_drained and not self._launch.must_finalize:
+            return True
+        return self._log.unloaded.issuperset(self._launch.models)
 
     def _close(self) -> None:
         self._end()

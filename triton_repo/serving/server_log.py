@@ -13,6 +13,8 @@ log = logging.getLogger(__name__)
 _KEPT_LINES: Final = 400
 _LOADING: Final = re.compile(r"\"loading: (?P<model>.+):\d+\"")
 _LOADED: Final = re.compile(r"successfully loaded '(?P<model>[^']+)'")
+_DRAINED: Final = re.compile(r"All models are stopped, unloading models")
+_UNLOADED: Final = re.compile(r"successfully unloaded '(?P<model>[^']+)'")
 # `failed to load 'NAME' version 1: REASON`, and the end of a Python traceback.
 _FAILURE: Final = re.compile(r"failed to load '(?P<model>[^']+)'.*?: (?P<reason>.+)")
 # What Triton says each second while it drains.
@@ -37,6 +39,8 @@ class ServerLog:
 
     def __init__(self, file: Path | None, ranks: int) -> None:
         self.loaded: list[str] = []
+        self.unloaded: set[str] = set()
+        self.is_drained = False
         self._loading: list[str] = []
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._failures: dict[str, str] = {}
@@ -83,6 +87,10 @@ class ServerLog:
         elif (match := _LOADED.search(line)) and match["model"] not in self.loaded:
             self.loaded.append(match["model"])
             log.info("%s is loaded", match["model"])
+        elif match := _UNLOADED.search(line):
+            self.unloaded.add(match["model"])
+        elif _DRAINED.search(line):
+            self.is_drained = True
         elif match := _IN_FLIGHT.search(line):
             self._drains[match["model"]] = f"{match['count']} in {match['model']}"
         elif match := _CONNECTIONS.search(line):
@@ -93,6 +101,7 @@ class ServerLog:
     def start_again(self) -> None:
         """Forget how far the models were: the server starts anew."""
         self.loaded.clear()
+        self.unloaded.clear()
         self._loading.clear()
         self.begin_serving()
 
