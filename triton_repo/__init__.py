@@ -14,7 +14,7 @@ from minitron_trt.faces import lazy_face
 if TYPE_CHECKING:
     from minitron_trt.triton_repo.check.report import RepositoryReport as RepositoryReport
     from minitron_trt.triton_repo.check.repository_check import check_repository as check_repository
-    from minitron_trt.triton_repo.repository import ModelRepository as ModelRepository
+    from minitron_trt.triton_repo.model_repository import ModelRepository as ModelRepository
     from minitron_trt.triton_repo.repository import emit_repository as emit_repository
     from minitron_trt.triton_repo.serving.runners import running_server as running_server
     from minitron_trt.triton_repo.serving.server import TritonServer as TritonServer
@@ -27,7 +27,7 @@ else:
         __name__,
         {
             "Endpoints": "minitron_trt.triton_repo.serving.server_options",
-            "ModelRepository": "minitron_trt.triton_repo.repository",
+            "ModelRepository": "minitron_trt.triton_repo.model_repository",
             "RepositoryReport": "minitron_trt.triton_repo.check.report",
             "ServerOptions": "minitron_trt.triton_repo.serving.server_options",
             "ServingRecipe": "minitron_trt.triton_repo.serving_recipe",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from minitron_trt.errors import UnreachableError as UnreachableError
     from minitron_trt.errors import UnsupportedError as UnsupportedError
     from minitron_trt.errors import UsageError as UsageError
-    from minitron_trt.triton_repo.repository import ModelRepository as ModelRepository
+    from minitron_trt.triton_repo.model_repository import ModelRepository as ModelRepository
 else:
     __all__, __getattr__, __dir__ = lazy_face(
         __name__,
@@ -46,7 +46,7 @@ else:
             "GenerateRequest": "minitron_trt.clients.messages",
             "MinitronError": "minitron_trt.errors",
             "MissingExtraError": "minitron_trt.errors",
-            "ModelRepository": "minitron_trt.triton_repo.repository",
+            "ModelRepository": "minitron_trt.triton_repo.model_repository",
             "OutputError": "minitron_trt.errors",
             "ProcessError": "minitron_trt.errors",
             "ProtocolError": "minitron_trt.errors",

@@ -25,7 +25,8 @@ from minitron_trt.triton_repo.contract.tensors import (
     text_model,
 )
 from minitron_trt.triton_repo.model_config import ensemble, from_text, to_text
-from minitron_trt.triton_repo.repository import ModelRepository, emit_repository
+from minitron_trt.triton_repo.model_repository import ModelRepository
+from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "triton_repo"

@@ -6,17 +6,19 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from minitron_trt.artifacts import MANIFEST_NAME
 from minitron_trt.build.containers import container_for, same_version
-from minitron_trt.build.engine import Engine
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, TRTLLM_BACKEND, from_text
-from minitron_trt.triton_repo.repository import ModelRepository
+from minitron_trt.triton_repo.model_repository import ModelRepository
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, TRTLLM, WITH_TENSORRT_LLM
+
+if TYPE_CHECKING:
+    from minitron_trt.build.engine import Engine
 
 OTHER: Final = "other"
 """Runtime of a repository that this tool did not write and that has no TensorRT-LLM in it."""
@@ -176,6 +178,9 @@ def _open_engine(model: str, path: Path) -> Engine:
             f"{model}/{CONFIG_PBTXT}: {_ENGINE} is {str(path)!r}, which is not a folder here; "
             "serve where it is, or put the engine there"
         )
+    # Only repositories of others are read by their engines, and it is much to import.
+    from minitron_trt.build.engine import Engine
+
     return Engine.open(path)
 
 

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 from minitron_trt.errors import BadInputError, MinitronError, UnsupportedError
 from minitron_trt.samples import NAMES, sample_folder
 from minitron_trt.triton_repo.model_config import from_text
+from minitron_trt.triton_repo.model_repository import ModelRepository
 from minitron_trt.triton_repo.parameters import PARAMETERS
-from minitron_trt.triton_repo.repository import ModelRepository, emit_repository
+from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.runtimes.runtime_names import TRTLLM
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
