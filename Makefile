@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-megatron test-slurm test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-megatron test-slurm test-podman test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -65,6 +65,9 @@ $(OLDEST)/.complete: pyproject.toml constraints-oldest.txt
 
 test-slurm: $(COMPLETE) ## Run job files on a Slurm of one node (Debian: slurm-wlm munge openmpi-bin)
 	SLURM_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_slurm.py
+
+test-podman: $(COMPLETE) ## Run the docker runner's containers (Debian: podman runc catatonit busybox-static)
+	PODMAN_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_podman.py
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
