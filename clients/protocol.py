@@ -206,7 +206,7 @@ def decode_event(data: str | bytes) -> Piece:
 def json_object(data: str | bytes) -> dict[str, Any] | None:
     """Return a JSON object, None for anything else."""
     try:
-        record = json.loads(data)
+        record = json.loads(data if isinstance(data, str) else data.decode(errors="replace"))
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
@@ -244,40 +244,42 @@ class EventReader:
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._parts: list[bytes] = []
-        self._size = 0
+        self._parts_size = 0
         self._data: list[bytes] = []
+        self._data_size = 0
 
     def feed(self, received: bytes) -> list[bytes]:
         """Return the data of each event that is complete now."""
-        self._size += len(received)
         self._parts.append(received)
+        self._parts_size += len(received)
+        events = []
         # Joining for every few bytes of a long line would take the square of its length.
-        if b"\n" not in received and b"\r" not in received:
-            self._check()
-            return []
-        whole = b"".join(self._parts)
-        # The line feed after a carriage return may still come.
-        held = whole[-1:] if whole.endswith(b"\r") else b""
-        whole = whole[: len(whole) - len(held)]
-        if b"\r" in whole:
-            whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, rest = whole.split(b"\n")
-        self._parts = [rest + held]
-        events = [event for line in lines if (event := self._line(line))]
-        self._size = sum(map(len, self._data)) + len(rest)
-        self._check()
+        if b"\n" in received or b"\r" in received:
+            *lines, rest = _lines(b"".join(self._parts))
+            self._parts, self._parts_size = [rest], len(rest)
+            events = [event for line in lines if (event := self._line(line))]
+        if self._data_size + self._parts_size > self._limit:
+            raise BrokenProtocolError(f"an event of more than {self._limit} bytes", Fault.TOO_LARGE)
         return events
 
     def _line(self, line: bytes) -> bytes | None:
         """Take a line; return the data of the event that it ends."""
         if line.startswith(b"data:"):
             self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            self._data_size += len(line)
         elif not line and self._data:
             event = b"\n".join(self._data)
-            self._data.clear()
+            self._data, self._data_size = [], 0
             return event
         return None
 
-    def _check(self) -> None:
-        if self._size > self._limit:
-            raise BrokenProtocolError(f"an event of more than {self._limit} bytes", Fault.TOO_LARGE)
+
+def _lines(data: bytes) -> list[bytes]:
+    """Return the lines of an event stream; the last one has no end yet."""
+    if b"\r" not in data:
+        return data.split(b"\n")
+    # The line feed after a carriage return may still come.
+    held = b"\r" if data.endswith(b"\r") else b""
+    whole = data.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    *lines, rest = whole.split(b"\n")
+    return [*lines, rest + held]

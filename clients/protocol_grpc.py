@@ -118,7 +118,7 @@ def _unpack(output: Any, buffers: Sequence[bytes], index: int) -> Sequence[Any]:
     if not buffers:
         return list(getattr(output.contents, _CONTENTS.get(output.datatype, "bytes_contents")))
     data = buffers[index] if index < len(buffers) else b""
-    if output.datatype == "BYTES" or output.name == TEXT:
+    if output.datatype == "BYTES":
         return _unpack_bytes(output.name, data)
     form = _FORMATS.get(output.datatype, "")
     if not form or len(data) % struct.calcsize(form):

@@ -33,7 +33,7 @@ T = TypeVar("T")
 # An idle connection is not worth more than that: servers and what lies between close theirs.
 _KEEPALIVE_S: Final = 15.0
 # Health, metadata and configuration of a model are some thousand bytes.
-_REPLY_BYTES: Final = 4 * 2**20
+_REPLY_BYTES: Final = 2**20
 _GATEWAY: Final = (502, 504)
 _BUSY: Final = (429, 503)
 _CLOSED: Final = (401, 403, 407)
