@@ -90,7 +90,8 @@ class Collector:
 
     def first(self) -> Completion:
         """Return the one sequence of an answer, as far as it came."""
-        return next(iter(self.completions()), None) or self._join([])
+        # An answer without text is as false as any empty string.
+        return next(iter(self.completions() or [self._join([])]))
 
     def _join(self, chunks: Sequence[Chunk]) -> Completion:
         completion = Completion("".join(chunks))

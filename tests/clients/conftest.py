@@ -85,6 +85,7 @@ class TritonDouble:
     cancelled: threading.Event = field(default_factory=threading.Event)
     stopping: threading.Event = field(default_factory=threading.Event)
     ready: bool = True
+    questions: int = 0
     model: ModelDouble = field(default_factory=ModelDouble)
 
     def script(self, model: str, prompt: str) -> Iterator[str]:
@@ -134,6 +135,7 @@ class GrpcDouble(GRPCInferenceServiceServicer):  # type: ignore[misc]
         return reply
 
     def _model(self, name: str, context: Any, is_told: bool) -> ModelDouble:
+        self._double.questions += 1
         if not is_told:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not implemented!")
         if name not in MODELS:
@@ -142,6 +144,19 @@ class GrpcDouble(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
     def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ServerReadyResponse(ready=self._double.ready)
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        record = _grpc_record(request)
+        self._double.requests.append(record)
+        try:
+            pieces = list(self._double.script(request.model_name, record["text_input"]))
+        except RefusedByScriptError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        # KServe's services send elements one by one, Triton's as bytes.
+        response = service_pb2.ModelInferResponse(model_name=request.model_name, id=request.id)
+        text = response.outputs.add(name="text_output", datatype="BYTES", shape=(1,))
+        text.contents.bytes_contents.append("".join(pieces).encode())
+        return response
 
     def ModelStreamInfer(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:  # noqa: N802
         complete = threading.Event()
@@ -159,6 +174,9 @@ class GrpcDouble(GRPCInferenceServiceServicer):  # type: ignore[misc]
     def _answer(self, request: Any) -> Iterator[Any]:
         record = _grpc_record(request)
         self._double.requests.append(record)
+        if "input_ids" in record:
+            yield _ids_response(request, record["input_ids"])
+            return
         try:
             for text in self._double.script(request.model_name, record["text_input"]):
                 yield _response(request, text)
@@ -195,6 +213,18 @@ def _response(request: Any, text: str | None) -> Any:
     return message
 
 
+def _ids_response(request: Any, ids: bytes) -> Any:
+    """Return the ids of a request, with padding behind them."""
+    message = _response(request, None)
+    for name, data in (
+        ("output_ids", ids + b"\2\0\0\0"),
+        ("sequence_length", (len(ids) // 4).to_bytes(4, "little")),
+    ):
+        message.infer_response.outputs.add(name=name, datatype="INT32", shape=(1, 1))
+        message.infer_response.raw_output_contents.append(data)
+    return message
+
+
 class HttpDouble(http.server.BaseHTTPRequestHandler):
     """Triton's HTTP service; events come in awkward splits."""
 
@@ -214,6 +244,7 @@ class HttpDouble(http.server.BaseHTTPRequestHandler):
 
     def _tell(self, name: str, of_config: bool) -> None:
         model = self.double.model
+        self.double.questions += 1
         if not (model.tells_config if of_config else model.tells_metadata):
             self._send(404, "text/html", b"<html>not here</html>")
         elif name not in MODELS:
@@ -240,7 +271,17 @@ class HttpDouble(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         _, _, _, model, verb = self.path.split("/")
         model = unquote(model)
+        if verb == "infer":
+            self._infer(model, body)
+            return
         self.double.requests.append({"model": model, **body})
+        if "input_ids" in body:
+            ids = body["input_ids"]
+            record = {"output_ids": [*ids, 2], "sequence_length": len(ids)}
+            self._start_events(200)
+            self._event(b"data: " + json.dumps(record).encode() + b"\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+            return
         self.double.connections.add(str(self.client_address))
         pieces = self.double.script(model, body["text_input"])
         try:
@@ -250,6 +291,19 @@ class HttpDouble(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         except CutByScriptError:
             self.close_connection = True
+
+    def _infer(self, model: str, body: dict[str, Any]) -> None:
+        """Answer KServe's own call."""
+        values = {each["name"]: each["data"][0] for each in body["inputs"]}
+        assert all(each["shape"] == [1, 1] for each in body["inputs"])
+        self.double.requests.append({"model": model, "id": body["id"], **values})
+        try:
+            text = "".join(self.double.script(model, values["text_input"]))
+        except RefusedByScriptError as error:
+            self._send(400, "application/json", _error(error))
+            return
+        output = {"name": "text_output", "datatype": "BYTES", "shape": [1], "data": [text]}
+        self._send_json({"model_name": model, "outputs": [output]})
 
     def _answer(self, pieces: Iterator[str], verb: str) -> None:
         if verb == "generate":
@@ -395,6 +449,15 @@ def triton_http() -> Iterator[TritonDouble]:
     """The double of Triton's HTTP service, running."""
     with serve_http() as double:
         yield double
+
+
+@pytest.fixture
+def kserve(triton: TritonDouble) -> TritonDouble:
+    """Each of the two doubles as a service that has KServe's own calls only."""
+    triton.model.tells_config = False
+    triton.model.inputs = {"text_input": "BYTES", "stream": "BOOL"}
+    triton.model.outputs = ("text_output",)
+    return triton
 
 
 def ask_sync(url: str, request: GenerateRequest, **settings: Any) -> list[str]:
