@@ -9,17 +9,19 @@ from typing import Any, Final
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.errors import UsageError
 
+_COUNT: Final = "num_output_tokens"
 # A response has these for its own tokens only; what else comes repeatedly is a total so far.
-_PER_TOKEN: Final = frozenset({"output_log_probs", "generation_logits"})
+_PER_RESPONSE: Final = frozenset({"output_log_probs", "generation_logits", _COUNT})
 
 
 class Completion(str):
     """One sequence of an answer: its whole text, as a string that knows more.
 
     `finish_reason` is stop, length, timeout or cancelled, None where the model does not say.
-    `outputs` holds each other tensor's values, flat: of a tensor with a value per token those of
-    all tokens, in order, of any other those of the last response that had it. `first_chunk_s` and
-    `total_s` are seconds from the start of the request to its first piece and its end.
+    `outputs` holds each other tensor's values, flat: of what each response has for its own tokens
+    those of all responses, in order, of any other tensor those of the last that had it.
+    `first_chunk_s` and `total_s` are seconds from the start of the request to its first piece and
+    its end.
     """
 
     __slots__ = ("finish_reason", "first_chunk_s", "outputs", "request", "token_ids", "total_s")
@@ -39,23 +41,21 @@ class Completion(str):
     @property
     def prompt_tokens(self) -> int | None:
         """Return how many tokens the prompt has, None where the model does not say."""
-        return self._last("num_input_tokens")
+        counts = self.outputs.get("num_input_tokens")
+        return int(counts[-1]) if counts else None
 
     @property
     def completion_tokens(self) -> int | None:
         """Return how many tokens were made, None where the model does not say."""
         if self.token_ids:
             return len(self.token_ids)
-        return self._last("num_output_tokens")
+        counts = self.outputs.get(_COUNT)
+        return None if counts is None else sum(counts)
 
     @property
     def log_probs(self) -> Sequence[float] | None:
         """Return the log-prob of each token, None unless `return_log_probs` asked for them."""
         return self.outputs.get("output_log_probs")
-
-    def _last(self, name: str) -> int | None:
-        values = self.outputs.get(name)
-        return int(values[-1]) if values else None
 
 
 class Collector:
@@ -109,7 +109,7 @@ def _joined(chunks: Sequence[Chunk]) -> dict[str, Sequence[Any]]:
     outputs: dict[str, list[Any]] = {}
     for chunk in chunks:
         for name, values in chunk.outputs.items():
-            if name in _PER_TOKEN and name in outputs:
+            if name in _PER_RESPONSE and name in outputs:
                 outputs[name].extend(values)
             else:
                 outputs[name] = list(values)

@@ -17,6 +17,7 @@ from minitron_trt.clients.model_interface import TEXT_MODEL, ModelInterface
 from minitron_trt.clients.protocol import json_object, model_path, text_of
 
 T = TypeVar("T")
+_SERVER: Final = "/v2"
 _LIVE: Final = "/v2/health/live"
 _OK: Final = 200
 _CLOSED: Final = (401, 403)
@@ -93,13 +94,17 @@ def ask_interface(model: str) -> Question[ModelInterface]:
 def ask_ready() -> Question[bool]:
     """Return whether server and models can take requests; BrokenProtocolError for another server.
 
-    Other services answer 400 to what they do not know, which is Triton's way to say "not ready".
+    Others answer 400 to what they do not know, which is Triton's way to say "not ready", and its
+    port of metrics answers 200 to everything.
     """
     reply = yield from _get("/v2/health/ready")
-    if reply.status == _OK:
-        return True
-    yield from _ask_live()
-    return False
+    if reply.status != _OK:
+        yield from _ask_live()
+        return False
+    reply = yield from _get(_SERVER)
+    if json_object(reply.body) is None and reply.status not in _CLOSED:
+        raise BrokenProtocolError(f"{_SERVER} says {reply}", Fault.ABSENT)
+    return True
 
 
 def _get(path: str) -> Question[HttpReply]:

@@ -28,6 +28,7 @@ DEFAULT_MAX_TOKENS: Final = 64
 """How many tokens to make at most where a request does not say; a model needs a number."""
 
 _TEXT_INPUT: Final = "text_input"
+_EXCLUDE: Final = "exclude_input_in_output"
 _RETURN_FINISH_REASON: Final = "return_finish_reason"
 
 
@@ -152,6 +153,9 @@ class ModelInterface:
                 field=_TEXT_INPUT,
             )
         prompt = [self._input(INPUT_IDS, tuple(request.input_ids))]
+        if request.exclude_input_in_output is None and _EXCLUDE in self.inputs:
+            # Without streams the model would put the prompt before its answer.
+            prompt.append(self._input(_EXCLUDE, True))
         if INPUT_LENGTHS in self.inputs:
             prompt.append(self._input(INPUT_LENGTHS, len(request.input_ids)))
         return prompt

@@ -22,6 +22,7 @@ class Span:
         self.request = request
         self._span = span
         self._has_begun = False
+        self._made = 0
 
     def note(self, chunk: Chunk) -> None:
         """Take a chunk of the answer."""
@@ -32,15 +33,12 @@ class Span:
             self._span.add_event("first token")
         if chunk.finish_reason:
             self._span.set_attribute("gen_ai.response.finish_reasons", [chunk.finish_reason])
-        for name, attribute in _USAGE:
-            if values := chunk.outputs.get(name):
-                self._span.set_attribute(attribute, int(values[-1]))
-
-
-_USAGE = (
-    ("num_input_tokens", "gen_ai.usage.input_tokens"),
-    ("num_output_tokens", "gen_ai.usage.output_tokens"),
-)
+        if counts := chunk.outputs.get("num_input_tokens"):
+            self._span.set_attribute("gen_ai.usage.input_tokens", int(counts[-1]))
+        if counts := chunk.outputs.get("num_output_tokens"):
+            # Each response counts its own.
+            self._made += sum(counts)
+            self._span.set_attribute("gen_ai.usage.output_tokens", self._made)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,9 @@ _ROUTE: Final = re.compile(
 _PASSING: Final = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 _TOO_LARGE: Final = re.compile(r"Received message larger than max|decompressed message is larger")
 
+# Of a connection that carries something else; the library calls it an internal error.
+_BROKEN: Final = re.compile(r"HTTP/?2|RST_STREAM|GOAWAY|Stream removed", re.IGNORECASE)
+
 
 def channel_options(endpoint: Endpoint, limits: Limits) -> list[tuple[str, int]]:
     """Return the settings of a channel."""
@@ -75,6 +78,8 @@ class _GrpcParts:
                 fault = deadlines.fault or fault
             if _TOO_LARGE.search(detail):
                 fault = Fault.TOO_LARGE
+            elif _BROKEN.search(detail):
+                fault = Fault.ABSENT if probing else Fault.LOST
             raised = self._error(fault, detail, deadlines)
             raised.is_passing = code in _PASSING and fault is not Fault.TOO_LARGE
             raise raised from error

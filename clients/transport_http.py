@@ -35,6 +35,7 @@ _KEEPALIVE_S: Final = 15.0
 # Health, metadata and configuration of a model are some thousand bytes.
 _REPLY_BYTES: Final = 2**20
 _GATEWAY: Final = (502, 504)
+_NOT_ALLOWED: Final = 405
 _BUSY: Final = (429, 503)
 _CLOSED: Final = (401, 403, 407)
 
@@ -297,6 +298,9 @@ class _AnswerBody:
 
     def decode(self, record: bytes) -> Piece:
         """Read a record; a RefusedError of a busy server is passing."""
+        if self._reply.status == _NOT_ALLOWED:
+            # Triton's port of metrics.
+            raise BrokenProtocolError(str(self._reply), Fault.ABSENT)
         try:
             return decode_event(record)
         except RefusedError as error:

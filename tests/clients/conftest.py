@@ -239,6 +239,9 @@ class HttpDouble(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/v2/models/"):
             self._tell(unquote(self.path.split("/")[3]), self.path.endswith("/config"))
             return
+        if self.path == "/v2":
+            self._send_json({"name": "triton"})
+            return
         is_up = self.path == "/v2/health/live" or self.double.ready
         self._send(200 if is_up else 400, "text/plain", b"")
 

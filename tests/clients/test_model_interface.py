@@ -218,3 +218,13 @@ def test_a_model_of_token_ids_answers_with_ids(triton: TritonDouble) -> None:
         completion = client.generate(input_ids=[7, 8], model="tensorrt_llm")
 
     assert (completion.text, completion.token_ids, completion.completion_tokens) == ("", [7, 8], 2)
+
+
+def test_the_prompts_ids_are_left_out_of_an_answer_unless_wished_for() -> None:
+    inputs = {**IDS, "exclude_input_in_output": ("BOOL", (-1, 1))}
+
+    for wish in (None, False):
+        request = GenerateRequest(input_ids=[1], exclude_input_in_output=wish)
+        sent = {each.name: each.value for each in interface(inputs).call(request).inputs}
+
+        assert sent["exclude_input_in_output"] is (wish is None)
