@@ -21,6 +21,8 @@ def page() -> str:
         command = main.get_command(group, name)
         assert command is not None
         sections.append(_section((name,), command))
+        if isinstance(command, click.Group):
+            sections += [_section((name, each), part) for each, part in command.commands.items()]
     return "\n\n".join(sections) + "\n"
 
 

@@ -84,7 +84,11 @@ def test_every_command_explains_itself(name: str, command: Command) -> None:
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith(f"Usage: main {name} [OPTIONS]")
-    assert "--json" in result.stdout
+    _, _, parts = result.stdout.partition("Commands:\n")
+    for words in [[name, line.split()[0]] for line in parts.splitlines()] or [[name]]:
+        help_text = command(*words, "--help").stdout
+        assert help_text.startswith(f"Usage: main {' '.join(words)} [OPTIONS]")
+        assert "--json" in help_text
 
 
 def test_the_version_is_the_packages(command: Command) -> None:

@@ -64,7 +64,7 @@ def _local(path: Path) -> Path:
     """Return the folder, the file, or the only such file of a folder without other weights."""
     if path.is_file() and not path.stat().st_size:
         raise BadInputError(f"{path} is empty; download it again")
-    if (path.is_file() and _is_gguf(path)) or is_nemo(path):
+    if is_gguf(path) or is_nemo(path):
         return path
     if not path.is_dir():
         raise BadInputError(
@@ -86,6 +86,9 @@ def _local(path: Path) -> Path:
     return path
 
 
-def _is_gguf(path: Path) -> bool:
+def is_gguf(path: Path) -> bool:
+    """Return whether a path is a GGUF file, by its name or its start."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return path.suffix == GGUF_SUFFIX or file.read(len(MAGIC)) == MAGIC

@@ -28,6 +28,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "triton-repo": "minitron_trt.triton_repo.command:triton_repo",
         "serve": "minitron_trt.triton_repo.serving.command:serve",
         "generate": "minitron_trt.clients.command:generate",
+        "eval": "minitron_trt.evaluate.command:evaluate",
         "doctor": "minitron_trt.doctor:doctor",
         "sample": "minitron_trt.samples.command:sample",
         "demo": "minitron_trt.demo:demo",

@@ -1,0 +1,1 @@
+"""What a model is worth: figures by which precisions are chosen."""

@@ -1,0 +1,120 @@
+"""The baseline's probabilities on a disk, in the file that llama-perplexity writes and reads.
+
+`--save-all-logits` and `--kl-divergence-base` are its options. A header has the context, the
+vocabulary and the tokens; then each scored token has a row of 16-bit steps between its smallest and
+its largest log-probability, or sixteen below that.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron_trt.errors import BadInputError
+from minitron_trt.evaluate.perplexity import Chunk
+
+Floats = NDArray[Any]
+_MAGIC: Final = b"_logits_"
+_HEADER: Final = struct.Struct("<8sIii")
+_STEPS: Final = 65535
+_RANGE: Final = 16.0
+_SCALE_VALUES: Final = 4  # of 16 bits, which the two numbers of a row take
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineFile:
+    """A file for so many chunks of tokens [chunks, context], some of which it may lack yet."""
+
+    path: Path
+    vocab: int
+    tokens: NDArray[np.int32]
+
+    @classmethod
+    def open(cls, path: Path) -> BaselineFile:
+        """Read the header; BadInputError when it is none."""
+        with path.open("rb") as file:
+            start = file.read(_HEADER.size)
+            if len(start) < _HEADER.size or not start.startswith(_MAGIC):
+                raise BadInputError(
+                    f"{path} does not begin with {_MAGIC.decode()!r}; expected a file of "
+                    "llama-perplexity --save-all-logits"
+                )
+            _, context, vocab, count = _HEADER.unpack(start)
+            size = path.stat().st_size - _HEADER.size
+            if vocab < 1 or count < 1 or context < 4 or 4 * context * count > size:
+                raise BadInputError(f"{path} is truncated or damaged; make it again")
+            tokens = np.frombuffer(file.read(4 * context * count), np.int32)
+        return cls(path, vocab, tokens.reshape(count, context))
+
+    def create(self) -> None:
+        """Write the header of a new file."""
+        count, context = self.tokens.shape
+        with self.path.open("wb") as file:
+            file.write(_HEADER.pack(_MAGIC, context, self.vocab, count))
+            file.write(np.ascontiguousarray(self.tokens, np.int32).tobytes())
+
+    @property
+    def complete(self) -> int:
+        """Return how many chunks it has whole."""
+        return (self.path.stat().st_size - self._start) // self._chunk_bytes
+
+    def append(self, index: int, log_probabilities: Floats) -> None:
+        """Write a chunk's rows [scored, vocab] in its place."""
+        with self.path.open("r+b") as file:
+            file.seek(self._start + index * self._chunk_bytes)
+            file.write(_in_steps(log_probabilities, self._row_values).tobytes())
+
+    def read(self, index: int) -> Floats:
+        """Return a chunk's log-probabilities [scored, vocab]; BadInputError when it lacks them."""
+        with self.path.open("rb") as file:
+            file.seek(self._start + index * self._chunk_bytes)
+            blob = file.read(self._chunk_bytes)
+        if len(blob) < self._chunk_bytes:
+            raise BadInputError(f"{self.path} lacks chunk {index + 1}; make it again")
+        rows = np.frombuffer(blob, np.uint16).reshape(self._rows, self._row_values)
+        numbers = rows[:, :_SCALE_VALUES].copy().view(np.float32)
+        steps = rows[:, _SCALE_VALUES : _SCALE_VALUES + self.vocab]
+        return np.asarray((numbers[:, :1] * steps + numbers[:, 1:]).astype(np.float64))
+
+    def fits(self, chunks: tuple[Chunk, ...]) -> bool:
+        """Return whether its tokens are those that the chunks are scored by."""
+        targets = np.array([chunk.targets for chunk in chunks])
+        return self.tokens.shape[0] >= len(chunks) and bool(
+            self.tokens.shape[1] == len(chunks[0].inputs)
+            and (self.tokens[: len(chunks), -targets.shape[1] :] == targets).all()
+        )
+
+    @property
+    def _start(self) -> int:
+        return _HEADER.size + 4 * self.tokens.size
+
+    @property
+    def _rows(self) -> int:
+        context = self.tokens.shape[1]
+        return context - 1 - context // 2
+
+    @property
+    def _row_values(self) -> int:
+        return 2 * ((self.vocab + 1) // 2) + _SCALE_VALUES
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return 2 * self._rows * self._row_values
+
+
+def _in_steps(log_probabilities: Floats, row_values: int) -> NDArray[np.uint16]:
+    """Return rows as the file has them."""
+    largest = log_probabilities.max(axis=1, keepdims=True)
+    least = np.maximum(log_probabilities.min(axis=1, keepdims=True), largest - _RANGE)
+    scale = ((largest - least) / _STEPS).astype(np.float32)
+    safe = np.where(scale > 0, scale, 1).astype(np.float64)
+    steps = np.rint(np.clip(log_probabilities - least, 0, None) / safe)
+    rows = np.zeros((len(steps), row_values), np.uint16)
+    rows[:, :_SCALE_VALUES] = np.hstack([scale, least.astype(np.float32)]).view(np.uint16)
+    rows[:, _SCALE_VALUES : _SCALE_VALUES + steps.shape[1]] = np.minimum(steps, _STEPS)
+    return rows

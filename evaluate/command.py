@@ -1,0 +1,77 @@
+"""`minitron-trt eval`."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import click
+
+from minitron_trt.console import Console, console_options
+
+# What a model is computed in.
+_DTYPES: Final = ("float32", "bfloat16", "float16")
+
+
+@click.group("eval")
+def evaluate() -> None:
+    """Measure how good a model is, and what a precision takes from it."""
+
+
+@evaluate.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option("--text", required=True, type=click.Path(path_type=Path), help="Text to be scored by")
+@click.option("--context", default=512, show_default=True, help="Tokens that a model sees at once")
+@click.option("--chunks", type=click.IntRange(1), help="Score so many chunks; the default is all")
+@click.option(
+    "--dtype",
+    type=click.Choice(_DTYPES),
+    default="float32",
+    show_default=True,
+    help="Compute in this; weights stay rounded as they are stored",
+)
+@click.option(
+    "--state", type=click.Path(path_type=Path), help="Keep what is done here, and go on from there"
+)
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here, too")
+@console_options
+def perplexity(
+    console: Console,
+    models: tuple[str, ...],
+    text: Path,
+    context: int,
+    chunks: int | None,
+    dtype: str,
+    state: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Score models by a text: perplexity, and how far each is from the first.
+
+    MODELS are checkpoints, model folders, GGUF files, NeMo archives or hub ids with one tokenizer;
+    the first is the baseline. The figures are defined as llama-perplexity defines them. It runs on
+    the CPU, by the reference model.
+
+    Example: minitron-trt eval perplexity bf16 fp8 w4a16 --text wiki.test.raw
+    """
+    # Only this needs torch.
+    from minitron_trt.evaluate.scoring import Evaluation
+    from minitron_trt.evaluate.table import as_json, as_markdown, as_text
+    from minitron_trt.evaluate.text_tokens import read_text
+    from minitron_trt.outputs import write_output
+
+    # Of a KV cache for one chunk nobody wants to hear.
+    logging.getLogger("minitron_trt.executor").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="minitron-trt-") as temporary:
+        evaluation = Evaluation(
+            text=read_text(text),
+            context=context,
+            chunks=chunks,
+            dtype=dtype,
+            state=state or Path(temporary),
+        )
+        results = evaluation.run(models, console.progress)
+    if markdown is not None:
+        write_output(markdown, as_markdown(results))
+    console.result({"models": as_json(results)}, as_text(results))

@@ -1,0 +1,107 @@
+"""Perplexity as llama.cpp defines it, so that figures compare with those that are published.
+
+The text is tokenized once and cut into disjoint chunks of the context; what is left at the end is
+dropped. Where the vocabulary begins a text with a token, that takes the place of each chunk's
+first. Of a chunk the tokens after the first half are scored, so that each has a context: 255 of
+512. Perplexity is e to the mean of their negative log-likelihoods.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitron_trt.errors import BadInputError, UsageError
+
+Floats = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens that a model is given, and those that it is scored by."""
+
+    inputs: NDArray[np.int32]  # [context]
+    targets: NDArray[np.int32]  # [context - 1 - context // 2]: what follows the rows of logits
+
+    @property
+    def first_row(self) -> int:
+        """Return the first token whose logits are scored; those of the last token are not."""
+        return len(self.inputs) - 1 - len(self.targets)
+
+    def scored(self, logits: Floats) -> Floats:
+        """Return the rows that are scored, of the logits of every token [context, vocab]."""
+        return logits[self.first_row : -1]
+
+
+def chunks_of(
+    tokens: Sequence[int], context: int, *, begin: int | None, at_most: int | None = None
+) -> tuple[Chunk, ...]:
+    """Cut a text's tokens; `begin` takes the place of each chunk's first token.
+
+    UsageError for a context in which nothing is scored, BadInputError for a text that is shorter
+    than two chunks, which llama.cpp refuses as well.
+    """
+    if context < 4:
+        raise UsageError(f"the context is {context}; expected at least 4 tokens")
+    if len(tokens) < 2 * context:
+        raise BadInputError(
+            f"the text has {len(tokens)} tokens; a context of {context} needs at least "
+            f"{2 * context}: take a longer text or a shorter context"
+        )
+    count = len(tokens) // context
+    return tuple(_cut(tokens, context, begin, min(count, at_most or count)))
+
+
+def _cut(tokens: Sequence[int], context: int, begin: int | None, count: int) -> Iterator[Chunk]:
+    ids = np.array(tokens[: count * context], np.int32).reshape(count, context)
+    for row in ids:
+        inputs = row.copy()
+        if begin is not None:
+            inputs[0] = begin
+        yield Chunk(inputs, row[context // 2 + 1 :])
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and its standard error."""
+
+    value: float
+    error: float
+
+
+def log_likelihoods(logits: Floats) -> Floats:
+    """Return the logarithms of the probabilities, in float64 [rows, vocab].
+
+    BadInputError where a logit is NaN or no number is left to compare.
+    """
+    exact = logits.astype(np.float64)
+    largest = exact.max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise BadInputError("the model's logits are NaN or infinite; its weights are damaged")
+    exact -= largest
+    return np.asarray(exact - np.log(np.exp(exact).sum(axis=1, keepdims=True)))
+
+
+def negative_log_likelihoods(log_probabilities: Floats, targets: NDArray[np.int32]) -> Floats:
+    """Return the negative log-likelihood of each token that followed."""
+    return np.asarray(-log_probabilities[np.arange(len(targets)), targets])
+
+
+def mean(values: Floats) -> Estimate:
+    """Return the mean of samples and its standard error."""
+    value = float(values.mean())
+    spread = float((values**2).mean()) - value**2
+    error = math.sqrt(spread / (len(values) - 1)) if spread > 0 and len(values) > 1 else 0.0
+    return Estimate(value, error)
+
+
+def perplexity(nll: Floats) -> Estimate:
+    """Return e to the mean of negative log-likelihoods, with the error that it takes from them."""
+    average = mean(nll)
+    value = math.exp(average.value)
+    return Estimate(value, value * average.error)

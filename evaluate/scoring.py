@@ -1,0 +1,155 @@
+"""Models scored by one text, chunk by chunk, each beside the baseline; what is done is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from minitron_trt.console import Advance, ShowProgress
+from minitron_trt.errors import BadInputError
+from minitron_trt.evaluate.baseline_file import BaselineFile
+from minitron_trt.evaluate.divergence import Divergence, TokenScores, compare
+from minitron_trt.evaluate.evaluated_model import EvaluatedModel, opened_model
+from minitron_trt.evaluate.perplexity import (
+    Chunk,
+    Estimate,
+    Floats,
+    chunks_of,
+    log_likelihoods,
+    perplexity,
+)
+from minitron_trt.evaluate.text_tokens import TextTokens
+
+BASELINE_NAME: Final = "baseline.logits"
+_COLUMNS: Final = 3  # of a token's scores
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A model's figures; those beside the baseline are None of the baseline itself."""
+
+    name: str
+    size_bytes: int
+    tokens: int
+    perplexity: Estimate
+    divergence: Divergence | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How models are scored.
+
+    `state` is a folder in which the baseline and the scores so far are kept; an evaluation with the
+    same text, models and settings goes on there.
+    """
+
+    text: str
+    context: int
+    chunks: int | None
+    dtype: str
+    state: Path
+
+    def run(self, sources: Sequence[str], progress: ShowProgress) -> list[Scored]:
+        """Score the models, of which the first is the baseline.
+
+        BadInputError where a text is too short or two tokenizers give it other tokens.
+        """
+        self.state.mkdir(parents=True, exist_ok=True)
+        results: list[Scored] = []
+        baseline: BaselineFile | None = None
+        baseline_nll: Floats | None = None
+        for source in sources:
+            opening = opened_model(
+                source, context=self.context, dtype=self.dtype, progress=progress
+            )
+            with opening as model:
+                chunks = self._chunks(model)
+                baseline = baseline or self._baseline(model, chunks)
+                self._check(baseline, model, chunks)
+                label, total = f"score {model.name}", len(chunks)
+                with progress(label, total) as advance:
+                    scores = self._scores(model, chunks, baseline, advance, first=not results)
+            results.append(_scored(model, scores, baseline_nll))
+            baseline_nll = scores.nll if baseline_nll is None else baseline_nll
+        return results
+
+    def _chunks(self, model: EvaluatedModel) -> tuple[Chunk, ...]:
+        text = TextTokens.of(self.text, model.tokenizer_json)
+        return chunks_of(text.ids, self.context, begin=text.begin, at_most=self.chunks)
+
+    def _baseline(self, model: EvaluatedModel, chunks: tuple[Chunk, ...]) -> BaselineFile:
+        path = self.state / BASELINE_NAME
+        tokens = np.array(
+            [[*chunk.inputs[: chunk.first_row + 1], *chunk.targets] for chunk in chunks]
+        )
+        if path.exists():
+            kept = BaselineFile.open(path)
+            if kept.fits(chunks) and kept.vocab == model.vocab:
+                return kept
+        baseline = BaselineFile(path, model.vocab, tokens.astype(np.int32))
+        baseline.create()
+        return baseline
+
+    def _check(
+        self, baseline: BaselineFile, model: EvaluatedModel, chunks: tuple[Chunk, ...]
+    ) -> None:
+        if not baseline.fits(chunks) or baseline.vocab != model.vocab:
+            raise BadInputError(
+                f"{model.name} has another tokenizer than the baseline: it makes other tokens of "
+                "the text, so that their figures do not compare"
+            )
+
+    def _scores(
+        self,
+        model: EvaluatedModel,
+        chunks: tuple[Chunk, ...],
+        baseline: BaselineFile,
+        advance: Advance,
+        *,
+        first: bool,
+    ) -> TokenScores:
+        path = self.state / f"{self._key(model)}.scores"
+        rows = len(chunks[0].targets) * _COLUMNS * 8
+        done = min(path.stat().st_size // rows, len(chunks)) if path.exists() else 0
+        if first:
+            done = min(done, baseline.complete)
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.seek(done * rows)
+            advance(done)
+            for index in range(done, len(chunks)):
+                chunk = chunks[index]
+                own = log_likelihoods(model.logits(chunk))
+                if first:
+                    baseline.append(index, own)
+                scores = compare(own, baseline.read(index), chunk.targets)
+                file.write(_packed(scores).tobytes())
+                file.flush()
+                advance(1)
+        table = np.fromfile(path, np.float64, len(chunks) * rows // 8).reshape(-1, _COLUMNS)
+        return TokenScores(table[:, 0], table[:, 1], table[:, 2] > 0)
+
+    def _key(self, model: EvaluatedModel) -> str:
+        facts = [model.name, model.size_bytes, self.text, self.context, self.dtype]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return f"{model.name}-{digest[:16]}"
+
+
+def _packed(scores: TokenScores) -> Any:
+    columns = (scores.nll, scores.divergence, scores.same_top)
+    return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
+
+
+def _scored(model: EvaluatedModel, scores: TokenScores, baseline_nll: Floats | None) -> Scored:
+    return Scored(
+        name=model.name,
+        size_bytes=model.size_bytes,
+        tokens=len(scores.nll),
+        perplexity=perplexity(scores.nll),
+        divergence=None if baseline_nll is None else Divergence.of(scores, baseline_nll),
+    )

@@ -1,0 +1,245 @@
+"""Perplexity and its like: by their definitions, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from tokenizers import Tokenizer
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from minitron_trt.convert.conversion import ConvertOptions, convert
+from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.evaluate.baseline_file import BaselineFile
+from minitron_trt.evaluate.divergence import Divergence, compare
+from minitron_trt.evaluate.perplexity import chunks_of, log_likelihoods, mean, perplexity
+from minitron_trt.samples import sample_folder
+
+pytestmark = pytest.mark.slow
+
+Command = Callable[..., Result]
+SAMPLE = sample_folder("solar-llama")
+CORPUS = (SAMPLE.parent / "corpus.txt").read_text(encoding="utf-8")
+CausalLM: Any = AutoModelForCausalLM  # its methods have no types
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a text that the sample has not learnt by heart: its words in another order."""
+    words = CORPUS[:3000].split()
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(words[::-1]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_chunks_are_disjoint_and_scored_by_their_second_half() -> None:
+    chunks = chunks_of(range(35), 8, begin=99)
+
+    assert [chunk.inputs.tolist() for chunk in chunks] == [
+        [99, *range(start + 1, start + 8)] for start in (0, 8, 16, 24)
+    ]
+    assert [chunk.targets.tolist() for chunk in chunks[:2]] == [[5, 6, 7], [13, 14, 15]]
+    assert chunks[0].first_row == 4
+    assert len(chunks_of(range(1024), 512, begin=None)[0].targets) == 255
+    assert len(chunks_of(range(35), 8, begin=None, at_most=2)) == 2
+
+
+def test_a_text_shorter_than_two_chunks_and_a_context_of_nothing_are_refused() -> None:
+    with pytest.raises(BadInputError, match="has 15 tokens; a context of 8 needs at least 16"):
+        chunks_of(range(15), 8, begin=None)
+    with pytest.raises(UsageError, match="expected at least 4 tokens"):
+        chunks_of(range(15), 3, begin=None)
+
+
+def test_the_error_of_a_perplexity_is_that_of_its_exponent() -> None:
+    nll = np.random.default_rng(1).exponential(2.0, 1000)
+    average = float(np.mean(nll))
+    error = math.sqrt((np.mean(nll**2) - average**2) / 999)
+    estimate = perplexity(nll)
+
+    assert mean(nll).value == pytest.approx(average)
+    assert (estimate.value, estimate.error) == pytest.approx(
+        (math.exp(average), math.exp(average) * error)
+    )
+
+
+def test_logits_without_numbers_are_refused() -> None:
+    with pytest.raises(BadInputError, match="logits are NaN"):
+        log_likelihoods(np.array([[0.0, np.nan]]))
+
+
+def test_the_figures_beside_a_baseline_are_those_of_their_definitions() -> None:
+    random = np.random.default_rng(2)
+    one, other = (log_likelihoods(random.normal(0, 3, (500, 40))) for _ in range(2))
+    other = log_likelihoods(0.9 * one + 0.1 * other)
+    targets = random.integers(0, 40, 500).astype(np.int32)
+    scores = compare(other, one, targets)
+    found = Divergence.of(scores, -one[np.arange(500), targets])
+    exact = [
+        sum(math.exp(p) * (p - q) for p, q in zip(*rows, strict=True) if p > -16)
+        for rows in zip(one, other, strict=True)
+    ]
+    change = np.exp(-scores.nll) - np.exp(one[np.arange(500), targets])
+
+    assert scores.divergence == pytest.approx(exact)
+    assert found.mean.value == pytest.approx(np.mean(exact))
+    assert (found.minimum, found.maximum) == pytest.approx((min(exact), max(exact)))
+    assert found.percentiles[50.0] == pytest.approx(np.median(exact))
+    assert found.log_ratio.value == pytest.approx(
+        math.log(perplexity(scores.nll).value / perplexity(-one[np.arange(500), targets]).value)
+    )
+    assert found.change.value == pytest.approx(change.mean())
+    assert found.change_rms.value == pytest.approx(math.sqrt((change**2).mean()))
+    assert found.same_top.value == (one.argmax(1) == other.argmax(1)).mean()
+
+
+def test_a_baseline_on_a_disk_is_what_was_written_but_for_its_steps(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    chunks = chunks_of(random.integers(0, 41, 32).tolist(), 16, begin=None)
+    tokens = np.array([chunk.inputs for chunk in chunks])
+    baseline = BaselineFile(tmp_path / "baseline", 41, tokens)
+    rows = [log_likelihoods(random.normal(0, 4, (7, 41))) for _ in chunks]
+    baseline.create()
+    for index, values in enumerate(rows):
+        baseline.append(index, values)
+    opened = BaselineFile.open(tmp_path / "baseline")
+
+    assert opened.complete == 2
+    assert opened.fits(chunks)
+    for index, values in enumerate(rows):
+        kept = values > values.max(axis=1, keepdims=True) - 16
+        assert np.abs(opened.read(index) - values)[kept].max() < 2.5e-4
+
+
+def test_perplexity_is_that_which_transformers_computes(text: Path, command: Command) -> None:
+    result = command("eval", "perplexity", SAMPLE, "--text", text, "--context", "64", "--json")
+    record = json.loads(result.stdout)["models"][0]
+    model = CausalLM.from_pretrained(SAMPLE, dtype=torch.float32)
+    tokenizer = Tokenizer.from_file(str(SAMPLE / "tokenizer.json"))
+    ids = tokenizer.encode(text.read_text().removesuffix("\n")).ids
+    nll = []
+    for start in range(0, len(ids) // 64 * 64, 64):
+        chunk = torch.tensor([[ids[0], *ids[start + 1 : start + 64]]])
+        with torch.inference_mode():
+            logits = model(chunk).logits[0].double().log_softmax(-1)
+        nll += [-float(logits[row, chunk[0, row + 1]]) for row in range(32, 63)]
+
+    assert result.exit_code == 0, result.stderr
+    assert record["scored_tokens"] == len(nll)
+    assert record["perplexity"]["value"] > 10
+    assert record["perplexity"]["value"] == pytest.approx(math.exp(np.mean(nll)), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the sample in three precisions."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for precision in ("bf16", "w8a16", "w4a16"):
+        convert(str(SAMPLE), folder / precision, ConvertOptions(precision=precision))
+    return folder
+
+
+def test_several_models_give_a_table_in_which_coarser_ones_are_further_off(
+    checkpoints: Path, text: Path, command: Command, tmp_path: Path
+) -> None:
+    models = [checkpoints / name for name in ("bf16", "bf16", "w8a16", "w4a16")]
+    arguments = ("eval", "perplexity", *models, "--text", text, "--context", "64")
+    table = command(*arguments, "--markdown", tmp_path / "table.md", "--chunks", "4")
+    results = json.loads(command(*arguments, "--json", "--chunks", "4").stdout)["models"]
+    _, same, eight_bits, four_bits = results
+    lines = table.stdout.splitlines()
+
+    assert table.exit_code == 0, table.stderr
+    assert table.stderr == ""
+    assert " ".join(lines[0].split()) == "model size MB PPL ± size % accuracy % KL top-1 %"
+    assert [line.split()[0] for line in lines[1:]] == ["bf16", "bf16", "w8a16", "w4a16"]
+    assert (tmp_path / "table.md").read_text().count("\n") == 6
+    assert same["perplexity"] == results[0]["perplexity"]
+    assert same["ln_perplexity_ratio"] == {"value": 0.0, "error": 0.0}
+    # The baseline's probabilities are kept in steps.
+    assert abs(same["kl"]["value"]) < 1e-5
+    assert 1e-5 < eight_bits["kl"]["value"] < four_bits["kl"]["value"]
+    assert results[0]["size_bytes"] > eight_bits["size_bytes"] > four_bits["size_bytes"]
+
+
+def test_an_evaluation_goes_on_where_it_ended(
+    checkpoints: Path, text: Path, command: Command, tmp_path: Path
+) -> None:
+    arguments = ("eval", "perplexity", checkpoints / "bf16", checkpoints / "w4a16", "--json")
+    options = ("--text", text, "--context", "64", "--state", tmp_path)
+    whole = command(*arguments, *options)
+    scores = [path for path in tmp_path.iterdir() if path.suffix == ".scores"]
+    kept = {path: path.stat().st_size for path in scores}
+    for path in (*scores, tmp_path / "baseline.logits"):
+        # As an interruption leaves it: within a chunk.
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size * 2 // 3)
+    again = command(*arguments, *options)
+
+    assert whole.exit_code == 0, whole.stderr
+    assert again.stdout == whole.stdout
+    assert {path: path.stat().st_size for path in scores} == kept
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty; expected a text of some thousand words"),
+        (b"\xff\xfe", "is not UTF-8 (invalid start byte); convert its encoding"),
+        (b"a b c", "tokens; a context of 512 needs at least 1024: take a longer text or a shorter"),
+        (None, "is not a file; expected a text"),
+    ],
+    ids=["empty", "not UTF-8", "short", "absent"],
+)
+def test_a_text_that_cannot_score_is_refused_in_one_line(
+    content: bytes | None, message: str, command: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    result = command("eval", "perplexity", SAMPLE, "--text", path)
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_models_with_two_tokenizers_are_refused(
+    checkpoints: Path, text: Path, command: Command, tmp_path: Path
+) -> None:
+    other = shutil.copytree(SAMPLE, tmp_path / "other")
+    record = json.loads((other / "tokenizer.json").read_text())
+    record["model"]["merges"] = record["model"]["merges"][:50]
+    (other / "tokenizer.json").write_text(json.dumps(record))
+    arguments = ("eval", "perplexity", checkpoints / "bf16", other, "--context", "64")
+    result = command(*arguments, "--text", text)
+
+    assert result.exit_code == 3
+    assert result.stderr == (
+        "error: other has another tokenizer than the baseline: it makes other tokens of the text, "
+        "so that their figures do not compare\n"
+    )
+
+
+def test_a_vocabulary_that_ends_each_text_is_refused(
+    text: Path, command: Command, tmp_path: Path
+) -> None:
+    ending = shutil.copytree(SAMPLE, tmp_path / "ending")
+    record = json.loads((ending / "tokenizer.json").read_text())
+    template = record["post_processor"]
+    while template["type"] != "TemplateProcessing":
+        template = template["processors"][-1]
+    template["single"] = template["single"][::-1]
+    (ending / "tokenizer.json").write_text(json.dumps(record))
+    result = command("eval", "perplexity", ending, "--text", text)
+
+    assert result.exit_code == 4
+    assert "puts more around a text than one token before it" in result.stderr
