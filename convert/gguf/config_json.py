@@ -54,7 +54,7 @@ _ROTARY_FRACTION_OF_NEMOTRON = 0.5  # of every published Nemotron and Minitron
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
         "expert_count": (0,),
-        **dict.fromkeys(("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"), (1.0,)),
+        "rope.scaling.attn_factor": (1.0,),
         "attention.causal": (True,),
         "attention.clamp_kqv": (0.0,),
         "attention.max_alibi_bias": (0.0,),

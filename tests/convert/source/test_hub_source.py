@@ -182,6 +182,24 @@ def test_one_gguf_file_of_a_repository_is_fetched_by_its_name(
     assert manifest.source["path"].endswith(f"snapshots/{COMMIT}/b.gguf")
 
 
+def test_all_parts_of_a_gguf_file_are_fetched_by_the_name_of_the_first(
+    hub: tuple[Hub, str], tiny_nemotron: Path, write_gguf: WriteGguf, tmp_path: Path
+) -> None:
+    state, address = hub
+    write_gguf(tiny_nemotron, state.folder / "m.gguf", "BF16", tensors_in_part=20)
+    parts = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    refused = run(f"{REPO}/{parts[1]}", tmp_path / "out", address)
+    fetched_of_the_second = set(state.fetched)
+    result = run(f"{REPO}/{parts[0]}", tmp_path / "out", address)
+
+    assert (refused.returncode, refused.stderr) == (
+        3,
+        f"error: {parts[1]} is part 2 of 2; pass the first, {parts[0]}, which opens the others\n",
+    )
+    assert fetched_of_the_second == set()
+    assert (result.returncode, state.fetched) == (0, set(parts)), result.stderr
+
+
 def test_a_nemo_archive_of_a_repository_is_fetched_by_its_name(
     hub: tuple[Hub, str], tmp_path: Path
 ) -> None:
