@@ -78,7 +78,7 @@ class _GrpcParts:
                 fault = deadlines.fault or fault
             if _TOO_LARGE.search(detail):
                 fault = Fault.TOO_LARGE
-            elif _BROKEN.search(detail):
+            elif code in ("INTERNAL", "UNKNOWN") and _BROKEN.search(detail):
                 fault = Fault.ABSENT if probing else Fault.LOST
             raised = self._error(fault, detail, deadlines)
             raised.is_passing = code in _PASSING and fault is not Fault.TOO_LARGE
