@@ -129,6 +129,8 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
     }
     # Whether tensorrt_llm says why an answer ended.
     relay = {"finish_reason": json.dumps(runtime.reports_streams)}
+    # A client of models that send one response waits for that one.
+    ending = {"empty_final_response": json.dumps(recipe.decoupled)}
     signature = text_model(runtime.types)
     steps = ensemble_steps(runtime.types, reports_streams=runtime.reports_streams)
     return (
@@ -144,11 +146,11 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         python_model(
             POSTPROCESSING,
             POSTPROCESSING_TENSORS,
-            {**decoding, **recipe.settings_of(POSTPROCESSING)},
+            {**decoding, **ending, **recipe.settings_of(POSTPROCESSING)},
             max_batch_size=batch,
             # What waits while it works comes to it at once. Triton then drops what belongs to a
             # client who left, which TensorRT-LLM's own model has no way to notice.
-            queue=Queue() if runtime.reports_streams else None,
+            queue=Queue(ordered=True) if runtime.reports_streams else None,
         ),
         ensemble(signature, steps, max_batch_size=batch),
         python_model(

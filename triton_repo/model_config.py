@@ -32,12 +32,15 @@ class Queue:
 
     0 is no limit, or no wait. `timed` has a request's own timeout end its waiting; Triton 2.51 then
     hands requests on up to half a second late, unless the model is busy with each for a while.
+    `ordered` has responses leave in the order of their requests: else an ensemble takes those of a
+    batch on several threads (since 25.06), and of two of one request either may come first.
     """
 
     batch: int = 0
     size: int = 0
     delay_us: int = 0
     timed: bool = False
+    ordered: bool = False
 
 
 def python_model(
@@ -77,6 +80,7 @@ def _add_queue(config: ModelConfig, queue: Queue) -> None:
     if queue.batch:
         batching.preferred_batch_size.append(queue.batch)
     batching.max_queue_delay_microseconds = queue.delay_us
+    batching.preserve_ordering = queue.ordered
     policy = batching.default_queue_policy
     policy.max_queue_size = queue.size
     if queue.timed:

@@ -183,6 +183,7 @@ _FIXED: Final = {
     "triton_backend": "--runtime decides it",
     "end_ids": "the artifact decides it",
     "finish_reason": "the runtime decides it",
+    "empty_final_response": "--decoupled decides it",
     "vocab_size": "the artifact decides it",
     "multimodal_model_path": "these models have no images",
     "encoder_model_path": "these models have no encoder",

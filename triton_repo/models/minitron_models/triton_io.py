@@ -102,7 +102,7 @@ class Sender:
             self._on_sent(True)
 
     def close(self) -> None:
-        """End a decoupled request, without a further response."""
+        """End the request without a further response, of which one not decoupled has had one."""
         self._sender.send(flags=_FINAL)
         if self._on_sent is not None:
             self._on_sent(True)

@@ -4,6 +4,9 @@ It has one instance, because it remembers streams: preprocessing opens one per r
 response of tensorrt_llm is decoded as the next part of its own. A response of no known stream is
 decoded by itself. Besides texts it takes three other kinds of request, told apart by an input that
 only they have: to open a stream, to stop a request, and to say how many responses arrived.
+
+The end of an answer goes apart from its last text, since there are clients that drop unread what is
+marked as the end, and Triton marks the last response of an ensemble's last step, which is this.
 """
 
 from __future__ import annotations
@@ -19,8 +22,8 @@ from minitron_models.open_streams import OpenStream, OpenStreams, id_rows
 from minitron_models.stop_words import StopWords
 from minitron_models.text_tokenizer import load_tokenizer
 from minitron_models.token_texts import TokenTexts
-from minitron_models.triton_io import CANCEL_CHECK_S, error_response, response, strings
-from minitron_models.triton_types import Inputs, TritonRequest, TritonResponse
+from minitron_models.triton_io import CANCEL_CHECK_S, Sender, error_response, response, strings
+from minitron_models.triton_types import Inputs, Outputs, TritonRequest, TritonResponse
 from numpy.typing import NDArray
 
 
@@ -31,14 +34,19 @@ class TritonPythonModel:
         """Load the tokenizer."""
         skip_special = flag(args, "skip_special_tokens", True)
         self._token_texts = TokenTexts(load_tokenizer(args).backend, skip_special=skip_special)
+        self._empty_final = flag(args, "empty_final_response", False)
         self._streams = OpenStreams()
         self._model = TokenModel()
 
-    def execute(self, requests: list[TritonRequest]) -> list[TritonResponse]:
-        """Answer each request on its own: one that is wrong leaves the others alone."""
+    def execute(self, requests: list[TritonRequest]) -> list[TritonResponse | None]:
+        """Answer each request on its own: one that is wrong leaves the others alone.
+
+        None stands for one that was answered here. Others of its batch are answered later, but
+        preserve_ordering has Triton hand on all in their order.
+        """
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request: TritonRequest) -> TritonResponse:
+    def _answer(self, request: TritonRequest) -> TritonResponse | None:
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             if "TOKENS_BATCH" not in inputs:
@@ -85,16 +93,15 @@ class TritonPythonModel:
         counts = [-1 if stream is None else stream.responses for stream in streams]
         return response({"WATCHED_RESPONSES": np.array([counts], np.int32)})
 
-    def _add_text(self, request: TritonRequest, inputs: Inputs) -> TritonResponse:
+    def _add_text(self, request: TritonRequest, inputs: Inputs) -> TritonResponse | None:
         rows = id_rows(inputs["TOKENS_BATCH"], inputs.get("SEQUENCE_LENGTH"))
         reason = inputs["FINISH_REASON"].item().decode() if "FINISH_REASON" in inputs else ""
         # Of the runtimes, those that know a stream's id say why it ended, too.
         stream_id = inputs["STREAM_ID"].item() if "STREAM_ID" in inputs else None
         stream = self._streams.find(request.request_id() if stream_id is None else stream_id)
         if stream is None:
-            return _text_response(
-                [self._token_texts.text(row) for row in rows], [reason] * len(rows)
-            )
+            texts = [self._token_texts.text(row) for row in rows]
+            return response(_text_outputs(texts, [reason] * len(rows)))
         stream.responses += 1
         if stream_id is None and self._check_left(request, stream):
             self._stop(request, stream, stream_id)
@@ -107,7 +114,13 @@ class TritonPythonModel:
                 self._stop(request, stream, stream_id)
             else:
                 self._streams.close(stream)
-        return _text_response(update.texts, update.reasons)
+        outputs = _text_outputs(update.texts, update.reasons)
+        if update.over and self._empty_final:
+            sender = Sender(request)
+            sender.send(outputs)
+            sender.close()
+            return None
+        return response(outputs)
 
     def _check_left(self, request: TritonRequest, stream: OpenStream) -> bool:
         """Ask, though seldom, whether the client has left; who knows a stream's id asks itself."""
@@ -125,9 +138,9 @@ class TritonPythonModel:
             self._model.stop(request.request_id(), stream_id)
 
 
-def _text_response(texts: list[str], reasons: list[str]) -> TritonResponse:
-    """Return a response with a text per row, and why it ended where it has: [rows] both."""
+def _text_outputs(texts: list[str], reasons: list[str]) -> Outputs:
+    """Return a text per row, and why it ended where it has: [rows] both."""
     outputs = {"OUTPUT": strings(texts)}
     if any(reasons):
         outputs["FINISH_REASON"] = strings(reasons)
-    return response(outputs)
+    return outputs
