@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-megatron test-slurm test-podman test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-megatron test-slurm test-podman test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -9,6 +9,7 @@ READY := .venv/.ready
 COMPLETE := .venv/.complete
 MEGATRON := .venv-megatron
 OLDEST := .venv-oldest
+GRAFANA := .npm-grafana
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
 TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
@@ -36,6 +37,13 @@ test: $(COMPLETE) ## Run the tests; those that need a GPU skip without one
 
 test-quick: $(COMPLETE) ## Run the tests that start no server and take no time
 	$(TESTS) -m "not server and not slow"
+
+test-grafana: $(COMPLETE) $(GRAFANA)/.ready ## Compare the dashboard with the types of Grafana's own schema, from npm
+	GRAFANA_MODULES=$(abspath $(GRAFANA))/node_modules $(BIN)/python -m pytest tests/test_grafana.py
+
+$(GRAFANA)/.ready:
+	npm install --silent --no-audit --no-fund --prefix $(GRAFANA) @grafana/schema@13.2.3 typescript@7.0.2
+	@touch $@
 
 test-megatron: $(COMPLETE) $(MEGATRON)/.ready ## Write the NeMo archives of the tests again with megatron-core, and compare
 	MEGATRON_PYTHON=$(abspath $(MEGATRON))/bin/python \

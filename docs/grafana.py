@@ -1,4 +1,4 @@
-"""Write docs/grafana.json, a dashboard for both runtimes: they publish the same Prometheus names.
+"""Write docs/grafana.json, a dashboard for every runtime: they publish the same Prometheus names.
 
     python docs/grafana.py [--check]
 
@@ -17,6 +17,10 @@ from typing import Any, Final
 
 TARGET: Final = Path(__file__).with_name("grafana.json")
 _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 3
+_OPTIONS: Final = {
+    "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
+    "tooltip": {"mode": "multi", "sort": "desc"},
+}
 _SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 _OF_SERVER: Final = 'instance=~"$instance"'
 _OF_MODEL: Final = f'{_OF_SERVER},model="$model"'
@@ -45,7 +49,29 @@ def _mean_us(metric: str) -> str:
 
 def _quantiles(metric: str) -> dict[str, str]:
     rates = f"sum by (le) (rate({metric}_bucket{{{_OF_MODEL}}}[$__rate_interval]))"
-    return {f"p{share}": f"histogram_quantile(0.{share}, {rates})" for share in (50, 90, 99)}
+    return {f"p{share}": f"histogram_quantile(0.{share}, {rates})" for share in (50, 99)}
+
+
+def _first_responses() -> dict[str, str]:
+    """Return the quantiles of Triton's own histogram, for every model."""
+    bucket = f"nv_inference_first_response_histogram_ms_bucket{{{_OF_SERVER}}}"
+    rates = f"sum by (le, model) (rate({bucket}[$__rate_interval]))"
+    return {
+        f"{{{{model}}}} p{share}": f"histogram_quantile(0.{share}, {rates})" for share in (50, 99)
+    }
+
+
+def _error_ratio() -> dict[str, str]:
+    """Return the share of tensorrt_llm's answers that are errors, by reason."""
+
+    def rate(metric: str, by: str = "") -> str:
+        return f"sum{by} (rate({metric}{{{_OF_MODEL}}}[$__rate_interval]))"
+
+    failed, ended = "trtllm_request_error_total", "trtllm_request_success_total"
+    return {
+        "{{reason}}": f"{rate(failed, ' by (reason)')} / ignoring (reason) group_left () "
+        f"({rate(failed)} + {rate(ended)})"
+    }
 
 
 def _rate(metric: str, by: str = "model") -> str:
@@ -57,6 +83,39 @@ _BLOCKS = "nv_trt_llm_kv_cache_block_metrics"
 _BATCHER = "nv_trt_llm_inflight_batcher_metrics"
 
 ROWS: Final[dict[str, tuple[Panel, ...]]] = {
+    "What clients see": (
+        Panel(
+            "Time to first token",
+            "s",
+            _quantiles("trtllm_time_to_first_token_seconds"),
+            "In tensorrt_llm, its queue included; runtimes reference and llmapi.",
+        ),
+        Panel(
+            "Inter-token latency",
+            "s",
+            _quantiles("trtllm_time_per_output_token_seconds"),
+            "A sequence's mean time between tokens; runtimes reference and llmapi.",
+        ),
+        Panel(
+            "Errors",
+            "percentunit",
+            _error_ratio(),
+            "Share of what tensorrt_llm answers; runtimes reference and llmapi.",
+        ),
+    ),
+    "Tokens": (
+        Panel("Prompt length", "short", _quantiles("nv_llm_input_token_len")),
+        Panel("Answer length", "short", _quantiles("nv_llm_output_token_len")),
+        Panel(
+            "Tokens per second",
+            "short",
+            {
+                "out": f"sum(rate(nv_llm_output_token_len_sum{{{_OF_MODEL}}}[$__rate_interval]))",
+                "in": f"sum(rate(nv_llm_input_token_len_sum{{{_OF_MODEL}}}[$__rate_interval]))",
+            },
+            "Counted when a request ends.",
+        ),
+    ),
     "Requests": (
         Panel(
             "In flight",
@@ -72,40 +131,23 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 "{{model}} answered": _rate("nv_inference_request_success"),
                 "{{model}} failed": _rate("nv_inference_request_failure"),
             },
+            "As Triton counts: an error of a decoupled model is an answer, one of an ensemble two.",
         ),
     ),
     "Time": (
-        Panel("Request", "µs", {"{{model}}": _mean_us("nv_inference_request_duration_us")}),
+        Panel(
+            "First response",
+            "ms",
+            _first_responses(),
+            "Of decoupled models, whatever the runtime; Triton 24.11 and later.",
+        ),
+        Panel("Whole request", "s", _quantiles("trtllm_e2e_request_latency_seconds")),
         Panel(
             "Queue",
             "µs",
             {"{{model}}": _mean_us("nv_inference_queue_duration_us")},
             "Of Triton's own queues; what tensorrt_llm holds back is under Waiting.",
         ),
-        Panel(
-            "Iterations",
-            "ops",
-            {
-                "iterations": (
-                    "sum(rate(nv_trt_llm_general_metrics{"
-                    f'{_OF_MODEL},general_type="iteration_counter"'
-                    "}[$__rate_interval]))"
-                ),
-            },
-        ),
-    ),
-    "Tokens": (
-        Panel(
-            "Tokens per second",
-            "short",
-            {
-                "out": f"sum(rate(nv_llm_output_token_len_sum{{{_OF_MODEL}}}[$__rate_interval]))",
-                "in": f"sum(rate(nv_llm_input_token_len_sum{{{_OF_MODEL}}}[$__rate_interval]))",
-            },
-            "Counted when a request ends.",
-        ),
-        Panel("Prompt length", "short", _quantiles("nv_llm_input_token_len")),
-        Panel("Answer length", "short", _quantiles("nv_llm_output_token_len")),
     ),
     "KV cache and batch": (
         Panel(
@@ -131,6 +173,17 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 "inflight_batcher_specific_metric",
                 *("total_context_tokens", "generation_requests", "paused_requests"),
             ),
+        ),
+        Panel(
+            "Iterations",
+            "ops",
+            {
+                "iterations": (
+                    "sum(rate(nv_trt_llm_general_metrics{"
+                    f'{_OF_MODEL},general_type="iteration_counter"'
+                    "}[$__rate_interval]))"
+                ),
+            },
         ),
     ),
     "Machine": (
@@ -190,8 +243,7 @@ def _variables() -> Iterator[dict[str, Any]]:
             "datasource": _SOURCE,
             "query": {"query": f"label_values({metric}, {name})", "refId": name},
             "refresh": 2,
-            "includeAll": name == "instance",
-            "allValue": ".*" if name == "instance" else None,
+            **({"includeAll": True, "allValue": ".*"} if name == "instance" else {}),
         }
 
 
@@ -199,10 +251,19 @@ def _panels() -> Iterator[dict[str, Any]]:
     top, number = 0, 1
     for title, panels in ROWS.items():
         grid = {"x": 0, "y": top, "w": _WIDTH * _COLUMNS, "h": 1}
-        yield {"id": number, "type": "row", "title": title, "gridPos": grid, "panels": []}
-        for column, panel in enumerate(panels):
+        yield {
+            "id": number,
+            "type": "row",
+            "title": title,
+            "gridPos": grid,
+            "collapsed": False,
+            "panels": [],
+        }
+        for index, panel in enumerate(panels):
             number += 1
-            grid = {"x": _WIDTH * column, "y": top + 1, "w": _WIDTH, "h": _HEIGHT}
+            line, column = divmod(index, _COLUMNS)
+            y = top + 1 + _HEIGHT * line
+            grid = {"x": _WIDTH * column, "y": y, "w": _WIDTH, "h": _HEIGHT}
             yield {
                 "id": number,
                 "type": "timeseries",
@@ -211,13 +272,13 @@ def _panels() -> Iterator[dict[str, Any]]:
                 "datasource": _SOURCE,
                 "gridPos": grid,
                 "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
-                "options": {"legend": {"displayMode": "list", "placement": "bottom"}},
+                "options": _OPTIONS,
                 "targets": [
                     {"refId": chr(ord("A") + i), "expr": query, "legendFormat": legend}
                     for i, (legend, query) in enumerate(panel.queries.items())
                 ],
             }
-        top, number = top + 1 + _HEIGHT, number + 1
+        top, number = y + _HEIGHT, number + 1
 
 
 def main() -> None:

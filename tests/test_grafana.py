@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Final
@@ -32,8 +35,14 @@ FAMILIES: Final[dict[str, tuple[str, set[str]]]] = {
 OTHERS: Final = {
     *("nv_llm_input_token_len_sum", "nv_llm_output_token_len_sum"),
     *("nv_llm_input_token_len_bucket", "nv_llm_output_token_len_bucket"),
+    *("trtllm_time_to_first_token_seconds_bucket", "trtllm_time_per_output_token_seconds_bucket"),
+    *(
+        "trtllm_e2e_request_latency_seconds_bucket",
+        "nv_inference_first_response_histogram_ms_bucket",
+    ),
+    *("trtllm_request_success_total", "trtllm_request_error_total"),
     *("nv_inference_request_success", "nv_inference_request_failure"),
-    *("nv_inference_request_duration_us", "nv_inference_queue_duration_us"),
+    "nv_inference_queue_duration_us",
     *("nv_gpu_memory_used_bytes", "nv_gpu_utilization"),
 }
 
@@ -53,7 +62,7 @@ def test_every_query_names_a_metric_and_a_label_that_exist(script: SimpleNamespa
     assert len(queries) > 30
 
     for query in queries:
-        metrics = re.findall(r"(nv_\w+)(?:\{([^}]*)\})?", query)
+        metrics = re.findall(r"((?:nv|trtllm)_\w+)(?:\{([^}]*)\})?", query)
         assert metrics
         for name, labels in metrics:
             found = dict(re.findall(r'(\w+)=~?"([^"]*)"', labels))
@@ -80,3 +89,52 @@ def test_panels_lie_side_by_side(script: SimpleNamespace) -> None:
     assert len(set(cells)) == len(cells)
     assert max(x for x, _ in cells) < 24
     assert len({p["id"] for p in panels}) == len(panels)
+
+
+def test_prometheus_can_parse_every_query(script: SimpleNamespace, tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not on PATH; Debian has it in the package prometheus")
+    queries = [query for row in script.ROWS.values() for p in row for query in p.queries.values()]
+    rules = [
+        {"record": f"panel:{n}", "expr": query.replace("$__rate_interval", "1m")}
+        for n, query in enumerate(queries)
+    ]
+    path = tmp_path / "rules.json"  # YAML has JSON in it
+    path.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run([promtool, "check", "rules", path], capture_output=True, text=True)
+
+    assert f"{len(queries)} rules found" in done.stdout, done.stderr
+
+
+CHECK: Final = """
+import type { Dashboard, Panel, RowPanel } from "@grafana/schema";
+import type { Options } from
+  "@grafana/schema/dist/esm/raw/composable/timeseries/panelcfg/x/TimeSeriesPanelCfg_types.gen";
+type Json<T> = T extends string ? `${T}` : T extends object ? { [K in keyof T]: Json<T[K]> } : T;
+type Graph = Omit<Panel, "options"> & { type: "timeseries"; options: Options };
+type Board = Omit<Dashboard, "panels"> & { panels: (Graph | (RowPanel & { type: "row" }))[] };
+export const dashboard: Json<Board> = %s;
+"""
+
+
+def test_the_dashboard_has_the_types_of_grafanas_schema(
+    script: SimpleNamespace, tmp_path: Path
+) -> None:
+    """Those of Grafana's own package @grafana/schema: `make test-grafana` installs it."""
+    if "GRAFANA_MODULES" not in os.environ:
+        pytest.skip("GRAFANA_MODULES names no node_modules; run make test-grafana")
+    modules = Path(os.environ["GRAFANA_MODULES"]).resolve()
+    (tmp_path / "node_modules").symlink_to(modules)
+    (tmp_path / "check.ts").write_text(CHECK % json.dumps(script.dashboard()))
+    compiler = (modules / ".bin" / "tsc", "--noEmit", "--strict", "--skipLibCheck")
+    resolution = ("--module", "nodenext", "--moduleResolution", "nodenext")
+    done = subprocess.run(
+        [*compiler, *resolution, "--preserveSymlinks", "check.ts"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.stdout == ""
+    assert done.returncode == 0

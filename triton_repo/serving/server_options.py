@@ -204,6 +204,8 @@ class ServerOptions:
             f"--grpc-port={there.grpc_port}",
             f"--metrics-address={there.metrics_host}",
             f"--metrics-port={there.metrics_port}",
+            # The time to a first response, since 24.11; before, Triton does not know it.
+            "--metrics-config=histogram_latencies=true",
             "--model-control-mode=none",
             f"--exit-timeout-secs={self.drain_s}",
             *(self.tls.arguments() if self.tls else ()),

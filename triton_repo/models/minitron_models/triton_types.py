@@ -107,6 +107,14 @@ class Gauge(Protocol):
         ...
 
 
+class Counter(Protocol):
+    """A Prometheus counter."""
+
+    def increment(self, value: float) -> None:
+        """Add to the value."""
+        ...
+
+
 class Histogram(Protocol):
     """A Prometheus histogram."""
 
@@ -121,5 +129,5 @@ class MetricFamily(Protocol):
     def Metric(  # noqa: N802  (Triton's own name)
         self, *, labels: Mapping[str, str], buckets: Sequence[float] | None = None
     ) -> Any:
-        """Return a gauge or a histogram, as the family's kind is."""
+        """Return a gauge, a counter or a histogram, as the family's kind is."""
         ...

@@ -22,6 +22,7 @@ from minitron_models.config_parameters import flag, parameter
 from minitron_models.llmapi.llm_call import Abilities, LlmCall, read_llm_call
 from minitron_models.llmapi.llm_responses import LlmResponses
 from minitron_models.llmapi.running_calls import RunningCall, RunningCalls
+from minitron_models.request_metrics import RequestMetrics
 from minitron_models.stream_readers import StreamReaders
 from minitron_models.triton_io import Sender, scalar
 from minitron_models.triton_types import Gauge, MetricFamily, TritonRequest
@@ -55,6 +56,7 @@ class TritonPythonModel:
         self._family = _metric_family()
         self._calls = RunningCalls(_gauge(self._family, args["model_name"], "active"))
         _gauge(self._family, args["model_name"], "max").set(batch)
+        self._metrics = RequestMetrics(args)
         self._readers = StreamReaders()
         self._llm = _load(arguments, folder)
         self._loop = asyncio.new_event_loop()
@@ -70,9 +72,9 @@ class TritonPythonModel:
             try:
                 self._take(request, sender)
             except ValueError as error:
-                sender.fail(str(error), pb_utils.TritonError.INVALID_ARG)
+                self._fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
             except BusyError as error:
-                sender.fail(str(error), pb_utils.TritonError.UNAVAILABLE)
+                self._fail(sender, str(error), pb_utils.TritonError.UNAVAILABLE)
 
     def finalize(self) -> None:
         """End what is running and stop the processes of the model."""
@@ -83,7 +85,12 @@ class TritonPythonModel:
         self._loop.close()
         self._llm.shutdown()
         # Deleting them takes the server, which is gone by the time the interpreter ends.
-        del self._calls, self._family
+        del self._calls, self._family, self._metrics
+
+    def _fail(self, sender: Sender, message: str, code: int) -> None:
+        self._metrics.failed(code)
+        self._metrics.publish()
+        sender.fail(message, code)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -108,7 +115,7 @@ class TritonPythonModel:
     async def _serve(self, call: LlmCall, running: RunningCall) -> None:
         """Answer one request to its end; whatever happens stays with it."""
         sender = running.sender
-        responses = LlmResponses(call, sender)
+        responses = LlmResponses(call, sender, self._metrics)
         try:
             running.begin()
             async with asyncio.timeout(call.timeout_s):
@@ -116,17 +123,19 @@ class TritonPythonModel:
         except TimeoutError:
             responses.end("timeout")
         except asyncio.CancelledError:
+            responses.note_cancelled()
             if self._decoupled:
                 sender.close()
             else:
                 sender.fail("the request was cancelled", pb_utils.TritonError.CANCELLED)
         except ValueError as error:
-            sender.fail(str(error), pb_utils.TritonError.INVALID_ARG)
+            self._fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
-            sender.fail(message, pb_utils.TritonError.INTERNAL)
+            self._fail(sender, message, pb_utils.TritonError.INTERNAL)
         finally:
             self._calls.remove(running)
+            self._metrics.publish()
 
     async def _generate(self, call: LlmCall, responses: LlmResponses) -> None:
         result = self._llm.generate_async(

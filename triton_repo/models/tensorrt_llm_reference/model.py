@@ -25,6 +25,7 @@ from minitron_models.reference.runtime_call import (
     split_rows,
 )
 from minitron_models.reference.runtime_metrics import RuntimeMetrics
+from minitron_models.request_metrics import RequestMetrics
 from minitron_models.stream_readers import StreamReaders
 from minitron_models.triton_io import CANCEL_CHECK_S, Sender
 from minitron_models.triton_types import TritonRequest
@@ -62,6 +63,7 @@ class TritonPythonModel:
         self._numbers = itertools.count()
         self._running = RunningRequests()
         self._readers = StreamReaders()
+        self._request_metrics = RequestMetrics(args)
         self._metrics = RuntimeMetrics(args, model.max_seq_len)
         self._metrics.publish(self._executor.stats())
         self._cancel_period_s = int(parameter(args, "cancellation_check_period_ms", "20")) / 1e3
@@ -82,7 +84,11 @@ class TritonPythonModel:
             try:
                 self._take(request, sender)
             except Exception as error:
-                sender.fail(*_refusal(error))
+                message, code = _refusal(error)
+                self._request_metrics.failed(code)
+                # Perhaps nothing runs, and who watches that sleeps.
+                self._request_metrics.publish()
+                sender.fail(message, code)
 
     def finalize(self) -> None:
         """Stop the executor."""
@@ -92,7 +98,7 @@ class TritonPythonModel:
         for watcher in self._watchers:
             watcher.join()
         # Deleting them takes the server, which is gone by the time the interpreter ends.
-        del self._metrics
+        del self._metrics, self._request_metrics
 
     def _take(self, request: TritonRequest, sender: Sender) -> None:
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -141,18 +147,14 @@ class TritonPythonModel:
         sender: Sender,
     ) -> None:
         request_ids = tuple(call.request.request_id for call in calls)
-
-        def done(tokens: int) -> None:
-            self._running.remove(request_ids[0])
-            self._metrics.finished(sum(len(call.request.prompt) for call in calls), tokens)
-
         responses = RequestResponses(
             sender,
             calls,
             stream_id=stream_id,
             stream_interval=self._stream_interval,
             check_period_s=self._cancel_period_s,
-            done=done,
+            metrics=self._request_metrics,
+            done=functools.partial(self._running.remove, request_ids[0]),
         )
         self._running.add(RunningRequest(names, request_ids))
         try:
@@ -175,9 +177,13 @@ class TritonPythonModel:
         while self._running.wait(self._closing):
             self._closing.wait(_ADMISSION_S)
             while self._running and not self._closing.is_set():
-                self._metrics.publish(self._executor.stats())
+                self._publish()
                 self._closing.wait(self._stats_period_s)
-            self._metrics.publish(self._executor.stats())
+            self._publish()
+
+    def _publish(self) -> None:
+        self._metrics.publish(self._executor.stats())
+        self._request_metrics.publish()
 
 
 def _refusal(error: Exception) -> tuple[str, int]:

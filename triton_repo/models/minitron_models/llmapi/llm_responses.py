@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from minitron_models.llmapi.llm_call import LlmCall, find_word
 from minitron_models.llmapi.trtllm_results import CompletionOutput, RequestOutput
+from minitron_models.request_metrics import RequestMetrics
 from minitron_models.triton_io import Sender, strings
 from minitron_models.triton_types import Outputs
 from numpy.typing import NDArray
@@ -24,9 +26,12 @@ DRAFTS = ("total_accepted_draft_tokens", "total_draft_tokens")
 class LlmResponses:
     """The responses of one request; sends what is new, or without streaming everything at once."""
 
-    def __init__(self, call: LlmCall, sender: Sender) -> None:
+    def __init__(self, call: LlmCall, sender: Sender, metrics: RequestMetrics) -> None:
         self._call = call
         self._sender = sender
+        self._metrics = metrics
+        self._arrival = time.monotonic()
+        self._first_token: float | None = None
         self._sequences = [_Sequence(index, call) for index in range(call.sequences)]
 
     @property
@@ -36,6 +41,10 @@ class LlmResponses:
 
     def take(self, output: RequestOutput) -> None:
         """Send what a RequestOutput has that was not sent; LLM changes it in place."""
+        if self._first_token is None:
+            self._first_token = time.monotonic()
+            if self._call.in_steps:
+                self._metrics.first_token(self._first_token - self._arrival)
         split = _split(output.outputs, self._call.rows)
         for sequence, rows in zip(self._sequences, split, strict=True):
             if sequence.reason is None and sequence.take(rows, output.finished):
@@ -50,8 +59,32 @@ class LlmResponses:
                 sequence.reason = reason
                 self._send(sequence, None)
 
+    def note_cancelled(self) -> None:
+        """Note the end of the sequences that did not end by themselves, and send nothing."""
+        for sequence in self._sequences:
+            if sequence.reason is None:
+                sequence.reason = "cancelled"
+                self._note_end(sequence, sequence.reason)
+
     def _send(self, sequence: _Sequence, output: RequestOutput | None) -> None:
-        self._sender.send(sequence.take_tensors(output), last=self.ended)
+        tensors = sequence.take_tensors(output)
+        if sequence.reason is not None:
+            self._note_end(sequence, sequence.reason)
+        self._sender.send(tensors, last=self.ended)
+
+    def _note_end(self, sequence: _Sequence, reason: str) -> None:
+        now = time.monotonic()
+        # When the tokens came is not known where they come at once.
+        in_steps = self._call.in_steps and self._first_token is not None
+        self._metrics.sequence_ended(
+            reason, sequence.tokens if in_steps else 0, now - (self._first_token or now)
+        )
+        if self.ended:
+            self._metrics.request_ended(
+                input_tokens=len(self._call.prompt),
+                output_tokens=sum(each.tokens for each in self._sequences),
+                seconds=now - self._arrival,
+            )
 
 
 def _split(outputs: Sequence[CompletionOutput], rows: int) -> list[Sequence[CompletionOutput]]:
@@ -109,6 +142,11 @@ class _Sequence:
         self._rows = [_Row(call) for _ in range(call.rows)]
         self._metrics: Any = None
         self.reason: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Return how many ids there are."""
+        return len(self._rows[0].ids)
 
     @property
     def unsent(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_models.reference.runtime_call import RuntimeCall
+from minitron_models.request_metrics import RequestMetrics
 from minitron_models.triton_io import Sender
 from numpy.typing import NDArray
 
@@ -41,15 +42,19 @@ class RequestResponses:
         stream_id: int | None,
         stream_interval: int,
         check_period_s: float,
-        done: Callable[[int], None],
+        metrics: RequestMetrics,
+        done: Callable[[], None],
     ) -> None:
-        """Answer by `sender`; `done` is told the number of tokens before the last response."""
+        """Answer by `sender`; `done` is called before the last response."""
         self._sender = sender
+        self._metrics = metrics
         self._done = done
+        self._arrival = time.monotonic()
+        self._input_tokens = sum(len(call.request.prompt) for call in calls)
         self._interval = stream_interval
         self._tokens = 0
         self._check_period_s = check_period_s
-        self._checked = time.monotonic()
+        self._checked = self._arrival
         self._context: dict[int, NDArray[np.float32]] = {}  # by row
         self._pending = {
             (row, sequence): _NextResponse(
@@ -82,7 +87,12 @@ class RequestResponses:
         if pending is None:
             return
         reason = event.finish_reason
-        self._tokens += len(event.tokens)
+        if event.tokens:
+            now = time.monotonic()
+            if not self._tokens:
+                self._metrics.first_token(now - self._arrival)
+            self._tokens += len(event.tokens)
+            pending.count(len(event.tokens), now)
         if event.context_logits is not None:
             self._context[row] = event.context_logits
         pending.add(event, self._context.get(row))
@@ -91,7 +101,8 @@ class RequestResponses:
                 self._sender.send(pending.take())
         elif reason is FinishReason.ERROR:
             self.close()
-            self._done(self._tokens)
+            self._metrics.failed(pb_utils.TritonError.INTERNAL)
+            self._done()
             self._sender.fail(event.error or "", pb_utils.TritonError.INTERNAL)
         else:
             self._end((row, event.sequence), pending, event)
@@ -99,8 +110,16 @@ class RequestResponses:
     def _end(self, key: tuple[int, int], pending: _NextResponse, event: Event) -> None:
         outputs = {**pending.take(), **pending.ending(event)}
         del self._pending[key]
+        assert event.finish_reason is not None
+        reason = FINISH_REASONS[event.finish_reason].decode()
+        self._metrics.sequence_ended(reason, pending.tokens, pending.seconds)
         if not self._pending:
-            self._done(self._tokens)
+            self._metrics.request_ended(
+                input_tokens=self._input_tokens,
+                output_tokens=self._tokens,
+                seconds=time.monotonic() - self._arrival,
+            )
+            self._done()
         self._sender.send(outputs, last=not self._pending)
 
 
@@ -114,6 +133,9 @@ class _NextResponse:
         self._call = call
         self._log_probs_wanted = call.request.sampling.log_probs
         several = call.request.sequences > 1
+        self.tokens = 0
+        self.seconds = 0.0  # from the first token to the last
+        self._began = 0.0
         self._ids: list[int] = []
         self._sent = False
         self._cumulated = 0.0
@@ -138,6 +160,13 @@ class _NextResponse:
         if event.generation_logits is not None:
             self._logits.append(event.generation_logits)
         self._context, self._timing = context, event.timing
+
+    def count(self, tokens: int, now: float) -> None:
+        """Count tokens that came at a time."""
+        if not self.tokens:
+            self._began = now
+        self.tokens += tokens
+        self.seconds = now - self._began
 
     def is_due(self, interval: int) -> bool:
         """Return whether a streamed response is due: the first token, then every so many."""
