@@ -1,4 +1,4 @@
-"""Clients that others wrote, unchanged: tritonclient's three, and the four of nvidia-pytriton.
+"""Clients that others wrote, unchanged: tritonclient's four, and the four of nvidia-pytriton.
 
 The calls are the ones of their own documentation, and of the scripts beside TensorRT-LLM's models.
 """
@@ -6,8 +6,9 @@ The calls are the ones of their own documentation, and of the scripts beside Ten
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import tritonclient.grpc as grpc
 import tritonclient.grpc.aio as grpc_aio
 import tritonclient.http as http
+import tritonclient.http.aio as http_aio
 from numpy.typing import NDArray
 from pytriton.client import (
     AsyncioDecoupledModelClient,
@@ -25,9 +27,11 @@ from pytriton.client import (
 from pytriton.client.exceptions import PyTritonClientInferenceServerError
 from tests.patience import PATIENCE_S
 from tests.triton_repo.conftest import Served
+from tests.triton_repo.output_shapes import EVERYTHING, TEXT_OUTPUTS, Sizes, expected_shapes
 from tests.triton_repo.text_calls import ask
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.serving.server_options import Endpoints
 
 pytestmark = [
@@ -55,6 +59,7 @@ PASSED_BY_HAND = {
 """From tensorrt_llm's inputs to preprocessing's outputs, all that a text model may have."""
 
 Arrays = dict[str, NDArray[Any]]
+Call = Callable[..., Any]
 
 
 @pytest.fixture(params=FRONT_MODELS)
@@ -67,6 +72,36 @@ def model(request: pytest.FixtureRequest) -> str:
 def stream(request: pytest.FixtureRequest) -> bool:
     """Return whether the answer is to come in pieces."""
     return bool(request.param)
+
+
+PLAIN_CLIENTS: dict[str, Any] = {
+    "grpc": grpc,
+    "grpc.aio": grpc_aio,
+    "http": http,
+    "http.aio": http_aio,
+}
+"""tritonclient's libraries, whose `infer` is for models that send one response."""
+
+
+@pytest.fixture(params=PLAIN_CLIENTS)
+def plain_call(request: pytest.FixtureRequest, one_response: Endpoints) -> Call:
+    """Return each client's `infer`."""
+    library = PLAIN_CLIENTS[request.param]
+    protocol = grpc if request.param.startswith("grpc") else http
+    url = address(getattr(one_response, f"{request.param.partition('.')[0]}_url"))
+
+    def call(model: str, **arrays: NDArray[Any]) -> Any:
+        if library is protocol:
+            with library.InferenceServerClient(url) as client:
+                return client.infer(model, wrapped(protocol, **arrays))
+
+        async def run() -> Any:
+            async with library.InferenceServerClient(url) as client:
+                return await client.infer(model, wrapped(protocol, **arrays))
+
+        return asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+
+    return call
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -114,46 +149,58 @@ def address(url: str) -> str:
     return url.partition("://")[2]
 
 
-def test_a_stream_of_tritonclient_brings_every_piece(
-    served: Served, model: str, stream: bool
-) -> None:
-    """As end_to_end_grpc_client.py does: what came is read after the stream was closed."""
-    results: queue.Queue[Any] = queue.Queue()
-    client = grpc.InferenceServerClient(address(served.endpoints.grpc_url))
-    client.start_stream(lambda result, error: results.put(error or result))
-    client.async_stream_infer(
-        model,
-        tensors_of(grpc, stream=np.bool_(stream)),
-        outputs=[grpc.InferRequestedOutput("text_output")],
-    )
-    client.stop_stream()
-    came = list(results.queue)
+def stream_of(
+    endpoints: Endpoints, model: str, inputs: list[Any], *names: str, asynchronous: bool = False
+) -> list[Any]:
+    """Return the results of a stream.
 
-    assert text_of(came) == expected_text(served.endpoints, model)
-    assert len(came) == (COUNT if stream else 1)
+    As end_to_end_grpc_client.py does: what came is read after the stream was closed.
+    """
+    outputs = [grpc.InferRequestedOutput(name) for name in names] or None
+    url = address(endpoints.grpc_url)
+    if asynchronous:
+        return asyncio.run(asyncio.wait_for(_stream_of(url, model, inputs, outputs), PATIENCE_S))
+    results: queue.Queue[Any] = queue.Queue()
+    client = grpc.InferenceServerClient(url)
+    client.start_stream(lambda result, error: results.put(error or result))
+    client.async_stream_infer(model, inputs, outputs=outputs)
+    client.stop_stream()
+    return list(results.queue)
+
+
+async def _stream_of(url: str, model: str, inputs: list[Any], outputs: Any) -> list[Any]:
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        yield {"model_name": model, "inputs": inputs, "outputs": outputs}
+
+    async with grpc_aio.InferenceServerClient(url) as client:
+        return [error or result async for result, error in client.stream_infer(requests())]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["grpc", "grpc.aio"])
+def test_a_stream_of_tritonclient_brings_every_piece(
+    served: Served, model: str, stream: bool, asynchronous: bool
+) -> None:
+    inputs = tensors_of(grpc, stream=np.bool_(stream))
+    results = stream_of(served.endpoints, model, inputs, "text_output", asynchronous=asynchronous)
+
+    assert text_of(results) == expected_text(served.endpoints, model)
+    assert len(results) == (COUNT if stream else 1)
 
 
 def test_every_wish_of_upstreams_client_is_read_as_it_reads(served: Served, model: str) -> None:
     """Log probabilities, logits and what a request took, in each response of a stream."""
     wishes = ("log_probs", "context_logits", "generation_logits", "perf_metrics")
     inputs = {f"return_{name}": np.bool_(True) for name in wishes}
-    results: queue.Queue[Any] = queue.Queue()
-    client = grpc.InferenceServerClient(address(served.endpoints.grpc_url))
-    client.start_stream(lambda result, error: results.put(error or result))
-    client.async_stream_infer(
-        model,
-        tensors_of(
-            grpc,
-            stream=np.bool_(True),
-            num_return_sequences=np.int32(2),
-            beam_width=np.int32(1),
-            temperature=np.float32(1.0),
-            **inputs,
-        ),
+    wanted = tensors_of(
+        grpc,
+        stream=np.bool_(True),
+        num_return_sequences=np.int32(2),
+        beam_width=np.int32(1),
+        temperature=np.float32(1.0),
+        **inputs,
     )
-    client.stop_stream()
     texts = ["", ""]
-    for result in list(results.queue):
+    for result in stream_of(served.endpoints, model, wanted):
         texts[result.as_numpy("sequence_index")[0][0]] += text_of([result])
         for name in ("kv_cache_alloc_new_blocks", "arrival_time_ns", "last_token_time_ns"):
             assert result.as_numpy(name)[0][0] > 0
@@ -165,20 +212,33 @@ def test_every_wish_of_upstreams_client_is_read_as_it_reads(served: Served, mode
     assert texts == [expected_text(served.endpoints, model)] * 2
 
 
-def test_an_asyncio_stream_of_tritonclient_brings_every_piece(
-    served: Served, model: str, stream: bool
-) -> None:
-    async def requests() -> AsyncIterator[dict[str, Any]]:
-        yield {"model_name": model, "inputs": tensors_of(grpc, stream=np.bool_(stream))}
+def test_a_batch_of_prompts_is_split(served: Served, model: str, stream: bool) -> None:
+    """As end_to_end_grpc_client.py does with --batch-inputs, each row with wishes of its own."""
+    prompts, counts = (PROMPT, "Once upon a time"), (COUNT, 2 * COUNT)
+    keep, stops = (True, False), ("never", "ever")
+    arrays = {
+        "text_input": np.array([[prompt.encode()] for prompt in prompts], np.object_),
+        "max_tokens": np.array([[count] for count in counts], np.int32),
+        "stop_words": np.array([[word.encode()] for word in stops], np.object_),
+        "exclude_input_in_output": np.array([[value] for value in keep]),
+        "stream": np.full((2, 1), stream),
+    }
+    results = stream_of(served.endpoints, model, wrapped(**arrays), "text_output", "batch_index")
+    texts = ["", ""]
+    for result in results:
+        texts[result.as_numpy("batch_index")[0][0]] += text_of([result])
 
-    async def run() -> list[Any]:
-        async with grpc_aio.InferenceServerClient(address(served.endpoints.grpc_url)) as client:
-            answers = client.stream_infer(requests())
-            return [result async for result, error in answers if error is None]
-
-    results = asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
-
-    assert text_of(results) == expected_text(served.endpoints, model)
+    assert texts == [
+        ask(
+            *(served.endpoints, "grpc", model),
+            text_input=prompt,
+            max_tokens=count,
+            stop_words=stop,
+            exclude_input_in_output=excluded or stream,
+        ).text
+        for prompt, count, stop, excluded in zip(prompts, counts, stops, keep, strict=True)
+    ]
+    assert len(results) > 6 if stream else len(results) == 2
 
 
 def test_a_decoupled_client_of_pytriton_brings_every_piece(
@@ -236,22 +296,47 @@ def whole(one_response: Endpoints, model: str) -> str:
     return expected_text(one_response, model)
 
 
-def test_a_plain_call_of_tritonclient_brings_the_text(url: str, model: str, whole: str) -> None:
-    library = grpc if url.startswith("grpc") else http
-    with library.InferenceServerClient(address(url)) as client:
-        result = client.infer(model, tensors_of(library))
-
-    assert text_of([result]) == whole
-
-
-def test_an_asyncio_call_of_tritonclient_brings_the_text(
-    one_response: Endpoints, model: str, whole: str
+def test_a_plain_call_of_tritonclient_brings_the_text(
+    plain_call: Call, model: str, whole: str
 ) -> None:
-    async def run() -> Any:
-        async with grpc_aio.InferenceServerClient(address(one_response.grpc_url)) as client:
-            return await client.infer(model, tensors_of(grpc))
+    assert text_of([plain_call(model, **inputs_of())]) == whole
 
-    assert text_of([asyncio.run(run())]) == whole
+
+def test_a_batch_of_prompts_needs_decoupled_models(plain_call: Call, model: str) -> None:
+    arrays = {name: np.repeat(array, 2, axis=0) for name, array in inputs_of().items()}
+    with pytest.raises(InferenceServerException, match=r"2 .*decoupled"):
+        plain_call(model, **arrays)
+
+
+def test_every_output_of_a_plain_call_has_upstreams_shape(plain_call: Call, model: str) -> None:
+    wishes = {name: np.bool_(value) for name, value in EVERYTHING.items()}
+    answer = plain_call(model, **inputs_of(end_id=np.int32(0), **wishes))
+    vocab = json.loads((sample_folder("solar-llama") / "config.json").read_text())["vocab_size"]
+    prompt = int(answer.as_numpy("num_input_tokens")[0][0])
+    shapes = expected_shapes(TEXT_OUTPUTS, Sizes(prompt, vocab, tokens=COUNT))
+    found = {name: answer.as_numpy(name) for name in shapes}
+
+    # Which sequence a response is of is said where there are several, for which it needs a stream.
+    assert (found.pop("batch_index"), found.pop("sequence_index")) == (None, None)
+    assert {name: array.shape for name, array in found.items()} == {
+        name: shapes[name] for name in found
+    }
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["grpc", "grpc.aio"])
+def test_a_stream_of_two_sequences_has_upstreams_shapes(
+    served: Served, model: str, asynchronous: bool
+) -> None:
+    inputs = tensors_of(grpc, num_return_sequences=np.int32(2), stream=np.bool_(True))
+    results = stream_of(served.endpoints, model, inputs, asynchronous=asynchronous)
+    texts = ["", ""]
+    for result in results:
+        assert result.as_numpy("text_output").shape == (1,)
+        assert result.as_numpy("sequence_index").shape == (1, 1)
+        assert result.as_numpy("batch_index").tolist() == [[0]]
+        texts[result.as_numpy("sequence_index")[0][0]] += text_of([result])
+
+    assert texts == [expected_text(served.endpoints, model)] * 2
 
 
 def test_a_client_of_pytriton_brings_the_text(url: str, model: str, whole: str) -> None:

@@ -98,7 +98,7 @@ POSTPROCESSING_TENSORS: Final = Signature(
     inputs=(
         Tensor("TOKENS_BATCH", "INT32", (-1, -1)),
         *optional("INT32", "SEQUENCE_LENGTH", dims=(-1,)),
-        *added(optional("INT32", "SEQUENCE_INDEX")),
+        *added(optional("INT32", "BATCH_INDEX", "SEQUENCE_INDEX")),
         *added(optional("UINT64", "STREAM_ID")),
         *added(optional("STRING", "FINISH_REASON")),
         # From preprocessing, before the first response: what the stream's text depends on.

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,9 +165,19 @@ class Engine:
         for ids in self._parts:
             if self.ended.is_set():
                 return
-            counts = np.array([[len(ids)]], np.int32)
-            tokens = np.array([[ids]], np.int32).reshape(1, 1, -1)
-            yield {"output_ids": tokens, "sequence_length": counts}
+            yield self._tensors(ids)
+
+    def _tensors(self, ids: list[int]) -> dict[str, Any]:
+        counts = np.array([[len(ids)]], np.int32)
+        tokens = np.array([[ids]], np.int32).reshape(1, 1, -1)
+        return {"output_ids": tokens, "sequence_length": counts}
+
+
+class BatchEngine(Engine):
+    """The same with a batch: before the ids of a part stands the row that they are of."""
+
+    def _tensors(self, ids: list[int]) -> dict[str, Any]:
+        return {**super()._tensors(ids[1:]), "batch_index": np.array([[ids[0]]], np.int32)}
 
 
 @pytest.fixture
@@ -176,11 +186,13 @@ def relayed(stub: Any) -> Callable[..., list[tuple[str, str, bool]]]:
     del stub
     relay = importlib.import_module("minitron_models.bls_relay")
 
-    def run(engine: Engine, sender: Collecting, timeout_us: int = 0) -> list[tuple[str, str, bool]]:
+    def run(
+        engine: Engine, sender: Collecting, timeout_us: int = 0, lengths: Sequence[int] = (10**6,)
+    ) -> list[tuple[str, str, bool]]:
         request = relay.RelayedRequest(
-            stream=OpenStream(names=(), max_tokens=10**6, streaming=True),
+            streams=[OpenStream(names=(), max_tokens=length, streaming=True) for length in lengths],
             inputs={},
-            sequences=1,
+            sequences=len(lengths),
             statistics=(),
             timeout_us=timeout_us,
             reports_streams=False,
@@ -205,6 +217,15 @@ def test_a_response_without_ids_is_not_the_end_of_a_relayed_stream(relayed: Any)
         ("stop", False),
         ("", True),
     ]
+
+
+def test_the_rows_of_a_relayed_batch_go_on_and_end_each_by_itself(relayed: Any) -> None:
+    parts = [[0, *WORDS[:2]], [1, *WORDS[:1]], [0, *WORDS[2:]], [1, *WORDS[1:]]]
+    sent = relayed(BatchEngine(parts), Collecting(), lengths=(len(WORDS), 10**6))
+    texts = [text for text, _, _ in sent]
+
+    assert texts[0] + texts[2] == texts[1] + texts[3] + texts[4] == "the family of worlds"
+    assert [reason for _, reason, _ in sent] == ["", "", "length", "", "stop", ""]
 
 
 def slowly(ids: list[int]) -> Iterator[list[int]]:
@@ -303,9 +324,15 @@ def test_stopping_what_has_ended_by_itself_is_no_error(stub: Any, model_calls: A
     assert stub.answers[-1][1] == ["tensorrt_llm"]
 
 
-def sender_of(readers: Any, stream_id: int) -> Any:
-    """Return the sender of a request that carries a stream's id."""
-    return readers.sender(Request(stream_id=Named("stream_id", np.array([[stream_id]], np.uint64))))
+def answer_of(stream_id: int) -> dict[str, Any]:
+    """Return a response of a stream."""
+    return {"stream_id": np.array([[stream_id]], np.uint64)}
+
+
+def sender_of(readers: Any, *stream_ids: int) -> Any:
+    """Return the sender of a request of streams, a row each."""
+    ids = np.array([[stream_id] for stream_id in stream_ids], np.uint64)
+    return readers.sender(Request(stream_id=Named("stream_id", ids)))
 
 
 def test_a_stream_has_no_reader_once_its_responses_stop_arriving(readers: Any, stub: Any) -> None:
@@ -320,15 +347,32 @@ def test_a_stream_has_no_reader_once_its_responses_stop_arriving(readers: Any, s
     stub.postprocessing = postprocessing
     senders = {stream_id: sender_of(readers, stream_id) for stream_id in arrived}
     assert (readers.find_abandoned(), questions) == ([], [])
-    for sender in senders.values():
-        sender.send({})
-        sender.send({})
+    for stream_id, sender in senders.items():
+        sender.send(answer_of(stream_id))
+        sender.send(answer_of(stream_id))
 
     assert readers.find_abandoned() == [2, 4]
-    senders[2].send({}, last=True)
+    senders[2].send(answer_of(2), last=True)
     senders[4].fail("cancelled", 1)
     assert readers.find_abandoned() == []
     assert questions == [[1, 2, 3, 4], [1, 3]]
+
+
+def test_each_stream_of_a_batch_is_counted(readers: Any, stub: Any) -> None:
+    asked: list[list[int]] = []
+
+    def postprocessing(stream_ids: Any) -> Message:
+        asked.append(stream_ids[0].tolist())
+        return Message([Named("WATCHED_RESPONSES", np.ones((1, len(asked[-1])), np.int32))])
+
+    stub.postprocessing = postprocessing
+    sender = sender_of(readers, 5, 6)
+    for stream_id in (5, 6, 6):
+        sender.send(answer_of(stream_id))
+
+    assert readers.find_abandoned() == [6]
+    sender.send(answer_of(5), last=True)
+    assert (readers.find_abandoned(), asked) == ([], [[5, 6]])
 
 
 def test_without_postprocessing_nobody_is_missed_which_is_said_once(
@@ -337,7 +381,7 @@ def test_without_postprocessing_nobody_is_missed_which_is_said_once(
     logged: list[str] = []
     stub.Logger = types.SimpleNamespace(log_warn=logged.append)
     stub.postprocessing = lambda _: Message(error=Failure("no such model", 5))
-    sender_of(readers, 1).send({})
+    sender_of(readers, 1).send(answer_of(1))
     readers.sender(Request()).send({})
 
     assert (readers.find_abandoned(), readers.find_abandoned()) == ([], [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,31 @@ from minitron_models.triton_io import ResponseSink, strings
 from minitron_models.triton_types import Inputs, Outputs
 from numpy.typing import NDArray
 
+Place = tuple[int, int]
+"""Where a response belongs: the row of its request, and the sequence."""
+INDICES = ("batch_index", "sequence_index")
+"""The outputs that say so."""
+
 
 @dataclass(frozen=True)
 class RelayedRequest:
     """What a client wants: of tensorrt_llm, and of the text that its answer becomes."""
 
-    stream: OpenStream
+    streams: Sequence[OpenStream]  # of each row: each prompt
     inputs: Inputs
-    sequences: int
+    sequences: int  # of all rows
     statistics: Collection[str]  # outputs of tensorrt_llm that the client wants as they are
     timeout_us: int
     reports_streams: bool  # tensorrt_llm says why an answer ended, and pads no row of ids
     accumulate: bool  # each response repeats the text so far
+
+    @property
+    def indices(self) -> tuple[str, ...]:
+        """Return the outputs that tell where a response belongs, as upstream sends them."""
+        rows = len(self.streams)
+        if self.sequences > rows:
+            return INDICES
+        return ("batch_index",) if rows > 1 else ()
 
 
 class BlsRelay:
@@ -50,8 +63,8 @@ class BlsRelay:
         # An id of its own, so that `stop` cannot meet another client's request.
         self._request_id = uuid.uuid4().hex
         self._told_to_stop = False
-        self._ended: set[int] = set()
-        self._so_far: dict[int, str] = {}
+        self._ended: set[Place] = set()
+        self._so_far: dict[Place, str] = {}
 
     def run(self) -> None:
         """Answer the request, also when something fails.
@@ -94,27 +107,27 @@ class BlsRelay:
                 continue
             if plain and tensors and "finish_reason" not in tensors and not watched.late:
                 ids = tensors["output_ids"].reshape(-1).tolist()
-                if ids and plain.tokens + len(ids) < request.stream.max_tokens:
+                if ids and plain.tokens + len(ids) < request.streams[0].max_tokens:
                     piece = {"text_output": strings([plain.push(ids, last=False)])}
                     if len(tensors) > least:
                         self._add_statistics(piece, tensors)
                     self._sender.send(piece)
                     continue
-            index = int(tensors["sequence_index"].item()) if "sequence_index" in tensors else 0
-            if tensors and index not in self._ended:
-                outputs = self._take_response(index, tensors, watched.late)
+            place = _place(tensors)
+            if tensors and place not in self._ended:
+                outputs = self._take_response(place, tensors, watched.late)
                 if outputs is not None:
                     self._sender.send(outputs)
 
     def _begin_plain(self) -> SequenceText | None:
-        """Begin and return the sequence of a stream that has no other and no stop words, or None.
+        """Begin and return the one sequence of a stream without stop words, None of others.
 
         Nearly every response is a piece of one. A process that takes turns with many others finds
         the processor's caches cold, and each call of a function costs it microseconds: so these
         pieces take the shortest way.
         """
         request = self._request
-        stream = request.stream
+        stream = request.streams[0]
         several = request.sequences > 1 or "beam_width" in request.inputs
         if several or request.accumulate or not stream.streaming or stream.words is not None:
             return None
@@ -124,25 +137,25 @@ class BlsRelay:
         """Return the outputs to ask tensorrt_llm for: each costs time per response."""
         outputs = {"output_ids", *self._request.statistics}
         outputs.add("finish_reason" if self._request.reports_streams else "sequence_length")
-        if self._request.sequences > 1:
-            outputs.add("sequence_index")
-        return sorted(outputs)
+        return sorted(outputs.union(self._request.indices))
 
-    def _take_response(self, index: int, tensors: Outputs, late: bool) -> Outputs | None:
+    def _take_response(self, place: Place, tensors: Outputs, late: bool) -> Outputs | None:
         """Take one of tensorrt_llm's responses; return what to send for it, None if nothing."""
         rows = id_rows(tensors["output_ids"], tensors.get("sequence_length"))
         reason = TIMEOUT if late else ""
         if "finish_reason" in tensors:
             reason = tensors["finish_reason"].item().decode()
-        if self._request.stream.streaming and not (reason or any(rows)):
+        row, sequence = place
+        stream = self._request.streams[row]
+        if stream.streaming and not (reason or any(rows)):
             # It need not be the end, which is seen when there are no more responses.
             return None
-        update = self._request.stream.push(rows, index, reason, self._token_texts)
+        update = stream.push(rows, sequence, reason, self._token_texts)
         if update.over:
-            self._ended.add(index)
+            self._ended.add(place)
             if update.cut and len(self._ended) == self._request.sequences:
                 self._stop()
-        outputs = self._outputs_of(index, update.texts, update.reasons)
+        outputs = self._outputs_of(place, update.texts, update.reasons)
         self._add_statistics(outputs, tensors)
         return outputs
 
@@ -154,22 +167,27 @@ class BlsRelay:
 
     def _finish(self, late: bool) -> None:
         """Send what sequences still held back, now that tensorrt_llm has ended."""
-        for index, sequence in self._request.stream.sequences.items():
-            if index not in self._ended:
-                text = sequence.push((), last=True)
-                full = sequence.tokens >= self._request.stream.max_tokens
-                reason = LENGTH if full else TIMEOUT if late else STOP
-                outputs = self._outputs_of(index, [text], [reason])
-                if self._request.sequences > 1:
-                    outputs["sequence_index"] = np.array([[index]], np.int32)
-                self._sender.send(outputs)
+        for row, stream in enumerate(self._request.streams):
+            for index, sequence in stream.sequences.items():
+                if (row, index) not in self._ended:
+                    self._send_held(row, index, sequence, late)
+
+    def _send_held(self, row: int, index: int, sequence: SequenceText, late: bool) -> None:
+        text = sequence.push((), last=True)
+        full = sequence.tokens >= self._request.streams[row].max_tokens
+        reason = LENGTH if full else TIMEOUT if late else STOP
+        outputs = self._outputs_of((row, index), [text], [reason])
+        for name, value in zip(INDICES, (row, index), strict=True):
+            if name in self._request.indices:
+                outputs[name] = np.array([[value]], np.int32)
+        self._sender.send(outputs)
 
     def _outputs_of(
-        self, index: int, texts: list[str], reasons: list[str]
+        self, place: Place, texts: list[str], reasons: list[str]
     ) -> dict[str, NDArray[Any]]:
         if self._request.accumulate and len(texts) == 1:
-            texts = [self._so_far.get(index, "") + texts[0]]
-            self._so_far[index] = texts[0]
+            texts = [self._so_far.get(place, "") + texts[0]]
+            self._so_far[place] = texts[0]
         outputs: dict[str, NDArray[Any]] = {"text_output": strings(texts)}
         if any(reasons):
             outputs["finish_reason"] = strings(reasons)
@@ -179,3 +197,9 @@ class BlsRelay:
         if not self._told_to_stop:
             self._told_to_stop = True
             self._model.stop(self._request_id)
+
+
+def _place(tensors: Outputs) -> Place:
+    """Return where a response belongs; what it does not say is the first."""
+    row, sequence = (int(tensors[name].item()) if name in tensors else 0 for name in INDICES)
+    return row, sequence

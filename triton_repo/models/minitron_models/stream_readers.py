@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_models.triton_io import Sender, tensor
-from minitron_models.triton_types import TritonRequest, TritonResponse
+from minitron_models.triton_types import Outputs, TritonRequest, TritonResponse
 
 
 class StreamReaders:
@@ -27,18 +28,20 @@ class StreamReaders:
         self._warned = False
 
     def sender(self, request: TritonRequest) -> Sender:
-        """Return the sender of a request, which counts when the request is a stream's."""
-        stream_id = tensor(request, "stream_id")
-        if stream_id is None or stream_id.size != 1:
+        """Return the sender of a request, which counts the responses of each stream in it."""
+        stream_ids = tensor(request, "stream_id")
+        if stream_ids is None:
             return Sender(request)
-        return Sender(request, functools.partial(self.count, stream_id.item()))
+        return Sender(request, functools.partial(self._count, stream_ids.reshape(-1).tolist()))
 
-    def count(self, stream_id: int, last: bool) -> None:
-        """Count a response that is on its way; the last one ends the stream."""
+    def _count(self, stream_ids: Sequence[int], outputs: Outputs, last: bool) -> None:
+        """Count a response that is on its way; the last one ends the request's streams."""
         with self._lock:
             if last:
-                self._sent.pop(stream_id, None)
-            else:
+                for stream_id in stream_ids:
+                    self._sent.pop(stream_id, None)
+            elif "stream_id" in outputs:
+                stream_id = outputs["stream_id"].item()
                 self._sent[stream_id] = self._sent.get(stream_id, 0) + 1
 
     def find_abandoned(self) -> list[int]:

@@ -32,6 +32,17 @@ def scalar(request: TritonRequest, name: str, default: Any = None) -> Any:
     return values.item()
 
 
+def row_values(request: TritonRequest, name: str, rows: int, default: Any = None) -> list[Any]:
+    """Return an input's one value of each row, or defaults when the client left it out."""
+    values = tensor(request, name)
+    if values is None:
+        return [default] * rows
+    if values.size != rows:
+        raise ValueError(f"{name} holds {values.size} values; expected one for each of {rows} rows")
+    found: list[Any] = values.reshape(-1).tolist()
+    return found
+
+
 def response(outputs: Outputs) -> TritonResponse:
     """Return a response of named outputs."""
     made: TritonResponse = pb_utils.InferenceResponse(
@@ -79,9 +90,9 @@ class Sender:
     """
 
     def __init__(
-        self, request: TritonRequest, on_sent: Callable[[bool], None] | None = None
+        self, request: TritonRequest, on_sent: Callable[[Outputs, bool], None] | None = None
     ) -> None:
-        """`on_sent` is told, after each response, whether it was the last."""
+        """`on_sent` is told of each response after it was sent, and whether it was the last."""
         self._on_sent = on_sent
         self._sender = request.get_response_sender()
         self.wanted = frozenset(request.requested_output_names())
@@ -93,19 +104,19 @@ class Sender:
         ]
         self._sender.send(pb_utils.InferenceResponse(tensors), _FINAL if last else 0)
         if self._on_sent is not None:
-            self._on_sent(last)
+            self._on_sent(outputs, last)
 
     def fail(self, message: str, code: int) -> None:
         """End the request with what is wrong."""
         self._sender.send(error_response(message, code), _FINAL)
         if self._on_sent is not None:
-            self._on_sent(True)
+            self._on_sent({}, True)
 
     def close(self) -> None:
         """End the request without a further response, of which one not decoupled has had one."""
         self._sender.send(flags=_FINAL)
         if self._on_sent is not None:
-            self._on_sent(True)
+            self._on_sent({}, True)
 
     def is_cancelled(self) -> bool:
         """Return whether the client has left; costs a message to the server process."""

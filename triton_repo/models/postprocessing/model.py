@@ -12,6 +12,7 @@ marked as the end, and Triton marks the last response of an ensemble's last step
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,9 @@ class TritonPythonModel:
         TensorRT-LLM's own model does not pass the stream's id on, so that its responses can be told
         by the client's id alone.
         """
-        names = [inputs["STREAM_ID"].item()]
+        names: list[Hashable] = [inputs["STREAM_ID"].item()]
         if request_id:
-            names.append(request_id)
+            names.append((request_id, _row(inputs)))
         words = inputs.get("OPEN_STOP_WORDS")
         echo = inputs.get("OPEN_ECHO")
         texts = [] if words is None else [word.decode("utf-8") for word in words.reshape(-1)]
@@ -98,7 +99,8 @@ class TritonPythonModel:
         reason = inputs["FINISH_REASON"].item().decode() if "FINISH_REASON" in inputs else ""
         # Of the runtimes, those that know a stream's id say why it ended, too.
         stream_id = inputs["STREAM_ID"].item() if "STREAM_ID" in inputs else None
-        stream = self._streams.find(request.request_id() if stream_id is None else stream_id)
+        name = (request.request_id(), _row(inputs)) if stream_id is None else stream_id
+        stream = self._streams.find(name)
         if stream is None:
             texts = [self._token_texts.text(row) for row in rows]
             return response(_text_outputs(texts, [reason] * len(rows)))
@@ -111,7 +113,9 @@ class TritonPythonModel:
         # With several sequences others may go on; such a stream is forgotten in its turn.
         if update.over and not indexed:
             if update.cut:
-                self._stop(request, stream, stream_id)
+                # By the request id alone the other rows of a batch would end, too.
+                if stream_id is not None or "BATCH_INDEX" not in inputs:
+                    self._stop(request, stream, stream_id)
             else:
                 self._streams.close(stream)
         outputs = _text_outputs(update.texts, update.reasons)
@@ -136,6 +140,11 @@ class TritonPythonModel:
         if not stream.told_to_stop and (stream_id is not None or request.request_id()):
             stream.told_to_stop = True
             self._model.stop(request.request_id(), stream_id)
+
+
+def _row(inputs: Inputs) -> int:
+    """Return which row of its request this is about."""
+    return int(inputs["BATCH_INDEX"].item()) if "BATCH_INDEX" in inputs else 0
 
 
 def _text_outputs(texts: list[str], reasons: list[str]) -> Outputs:

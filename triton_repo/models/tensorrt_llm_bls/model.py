@@ -16,7 +16,8 @@ from minitron_models.client_watch import ClientWatch
 from minitron_models.config_parameters import flag
 from minitron_models.model_calls import TokenModel, exchange
 from minitron_models.open_streams import OpenStream
-from minitron_models.request_texts import read_text_tensors
+from minitron_models.prompt_rows import stack_inputs
+from minitron_models.request_texts import read_text_rows
 from minitron_models.tensor_names import PASSED_ON, TEXT_INPUTS
 from minitron_models.text_encoder import TextEncoder
 from minitron_models.token_texts import TokenTexts
@@ -25,7 +26,7 @@ from minitron_models.triton_io import (
     Sender,
     error_response,
     response,
-    scalar,
+    row_values,
     tensor,
 )
 from minitron_models.triton_types import Outputs, TritonRequest, TritonResponse
@@ -74,31 +75,37 @@ class TritonPythonModel:
 
     def _read(self, request: TritonRequest) -> RelayedRequest:
         """Read a request; ValueError names the input that is wrong."""
-        prompt = self._encoder.encode(read_text_tensors(request, CLIENT_NAMES))
-        streaming = bool(scalar(request, "stream", False))
-        sequences = scalar(request, "num_return_sequences", 1)
+        texts = read_text_rows(request, CLIENT_NAMES)
+        rows = len(texts)
+        streaming = row_values(request, "stream", rows, False)
+        sequences = row_values(request, "num_return_sequences", rows, 1)
         if not self._decoupled:
-            _check_one_response(streaming, sequences)
+            _check_one_response(any(streaming), max(sequences), rows)
+        prompts = [self._encoder.encode(text) for text in texts]
         passed_on = {
             target: value
             for name, target in {"max_tokens": "request_output_len", **PASSED_ON}.items()
             if (value := tensor(request, name)) is not None
         }
-        excluded = streaming or scalar(request, "exclude_input_in_output", self._exclude)
+        lengths = row_values(request, "max_tokens", rows)
+        excluded = row_values(request, "exclude_input_in_output", rows, self._exclude)
         return RelayedRequest(
-            stream=OpenStream(
-                names=(),
-                max_tokens=scalar(request, "max_tokens"),
-                streaming=streaming,
-                words=prompt.stop_words,
-                prompt=() if excluded else prompt.ids,
-            ),
+            streams=[
+                OpenStream(
+                    names=(),
+                    max_tokens=lengths[row],
+                    streaming=bool(streaming[row]),
+                    words=prompt.stop_words,
+                    prompt=() if streaming[row] or excluded[row] else prompt.ids,
+                )
+                for row, prompt in enumerate(prompts)
+            ],
             inputs={
-                **prompt.inputs,
+                **stack_inputs(prompts),
                 **passed_on,
-                "exclude_input_in_output": np.ones((1, 1), np.bool_),
+                "exclude_input_in_output": np.ones((rows, 1), np.bool_),
             },
-            sequences=sequences,
+            sequences=sum(sequences),
             statistics=self._statistics.intersection(request.requested_output_names()),
             timeout_us=request.timeout(),
             reports_streams=self._reports_streams,
@@ -112,12 +119,17 @@ def _stop_by_postprocessing(request_id: str) -> None:
     exchange("postprocessing", request_id, inputs)
 
 
-def _check_one_response(streaming: bool, sequences: int) -> None:
+def _check_one_response(streaming: bool, sequences: int, prompts: int) -> None:
     if streaming:
         raise ValueError("stream is true, but this tensorrt_llm_bls sends one response (decoupled)")
     if sequences > 1:
         raise ValueError(
             f"num_return_sequences is {sequences}, but this tensorrt_llm_bls sends one response; "
+            "serve a repository with decoupled models"
+        )
+    if prompts > 1:
+        raise ValueError(
+            f"text_input holds {prompts} prompts, but this tensorrt_llm_bls sends one response; "
             "serve a repository with decoupled models"
         )
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_models.config_parameters import flag, parameter
 from minitron_models.reference.request_responses import RequestResponses
@@ -102,12 +103,9 @@ class TritonPythonModel:
 
     def _take(self, request: TritonRequest, sender: Sender) -> None:
         arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        stream_id = scalar(arrays, "stream_id")
-        names = frozenset(
-            name for name in (request.request_id(), stream_id) if name not in ("", None)
-        )
+        stream_ids = arrays.get("stream_id", np.empty(0, np.uint64)).reshape(-1).tolist()
         if scalar(arrays, "stop", False):
-            self._stop(names, sender)
+            self._stop(_names(request.request_id(), *stream_ids), sender)
             return
         rows = split_rows(arrays)
         if len(rows) > 1 and not self._offer.decoupled:
@@ -123,7 +121,7 @@ class TritonPythonModel:
         # All or none: a batch of which one row is refused runs none of its rows.
         for call in calls:
             self._executor.check(call.request)
-        self._submit(calls, names, stream_id, sender)
+        self._submit(calls, stream_ids or [None] * len(calls), request.request_id(), sender)
 
     def _stop(self, names: frozenset[str | int], sender: Sender) -> None:
         if not names:
@@ -142,28 +140,30 @@ class TritonPythonModel:
     def _submit(
         self,
         calls: Sequence[RuntimeCall],
-        names: frozenset[str | int],
-        stream_id: int | None,
+        stream_ids: Sequence[int | None],
+        client_id: str,
         sender: Sender,
     ) -> None:
         request_ids = tuple(call.request.request_id for call in calls)
+        done = functools.partial(self._running.remove, request_ids)
         responses = RequestResponses(
             sender,
             calls,
-            stream_id=stream_id,
+            stream_ids=stream_ids,
             stream_interval=self._stream_interval,
             check_period_s=self._cancel_period_s,
             metrics=self._request_metrics,
-            done=functools.partial(self._running.remove, request_ids[0]),
+            done=done,
         )
-        self._running.add(RunningRequest(names, request_ids))
+        for request_id, stream_id in zip(request_ids, stream_ids, strict=True):
+            self._running.add(RunningRequest(_names(client_id, stream_id), request_id))
         try:
             for row, call in enumerate(calls):
                 on_event = functools.partial(responses.on_event, row)
                 self._executor.submit(call.request, on_event, responses.check_over)
         except BaseException:
             responses.close()
-            self._running.remove(request_ids[0])
+            done()
             raise
 
     def _watch_readers(self) -> None:
@@ -184,6 +184,11 @@ class TritonPythonModel:
     def _publish(self) -> None:
         self._metrics.publish(self._executor.stats())
         self._request_metrics.publish()
+
+
+def _names(client_id: str, *stream_ids: int | None) -> frozenset[str | int]:
+    """Return what requests can be called by: the client's id and their streams', where given."""
+    return frozenset(name for name in (client_id, *stream_ids) if name not in ("", None))
 
 
 def _refusal(error: Exception) -> tuple[str, int]:

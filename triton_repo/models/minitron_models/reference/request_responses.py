@@ -39,7 +39,7 @@ class RequestResponses:
         sender: Sender,
         calls: Sequence[RuntimeCall],
         *,
-        stream_id: int | None,
+        stream_ids: Sequence[int | None],
         stream_interval: int,
         check_period_s: float,
         metrics: RequestMetrics,
@@ -60,7 +60,7 @@ class RequestResponses:
             (row, sequence): _NextResponse(
                 call, row if len(calls) > 1 else None, sequence, stream_id
             )
-            for row, call in enumerate(calls)
+            for row, (call, stream_id) in enumerate(zip(calls, stream_ids, strict=True))
             for sequence in range(call.request.sequences)
         }
 

@@ -12,10 +12,10 @@ Name = str | int
 
 @dataclass(frozen=True, slots=True)
 class RunningRequest:
-    """A client's request: the names it goes by, and the executor's ids of its rows."""
+    """One row of a client's request: the names it goes by, and the executor's id of it."""
 
     names: frozenset[Name]
-    request_ids: tuple[str, ...]
+    request_id: str
 
 
 class RunningRequests:
@@ -23,28 +23,24 @@ class RunningRequests:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._requests: dict[str, RunningRequest] = {}  # by the executor's id of the first row
+        self._requests: dict[str, RunningRequest] = {}  # by the executor's id
 
     def add(self, request: RunningRequest) -> None:
         """Remember a request that begins."""
         with self._changed:
-            self._requests[request.request_ids[0]] = request
+            self._requests[request.request_id] = request
             self._changed.notify_all()
 
-    def remove(self, request_id: str) -> None:
-        """Forget a request that has ended."""
+    def remove(self, request_ids: Iterable[str]) -> None:
+        """Forget requests that have ended."""
         with self._changed:
-            self._requests.pop(request_id, None)
+            for request_id in request_ids:
+                self._requests.pop(request_id, None)
 
     def named(self, names: Iterable[Name]) -> list[str]:
         """Return the executor's ids of every request that goes by one of the names."""
         wanted = frozenset(names)
-        return [
-            request_id
-            for request in self._all()
-            if request.names & wanted
-            for request_id in request.request_ids
-        ]
+        return [request.request_id for request in self._all() if request.names & wanted]
 
     def wait(self, closing: threading.Event) -> bool:
         """Sleep until a request runs, or the model closes; return whether one runs."""
