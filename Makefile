@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-megatron test-slurm test-podman test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-megatron test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -10,6 +10,7 @@ COMPLETE := .venv/.complete
 MEGATRON := .venv-megatron
 OLDEST := .venv-oldest
 GRAFANA := .npm-grafana
+CHECKOV := .venv-checkov
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
 TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
@@ -76,6 +77,15 @@ test-slurm: $(COMPLETE) ## Run job files on a Slurm of one node (Debian: slurm-w
 
 test-podman: $(COMPLETE) ## Run the docker runner's containers (Debian: podman runc catatonit busybox-static)
 	PODMAN_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_podman.py
+
+test-policy: $(COMPLETE) $(CHECKOV)/.ready ## Hold the Kubernetes job against checkov's policies, in .venv-checkov
+	CHECKOV=$(abspath $(CHECKOV))/bin/checkov \
+		$(BIN)/python -m pytest tests/build/trtllm/test_cluster_policy.py
+
+$(CHECKOV)/.ready:
+	$(PYTHON) -m venv $(CHECKOV)
+	$(CHECKOV)/bin/python -m pip install --quiet checkov==3.3.30
+	@touch $@
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

@@ -37,7 +37,7 @@ class KubernetesSettings:
     claim: str = "models"
     namespace: str | None = None
     image_pull_secret: tuple[str, ...] = ()
-    user: int = 1000
+    user: int = 10000
 
     def __post_init__(self) -> None:
         names = {"--claim": (self.claim,), "--image-pull-secret": self.image_pull_secret}
@@ -79,11 +79,15 @@ def kubernetes_job(job: ClusterJob, settings: KubernetesSettings, name: str) -> 
     )
     # What lies in /dev/shm counts as the container's memory.
     memory = f"{job.memory_gib + _SHM_GIB}Gi"
-    resources = {"nvidia.com/gpu": str(job.build.workers), "memory": memory}
+    resources = {
+        "cpu": str(CPUS),
+        "memory": memory,
+        "nvidia.com/gpu": str(job.build.workers),
+    }
     container = {
         **_container(job, COMPILER, {"shm": "/dev/shm"}),
         "command": ["bash", "-c", _literal("\n".join(script) + "\n")],
-        "resources": {"limits": resources, "requests": {"cpu": str(CPUS), **resources}},
+        "resources": {"limits": resources, "requests": resources},
     }
     return {
         "apiVersion": "batch/v1",

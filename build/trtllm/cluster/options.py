@@ -33,7 +33,7 @@ _OPTIONS: Final = (
     click.option(
         "--user",
         type=int,
-        help="Whom the Kubernetes job runs as, and the claim's group  [default: 1000]",
+        help="Whom the Kubernetes job runs as, and the claim's group  [default: 10000]",
     ),
 )
 _SLURM: Final = tuple(field.name for field in fields(SlurmSettings))

@@ -92,8 +92,9 @@ def test_a_kubernetes_job_is_nobody_special_and_pays_for_its_shared_memory(
 
     assert {**spec["securityContext"], **user} == spec["securityContext"]
     assert spec["containers"][0]["resources"]["limits"] == {
-        "nvidia.com/gpu": "1",
+        "cpu": "8",
         "memory": "5Gi",
+        "nvidia.com/gpu": "1",
     }
     assert "--mem=3G\n" in slurm["text"]
     assert spec["volumes"][2]["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
