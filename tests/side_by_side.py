@@ -11,6 +11,7 @@ from minitron_trt.samples import NAMES
 # Modules whose tests call the session's `served`, a server of each sample.
 SERVED: Final = frozenset(
     {
+        "tests/triton_repo/test_bounds.py",
         "tests/triton_repo/test_foreign_clients.py",
         "tests/triton_repo/test_fuzz.py",
         "tests/triton_repo/test_fuzz_http.py",

@@ -40,6 +40,8 @@ _SOURCES: Final = Path(__file__).with_name("models")
 _TOKENIZER: Final = "tokenizer"
 # While one tokenizes a long prompt, short ones go through another.
 _MOST_PREPROCESSING: Final = 4
+# Text has 3 to 6 characters per token; the longest of a large vocabulary, spaces and rules, 128.
+_CHARACTERS_PER_TOKEN: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,11 @@ def _python_sources(model: str, *, source: str, subpackage: str | None = None) -
     }
 
 
+def _most_characters(runtime: Runtime) -> int:
+    """Return how long a prompt may be: longer ones are not tokenized."""
+    return runtime.max_seq_len * min(runtime.tokenizer.longest_token, _CHARACTERS_PER_TOKEN)
+
+
 def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig, ...]:
     batch = runtime.config.max_batch_size
     encoding = {
@@ -121,7 +128,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         "exclude_input_in_output": json.dumps(recipe.exclude_input_in_output),
         "end_ids": json.dumps(list(runtime.end_ids)),
         "vocab_size": str(runtime.vocab_size),
-        "max_prompt_characters": str(runtime.max_seq_len * runtime.tokenizer.longest_token),
+        "max_prompt_characters": str(_most_characters(runtime)),
     }
     decoding = {
         "tokenizer_dir": _TOKENIZER,
