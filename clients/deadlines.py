@@ -25,8 +25,7 @@ class Deadlines:
         self.timeouts = timeouts
         self.has_token_limits = not (timeouts.first_token_s is timeouts.between_tokens_s is None)
         self.cancelled = False
-        self.cut: Callable[[], object] | None = None
-        """What ends the waiting of another thread; the transport sets it."""
+        self._cut: Callable[[], object] | None = None
         self._end = self._until = math.inf
         self._fault = Fault.SLOW
 
@@ -87,9 +86,15 @@ class Deadlines:
             return Fault.CANCELLED
         return self._fault if self.remaining_s < _EARLY_S else None
 
+    def ends_by(self, cut: Callable[[], object]) -> None:
+        """Name what makes a thread go on that waits for the answer: `cancel` calls it."""
+        self._cut = cut
+        if self.cancelled:
+            cut()
+
     def cancel(self) -> None:
         """End the request, also one that another thread waits in."""
         self.cancelled = True
         self._until = self._end = 0.0
-        if self.cut is not None:
-            self.cut()
+        if self._cut is not None:
+            self._cut()

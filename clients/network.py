@@ -62,7 +62,7 @@ class BoundedStream(httpcore2.NetworkStream):
         return self._inner.get_extra_info(info)
 
     def _seconds(self, deadlines: Deadlines, late: type[Exception]) -> float:
-        deadlines.cut = self._hang_up
+        deadlines.ends_by(self._hang_up)
         return seconds_left(deadlines, late)
 
     def _hang_up(self) -> None:

@@ -133,7 +133,7 @@ class GrpcTransport(_GrpcParts):
         with self._faults(deadlines):
             deadlines.asked()
             rpc, read = self._begin(call, deadlines)
-            deadlines.cut = rpc.cancel
+            deadlines.ends_by(rpc.cancel)
             with _watch(rpc, deadlines):
                 try:
                     for response in rpc if read is decode else iter((rpc.result(),)):
@@ -204,7 +204,7 @@ class AsyncGrpcTransport(_GrpcParts):
 
     def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
         super().__init__(endpoint, access, limits)
-        self._connections = PerLoop(self._connect)
+        self._connections = PerLoop(self._connect, lambda connection: connection.channel.close())
 
     async def stream(
         self, request: GenerateRequest, deadlines: Deadlines
@@ -215,7 +215,7 @@ class AsyncGrpcTransport(_GrpcParts):
         answer = self._answer(call)
         with self._faults(deadlines):
             deadlines.asked()
-            rpc, read = self._begin(call, deadlines)
+            rpc, read = await self._begin(call, deadlines)
             try:
                 async for response in _responses(rpc, deadlines, is_plain=call.is_plain):
                     deadlines.answered()
@@ -231,7 +231,8 @@ class AsyncGrpcTransport(_GrpcParts):
         """Say whether the server and its models can take requests."""
         deadlines.connecting()
         with self._faults(deadlines, probing=True):
-            reply = await self._stub.ServerReady(
+            stub = await self._stub()
+            reply = await stub.ServerReady(
                 service_pb2.ServerReadyRequest(),
                 timeout=deadlines.remaining_s,
                 metadata=self._metadata(),
@@ -241,16 +242,18 @@ class AsyncGrpcTransport(_GrpcParts):
     async def close(self) -> None:
         """Close the channels; requests under way are cancelled."""
         self._is_closed = True
-        await self._connections.close(lambda connection: connection.channel.close())
+        await self._connections.close()
 
-    def _begin(self, call: InferCall, deadlines: Deadlines) -> tuple[Any, Callable[[Any], Piece]]:
+    async def _begin(
+        self, call: InferCall, deadlines: Deadlines
+    ) -> tuple[Any, Callable[[Any], Piece]]:
         """Send a request; return the call under way and what reads its responses."""
         message, metadata = encode(call), self._metadata(call.request)
+        stub, timeout = await self._stub(), deadlines.total_s
         if call.is_plain:
-            infer = self._stub.ModelInfer
-            return infer(message, timeout=deadlines.total_s, metadata=metadata), decode_response
-        stream = self._stub.ModelStreamInfer
-        return stream(iter((message,)), timeout=deadlines.total_s, metadata=metadata), decode
+            return stub.ModelInfer(message, timeout=timeout, metadata=metadata), decode_response
+        stream = stub.ModelStreamInfer
+        return stream(iter((message,)), timeout=timeout, metadata=metadata), decode
 
     async def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
@@ -258,7 +261,7 @@ class AsyncGrpcTransport(_GrpcParts):
         if known is not None:
             return known
         deadlines.connecting()
-        metadata = self._metadata(request)
+        metadata, stub = self._metadata(request), await self._stub()
         question, reply = ask_interface(request.model), None
         with self._faults(deadlines, probing=True):
             while True:
@@ -267,7 +270,7 @@ class AsyncGrpcTransport(_GrpcParts):
                 except StopIteration as end:
                     return self._interfaces.setdefault(request.model, end.value)
                 try:
-                    reply = await getattr(self._stub, method)(
+                    reply = await getattr(stub, method)(
                         message, timeout=deadlines.remaining_s, metadata=metadata
                     )
                 except grpc.RpcError as error:
@@ -277,9 +280,8 @@ class AsyncGrpcTransport(_GrpcParts):
         channel = _open(aio, self._endpoint, self._access, self._options())
         return _Connection(channel, GRPCInferenceServiceStub(channel))
 
-    @property
-    def _stub(self) -> Any:
-        return self._connections.get().stub
+    async def _stub(self) -> Any:
+        return (await self._connections.get()).stub
 
 
 def _is_cancelled(error: BaseException) -> bool:

@@ -198,7 +198,10 @@ class AsyncHttpTransport(_HttpParts):
         super().__init__(endpoint, access, limits)
         settings = self._pool_settings()
         self._pools = PerLoop(
-            lambda: httpcore2.AsyncConnectionPool(**settings, network_backend=AsyncBoundedBackend())
+            lambda: httpcore2.AsyncConnectionPool(
+                **settings, network_backend=AsyncBoundedBackend()
+            ),
+            close=lambda pool: pool.aclose(),
         )
 
     async def stream(
@@ -209,7 +212,8 @@ class AsyncHttpTransport(_HttpParts):
         answer = self._answer(call)
         with self._faults(deadlines):
             deadlines.asked()
-            async with self._pools.get().stream(**self._posted(call, deadlines)) as response:
+            pool = await self._pools.get()
+            async with pool.stream(**self._posted(call, deadlines)) as response:
                 reader = _AnswerBody(response, call, self._limits)
                 async for data in response.aiter_stream():
                     for event in reader.feed(data):
@@ -230,7 +234,7 @@ class AsyncHttpTransport(_HttpParts):
     async def close(self) -> None:
         """Close the connections; requests under way are cancelled."""
         self._is_closed = True
-        await self._pools.close(lambda pool: pool.aclose())
+        await self._pools.close()
 
     async def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
@@ -243,6 +247,7 @@ class AsyncHttpTransport(_HttpParts):
     async def _ask(self, question: Question[T], deadlines: Deadlines) -> T:
         deadlines.connecting()
         reply: HttpReply | None = None
+        pool = await self._pools.get()
         with self._faults(deadlines, probing=True):
             while True:
                 try:
@@ -250,7 +255,7 @@ class AsyncHttpTransport(_HttpParts):
                 except StopIteration as end:
                     answer: T = end.value
                     return answer
-                async with self._pools.get().stream(**self._got(path, deadlines)) as response:
+                async with pool.stream(**self._got(path, deadlines)) as response:
                     body = _Body(_REPLY_BYTES)
                     async for data in response.aiter_stream():
                         body.add(data)

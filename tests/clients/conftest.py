@@ -86,6 +86,8 @@ class TritonDouble:
     stopping: threading.Event = field(default_factory=threading.Event)
     ready: bool = True
     questions: int = 0
+    busy: int = 0
+    headers: list[dict[str, str]] = field(default_factory=list)
     model: ModelDouble = field(default_factory=ModelDouble)
 
     def script(self, model: str, prompt: str) -> Iterator[str]:
@@ -167,6 +169,7 @@ class GrpcDouble(GRPCInferenceServiceServicer):  # type: ignore[misc]
 
         context.add_callback(note_cancellation)
         self._double.connections.add(context.peer())
+        self._double.headers.append(dict(context.invocation_metadata()))
         for request in requests:
             yield from self._answer(request)
         complete.set()
@@ -278,6 +281,11 @@ class HttpDouble(http.server.BaseHTTPRequestHandler):
             self._infer(model, body)
             return
         self.double.requests.append({"model": model, **body})
+        self.double.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.double.busy:
+            self.double.busy -= 1
+            self._send(503, "application/json", _error(ValueError("too many requests")))
+            return
         if "input_ids" in body:
             ids = body["input_ids"]
             record = {"output_ids": [*ids, 2], "sequence_length": len(ids)}
