@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import random
 import secrets
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.errors import BadInputError, ProcessError, UsageError
 
 LOCALHOST: Final = "127.0.0.1"
 ANYWHERE: Final = "0.0.0.0"
@@ -27,6 +28,9 @@ ADMIN_PROTOCOLS: Final = (
 # Closed unless somebody asks. Clients read the models' configurations.
 CLOSED_PROTOCOLS: Final = tuple(name for name in ADMIN_PROTOCOLS if name != "model-config")
 _PEM: Final = b"-----BEGIN "
+# Below those that Linux hands out to whoever connects.
+_PORTS: Final = range(20_000, 32_000)
+_RESERVATIONS: Final[list[socket.socket]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +106,31 @@ def _reachable(host: str) -> str:
 
 
 def free_endpoints() -> Endpoints:
-    """Return ports of 127.0.0.1 that are free now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for probe in probes:
-            probe.bind((LOCALHOST, 0))
-        http_port, grpc_port, metrics_port = (probe.getsockname()[1] for probe in probes)
-        return Endpoints(http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
+    """Return ports of 127.0.0.1 that are free, and that nobody else gets from here.
+
+    They stay this process's own as long as it runs. ProcessError when too few are left.
+    """
+    http_port, grpc_port, metrics_port = _reserve_ports(3)
+    return Endpoints(http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port)
+
+
+def _reserve_ports(count: int) -> list[int]:
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        # A name that one process at a time can have, in no folder, given up when it ends.
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            reservation.bind(f"\0minitron-trt port {port}")
+            with socket.socket() as probe:
+                probe.bind((LOCALHOST, port))
+        except OSError:
+            reservation.close()
+        else:
+            _RESERVATIONS.append(reservation)
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise ProcessError(f"no {count} ports of {_PORTS[0]} to {_PORTS[-1]} are free; close a server")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -16,6 +15,7 @@ from tests.triton_repo.upstream import write_upstream
 
 from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.serving.installation import find_embedded
+from minitron_trt.triton_repo.serving.server_options import free_endpoints
 
 pytestmark = pytest.mark.server
 
@@ -166,9 +166,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     for link, target in installation.backend_links(scratch).items():
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(target)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_endpoints().http_port
     command = [
         str(installation.binary),
         f"--model-repository={folder}",

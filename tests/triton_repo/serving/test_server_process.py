@@ -23,6 +23,7 @@ from tests.triton_repo.ticker import children, group_of, processes, write_ticker
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, ProcessError, UsageError
 from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.serving import server_options
 from minitron_trt.triton_repo.serving.runners import plan, running_server
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving.server import TritonServer
@@ -46,6 +47,7 @@ def test_every_service_is_bound_to_its_host_and_models_are_fixed() -> None:
         *("--http-address=127.0.0.1", "--http-port=1"),
         *("--grpc-address=127.0.0.1", "--grpc-port=2"),
         *("--metrics-address=10.0.0.1", "--metrics-port=3"),
+        "--metrics-config=histogram_latencies=true",
         *("--model-control-mode=none", "--exit-timeout-secs=7"),
     ]
 
@@ -55,7 +57,7 @@ def test_tls_and_restrictions_become_tritons_options() -> None:
     options = ServerOptions(tls=tls, admin="key=value")
     protocols = "model-repository,model-config,shared-memory,statistics,trace,logging"
 
-    assert options.arguments()[8:] == [
+    assert options.arguments()[9:] == [
         *("--grpc-use-ssl=true", "--grpc-use-ssl-mutual=true"),
         *("--grpc-server-cert=/c", "--grpc-server-key=/k", "--grpc-root-cert=/a"),
         f"--http-restricted-api={protocols}:key=value",
@@ -68,7 +70,7 @@ def test_without_an_admins_header_the_server_asks_for_one_that_nobody_can_send()
     closed = "model-repository,shared-memory,statistics,trace,logging"
     options, others = ServerOptions(), ServerOptions()
 
-    assert options.arguments()[8:] == [
+    assert options.arguments()[9:] == [
         f"--http-restricted-api={closed}:{options.closed}",
         f"--grpc-restricted-protocol={closed}:{options.closed}",
     ]
@@ -82,7 +84,7 @@ def test_without_an_admins_header_the_server_asks_for_one_that_nobody_can_send()
 def test_apis_that_are_allowed_are_left_out_of_the_restriction() -> None:
     options = ServerOptions(allowed_apis=("statistics", "trace"), admin="key=value")
 
-    assert options.arguments()[8:] == [
+    assert options.arguments()[9:] == [
         "--http-restricted-api=model-repository,model-config,shared-memory,logging:key=value",
         "--grpc-restricted-protocol=model-repository,model-config,shared-memory,logging:key=value",
     ]
@@ -117,6 +119,35 @@ def test_a_port_in_use_is_named() -> None:
 
         with pytest.raises(UsageError, match=f"grpc port {port} .* with --grpc-port"):
             replace(free, grpc_port=port).check_free()
+
+
+RESERVE = """
+import sys
+from minitron_trt.triton_repo.serving import server_options as options
+
+options._PORTS = range(31_990, 32_000)
+reserved = [options.free_endpoints() for _ in range(2)]
+print(*[port for e in reserved for port in (e.http_port, e.grpc_port, e.metrics_port)], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_never_get_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten ports one takes six, so for the other three are left, and then none."""
+    monkeypatch.setattr(server_options, "_PORTS", range(31_990, 32_000))
+    command = [sys.executable, "-c", RESERVE]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        theirs = {int(port) for port in other.stdout.readline().split()}
+        mine = free_endpoints()
+        ports = {mine.http_port, mine.grpc_port, mine.metrics_port}
+
+        assert len(theirs | ports) == 9
+        with pytest.raises(ProcessError, match="31990 to 31999"):
+            free_endpoints()
+        other.stdin.close()
 
 
 def test_equal_ports_are_refused() -> None:
