@@ -207,7 +207,8 @@ def _ids(text: str) -> list[int]:
 
 
 def _show(text: str) -> None:
-    click.echo(visible(text) if sys.stdout.isatty() else text, nl=False)
+    # Without `color` click would take escape sequences out of what goes through a pipe.
+    click.echo(visible(text) if sys.stdout.isatty() else text, nl=False, color=True)
 
 
 def _ignore(text: str) -> None:

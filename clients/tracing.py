@@ -49,7 +49,7 @@ def request_span(request: GenerateRequest) -> Iterator[Span]:
     if trace is None:
         yield Span(request)
         return
-    from opentelemetry import propagate
+    from opentelemetry.propagate import inject
 
     span = trace.get_tracer("minitron_trt").start_span(
         f"text_completion {request.model}",
@@ -58,7 +58,7 @@ def request_span(request: GenerateRequest) -> Iterator[Span]:
     )
     headers: dict[str, str] = {}
     # Not made the current span: a generator would leave it so between its chunks.
-    propagate.inject(headers, context=trace.set_span_in_context(span))
+    inject(headers, context=trace.set_span_in_context(span))
     try:
         yield Span(replace(request, headers={**headers, **request.headers}), span)
     except GeneratorExit:

@@ -56,7 +56,7 @@ class Console:
         """Print the result on stdout: the record as one JSON object with --json, else the text."""
         shown = json.dumps(record, ensure_ascii=False) if self.as_json else text
         # Of a file's name that is no UTF-8, which an escape stands for in JSON as well.
-        click.echo(shown.encode(errors="backslashreplace").decode())
+        click.echo(shown.encode(errors="backslashreplace").decode(), color=True)
 
     @contextlib.contextmanager
     def progress(self, label: str, total_bytes: int) -> Iterator[Advance]:

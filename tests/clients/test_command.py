@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -113,6 +115,16 @@ def test_the_prompt_is_read_from_standard_input(triton: TritonDouble, args: list
         (["--timeout", "0"], "total_s is 0.0; expected a number of seconds above 0"),
         (["--seed", "-1"], "seed is -1; expected a whole number from 0"),
         (["--header", "token"], "--header is 'token'; expected NAME=VALUE"),
+        (["--header", "x=a\nb"], "the header x is 'a\\nb'; expected printable ASCII text"),
+        (["--header", "x=ü"], "the header x is 'ü'; expected printable ASCII text"),
+        (["--header", "a b=c"], "the header 'a b' cannot be sent; expected a name of letters"),
+        (["--header", "Content-Length=5"], "the header 'Content-Length' cannot be sent; expected"),
+        (["--header", "grpc-timeout=5"], "the header 'grpc-timeout' cannot be sent; expected"),
+        (["--header", "x-bin=5"], "the header 'x-bin' cannot be sent; expected"),
+        (["--retries", "-1"], "max_retries is -1; expected 0 or more"),
+        (["--first-token-timeout", "0"], "first_token_s is 0.0; expected a number of seconds"),
+        (["--input-ids", "1,x"], "--input-ids is '1,x'; expected token ids like 1,2,3"),
+        (["--input-ids", "1,2"], "text_input and input_ids are both set; a prompt is one of them"),
         (["--ca", "absent.pem"], "absent.pem is not a file; expected one in PEM form"),
         (["--key", __file__], "a client certificate and its key go together; give both"),
         (["--ca", __file__], "grpc://127.0.0.1:8001 does not use TLS, so certificates have no"),
@@ -196,3 +208,63 @@ def test_interrupting_cancels_the_request(triton: TritonDouble) -> None:
 
     assert (first, process.returncode, stderr) == ("on", 130, "interrupted\n")
     assert triton.cancelled.wait(PATIENCE_S)
+
+
+def test_an_option_that_the_model_lacks_is_exit_code_7(triton: TritonDouble) -> None:
+    del triton.model.inputs["top_k"]
+
+    result = run("say hi", "--top-k", "3", "--url", triton.url)
+
+    assert (result.exit_code, result.stdout) == (7, "")
+    assert result.stderr.startswith("error: the model 'ensemble' has no input top_k; leave it out")
+    assert result.stderr.count("\n") == 1
+
+
+def test_token_ids_are_printed_as_they_come(triton: TritonDouble) -> None:
+    triton.model.inputs = dict.fromkeys(("input_ids", "input_lengths", "max_tokens"), "INT32")
+    triton.model.required = ("input_lengths",)
+    triton.model.outputs = ("output_ids", "sequence_length")
+    args = ("--model", "tensorrt_llm", "--url", triton.url)
+
+    result = run("--input-ids", "5, 6 7", *args)
+    text = run("say hi", *args)
+
+    assert (result.exit_code, result.stdout) == (0, "5 6 7\n")
+    assert (text.exit_code, text.stdout) == (7, "")
+    assert "takes token ids and no text; give input_ids" in text.stderr
+
+
+ESCAPES = "hi\x1b]0;pwned\x07\x1b[2J\x9b31m\tred\r\x08"
+
+
+def on_terminal(*args: str) -> str:
+    """Return what a terminal gets to see of the command's output and errors."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "minitron_trt", "generate", *args]
+    process = subprocess.Popen(command, stdout=end, stderr=end, stdin=subprocess.DEVNULL)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that nobody has the other end
+        while data := os.read(terminal, 65536):
+            shown += data
+    process.wait(PATIENCE_S)
+    os.close(terminal)
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_is_shown_what_it_would_obey(triton_http: TritonDouble) -> None:
+    visible = r"hi\x1b]0;pwned\x07\x1b[2J\x9b31m" + "\t" + r"red\r\x08"
+
+    shown = on_terminal(f"say {ESCAPES}", "--url", triton_http.url)
+    refused = on_terminal(f"refuse {ESCAPES}", "--url", triton_http.url)
+
+    assert shown == f"{visible}\n"
+    assert r"hi\x1b]0;pwned\x07\x1b[2J\x9b31m red \x08" in refused
+
+
+def test_a_pipe_and_json_get_the_text_as_it_is(triton_http: TritonDouble) -> None:
+    piped = run(f"say {ESCAPES}", "--url", triton_http.url)
+    as_json = run(f"say {ESCAPES}", "--json", "--url", triton_http.url)
+
+    assert piped.stdout == f"{ESCAPES}\n"
+    assert json.loads(as_json.stdout)["text"] == ESCAPES
