@@ -36,6 +36,9 @@ def evaluate() -> None:
     "--state", type=click.Path(path_type=Path), help="Keep what is done here, and go on from there"
 )
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here, too")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Write a chart of size and quality (PNG, SVG)"
+)
 @console_options
 def perplexity(
     console: Console,
@@ -46,6 +49,7 @@ def perplexity(
     dtype: str,
     state: Path | None,
     markdown: Path | None,
+    plot: Path | None,
 ) -> None:
     """Score models by a text: perplexity, and how far each is from the first.
 
@@ -55,12 +59,15 @@ def perplexity(
 
     Example: minitron-trt eval perplexity bf16 fp8 w4a16 --text wiki.test.raw
     """
-    # Only this needs torch.
+    # Only this needs torch and matplotlib.
+    from minitron_trt.evaluate.chart import chart, check_format
     from minitron_trt.evaluate.scoring import Evaluation
     from minitron_trt.evaluate.table import as_json, as_markdown, as_text
     from minitron_trt.evaluate.text_tokens import read_text
     from minitron_trt.outputs import write_output
 
+    if plot is not None:
+        check_format(plot)
     # Of a KV cache for one chunk nobody wants to hear.
     logging.getLogger("minitron_trt.executor").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as temporary:
@@ -74,4 +81,6 @@ def perplexity(
         results = evaluation.run(models, console.progress)
     if markdown is not None:
         write_output(markdown, as_markdown(results))
+    if plot is not None:
+        write_output(plot, chart(results, plot.suffix))
     console.result({"models": as_json(results)}, as_text(results))

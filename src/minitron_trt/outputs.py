@@ -173,14 +173,14 @@ def _belongs_to(named: Path, path: Path) -> bool:
     return any(named.is_relative_to(place) for place in places)
 
 
-def write_output(path: Path, text: str) -> None:
-    """Write a file of text that the user named; OutputError when the disk cannot take it."""
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file that the user named; OutputError when the disk cannot take it."""
     with output_errors(path):
         if path.exists() and not path.is_file():
             # Opening a pipe would wait for a reader.
             raise OutputError(f"cannot write {path}: it is not a regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def _existing(path: Path) -> Path:

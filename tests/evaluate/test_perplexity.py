@@ -170,6 +170,34 @@ def test_several_models_give_a_table_in_which_coarser_ones_are_further_off(
     assert results[0]["size_bytes"] > eight_bits["size_bytes"] > four_bits["size_bytes"]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_chart_shows_each_model_by_its_name(
+    suffix: str, checkpoints: Path, text: Path, command: Command, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="NOT TESTED, matplotlib is not installed")
+    plot = tmp_path / f"plot{suffix}"
+    arguments = ("eval", "perplexity", checkpoints / "bf16", checkpoints / "w4a16", "--plot", plot)
+    result = command(*arguments, "--text", text, "--context", "64", "--chunks", "2")
+    blob = plot.read_bytes()
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    if suffix == ".png":
+        assert blob.startswith(b"\x89PNG")
+    else:
+        assert [name in blob.decode() for name in ("bf16", "w4a16", "size, MB")] == [True] * 3
+
+
+def test_a_chart_of_another_kind_is_refused_before_anything_is_scored(
+    text: Path, command: Command
+) -> None:
+    result = command("eval", "perplexity", SAMPLE, "--text", text, "--plot", "plot.pdf")
+
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "error: plot.pdf is neither PNG nor SVG; name it with .png or .svg\n",
+    )
+
+
 def test_an_evaluation_goes_on_where_it_ended(
     checkpoints: Path, text: Path, command: Command, tmp_path: Path
 ) -> None:
