@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import cloup
 
 from minitron_trt.artifacts import CONFIG_NAME, ENGINE
 from minitron_trt.build.compiler_choice import AUTO, COMPILERS, choose_compiler
@@ -28,39 +29,58 @@ from minitron_trt.build.trtllm.finished_engine import finish, image_facts
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Console, console_options, retyped, size_text
 from minitron_trt.errors import BadInputError, MinitronError
-from minitron_trt.gpus import find_target
+from minitron_trt.gpus import complete_gpu, find_target
 from minitron_trt.host.machine import trtllm_version as local_trtllm_version
 from minitron_trt.outputs import check_output
 
 _FOLDER = click.Path(path_type=Path)
 
 
-@click.command()
-@click.argument("checkpoint", type=_FOLDER)
-@click.option("-o", "--output", type=_FOLDER, help="Folder to write the engine to")
-@click.option(
-    "--arch", "--gpu", "arch", required=True, help="Architecture or GPU, like hopper or L40S"
+@cloup.command()
+@cloup.argument("checkpoint", type=_FOLDER)
+@cloup.option_group(
+    "Engine",
+    cloup.option("-o", "--output", type=_FOLDER, help="Folder to write the engine to"),
+    cloup.option(
+        "--arch",
+        "--gpu",
+        "arch",
+        required=True,
+        shell_complete=complete_gpu,
+        help="Architecture or GPU, like hopper or L40S; plan --list-gpus has them",
+    ),
+    cloup.option(
+        "--compiler", type=click.Choice(COMPILERS), default=AUTO, show_default=True, help="Compiler"
+    ),
+    cloup.option(
+        "--trtllm-version", help=f"TensorRT-LLM to build for  [default: {TRTLLM_VERSION}]"
+    ),
+    cloup.option("--dry-run", is_flag=True, help="Print what would run and write nothing"),
+    cloup.option("--explain", is_flag=True, help="Print each setting with its reason"),
+    cloup.option("--finish", "finished", is_flag=True, help="Make an artifact of what a job wrote"),
+    cloup.option("--overwrite", is_flag=True, help="Replace an engine that is already there"),
 )
-@click.option(
-    "--compiler", type=click.Choice(COMPILERS), default=AUTO, show_default=True, help="Compiler"
+@cloup.option_group(
+    "Where it is built",
+    cloup.option(
+        "--runner",
+        type=click.Choice(RUNNERS),
+        default=LOCAL,
+        show_default=True,
+        help="Where TensorRT-LLM runs; slurm and kubernetes write a job file",
+    ),
+    cloup.option("--image", help="Image instead of NVIDIA's; for Slurm also a .sqsh or .sif file"),
+    cloup.option(
+        "--workers", type=int, default=1, show_default=True, help="Ranks built at once, a GPU each"
+    ),
+    cloup.option(
+        "--timeout", "timeout_s", type=click.FloatRange(1), help="Seconds to wait at most"
+    ),
+    cloup.option("--cache", type=_FOLDER, help="Folder of finished engines to look in and add to"),
+    cloup.option("--timing-cache", type=_FOLDER, help="Folder of TensorRT's timing caches"),
 )
-@click.option(
-    "--runner",
-    type=click.Choice(RUNNERS),
-    default=LOCAL,
-    show_default=True,
-    help="Where TensorRT-LLM runs; slurm and kubernetes write a job file",
-)
-@click.option("--trtllm-version", help=f"TensorRT-LLM to build for  [default: {TRTLLM_VERSION}]")
 @request_options
 @cluster_options
-@click.option("--timeout", "timeout_s", type=click.FloatRange(1), help="Seconds to wait at most")
-@click.option("--cache", type=_FOLDER, help="Folder of finished engines to look in and add to")
-@click.option("--timing-cache", type=_FOLDER, help="Folder of TensorRT's timing caches")
-@click.option("--dry-run", is_flag=True, help="Print what would run and write nothing")
-@click.option("--explain", is_flag=True, help="Print each setting with its reason")
-@click.option("--finish", "finished", is_flag=True, help="Make an artifact of what a job wrote")
-@click.option("--overwrite", is_flag=True, help="Replace an engine that is already there")
 @console_options
 def build(
     console: Console,

@@ -9,70 +9,83 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
-from minitron_trt.console import Advance, Console, ShowProgress, console_options, size_text
+from minitron_trt.console import BYTES, Advance, Console, ShowProgress, console_options, size_text
+from minitron_trt.option_types import Count
 from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 
 
-@click.command()
-@click.argument("source")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write the checkpoint to"
+@cloup.command()
+@cloup.argument("source")
+@cloup.option_group(
+    "Checkpoint",
+    cloup.option(
+        "-o", "--output", type=click.Path(path_type=Path), help="Folder to write the checkpoint to"
+    ),
+    cloup.option(
+        "--precision",
+        type=click.Choice(list(PRECISIONS)),
+        help="Number format of the weights  [default: the source's if that is FP8, else bf16]",
+    ),
+    cloup.option(
+        "--format",
+        "form",
+        type=click.Choice(["trtllm", "hf"]),
+        default="trtllm",
+        show_default=True,
+        help="TensorRT-LLM's checkpoint, or the Hugging Face folder that its PyTorch runtime, vLLM "
+        "and SGLang load",
+    ),
+    cloup.option(
+        "--kv-cache",
+        type=click.Choice(["auto", "none", *KV_CACHES]),
+        default="auto",
+        show_default=True,
+        help="Number format of the KV cache; auto keeps the source's, none is as wide as the model",
+    ),
+    cloup.option(
+        "--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel ranks"
+    ),
+    cloup.option(
+        "--pp", type=click.IntRange(1), default=1, show_default=True, help="Pipeline-parallel ranks"
+    ),
+    cloup.option("--dry-run", is_flag=True, help="Print the plan and write nothing"),
+    cloup.option("--overwrite", is_flag=True, help="Replace a checkpoint that is already there"),
+    cloup.option("--digest", is_flag=True, help="Record the SHA-256 of every file in the manifest"),
 )
-@click.option(
-    "--precision",
-    type=click.Choice(list(PRECISIONS)),
-    help="Number format of the weights  [default: the source's if that is FP8, else bf16]",
+@cloup.option_group(
+    "Calibration",
+    cloup.option(
+        "--calib-data", help="Text file, JSONL or hub data set  [default: a text of ours]"
+    ),
+    cloup.option(
+        "--calib-samples",
+        type=Count(),
+        default=64,
+        show_default=True,
+        help="Pieces of text to calibrate with",
+    ),
+    cloup.option(
+        "--calib-length",
+        type=Count(2),
+        default=512,
+        show_default=True,
+        help="Tokens in a piece",
+    ),
+    cloup.option(
+        "--calib-batch",
+        type=Count(),
+        default=4,
+        show_default=True,
+        help="Pieces that run together",
+    ),
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["trtllm", "hf"]),
-    default="trtllm",
-    show_default=True,
-    help="TensorRT-LLM's checkpoint, or the Hugging Face folder that its PyTorch runtime, vLLM "
-    "and SGLang load",
+@cloup.option_group(
+    "Hugging Face hub",
+    cloup.option("--revision", help="Branch, tag or commit of a hub id"),
+    cloup.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models  [env: HF_TOKEN]"),
 )
-@click.option(
-    "--kv-cache",
-    type=click.Choice(["auto", "none", *KV_CACHES]),
-    default="auto",
-    show_default=True,
-    help="Number format of the KV cache; auto keeps the source's, none is as wide as the model",
-)
-@click.option("--calib-data", help="Text file, JSONL or hub data set  [default: a text of ours]")
-@click.option(
-    "--calib-samples",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Pieces of text to calibrate with",
-)
-@click.option(
-    "--calib-length",
-    type=click.IntRange(2),
-    default=512,
-    show_default=True,
-    help="Tokens in a piece",
-)
-@click.option(
-    "--calib-batch",
-    type=click.IntRange(1),
-    default=4,
-    show_default=True,
-    help="Pieces that run together",
-)
-@click.option(
-    "--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel ranks"
-)
-@click.option(
-    "--pp", type=click.IntRange(1), default=1, show_default=True, help="Pipeline-parallel ranks"
-)
-@click.option("--revision", help="Branch, tag or commit of a hub id")
-@click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models  [env: HF_TOKEN]")
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing")
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is already there")
-@click.option("--digest", is_flag=True, help="Record the SHA-256 of every file in the manifest")
 @console_options
 def convert(
     console: Console, source: str, output: Path | None, dry_run: bool, **options: Any
@@ -134,10 +147,10 @@ def _timed(console: Console, stages: dict[str, float]) -> ShowProgress:
     """Return the console's progress, which also notes the seconds of each stage."""
 
     @contextmanager
-    def progress(label: str, total_bytes: int) -> Iterator[Advance]:
+    def progress(label: str, total: int, unit: str = BYTES) -> Iterator[Advance]:
         """Show a stage, and note how long it took."""
         start = time.monotonic()
-        with console.progress(label, total_bytes) as advance:
+        with console.progress(label, total, unit) as advance:
             yield advance
         stages[label] = time.monotonic() - start
 

@@ -154,7 +154,7 @@ def _calibration(
     # Its libraries are heavy, and only this needs them.
     from minitron_trt.convert.calibration.calibrate import calibrate
 
-    with progress("calibrate", text.samples * text.length) as advance:
+    with progress("calibrate", text.samples * text.length, "tokens") as advance:
         return calibrate(model, plan, text, advance)
 
 

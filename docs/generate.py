@@ -28,7 +28,7 @@ def page() -> str:
 
 def _section(path: tuple[str, ...], command: click.Command) -> str:
     name = " ".join(("minitron-trt", *path))
-    context = click.Context(
+    context = command.context_class(
         command,
         info_name=name,
         terminal_width=WIDTH,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+import cloup
 
 from minitron_trt.console import Console, console_options
 
@@ -15,7 +16,7 @@ from minitron_trt.console import Console, console_options
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 
 
-@click.group("eval")
+@cloup.group("eval")
 def evaluate() -> None:
     """Measure how good a model is, and what a precision takes from it."""
 

@@ -73,7 +73,7 @@ class Evaluation:
                 baseline = baseline or self._baseline(model, chunks)
                 self._check(baseline, model, chunks)
                 label, total = f"score {model.name}", len(chunks)
-                with progress(label, total) as advance:
+                with progress(label, total, "chunks") as advance:
                     scores = self._scores(model, chunks, baseline, advance, first=not results)
             results.append(_scored(model, scores, baseline_nll))
             baseline_nll = scores.nll if baseline_nll is None else baseline_nll

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -13,9 +14,13 @@ from typing import Any, NoReturn
 
 import pytest
 from click.testing import Result
+from tests.patience import until
 
 from minitron_trt import __version__
-from minitron_trt.cli import COMMANDS
+from minitron_trt.cli import COMMANDS, SECTIONS
+from minitron_trt.console import Console
+from minitron_trt.option_types import Count
+from minitron_trt.progress import progress_line
 from minitron_trt.quantization.precisions import PRECISIONS
 
 Command = Callable[..., Result]
@@ -71,11 +76,14 @@ def test_a_conversion_needs_no_torch(tiny_llama: Path, tmp_path: Path) -> None:
     assert loaded == ["numpy"]
 
 
-def test_help_lists_every_command(command: Command) -> None:
-    result = command("--help")
-    listing = result.stdout.split("Commands:\n")[1]
+def test_help_lists_every_command_once_in_sections(command: Command) -> None:
+    text = command("--help").stdout
+    titles = [f"{title}:" for title in (*SECTIONS, "More") if f"{title}:" in text]
+    listing = text[text.index(titles[0]) :]
+    names = re.findall(r"^  ([a-z-]+)  ", listing, re.MULTILINE)
 
-    assert [line.split()[0] for line in listing.splitlines() if line[2] != " "] == list(COMMANDS)
+    assert titles[:2] == ["From a model to an answer:", "To begin with:"]
+    assert sorted(names) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -93,6 +101,7 @@ def test_every_command_explains_itself(name: str, command: Command) -> None:
 
 def test_the_version_is_the_packages(command: Command) -> None:
     assert command("--version").stdout == f"minitron-trt, version {__version__}\n"
+    assert command("-V").stdout == command("--version").stdout
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
@@ -159,6 +168,15 @@ def test_the_text_of_a_result_is_one_line(
             + ".",
         ),
         (["unheard"], "No such command 'unheard'."),
+        (["convrt"], "No such command 'convrt'. Did you mean 'convert'?"),
+        (
+            ["plan", "--gpus", "H100"],
+            "No such option '--gpus'. (Did you mean one of: '--gpu', '--tp'?)",
+        ),
+        (
+            ["build", ".", "--arch", "H100", "--max-seq-len", "1.5001k"],
+            "Invalid value for '--max-seq-len': '1.5001k' is no whole number",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -215,7 +233,7 @@ def test_a_fault_of_ours_shows_its_trace_when_asked(
     result = command("convert", tiny_llama, "-o", tmp_path / "checkpoint", flag)
 
     assert result.exit_code == 1
-    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert "\nTraceback (most recent call last):\n" in result.stderr
     assert result.stderr.endswith("run again with -v and report what it prints\n")
 
 
@@ -250,3 +268,127 @@ def test_a_reader_that_leaves_is_not_an_error_worth_a_word(tiny_llama: Path) -> 
     os.close(writer)
 
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("8192", 8192), ("32k", 32_000), ("32K", 32_768), ("1.5K", 1536), ("2m", 2_000_000)],
+)
+def test_a_count_is_written_as_vllm_reads_it(text: str, number: int) -> None:
+    assert Count().convert(text, None, None) == number
+
+
+CONFIGS = {
+    "options.yaml": "arch: H100\nmax-batch-size: 8\nmax_seq_len: 0.25K\ndry-run: true\n",
+    "options.toml": 'arch = "H100"\nmax_batch_size = 8\nmax-seq-len = "0.25K"\ndry-run = true\n',
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_options_may_come_from_a_file_and_those_typed_win(
+    name: str, command: Command, tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(CONFIGS[name])
+    checkpoint = tmp_path / "checkpoint"
+    assert command("convert", tiny_llama, "-o", checkpoint).exit_code == 0
+    arguments = ("build", checkpoint, "--config", tmp_path / name, "--runner", "docker", "--json")
+    record = json.loads(command(*arguments).stdout)
+    typed = json.loads(command(*arguments, "--max-batch-size", 4).stdout)
+
+    assert {"--max_batch_size=8", "--max_seq_len=256"} <= set(record["argv"])
+    assert "--max_batch_size=4" in typed["argv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("max-batchsize: 8", 2, "which is no option of build; did you mean 'max-batch-size'?"),
+        ("- a\n- b", 3, "is no list of options; expected lines `option: value`"),
+        ("a: [", 3, "is damaged: "),
+        ("arch: H100\nrunner: dockr", 2, "Invalid value for '--runner': 'dockr' is not one of"),
+    ],
+    ids=["unknown", "list", "damaged", "value"],
+)
+def test_a_file_of_options_is_read_with_care(
+    text: str, code: int, message: str, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "options.yaml").write_text(text)
+    result = command("build", "checkpoint", "--config", tmp_path / "options.yaml")
+
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert message in result.stderr
+
+
+def test_parameters_of_models_may_be_an_object_in_a_file(
+    command: Command, tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("set: {tensorrt_llm.no_such: true}\nruntime: llmapi\n")
+    options = ("-o", tmp_path / "repository", "--config", tmp_path / "c.yaml")
+    result = command("triton-repo", tiny_llama, *options)
+
+    assert result.exit_code == 2
+    assert "tensorrt_llm has no parameter 'no_such'" in result.stderr
+
+
+def test_more_is_said_of_every_command_when_asked(
+    command: Command, tiny_llama: Path, tmp_path: Path
+) -> None:
+    result = command("convert", tiny_llama, "-o", tmp_path / "c", "-v", "--token", "secret")
+
+    assert result.stderr.startswith(f"minitron-trt {__version__}, Python ")
+    assert "precision None (default)" in result.stderr
+    assert "secret" not in result.stderr
+    assert re.search(r"s, [\d.]+ s of a processor, at most .* of memory$", result.stderr.strip())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_a_script(shell: str, command: Command) -> None:
+    text = command("completion", shell).stdout
+
+    assert "_MINITRON_TRT_COMPLETE" in text
+    assert json.loads(command("completion", shell, "--json").stdout)["script"] + "\n" == text
+
+
+def test_bash_completes_commands_options_and_gpus(tmp_path: Path, command: Command) -> None:
+    (tmp_path / "script").write_text(command("completion", "bash").stdout)
+
+    def completed(*words: str) -> list[str]:
+        quoted = " ".join(f"'{word}'" for word in words)
+        program = (
+            f"source {tmp_path}/script; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; "
+            f"_minitron_trt_completion '{words[0]}'; echo \"${{COMPREPLY[@]}}\""
+        )
+        argv = ["bash", "--noprofile", "--norc", "-c", program]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()
+
+    program = str(Path(sys.executable).with_name("minitron-trt"))
+
+    assert completed(program, "tri") == ["triton-repo"]
+    assert completed(program, "build", "--max-b") == ["--max-batch-size", "--max-beam-width"]
+    assert completed(program, "build", "x", "--arch", "h2") == ["H200", "H200-NVL"]
+
+
+def test_progress_is_in_the_unit_of_the_work() -> None:
+    def amount(number: float) -> str:
+        return f"{number:,.0f} tokens"
+
+    assert progress_line("calibrate", 0, 32768, 5, amount) == (
+        "calibrate: 0 %, 0 tokens of 32,768 tokens in 5 s"
+    )
+    assert progress_line("calibrate", 8192, 32768, 300, amount) == (
+        "calibrate: 25 %, 8,192 tokens of 32,768 tokens in 5 min, 27 tokens/s, about 15 min left"
+    )
+
+
+def test_on_a_pipe_progress_is_lines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("minitron_trt.progress._LINE_S", 0.01)
+    caplog.set_level(logging.INFO, "minitron_trt")
+    with Console().progress("convert", 1000) as advance:
+        advance(500)
+        until(lambda: caplog.messages)
+    with Console(quiet=True).progress("convert", 1000):
+        pass
+
+    assert caplog.messages[0].startswith("convert: 50 %, 500 B of 1 kB in 0 s, ")

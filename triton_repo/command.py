@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
 from minitron_trt.console import Console, console_options
+from minitron_trt.option_types import Count
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM_BLS
 from minitron_trt.triton_repo.parameters import table
 from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES
@@ -19,120 +21,134 @@ def _list_parameters(context: click.Context, _: click.Parameter, requested: bool
         context.exit()
 
 
-@click.command("triton-repo")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder to write the model repository to",
+@cloup.command("triton-repo")
+@cloup.argument("artifact", type=click.Path(path_type=Path))
+@cloup.option_group(
+    "Repository",
+    cloup.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="Folder to write the model repository to",
+    ),
+    cloup.option(
+        "--runtime",
+        type=click.Choice(RUNTIMES),
+        help="What generates the tokens  [default: what serves the artifact]",
+    ),
+    cloup.option(
+        "--tokenizer",
+        type=click.Path(path_type=Path),
+        help="Folder of the tokenizer  [default: the artifact]",
+    ),
+    cloup.option(
+        "--mount",
+        default="/models",
+        show_default=True,
+        help="Where the repository will lie in the container; trtllm only",
+    ),
+    cloup.option("--overwrite", is_flag=True, help="Replace a repository that is already there"),
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(RUNTIMES),
-    help="What generates the tokens  [default: what serves the artifact]",
+@cloup.option_group(
+    "Sizes and processes",
+    cloup.option(
+        "--max-batch-size",
+        type=Count(),
+        help="Sequences generated at once  [default: the engine's; reference 8, llmapi 64]",
+    ),
+    cloup.option(
+        "--max-seq-len",
+        type=Count(),
+        help="Tokens of a prompt and its answer together  [default: the model's; reference at most "
+        "4096]",
+    ),
+    cloup.option(
+        "--max-queue-size",
+        type=Count(),
+        default=256,
+        show_default=True,
+        help="Requests that may wait for a place",
+    ),
+    cloup.option(
+        "--max-queue-delay-us",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Microseconds that a request may wait for others to share a batch; trtllm only",
+    ),
+    cloup.option(
+        "--preprocessing-instances",
+        type=click.IntRange(1),
+        help="Processes that tokenize prompts  [default: the batch size, at most 4, reference 2]",
+    ),
+    cloup.option(
+        "--bls-instances",
+        type=click.IntRange(1),
+        help="Processes of tensorrt_llm_bls, each of which answers one request at a time  "
+        "[default: the batch size, at most 16, reference 2]",
+    ),
+    cloup.option("--tp", type=click.IntRange(1), help="Tensor parallelism of the runtime llmapi"),
+    cloup.option("--pp", type=click.IntRange(1), help="Pipeline parallelism of the runtime llmapi"),
 )
-@click.option(
-    "--max-batch-size",
-    type=click.IntRange(1),
-    help="Sequences generated at once  [default: the engine's; reference 8, llmapi 64]",
+@cloup.option_group(
+    "Requests and answers",
+    cloup.option(
+        "--stream-interval",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Tokens per streamed response, after the first; not with trtllm",
+    ),
+    cloup.option(
+        "--decoupled/--no-decoupled",
+        default=True,
+        show_default=True,
+        help="Let requests stream; without, each gets one response, also over plain HTTP",
+    ),
+    cloup.option(
+        "--add-special-tokens/--no-add-special-tokens",
+        default=True,
+        show_default=True,
+        help="Put the tokenizer's special tokens around a prompt",
+    ),
+    cloup.option(
+        "--skip-special-tokens/--no-skip-special-tokens",
+        default=True,
+        show_default=True,
+        help="Leave special tokens out of the answer's text",
+    ),
+    cloup.option(
+        "--apply-chat-template",
+        is_flag=True,
+        help="Take prompts as messages, unless a request differs",
+    ),
+    cloup.option(
+        "--exclude-input-in-output/--no-exclude-input-in-output",
+        default=True,
+        show_default=True,
+        help="Leave the prompt out of an answer that is not streamed, unless a request differs",
+    ),
 )
-@click.option(
-    "--max-seq-len",
-    type=click.IntRange(1),
-    help="Tokens of a prompt and its answer together  [default: the model's; reference at most "
-    "4096]",
+@cloup.option_group(
+    "Other parameters",
+    cloup.option(
+        "--set",
+        "pairs",
+        multiple=True,
+        metavar="MODEL.PARAMETER=VALUE",
+        help="Any other parameter of a model; llm.ARGUMENT=VALUE for an argument of TensorRT-LLM's "
+        "LLM class, with llmapi. Repeatable",
+    ),
+    cloup.option(
+        "--list-parameters",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_list_parameters,
+        help="Say what --set can give, and stop",
+    ),
 )
-@click.option(
-    "--max-queue-size",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Requests that may wait for a place",
-)
-@click.option(
-    "--max-queue-delay-us",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Microseconds that a request may wait for others to share a batch; trtllm only",
-)
-@click.option(
-    "--preprocessing-instances",
-    type=click.IntRange(1),
-    help="Processes that tokenize prompts  [default: the batch size, at most 4, reference 2]",
-)
-@click.option(
-    "--bls-instances",
-    type=click.IntRange(1),
-    help="Processes of tensorrt_llm_bls, each of which answers one request at a time  [default: "
-    "the batch size, at most 16, reference 2]",
-)
-@click.option(
-    "--stream-interval",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Tokens per streamed response, after the first; not with trtllm",
-)
-@click.option(
-    "--decoupled/--no-decoupled",
-    default=True,
-    show_default=True,
-    help="Let requests stream; without, each gets one response, also over plain HTTP",
-)
-@click.option(
-    "--add-special-tokens/--no-add-special-tokens",
-    default=True,
-    show_default=True,
-    help="Put the tokenizer's special tokens around a prompt",
-)
-@click.option(
-    "--skip-special-tokens/--no-skip-special-tokens",
-    default=True,
-    show_default=True,
-    help="Leave special tokens out of the answer's text",
-)
-@click.option(
-    "--apply-chat-template", is_flag=True, help="Take prompts as messages, unless a request differs"
-)
-@click.option(
-    "--exclude-input-in-output/--no-exclude-input-in-output",
-    default=True,
-    show_default=True,
-    help="Leave the prompt out of an answer that is not streamed, unless a request differs",
-)
-@click.option("--tp", type=click.IntRange(1), help="Tensor parallelism of the runtime llmapi")
-@click.option("--pp", type=click.IntRange(1), help="Pipeline parallelism of the runtime llmapi")
-@click.option(
-    "--tokenizer",
-    type=click.Path(path_type=Path),
-    help="Folder of the tokenizer  [default: the artifact]",
-)
-@click.option(
-    "--mount",
-    default="/models",
-    show_default=True,
-    help="Where the repository will lie in the container; trtllm only",
-)
-@click.option(
-    "--set",
-    "pairs",
-    multiple=True,
-    metavar="MODEL.PARAMETER=VALUE",
-    help="Any other parameter of a model; llm.ARGUMENT=VALUE for an argument of TensorRT-LLM's "
-    "LLM class, with llmapi. Repeatable",
-)
-@click.option(
-    "--list-parameters",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_parameters,
-    help="Say what --set can give, and stop",
-)
-@click.option("--overwrite", is_flag=True, help="Replace a repository that is already there")
 @console_options
 def triton_repo(
     console: Console,

@@ -239,8 +239,8 @@ def _checked(model: str, name: str, value: str, runtime: str) -> tuple[str, str]
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-    return f"expected {' or '.join(near) if len(near) < 4 else ', '.join(near)}"
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(sorted(known))}"
 
 
 def defaults(model: str, runtime: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, Final, TypeVar
 
 import click
+import cloup
 
 from minitron_trt.build.recipe.request import (
     BLOCK_SIZES,
@@ -16,78 +17,87 @@ from minitron_trt.build.recipe.request import (
     SPECULATION,
     BuildRequest,
 )
+from minitron_trt.option_types import Count
 
 R = TypeVar("R")
 
-_OPTIONS: Final = (
-    click.option(
+_SIZES: Final = (
+    cloup.option(
         "--profile",
         type=click.Choice(PROFILES),
         default="balanced",
         show_default=True,
         help="What the sizes and kernels are chosen for",
     ),
-    click.option("--max-batch-size", type=int, help="Sequences at once"),
-    click.option("--max-seq-len", type=int, help="Tokens of a prompt and its answer"),
-    click.option("--max-input-len", type=int, help="Tokens of a prompt"),
-    click.option("--max-num-tokens", type=int, help="Tokens of one step, all sequences together"),
-    click.option("--opt-num-tokens", type=int, help="Tokens of a usual step"),
-    click.option("--max-beam-width", type=int, default=1, show_default=True, help="Beams"),
-    click.option(
+    cloup.option("--max-batch-size", type=Count(), help="Sequences at once"),
+    cloup.option("--max-seq-len", type=Count(), help="Tokens of a prompt and its answer"),
+    cloup.option("--max-input-len", type=Count(), help="Tokens of a prompt"),
+    cloup.option(
+        "--max-num-tokens", type=Count(), help="Tokens of one step, all sequences together"
+    ),
+    cloup.option("--opt-num-tokens", type=Count(), help="Tokens of a usual step"),
+    cloup.option("--max-beam-width", type=int, default=1, show_default=True, help="Beams"),
+)
+_KERNELS: Final = (
+    cloup.option(
         "--kv-cache-type",
         type=click.Choice(["paged", "continuous"]),
         default="paged",
         show_default=True,
         help="How the KV cache lies in memory",
     ),
-    click.option(
+    cloup.option(
         "--tokens-per-block",
         type=int,
         default=32,
         show_default=True,
         help=f"Tokens of a KV cache block ({', '.join(map(str, BLOCK_SIZES))})",
     ),
-    click.option(
+    cloup.option(
         "--kv-cache-reuse/--no-kv-cache-reuse",
         default=None,
         help="Paged context attention: reuse of blocks, prompts in chunks",
     ),
-    click.option(
+    cloup.option(
         "--fp8-context-fmha/--no-fp8-context-fmha", default=None, help="Context attention in FP8"
     ),
-    click.option("--gemm-plugin", help="TensorRT-LLM's GEMM plugin: auto, disable or a dtype"),
-    click.option("--low-latency-gemm", is_flag=True, help="FP8 GEMM for small batches"),
-    click.option("--gemm-swiglu", is_flag=True, help="FP8 GEMM and gate in one kernel (Hopper)"),
-    click.option(
+    cloup.option("--gemm-plugin", help="TensorRT-LLM's GEMM plugin: auto, disable or a dtype"),
+    cloup.option("--low-latency-gemm", is_flag=True, help="FP8 GEMM for small batches"),
+    cloup.option("--gemm-swiglu", is_flag=True, help="FP8 GEMM and gate in one kernel (Hopper)"),
+    cloup.option(
         "--multiple-profiles/--no-multiple-profiles",
         default=None,
         help="Kernels tuned for several step sizes",
     ),
-    click.option(
+    cloup.option(
         "--reduce-fusion/--no-reduce-fusion", default=None, help="All-reduce and norm in one kernel"
     ),
-    click.option("--weight-streaming", is_flag=True, help="Let weights stream from host memory"),
-    click.option(
+    cloup.option("--weight-streaming", is_flag=True, help="Let weights stream from host memory"),
+    cloup.option(
         "--gather-logits",
         type=click.Choice(GATHERED),
         default="none",
         show_default=True,
         help="Which logits the engine returns besides the last",
     ),
-    click.option(
+    cloup.option(
         "--logits-dtype", type=click.Choice(["float32", "float16"]), help="Dtype of the logits"
     ),
-    click.option(
+)
+_SPECULATION: Final = (
+    cloup.option(
         "--speculation",
         type=click.Choice(SPECULATION),
         default="none",
         show_default=True,
         help="Speculative decoding",
     ),
-    click.option("--max-draft-len", type=int, default=0, show_default=True, help="Draft tokens"),
-    click.option(
-        "--workers", type=int, default=1, show_default=True, help="Ranks built at once, a GPU each"
-    ),
+    cloup.option("--max-draft-len", type=int, default=0, show_default=True, help="Draft tokens"),
+)
+_OPTIONS: Final = (
+    cloup.option_group("Sizes", *_SIZES),
+    cloup.option_group("Cache and kernels", *_KERNELS),
+    cloup.option_group("Speculative decoding", *_SPECULATION),
 )
 
 

@@ -7,7 +7,6 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,7 @@ from minitron_trt.build.tensorrt.network import NetworkLimits
 from minitron_trt.build.tensorrt.worker import CompileRequest
 from minitron_trt.build.tensorrt.worker_process import run_worker
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.console import ShowProgress, no_progress
+from minitron_trt.console import ShowProgress, no_display
 from minitron_trt.errors import OutputError
 from minitron_trt.gpus import check_support, find_target
 from minitron_trt.host.machine import cuda_version
@@ -54,7 +53,7 @@ def compile_engine(
     facts: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     timeout_s: float | None = None,
-    progress: ShowProgress = lambda label, total: nullcontext(no_progress),
+    progress: ShowProgress = no_display,
 ) -> CompiledEngine:
     """Compile a checkpoint for one GPU of an architecture, on that GPU or on none.
 

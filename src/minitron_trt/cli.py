@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import click
+import cloup
 
 from minitron_trt.errors import BadInputError, MinitronError, one_line
 from minitron_trt.version import __version__
@@ -32,20 +33,43 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "doctor": "minitron_trt.doctor:doctor",
         "sample": "minitron_trt.samples.command:sample",
         "demo": "minitron_trt.demo:demo",
+        "completion": "minitron_trt.completion:completion",
     }
 )
+SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "From a model to an answer": (
+            *("convert", "plan", "build", "check", "triton-repo", "serve", "generate"),
+        ),
+        "To begin with": ("doctor", "sample", "demo", "completion"),
+    }
+)
+"""The commands as help shows them; those of no section come last."""
 INTERRUPTED: Final = 130
 """The exit code of a program that Ctrl-C ended, as shells count: 128 and the signal's number."""
 TERMINATED: Final = 143
 """The exit code of a program that SIGTERM ended, by the same count."""
 
 
-class StageGroup(click.Group):
+class StageGroup(cloup.Group):
     """Load commands on demand; turn errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order in which a user meets them."""
-        return list(COMMANDS)
+        shown = [name for names in SECTIONS.values() for name in names]
+        return [*shown, *(name for name in COMMANDS if name not in shown)]
+
+    def list_sections(
+        self, ctx: click.Context, include_default_section: bool = True
+    ) -> list[cloup.Section]:
+        """Return the sections of the help, the commands loaded."""
+        shown = {name for names in SECTIONS.values() for name in names}
+        titles = {**SECTIONS, "More": tuple(name for name in COMMANDS if name not in shown)}
+        sections = []
+        for title, names in titles.items():
+            commands = {name: self.get_command(ctx, name) for name in names}
+            sections.append(cloup.Section(title, {n: c for n, c in commands.items() if c}))
+        return sections
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of one command."""
@@ -55,6 +79,12 @@ class StageGroup(click.Group):
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def handle_bad_command_name(
+        self, bad_name: str, valid_names: list[str], error: click.UsageError
+    ) -> click.UsageError:
+        """Return what is said of a command that there is not, with the nearest that there is."""
+        return super().handle_bad_command_name(bad_name, list(COMMANDS), error)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command inside the error boundary."""
@@ -156,7 +186,11 @@ Results go to stdout, progress and logs to stderr.
 """
 
 
-@click.group(cls=StageGroup, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="minitron-trt")
+@cloup.group(
+    cls=StageGroup,
+    help=HELP,
+    context_settings=cloup.Context.settings(help_option_names=["-h", "--help"]),
+)
+@click.version_option(__version__, "-V", "--version", prog_name="minitron-trt")
 def main() -> None:
     """Parse the options that come before the command."""

@@ -6,25 +6,40 @@ import contextlib
 import functools
 import json
 import logging
+import resource
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
 
 import click
+import cloup
 from click.core import ParameterSource
 
+from minitron_trt.config_file import read_config
 from minitron_trt.errors import one_line
+from minitron_trt.progress import progress_bar, progress_lines
+from minitron_trt.version import __version__
 
 R = TypeVar("R")
 PROGRAM: Final = "minitron-trt"
+BYTES: Final = "bytes"
 Advance = Callable[[int], None]
-"""Tell a progress display that so many more bytes are done."""
-ShowProgress = Callable[[str, int], contextlib.AbstractContextManager[Advance]]
-"""Show how far some bytes are, under a label; the number is all of them."""
+"""Tell a progress display that so much more is done."""
 
 log = logging.getLogger("minitron_trt")
+
+
+class ShowProgress(Protocol):
+    """Show how far some work is, under a label: how much of a total, in the unit of the work."""
+
+    def __call__(
+        self, label: str, total: int, unit: str = BYTES
+    ) -> contextlib.AbstractContextManager[Advance]:
+        """Return a block of the work, and what it calls with each part that is done."""
 
 
 def size_text(size_bytes: float) -> str:
@@ -40,9 +55,15 @@ def no_progress(_: int) -> None:
     """Tell nobody."""
 
 
-def no_display(label: str, total_bytes: int) -> contextlib.AbstractContextManager[Advance]:
+def no_display(
+    label: str, total: int, unit: str = BYTES
+) -> contextlib.AbstractContextManager[Advance]:
     """Show nothing either: what the stages do in a program that does not say."""
     return contextlib.nullcontext(no_progress)
+
+
+def _counted(unit: str) -> Callable[[float], str]:
+    return lambda number: f"{number:,.0f} {unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +80,14 @@ class Console:
         click.echo(shown.encode(errors="backslashreplace").decode(), color=True)
 
     @contextlib.contextmanager
-    def progress(self, label: str, total_bytes: int) -> Iterator[Advance]:
-        """Show bytes, rate and time left on a terminal; nothing elsewhere."""
-        if self.quiet or not sys.stderr.isatty():
+    def progress(self, label: str, total: int, unit: str = BYTES) -> Iterator[Advance]:
+        """Show how far it is, rate and time left: a bar on a terminal, else a line now and then."""
+        if self.quiet:
             yield no_progress
             return
-        # rich takes longer to import than most commands take to run.
-        from rich.console import Console as RichConsole
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=RichConsole(stderr=True), transient=True) as display:
-            task = display.add_task(label, total=total_bytes)
-            yield lambda done: display.advance(task, done)
+        display = progress_bar if sys.stderr.isatty() else progress_lines
+        with display(label, total, size_text if unit == BYTES else _counted(unit)) as advance:
+            yield advance
 
 
 class _LineHandler(logging.Handler):
@@ -105,18 +108,74 @@ def _configure_logging(verbose: int, quiet: bool) -> None:
     log.propagate = False
 
 
-def console_options(command: Callable[..., R]) -> Callable[..., R]:
-    """Give a command --json, -v and -q, and a Console as its first argument."""
+_OUTPUT: Final = cloup.OptionGroup("Output and settings")
+_SHARED: Final = (
+    cloup.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=read_config,
+        group=_OUTPUT,
+        help="YAML or TOML file of `option: value` lines; what is typed here wins",
+    ),
+    cloup.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        group=_OUTPUT,
+        help="Print one JSON object with the result",
+    ),
+    cloup.option("-v", "--verbose", count=True, group=_OUTPUT, help="Say more on stderr"),
+    cloup.option(
+        "-q", "--quiet", is_flag=True, group=_OUTPUT, help="Say nothing but errors on stderr"
+    ),
+)
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with the result")
-    @click.option("-v", "--verbose", count=True, help="Say more on stderr")
-    @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors on stderr")
+
+def console_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Give a command --config, --json, -v and -q, and a Console as its first argument."""
+
     @functools.wraps(command)
     def wrapper(*args: Any, as_json: bool, verbose: int, quiet: bool, **kwargs: Any) -> R:
         _configure_logging(verbose, quiet)
-        return command(Console(as_json, quiet), *args, **kwargs)
+        with _told(click.get_current_context()):
+            return command(Console(as_json, quiet), *args, **kwargs)
 
-    return wrapper
+    wrapped: Callable[..., R] = wrapper
+    for option in reversed(_SHARED):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+@contextlib.contextmanager
+def _told(context: click.Context) -> Iterator[None]:
+    """Say under -v what runs, with every option and where it is from, and what it took."""
+    if not log.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    start = time.monotonic()
+    log.debug("minitron-trt %s, Python %s, in %s", __version__, sys.version.split()[0], Path.cwd())
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        # Where a token stands, it is not repeated.
+        if source is not None and name in context.params and name not in _SECRET:
+            origin = source.name.lower().replace("_", " ")
+            log.debug("%s %r (%s)", name, context.params[name], origin)
+    try:
+        yield
+    finally:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        log.debug(
+            "%.2f s, %.2f s of a processor, at most %s of memory",
+            time.monotonic() - start,
+            usage.ru_utime + usage.ru_stime,
+            size_text(usage.ru_maxrss * 1024),
+        )
+
+
+_SECRET: Final = frozenset({"token", "headers", "restrict_admin"})
 
 
 def retyped(context: click.Context, *, without: Sequence[str], plus: Sequence[str]) -> str:

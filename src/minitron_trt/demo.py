@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+import cloup
 
 from minitron_trt.console import Console, console_options
 from minitron_trt.samples import NAMES
@@ -28,7 +29,7 @@ PROMPT: Final = "Complete the paragraph: our solar system is"
 _STOP_S: Final = 30.0
 
 
-@click.command()
+@cloup.command()
 @click.option("--model", help="Folder or hub id of a checkpoint  [default: a sample model]")
 @click.option(
     "--sample",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import click
+import cloup
 
 from minitron_trt.console import Console, console_options
 from minitron_trt.errors import MinitronError, install_command
@@ -124,7 +124,7 @@ def capabilities() -> list[Capability]:
     return [*(check() for check in CHECKS), *_docker()]
 
 
-@click.command()
+@cloup.command()
 @console_options
 def doctor(console: Console) -> None:
     """Say what this machine can do, and how to get the rest.

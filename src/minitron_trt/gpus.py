@@ -244,6 +244,12 @@ def find_target(name: str) -> Target:
     raise UsageError(f"GPU or architecture {name!r} is not known; {hint}")
 
 
+def complete_gpu(_context: object, _parameter: object, incomplete: str) -> list[str]:
+    """Return the GPUs and architectures that a shell may offer for the beginning of a name."""
+    names = (*_gpu_names(), *(architecture.name for architecture in ARCHITECTURES))
+    return [name for name in names if name.lower().startswith(incomplete.lower())]
+
+
 def support(feature: str, target: Target) -> Verdict:
     """Say whether a precision or feature (a name in FEATURES) runs on a target."""
     if feature not in _CELLS:

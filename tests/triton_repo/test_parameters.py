@@ -51,11 +51,15 @@ def test_values_are_kept_by_model_and_key() -> None:
     [
         ("trtllm", "max_beam_width=2", "not of the form model.parameter=value"),
         ("trtllm", "tensorrt_llm.max_beam_width", "not of the form model.parameter=value"),
-        ("trtllm", "tensorrt-llm.max_beam_width=2", "expected tensorrt_llm or tensorrt_llm_bls"),
+        (
+            "trtllm",
+            "tensorrt-llm.max_beam_width=2",
+            "did you mean tensorrt_llm or tensorrt_llm_bls?",
+        ),
         (
             "trtllm",
             "tensorrt_llm.max_beem_width=2",
-            "no parameter 'max_beem_width'; expected max_",
+            "no parameter 'max_beem_width'; did you mean max_",
         ),
         ("trtllm", "tensorrt_llm.max_beam_width=two", "'two'; expected a whole number of at least"),
         ("trtllm", "tensorrt_llm.kv_cache_free_gpu_mem_fraction=90", "a number above 0, at most 1"),
@@ -71,7 +75,11 @@ def test_values_are_kept_by_model_and_key() -> None:
         ("trtllm", "tensorrt_llm.logits_datatype=TYPE_FP16", "the engine decides it"),
         ("reference", "tensorrt_llm.max_beam_width=2", "is of the runtime trtllm; this repository"),
         ("reference", "llm.dtype=float16", "names the model 'llm'"),
-        ("llmapi", "llm.kv_cache_confg=1", "LLM has no argument 'kv_cache_confg'; expected kv_cac"),
+        (
+            "llmapi",
+            "llm.kv_cache_confg=1",
+            "LLM has no argument 'kv_cache_confg'; did you mean kv_",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_what_is_right(runtime: str, pair: str, words: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+import cloup
 
 from minitron_trt.build.compatibility import LoadReport, check_engine
 from minitron_trt.build.containers import RECOMMENDED, Container, find_container
@@ -41,7 +42,7 @@ class EngineDestination:
         return check_engine(engine, self.target, self.gpus, self.container)
 
 
-@click.command()
+@cloup.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--gpu", "--arch", "gpu", help="GPU or architecture that the engine should load on")
 @click.option("--gpus", type=click.IntRange(1), help="How many of them there are")

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from minitron_trt.console import Console, console_options
 from minitron_trt.triton_repo.serving.server_options import (
@@ -31,72 +32,87 @@ _PATH = click.Path(path_type=Path)
 _PORT = click.IntRange(1, 65535)
 
 
-@click.command()
-@click.argument("repository", type=_PATH)
-@click.option(
-    "--runner",
-    type=click.Choice(["embedded", "local", "docker"]),
-    help="Which tritonserver: that of the nvidia-pytriton wheel, one on PATH or in /opt, or that "
-    "of NVIDIA's image  [default: the first that can serve the repository]",
+@cloup.command()
+@cloup.argument("repository", type=_PATH)
+@cloup.option_group(
+    "Server",
+    cloup.option(
+        "--runner",
+        type=click.Choice(["embedded", "local", "docker"]),
+        help="Which tritonserver: that of the nvidia-pytriton wheel, one on PATH or in /opt, or "
+        "that of NVIDIA's image  [default: the first that can serve the repository]",
+    ),
+    cloup.option("--image", help="Tag of NVIDIA's image for docker  [default: the engine's]"),
+    cloup.option("--gpus", help="Device ids, like 0,1  [default: as many as the engine has ranks]"),
+    cloup.option(
+        "--multi-model", is_flag=True, help="TensorRT-LLM's orchestrator spawns the ranks"
+    ),
+    cloup.option(
+        "--drain",
+        "drain_s",
+        type=click.IntRange(0),
+        default=20,
+        show_default=True,
+        help="Seconds that running requests may go on after SIGTERM or Ctrl-C; a second one kills",
+    ),
+    cloup.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(min=0, min_open=True),
+        default=300.0,
+        show_default=True,
+        help="Seconds until every model must be ready",
+    ),
+    cloup.option(
+        "--log-file",
+        type=_PATH,
+        help="Keep the server's log here; of several ranks, in FILE.rank0 ...",
+    ),
+    cloup.option("--dry-run", is_flag=True, help="Print the command line and start nothing"),
 )
-@click.option("--image", help="Tag of NVIDIA's image for docker  [default: the engine's]")
-@click.option("--gpus", help="Device ids, like 0,1  [default: as many as the engine has ranks]")
-@click.option("--multi-model", is_flag=True, help="TensorRT-LLM's orchestrator spawns the ranks")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address of HTTP and gRPC")
-@click.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port")
-@click.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port")
-@click.option("--metrics-port", type=_PORT, default=8002, show_default=True, help="Prometheus port")
-@click.option(
-    "--metrics-host", default="127.0.0.1", show_default=True, help="Address of the metrics"
+@cloup.option_group(
+    "Addresses",
+    cloup.option("--host", default="127.0.0.1", show_default=True, help="Address of HTTP and gRPC"),
+    cloup.option("--http-port", type=_PORT, default=8000, show_default=True, help="HTTP port"),
+    cloup.option("--grpc-port", type=_PORT, default=8001, show_default=True, help="gRPC port"),
+    cloup.option(
+        "--metrics-port", type=_PORT, default=8002, show_default=True, help="Prometheus port"
+    ),
+    cloup.option(
+        "--metrics-host", default="127.0.0.1", show_default=True, help="Address of the metrics"
+    ),
 )
-@click.option(
-    "--grpc-tls-cert",
-    type=_PATH,
-    help="PEM certificate: gRPC speaks TLS. Triton's HTTP cannot: put a proxy before it",
+@cloup.option_group(
+    "Who may do what",
+    cloup.option(
+        "--grpc-tls-cert",
+        type=_PATH,
+        help="PEM certificate: gRPC speaks TLS. Triton's HTTP cannot: put a proxy before it",
+    ),
+    cloup.option("--grpc-tls-key", type=_PATH, help="PEM key of the certificate"),
+    cloup.option(
+        "--grpc-tls-ca", type=_PATH, help="PEM of who signs clients' certificates, then asked"
+    ),
+    cloup.option(
+        "--restrict-admin",
+        metavar="HEADER=VALUE",
+        help="What calls other than inference, health and metadata must send; gRPC clients send "
+        "triton-grpc-protocol-HEADER. The machine's users see it in the process list  [default: "
+        "nobody can make such calls]",
+    ),
+    cloup.option(
+        "--allow-api",
+        "allow_apis",
+        type=click.Choice([*ADMIN_PROTOCOLS, "all"]),
+        multiple=True,
+        help="Let every client make these calls, in Triton's words; may be repeated",
+    ),
+    cloup.option(
+        "--insecure-embedded",
+        is_flag=True,
+        help="Let the embedded server, which has known holes, listen beyond this machine",
+    ),
 )
-@click.option("--grpc-tls-key", type=_PATH, help="PEM key of the certificate")
-@click.option(
-    "--grpc-tls-ca", type=_PATH, help="PEM of who signs clients' certificates, then asked"
-)
-@click.option(
-    "--restrict-admin",
-    metavar="HEADER=VALUE",
-    help="What calls other than inference, health and metadata must send; gRPC clients send "
-    "triton-grpc-protocol-HEADER. The machine's users see it in the process list  [default: "
-    "nobody can make such calls]",
-)
-@click.option(
-    "--allow-api",
-    "allow_apis",
-    type=click.Choice([*ADMIN_PROTOCOLS, "all"]),
-    multiple=True,
-    help="Let every client make these calls, in Triton's words; may be repeated",
-)
-@click.option(
-    "--insecure-embedded",
-    is_flag=True,
-    help="Let the embedded server, which has known holes, listen beyond this machine",
-)
-@click.option(
-    "--drain",
-    "drain_s",
-    type=click.IntRange(0),
-    default=20,
-    show_default=True,
-    help="Seconds that running requests may go on after SIGTERM or Ctrl-C; a second one kills",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Seconds until every model must be ready",
-)
-@click.option(
-    "--log-file", type=_PATH, help="Keep the server's log here; of several ranks, in FILE.rank0 ..."
-)
-@click.option("--dry-run", is_flag=True, help="Print the command line and start nothing")
 @console_options
 def serve(
     console: Console,

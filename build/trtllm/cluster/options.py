@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any, Final, TypeVar
 
 import click
+import cloup
 
 from minitron_trt.build.runners import CLUSTERS, DOCKER, KUBERNETES, SLURM
 from minitron_trt.build.trtllm.cluster.job_file import ClusterSettings
@@ -15,26 +16,31 @@ from minitron_trt.build.trtllm.cluster.kubernetes import KubernetesSettings
 from minitron_trt.build.trtllm.cluster.slurm import CONTAINERS, PYXIS, SlurmSettings
 
 R = TypeVar("R")
-_OPTIONS: Final = (
-    click.option("--image", help="Image instead of NVIDIA's; for Slurm also a .sqsh or .sif file"),
-    click.option("--partition", help="Slurm's partition, of nodes with the target's GPU"),
-    click.option("--account", help="Slurm's account that pays"),
-    click.option("--time", help="Slurm's time limit, like 2:00:00  [default: --timeout, or 4 h]"),
-    click.option(
+_SLURM_OPTIONS: Final = (
+    cloup.option("--partition", help="Partition, of nodes with the target's GPU"),
+    cloup.option("--account", help="Account that pays"),
+    cloup.option("--time", help="Time limit, like 2:00:00  [default: --timeout, or 4 h]"),
+    cloup.option(
         "--container",
         type=click.Choice(CONTAINERS),
-        help="How a Slurm node runs the image: by the plugin pyxis (with enroot), by apptainer, "
+        help="How a node runs the image: by the plugin pyxis (with enroot), by apptainer, "
         f"or none: the node's own trtllm-build  [default: {PYXIS}]",
     ),
-    click.option("--sbatch", multiple=True, help="Another option of sbatch, like --qos=high"),
-    click.option("--claim", help="Kubernetes volume claim with the folders  [default: models]"),
-    click.option("--namespace", help="Kubernetes namespace  [default: kubectl's]"),
-    click.option("--image-pull-secret", multiple=True, help="Kubernetes secret of the registry"),
-    click.option(
+    cloup.option("--sbatch", multiple=True, help="Another option of sbatch, like --qos=high"),
+)
+_KUBERNETES_OPTIONS: Final = (
+    cloup.option("--claim", help="Volume claim with the folders  [default: models]"),
+    cloup.option("--namespace", help="Namespace  [default: kubectl's]"),
+    cloup.option("--image-pull-secret", multiple=True, help="Secret of the registry"),
+    cloup.option(
         "--user",
         type=int,
-        help="Whom the Kubernetes job runs as, and the claim's group  [default: 10000]",
+        help="Whom the job runs as, and the claim's group  [default: 10000]",
     ),
+)
+_OPTIONS: Final = (
+    cloup.option_group("Job of --runner slurm", *_SLURM_OPTIONS),
+    cloup.option_group("Job of --runner kubernetes", *_KUBERNETES_OPTIONS),
 )
 _SLURM: Final = tuple(field.name for field in fields(SlurmSettings))
 _KUBERNETES: Final = tuple(field.name for field in fields(KubernetesSettings))

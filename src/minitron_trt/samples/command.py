@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
 
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.outputs import check_output, copy_tree, staged
@@ -18,7 +19,7 @@ def write_sample(name: str, output: Path) -> None:
         copy_tree(sample_folder(name), scratch)
 
 
-@click.command()
+@cloup.command()
 @click.argument("name", type=click.Choice(NAMES))
 @click.option(
     "-o",

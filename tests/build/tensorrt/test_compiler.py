@@ -25,7 +25,7 @@ from minitron_trt.build.tensorrt.mapped_weights import map_weights
 from minitron_trt.build.tensorrt.network import NetworkLimits
 from minitron_trt.build.tensorrt.worker import CompileRequest
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.console import Advance
+from minitron_trt.console import BYTES, Advance
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import ProcessError, UnsupportedError, UsageError
 from minitron_trt.samples import NAMES, sample_folder
@@ -109,10 +109,10 @@ def test_its_progress_is_the_memory_it_fills_and_the_engine_it_writes(
     shown: list[tuple[str, int, int]] = []
 
     @contextlib.contextmanager
-    def progress(label: str, total_bytes: int) -> Iterator[Advance]:
+    def progress(label: str, total: int, unit: str = BYTES) -> Iterator[Advance]:
         done = [0]
         yield lambda more: done.append(more)
-        shown.append((label, total_bytes, sum(done)))
+        shown.append((label, total, sum(done)))
 
     compile_engine(sample(), tmp_path / "engine", sm=89, limits=LIMITS, progress=progress)
     weights = sum(tensor.nbytes for tensor in map_weights(sample()).values())

@@ -1,0 +1,79 @@
+"""`--config FILE`: the options of a command from a YAML or TOML file; those typed win."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.option_types import suggestion
+
+
+def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make what a file says the defaults of a command; an error names what it says wrongly."""
+    if path is None:
+        return
+    names = _names(context.command)
+    defaults: dict[str, Any] = {}
+    for key, value in _read(path).items():
+        name = names.get(str(key).replace("_", "-"))
+        if name is None:
+            raise UsageError(
+                f"{path} has {key!r}, which is no option of {context.info_name}"
+                f"{suggestion(str(key), names)}"
+            )
+        defaults[name.name or ""] = _as_typed(name, value)
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _names(command: click.Command) -> dict[str, click.Parameter]:
+    """Return the parameters by what a file may call them: an option's names without dashes."""
+    return {
+        spelling.lstrip("-").replace("_", "-"): parameter
+        for parameter in command.params
+        if parameter.expose_value
+        for spelling in (*parameter.opts, str(parameter.name))
+    }
+
+
+def _as_typed(parameter: click.Parameter, value: Any) -> Any:
+    """Return a value as click takes it; NAME=VALUE pairs may be an object."""
+    if isinstance(value, Mapping):
+        return [f"{key}={_text(item)}" for key, item in value.items()]
+    if parameter.multiple or parameter.nargs != 1:
+        return [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
+    return value
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"--config {path} cannot be read: {error}") from error
+    try:
+        if path.suffix == ".toml":
+            record: Any = tomllib.loads(text)
+        else:
+            # Few commands have such a file.
+            import yaml
+
+            record = yaml.safe_load(text)
+    except ValueError as error:
+        raise BadInputError(f"--config {path} is damaged: {error}") from error
+    except Exception as error:  # yaml's own errors
+        if type(error).__module__.partition(".")[0] != "yaml":
+            raise
+        raise BadInputError(f"--config {path} is damaged: {error}") from error
+    if not isinstance(record, Mapping):
+        raise BadInputError(
+            f"--config {path} is no list of options; expected lines `option: value`"
+        )
+    return record

@@ -1,0 +1,46 @@
+"""What options of several commands take: counts as people write them, names with a suggestion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+import click
+
+_COUNT: Final = re.compile(r"(\d+(?:\.\d+)?)([kKmM])")
+# As vLLM reads them: a small letter is a power of ten, a capital one of two.
+_FACTORS: Final = {"k": 1000, "K": 1 << 10, "m": 1_000_000, "M": 1 << 20}
+
+
+class Count(click.IntRange):
+    """A number of things, such as 8192, 32k (32,000) or 32K (32,768)."""
+
+    name = "integer"
+
+    def __init__(self, least: int = 1) -> None:
+        super().__init__(least)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number; a usage error for what is none."""
+        match = _COUNT.fullmatch(str(value))
+        if match is not None:
+            number = float(match[1]) * _FACTORS[match[2]]
+            if not number.is_integer():
+                self.fail(f"{value!r} is no whole number", param, ctx)
+            value = int(number)
+        converted: int = super().convert(value, param, ctx)
+        return converted
+
+    def _describe_range(self) -> str:
+        # The help says what is counted; that it is at least one goes without saying.
+        return ""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean …?` for a name that is nearly a known one, else nothing."""
+    # Only a mistake needs it.
+    from difflib import get_close_matches
+
+    close = get_close_matches(name.lower(), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
