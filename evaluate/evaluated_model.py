@@ -60,6 +60,11 @@ def opened_model(
     What is no checkpoint is converted to one that is removed at the end of the block.
     BadInputError and UnsupportedError say what is wrong with it.
     """
+    if "://" in source:
+        raise UnsupportedError(
+            f"{source} is a server, whose text models do not say which tokens a text is to it; "
+            "evaluate the checkpoint that it serves"
+        )
     folder = Path(source)
     if (folder / MANIFEST_NAME).is_file() and kind_of(folder) == CHECKPOINT:
         yield _opened(folder, source, _size(folder), context, dtype)

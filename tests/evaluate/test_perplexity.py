@@ -257,6 +257,14 @@ def test_models_with_two_tokenizers_are_refused(
     )
 
 
+@pytest.mark.parametrize("url", ["grpc://127.0.0.1:8001", "http://127.0.0.1:8000"])
+def test_a_server_is_refused_in_one_line(url: str, text: Path, command: Command) -> None:
+    result = command("eval", "perplexity", url, "--text", text)
+
+    assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
+    assert result.stderr.startswith(f"error: {url} is a server")
+
+
 def test_a_vocabulary_that_ends_each_text_is_refused(
     text: Path, command: Command, tmp_path: Path
 ) -> None:

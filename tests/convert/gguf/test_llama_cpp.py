@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,6 +105,8 @@ def model_folder(kind: str, make_model: MakeModel) -> Path:
             # One added to them must not be rounded away.
             rounded = np.round(values.astype(np.float32) * 128) / 128
             weights[name] = rounded.astype(ml_dtypes.bfloat16)
+    # Calmer logits: those of a model that guesses wildly show every rounding.
+    weights["lm_head.weight"] = (weights["lm_head.weight"] * 0.25).astype(ml_dtypes.bfloat16)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -431,3 +434,76 @@ def test_damaged_files_are_refused_by_both(
 
         assert result.exit_code in (3, 4), name
         assert refused(path), name
+
+
+PLAIN = ("-fa", "off", "-ctk", "f32", "-ctv", "f32", "-t", 1, "-b", 128, "-c", 128)
+
+
+def llama_perplexity(*arguments: object) -> str:
+    """Return what llama-perplexity prints, of a cache and attention in float32."""
+    command = [str(TOOLS / "llama-perplexity"), *map(str, (*PLAIN, *arguments))]
+    for _ in range(10):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr
+        printed = result.stdout + result.stderr
+        # Its log has a thread of its own, of which the end of the program may cut the last lines.
+        if "Final estimate" in printed or "Same top p:" in printed:
+            break
+    return printed
+
+
+def figure(name: str, printed: str) -> float:
+    """Return the number that follows a name in what was printed."""
+    match = re.search(rf"{re.escape(name)}\s*[:=]\s*(-?[\d.]+)", printed)
+    assert match is not None, printed
+    return float(match[1])
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a text of some chunks."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(CORPUS[:6000] + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(
+    ("file_type", "tolerance"), [("F32", 1e-6), ("F16", 1e-4), ("Q8_0", 1e-3), ("Q4_K_M", 1e-3)]
+)
+def test_perplexity_is_llama_cpps_own(
+    kind: str,
+    file_type: str,
+    tolerance: float,
+    whole: dict[str, Path],
+    quantized: Quantized,
+    text: Path,
+    command: Command,
+) -> None:
+    path = whole[kind] if file_type == "F32" else quantized(kind, file_type)
+    printed = llama_perplexity("-m", path, "-f", text)
+    result = command("eval", "perplexity", path, "--text", text, "--context", "128", "--json")
+    found = json.loads(result.stdout)["models"][0]["perplexity"]
+
+    # llama.cpp rounds the activations that meet weights of 16 bits or fewer.
+    assert found["value"] == pytest.approx(figure("PPL", printed), rel=tolerance)
+    assert found["error"] == pytest.approx(figure("+/-", printed.replace("+/-", "+/- =")), rel=0.01)
+
+
+def test_llama_cpp_reads_our_baseline_and_finds_the_same_divergence(
+    whole: dict[str, Path], quantized: Quantized, text: Path, command: Command, tmp_path: Path
+) -> None:
+    paths = (whole["llama"], quantized("llama", "Q4_K_M"))
+    options = ("--text", text, "--context", "128", "--state", tmp_path, "--json")
+    ours = json.loads(command("eval", "perplexity", *paths, *options).stdout)["models"][1]
+    base = ("--kl-divergence", "--kl-divergence-base", tmp_path / "baseline.logits")
+    printed = llama_perplexity("-m", paths[1], *base)
+    kl, change = ours["kl"], ours["delta_p"]
+
+    assert kl["value"] == pytest.approx(figure("Mean    KLD", printed), rel=0.02)
+    assert kl["percentiles"]["99.0"] == pytest.approx(figure("99.0%   KLD", printed), rel=0.05)
+    assert 100 * ours["same_top"]["value"] == pytest.approx(figure("Same top p", printed), abs=1)
+    assert 100 * change["rms"]["value"] == pytest.approx(figure("RMS \u0394p", printed), abs=0.01)
+    assert ours["ln_perplexity_ratio"]["value"] == pytest.approx(
+        figure("Mean ln(PPL(Q)/PPL(base))", printed), abs=1e-3
+    )
