@@ -15,6 +15,7 @@ from minitron_trt.host.processes import processor_ticks
 # arguments is the path of the model.py.
 _STUB: Final = "triton_python_backend_stub"
 _LOOK_S: Final = 0.5
+_WAITING_TICKS: Final = 4  # hundredths of a second
 _MODEL_PATH: Final = re.compile(r"/(?P<model>[^/]+)/\d+/model\.py$")
 
 
@@ -34,7 +35,10 @@ def _stubs(pids: Iterable[int]) -> Iterator[tuple[int, str]]:
 
 
 class Stall:
-    """Sees when some processes together used no processor for so many seconds."""
+    """Sees when some processes together used next to no processor for so many seconds.
+
+    A stub that only waits wakes up three times a second, so that it is not quite none.
+    """
 
     def __init__(self, pids: Callable[[], Iterable[int]], seconds: float) -> None:
         self._pids, self._seconds = pids, seconds
@@ -42,12 +46,13 @@ class Stall:
         self._since = self._looked = time.monotonic()
 
     def is_seen(self) -> bool:
-        """Say whether there are such processes and they have used none for that time."""
+        """Say whether there are such processes and they have used hardly any for that time."""
         now = time.monotonic()
         if now < self._looked + _LOOK_S:
             return False
         self._looked = now
         ticks = processor_ticks(self._pids())
-        if ticks is None or ticks != self._ticks:
+        # Fewer than before when one has ended, or has loaded and is no longer of interest.
+        if ticks is None or self._ticks is None or not 0 <= ticks - self._ticks <= _WAITING_TICKS:
             self._ticks, self._since = ticks, now
         return now > self._since + self._seconds

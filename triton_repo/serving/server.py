@@ -201,7 +201,7 @@ class TritonServer:
             self._launch.argv, on_line=self._log.add, environment=self._launch.environment
         )
         stall = Stall(
-            lambda: set(process.members()) - {process.pid},
+            lambda: self._loading_processes(process),
             max(_STALL_S, self._timeout_s * _STALL_SHARE),
         )
         while time.monotonic() < deadline:
@@ -222,6 +222,12 @@ class TritonServer:
             f"tritonserver was not ready after {self._timeout_s:.0f} s; it was loading {waiting}"
             f"{self._log.failure()}; raise --timeout or run with -v"
         )
+
+    def _loading_processes(self, process: OwnedProcess) -> set[int]:
+        """Return what runs for the server, but for the processes of models that are loaded."""
+        members = set(process.members())
+        models = model_processes(members)
+        return members - {process.pid} - {pid for pid in models if models[pid] in self._log.loaded}
 
     def _check_models(self) -> None:
         """Ask after each model: a server that is told to ignore failures is ready without some."""

@@ -263,17 +263,38 @@ def command_of(pid: int) -> str:
     return ""
 
 
+BUSY = """
+import threading
+import time
+
+
+def work():
+    while True:
+        sum(range(50_000))
+        time.sleep(0.02)
+
+
+threading.Thread(target=work, daemon=True).start()
+"""
+
+
 @pytest.mark.server
 def test_a_start_whose_model_gets_no_processor_is_made_once_more(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stub that stands still at its beginning keeps Triton waiting for ever."""
+    """A stub that stands still at its beginning keeps Triton waiting for ever.
+
+    A model beside it that is loaded goes on working, as a runtime that looks for who has left.
+    """
+    write_ticker(repository, "other")
+    with (repository / "other/1/model.py").open("a") as model:
+        model.write(BUSY)
     monkeypatch.setattr("minitron_trt.triton_repo.serving.server._STALL_S", 1.0)
     monkeypatch.setattr("minitron_trt.triton_repo.serving.server._STALL_SHARE", 0.0)
     stopped = threading.Event()
 
     def stop_the_first() -> None:
-        while not (stubs := stubs_of(repository)):
+        while not (stubs := stubs_of(repository / "ticker")):
             time.sleep(0.005)
         os.kill(stubs[0], signal.SIGSTOP)
         stopped.set()
@@ -283,7 +304,7 @@ def test_a_start_whose_model_gets_no_processor_is_made_once_more(
         repository, ServerOptions(free_endpoints()), timeout_s=PATIENCE_S
     ) as server:
         assert stopped.is_set()
-        assert len(stubs_of(repository)) == 1
+        assert len(stubs_of(repository)) == 2
         assert group_of(server.pid)
 
 
