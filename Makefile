@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-megatron test-llama-cpp test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-llama-cpp test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -8,6 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 READY := .venv/.ready
 COMPLETE := .venv/.complete
 MEGATRON := .venv-megatron
+DYNAMO := .venv-dynamo
 OLDEST := .venv-oldest
 GRAFANA := .npm-grafana
 CHECKOV := .venv-checkov
@@ -105,6 +106,16 @@ test-policy: $(COMPLETE) $(CHECKOV)/.ready ## Hold the Kubernetes job against ch
 $(CHECKOV)/.ready:
 	$(PYTHON) -m venv $(CHECKOV)
 	$(CHECKOV)/bin/python -m pip install --quiet checkov==3.3.30
+	@touch $@
+
+test-dynamo: $(COMPLETE) $(DYNAMO)/.ready ## Ask NVIDIA Dynamo's own frontend with the client, in a network of its own
+	DYNAMO_PYTHON=$(abspath $(DYNAMO))/bin/python $(BIN)/python -m pytest tests/clients/test_dynamo.py
+
+# Of what ai-dynamo depends on, what its frontend and a worker in Python load.
+$(DYNAMO)/.ready:
+	$(PYTHON) -m venv $(DYNAMO)
+	$(DYNAMO)/bin/python -m pip install --quiet --no-deps ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1
+	$(DYNAMO)/bin/python -m pip install --quiet aiohttp msgspec prometheus-client pydantic pyyaml pyzmq transformers uvloop
 	@touch $@
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU

@@ -62,7 +62,7 @@ class _Policy(msgspec.Struct):
 
 class _Config(msgspec.Struct):
     input: list[_ConfigInput] = []
-    model_transaction_policy: _Policy = msgspec.field(default_factory=_Policy)
+    model_transaction_policy: _Policy | None = None
 
 
 def ask_interface(model: str) -> Question[ModelInterface]:
@@ -85,7 +85,7 @@ def ask_interface(model: str) -> Question[ModelInterface]:
         {each.name: (each.datatype, each.shape) for each in metadata.inputs},
         [each.name for each in metadata.outputs],
         required=[each.name for each in config.input if not each.optional] if config else (),
-        is_decoupled=config.model_transaction_policy.decoupled if config else None,
+        is_decoupled=_decoupled(config) if config else None,
         # An administrator may close the configuration: then it is Triton all the same.
         is_triton=config is not None or reply.status in _CLOSED,
     )
@@ -118,6 +118,12 @@ def _ask_live() -> Question[None]:
     reply = yield from _get(_LIVE)
     if reply.status != _OK:
         raise BrokenProtocolError(f"{_LIVE} says {reply}", Fault.ABSENT)
+
+
+def _decoupled(config: _Config) -> bool | None:
+    """Return what a configuration says, which others than Triton leave out."""
+    policy = config.model_transaction_policy
+    return None if policy is None else policy.decoupled
 
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -163,13 +163,15 @@ def ask_interface(model: str) -> Question:
     is_known = not isinstance(config, grpc.RpcError)
     if not is_known and not _keeps_to_itself(config):
         raise config
+    # Others than Triton leave the policy out.
+    tells = is_known and config.config.HasField("model_transaction_policy")
     return ModelInterface.of_metadata(
         {each.name: (each.datatype, each.shape) for each in metadata.inputs},
         [each.name for each in metadata.outputs],
         required=[each.name for each in config.config.input if not each.optional]
         if is_known
         else (),
-        is_decoupled=config.config.model_transaction_policy.decoupled if is_known else None,
+        is_decoupled=config.config.model_transaction_policy.decoupled if tells else None,
         is_triton=is_known or config.code() is not grpc.StatusCode.UNIMPLEMENTED,
     )
 
