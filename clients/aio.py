@@ -27,6 +27,7 @@ from minitron_trt.clients.messages import (
     as_conversation,
     as_request,
 )
+from minitron_trt.clients.model_interface import ModelInterface
 from minitron_trt.clients.retries import Retries
 from minitron_trt.clients.tracing import request_span
 from minitron_trt.clients.transport import AsyncTransport
@@ -175,6 +176,12 @@ class AsyncClient:
             async for chunk in chunks:
                 collector.add(chunk)
         return collector.completions()
+
+    async def interface(self, model: str) -> ModelInterface:
+        """Return what a model takes and gives; RefusedError when the server does not know it."""
+        deadlines = Deadlines(self._timeouts)
+        deadlines.begin()
+        return await self._transport.interface(GenerateRequest(model=model), deadlines)
 
     async def ready(self) -> bool:
         """Say whether the server can take requests; UnreachableError when there is none."""

@@ -134,6 +134,10 @@ class ModelInterface:
         """Say whether the prompt is a text; it is token ids otherwise."""
         return _TEXT_INPUT in self.inputs
 
+    def takes(self, name: str) -> bool:
+        """Say whether the model has an input for a field of GenerateRequest, by whatever name."""
+        return self._declared(name) is not None
+
     def _prompt(self, request: GenerateRequest) -> list[InferInput]:
         """Return the inputs of a prompt of token ids; a text is an input as the others."""
         if self.takes_text and request.input_ids:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from minitron_trt.clients.deadlines import Deadlines
 from minitron_trt.clients.messages import Chunk, GenerateRequest
+from minitron_trt.clients.model_interface import TEXT_MODEL, ModelInterface
 
 
 class Transport(Protocol):
@@ -17,6 +18,10 @@ class Transport(Protocol):
         self, request: GenerateRequest, deadlines: Deadlines
     ) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come, the last one final; closing it cancels."""
+        ...
+
+    def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+        """Return what the request's model takes and gives; a transport asks once."""
         ...
 
     def ready(self, deadlines: Deadlines) -> bool:
@@ -33,6 +38,10 @@ class AsyncTransport(Protocol):
 
     def stream(self, request: GenerateRequest, deadlines: Deadlines) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come, the last one final; closing it cancels."""
+        ...
+
+    async def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+        """Return what the request's model takes and gives; a transport asks once."""
         ...
 
     async def ready(self, deadlines: Deadlines) -> bool:
@@ -77,6 +86,10 @@ class EchoTransport(_EchoRecord):
             self.cancelled.append(request)
             raise
 
+    def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+        """Return TensorRT-LLM's model of text."""
+        return TEXT_MODEL
+
     def ready(self, deadlines: Deadlines) -> bool:
         """Return True until closed."""
         return not self.closed
@@ -100,6 +113,10 @@ class AsyncEchoTransport(_EchoRecord):
         except GeneratorExit:
             self.cancelled.append(request)
             raise
+
+    async def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+        """Return TensorRT-LLM's model of text."""
+        return TEXT_MODEL
 
     async def ready(self, deadlines: Deadlines) -> bool:
         """Return True until closed."""

@@ -127,7 +127,7 @@ class GrpcTransport(_GrpcParts):
         self, request: GenerateRequest, deadlines: Deadlines
     ) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come; closing the generator cancels the request."""
-        interface = self._interface(request, deadlines)
+        interface = self.interface(request, deadlines)
         call = interface.call(request)
         answer = self._answer(call)
         with self._faults(deadlines):
@@ -169,7 +169,7 @@ class GrpcTransport(_GrpcParts):
         stream = self._stub.ModelStreamInfer
         return stream(iter((message,)), timeout=deadlines.total_s, metadata=metadata), decode
 
-    def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+    def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
         known = self._interfaces.get(request.model)
         if known is not None:
@@ -210,7 +210,7 @@ class AsyncGrpcTransport(_GrpcParts):
         self, request: GenerateRequest, deadlines: Deadlines
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come; closing the generator cancels the request."""
-        interface = await self._interface(request, deadlines)
+        interface = await self.interface(request, deadlines)
         call = interface.call(request)
         answer = self._answer(call)
         with self._faults(deadlines):
@@ -255,7 +255,7 @@ class AsyncGrpcTransport(_GrpcParts):
         stream = stub.ModelStreamInfer
         return stream(iter((message,)), timeout=timeout, metadata=metadata), decode
 
-    async def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+    async def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
         known = self._interfaces.get(request.model)
         if known is not None:

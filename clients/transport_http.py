@@ -142,7 +142,7 @@ class HttpTransport(_HttpParts):
         self, request: GenerateRequest, deadlines: Deadlines
     ) -> Generator[Chunk, None, None]:
         """Yield the answer's chunks as they come; closing the generator hangs up."""
-        call = self._interface(request, deadlines).call(request)
+        call = self.interface(request, deadlines).call(request)
         answer = self._answer(call)
         with self._faults(deadlines):
             deadlines.asked()
@@ -166,7 +166,7 @@ class HttpTransport(_HttpParts):
         self._is_closed = True
         self._pool.close()
 
-    def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+    def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
         known = self._interfaces.get(request.model)
         if known is None:
@@ -208,7 +208,7 @@ class AsyncHttpTransport(_HttpParts):
         self, request: GenerateRequest, deadlines: Deadlines
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the answer's chunks as they come; closing the generator hangs up."""
-        call = (await self._interface(request, deadlines)).call(request)
+        call = (await self.interface(request, deadlines)).call(request)
         answer = self._answer(call)
         with self._faults(deadlines):
             deadlines.asked()
@@ -236,7 +236,7 @@ class AsyncHttpTransport(_HttpParts):
         self._is_closed = True
         await self._pools.close()
 
-    async def _interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
+    async def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
         known = self._interfaces.get(request.model)
         if known is None:

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("build", "clients", "convert", "docs", "evaluate", "src", "tests", "triton_repo")
+FOLDERS = (
+    "build",
+    "clients",
+    "convert",
+    "docs",
+    "evaluate",
+    "gateway",
+    "src",
+    "tests",
+    "triton_repo",
+)
 NAMED = re.compile(r"`([\w./-]+(?:/|\.py|\.json|\.toml))`")
 LINKED = re.compile(r"\]\(([^)#:]+)\)")
 

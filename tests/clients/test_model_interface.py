@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.clients.model_interface import TEXT_MODEL, ModelInterface
@@ -188,6 +190,21 @@ def test_what_a_model_declares_is_asked_once(triton: TritonDouble) -> None:
             client.generate("say hi")
 
     assert triton.questions == 2
+
+
+def test_both_twins_say_what_a_model_takes(triton: TritonDouble) -> None:
+    async def ask() -> ModelInterface:
+        async with AsyncClient.connect(triton.url) as client:
+            return await client.interface("ensemble")
+
+    with Client.connect(triton.url) as client:
+        told = client.interface("ensemble")
+        with pytest.raises(RefusedError):
+            client.interface("nonsense")
+
+    assert told == asyncio.run(ask())
+    assert told.takes_text
+    assert (told.takes("top_k"), told.takes("input_ids")) == (True, False)
 
 
 def test_a_server_that_tells_nothing_is_taken_for_tensorrt_llms(
