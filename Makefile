@@ -25,7 +25,7 @@ setup: $(COMPLETE) ## Install everything that the other targets need into .venv
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(INSTALL) --editable ".[reference,rtx,server]"
+	$(INSTALL) --editable ".[gateway,reference,rtx,server]"
 	@touch $@
 
 $(COMPLETE): $(READY)
@@ -90,7 +90,7 @@ $(OLDEST)/.complete: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints-oldest.txt \
-		--editable ".[quantize,reference,server]" --group test
+		--editable ".[gateway,quantize,reference,server]" --group test
 	@touch $@
 
 test-slurm: $(COMPLETE) ## Run job files on a Slurm of one node (Debian: slurm-wlm munge openmpi-bin)

@@ -29,6 +29,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "triton-repo": "minitron_trt.triton_repo.command:triton_repo",
         "serve": "minitron_trt.triton_repo.serving.command:serve",
         "generate": "minitron_trt.clients.command:generate",
+        "gateway": "minitron_trt.gateway.command:gateway",
         "eval": "minitron_trt.evaluate.command:evaluate",
         "doctor": "minitron_trt.doctor:doctor",
         "sample": "minitron_trt.samples.command:sample",
@@ -39,7 +40,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "From a model to an answer": (
-            *("convert", "plan", "build", "check", "triton-repo", "serve", "generate"),
+            *("convert", "plan", "build", "check", "triton-repo", "serve", "generate", "gateway"),
         ),
         "To begin with": ("doctor", "sample", "demo", "completion"),
     }

@@ -1,0 +1,204 @@
+"""`minitron-trt gateway`."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minitron_trt.console import Console, console_options
+from minitron_trt.errors import MissingExtraError, UsageError
+
+log = logging.getLogger(__name__)
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--url",
+    default="grpc://127.0.0.1:8001",
+    show_default=True,
+    help="Where Triton is: grpc://, grpcs://, http:// or https:// with host and port",
+)
+@click.option("--ca", type=_PATH, help="PEM file that signed Triton's certificate")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[NAME=]MODEL",
+    help="Offer this model of Triton's, to clients as NAME; may be repeated  [default: those of "
+    "ensemble, tensorrt_llm_bls and tensorrt_llm that are there and take a text]",
+)
+@click.option(
+    "--chat-template",
+    type=_PATH,
+    help="Jinja file that makes a prompt of messages  [default: the model's own]",
+)
+@click.option(
+    "--max-tokens",
+    "chat_max_tokens",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Tokens of a chat's answer at most where the request does not say",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0: a free one"
+)
+@click.option("--tls-cert", type=_PATH, help="PEM certificate: the gateway speaks HTTPS")
+@click.option("--tls-key", type=_PATH, help="PEM key of the certificate")
+@click.option("--api-keys", type=_PATH, help="File of keys: KEY or NAME KEY, one a line")
+@click.option(
+    "--insecure-no-keys", is_flag=True, help="Listen beyond this machine though everybody may ask"
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let pages from here ask, like https://example.org; may be repeated  [default: none]",
+)
+@click.option(
+    "--max-body",
+    "body_bytes",
+    type=click.IntRange(1),
+    default=2**20,
+    show_default=True,
+    help="Bytes of a request's body at most",
+)
+@click.option(
+    "--max-running",
+    "running",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Sequences that are made at a time; further requests get 429",
+)
+@click.option(
+    "--rate",
+    "rate_per_minute",
+    type=click.IntRange(1),
+    help="Requests a minute of each key, or of each address  [default: no limit]",
+)
+@click.option(
+    "--timeout",
+    "total_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds for a whole answer",
+)
+@click.option(
+    "--drain",
+    "drain_s",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Seconds that running requests may go on after SIGTERM or Ctrl-C; a second one cuts",
+)
+@console_options
+def gateway(
+    console: Console,
+    url: str,
+    ca: Path | None,
+    models: tuple[str, ...],
+    chat_template: Path | None,
+    chat_max_tokens: int,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    api_keys: Path | None,
+    insecure_no_keys: bool,
+    cors_origins: tuple[str, ...],
+    total_s: float,
+    **options: Any,
+) -> None:
+    """Serve OpenAI's API, and a page to talk on, before a Triton server.
+
+    Runs until SIGTERM or Ctrl-C. Whatever repository Triton serves, the inputs that its models
+    declare decide what a request may ask for.
+
+    Example: minitron-trt gateway --url grpc://127.0.0.1:8001 --api-keys keys.txt
+    """
+    try:
+        from minitron_trt.gateway.app import GatewayOptions, gateway_app
+        from minitron_trt.gateway.gateway_server import Listener, gateway_server
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "gateway", "the gateway") from error
+    from minitron_trt.clients.aio import AsyncClient
+    from minitron_trt.clients.endpoint import Access, Timeouts
+    from minitron_trt.gateway.access import ApiKeys
+    from minitron_trt.gateway.limits import GatewayLimits
+    from minitron_trt.gateway.served_models import ServedModels
+
+    listener = Listener(options["host"], options["port"], tls_cert, tls_key, options["drain_s"])
+    keys = ApiKeys.read(api_keys) if api_keys else None
+    if not (keys or insecure_no_keys or _is_loopback(listener.host)):
+        raise UsageError(
+            f"whoever reaches {listener.host} could ask; give --api-keys FILE, or say "
+            "--insecure-no-keys"
+        )
+    limits = GatewayLimits(
+        **{name: options[name] for name in ("body_bytes", "running", "rate_per_minute")}
+    )
+    client = AsyncClient.connect(url, timeouts=Timeouts(total_s=total_s), access=Access(ca))
+    served = ServedModels(
+        client,
+        names=dict(map(_named_model, models)),
+        chat_max_tokens=chat_max_tokens,
+        template=None if chat_template is None else _template(chat_template),
+    )
+    app = gateway_app(client, served, GatewayOptions(keys, limits, cors_origins))
+    with listener.open() as taken:
+        where = listener.url(taken)
+        record = {"openai": f"{where}/v1", "page": f"{where}/", "triton": url}
+        console.result(record, describe(record))
+        gateway_server(app, listener).run(sockets=[taken])
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Return where the gateway can be reached, as text."""
+    return "\n".join(
+        (
+            f"OpenAI's API  {record['openai']}",
+            f"a page        {record['page']}",
+            f"Triton        {record['triton']}",
+            "Ctrl-C stops it",
+        )
+    )
+
+
+def _named_model(text: str) -> tuple[str, str]:
+    name, equals, model = text.partition("=")
+    if not name or (equals and not model):
+        raise UsageError(f"--model is {text!r}; expected MODEL or NAME=MODEL")
+    return name, model or name
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _template(path: Path) -> Any:
+    """Return a chat template; UsageError when the file is none.
+
+    The model's own tokens at the begin are added where the prompt is tokenized, so a template finds
+    none here: what it needs of them it writes out.
+    """
+    from jinja2 import TemplateError
+
+    from minitron_trt.triton_repo.models.minitron_models.chat_template import ChatTemplate
+
+    try:
+        template = ChatTemplate(path.read_text(encoding="utf-8"), {})
+        template.render([{"role": "user", "content": "Hello"}])
+    except (OSError, UnicodeDecodeError, TemplateError) as error:
+        raise UsageError(f"the chat template {path} cannot be used: {error}") from error
+    return template

@@ -1,0 +1,82 @@
+"""`minitron-trt gateway` as its user meets it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpcore2
+import pytest
+from click.testing import Result
+from tests.gateway.conftest import UPSTREAM
+from tests.patience import PATIENCE_S
+
+from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.gateway.openai_fields import ChatMessage, ChatRequest
+from minitron_trt.gateway.openai_requests import ModelTarget, asked_chat
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--host", "0.0.0.0"), "give --api-keys FILE"),
+        (("--tls-cert", "cert.pem"), "both --tls-cert and --tls-key"),
+        (("--model", "=ensemble"), "NAME=MODEL"),
+        (("--chat-template", "none.jinja"), "cannot be used"),
+        (("--url", "ftp://host"), "not the URL of a server"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_a_line(
+    command: Callable[..., Result], options: tuple[str, ...], words: str
+) -> None:
+    result = command("gateway", *options)
+
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_named(command: Callable[..., Result]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = command("gateway", "--port", taken.getsockname()[1])
+
+    assert result.exit_code == 2
+    assert "Address already in use" in result.stderr
+
+
+def test_a_template_with_a_fault_is_refused(command: Callable[..., Result], tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text("{% for message in messages %}")
+    result = command("gateway", "--chat-template", path)
+
+    assert result.exit_code == 2
+    assert "chat.jinja" in result.stderr
+
+
+def test_a_template_makes_the_prompt_in_the_gateway(tmp_path: Path) -> None:
+    from minitron_trt.gateway.command import _template
+
+    path = tmp_path / "chat.jinja"
+    path.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>")
+    target = ModelTarget("ensemble", UPSTREAM, 99, _template(path))
+    fields = ChatRequest(model="m", messages=[ChatMessage(role="user", content="Hello")])
+    (request,) = asked_chat(fields, target).requests
+
+    assert isinstance(request, GenerateRequest)
+    assert request.text_input == "<user>Hello<assistant>"
+    assert request.apply_chat_template is None
+    assert request.max_tokens == 99
+
+
+def test_sigterm_ends_it_well(tmp_path: Path) -> None:
+    argv = (sys.executable, "-m", "minitron_trt", "gateway", "--port", "0", "--json")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split('"openai": "')[1].split("/v1")[0]
+        assert httpcore2.request("GET", f"{url}/health").status in (200, 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
