@@ -68,7 +68,7 @@ BULLETINS: Final = (
 
 def bulletins_of(release: str) -> tuple[Bulletin, ...]:
     """Return the bulletins whose holes a release, like 26.05, has; () where it names none."""
-    tag = _tag(release)
+    tag = release_of(release)
     return tuple(bulletin for bulletin in BULLETINS if tag and tag < bulletin.fixed_in)
 
 
@@ -83,9 +83,10 @@ def holes_of(release: str) -> str | None:
         for bulletin in bulletins
     )
     mended = bulletins[-1].fixed_in
-    return f"Triton {_tag(release)} has known holes: {holes}; {mended} has none of them"
+    return f"Triton {release_of(release)} has known holes: {holes}; {mended} has none of them"
 
 
-def _tag(release: str) -> str | None:
-    match = _RELEASE.match(release)
+def release_of(tag: str) -> str | None:
+    """Return the release of an image's tag, like 26.05; None where it names none."""
+    match = _RELEASE.match(tag)
     return match[0] if match else None

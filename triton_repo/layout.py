@@ -42,6 +42,12 @@ _TOKENIZER: Final = "tokenizer"
 _MOST_PREPROCESSING: Final = 4
 # Text has 3 to 6 characters per token; the longest of a large vocabulary, spaces and rules, 128.
 _CHARACTERS_PER_TOKEN: Final = 32
+# JSON may write a character as two escapes of six, and a number of an embedding bias as long.
+_BYTES_PER_CHARACTER: Final = 12
+_BYTES_PER_NUMBER: Final = 24
+# Words, of which there are three lists, and names.
+_OTHER_BYTES: Final = 2**20
+_TRITON_INPUT_BYTES: Final = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +118,18 @@ def _python_sources(model: str, *, source: str, subpackage: str | None = None) -
         f"{model}/1/{place}": path.read_text(encoding="utf-8")
         for place, path in sorted(places.items())
     }
+
+
+def max_request_bytes(runtime: Runtime) -> int | None:
+    """Return how large a request over HTTP may be, at most what Triton allows by itself.
+
+    None where a request has tensors that nothing bounds: TensorRT-LLM's own model takes weights of
+    LoRA, prompt tables and logits of drafts.
+    """
+    if runtime.config.backend != PYTHON_BACKEND:
+        return None
+    row = _most_characters(runtime) * _BYTES_PER_CHARACTER + runtime.vocab_size * _BYTES_PER_NUMBER
+    return min(runtime.config.max_batch_size * row + _OTHER_BYTES, _TRITON_INPUT_BYTES)
 
 
 def _most_characters(runtime: Runtime) -> int:

@@ -9,7 +9,7 @@ from minitron_trt.errors import UnsupportedError
 from minitron_trt.outputs import check_output, staged
 from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.contract.model_names import MODELS
-from minitron_trt.triton_repo.layout import plan_repository
+from minitron_trt.triton_repo.layout import max_request_bytes, plan_repository
 from minitron_trt.triton_repo.model_repository import ModelRepository
 from minitron_trt.triton_repo.runtimes.choice import plan_runtime, runtime_for
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -33,6 +33,7 @@ def emit_repository(
         facts = {
             "runtime": planned.name,
             **planned.facts,
+            "max_request_bytes": max_request_bytes(planned),
             "recipe": recipe.to_json(),
             "models": list(MODELS),
         }

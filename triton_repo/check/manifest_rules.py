@@ -38,6 +38,7 @@ class RepositoryFacts:
     mount: str | None = None
     tensorrt_llm: str | None = None
     image: str | None = None
+    max_request_bytes: Size | None = None
 
 
 def read_facts(folder: Path) -> tuple[Mapping[str, Any] | None, list[Finding]]:

@@ -22,7 +22,8 @@ LLMAPI_LAUNCH: Final = "trtllm-llmapi-launch"
 class Program:
     """Where things are on the machine, or in the container, that runs the server.
 
-    The names of its regions in /dev/shm begin with `shm_prefix`.
+    The names of its regions in /dev/shm begin with `shm_prefix`; `bounds_input` is whether its
+    Triton has the option for that, which came with 2.59, in release 25.06.
     """
 
     server: str
@@ -32,6 +33,7 @@ class Program:
     mpirun_wrapper: Path = MPIRUN_WRAPPER
     gpus: int = 0
     shm_prefix: str = "prefix"
+    bounds_input: bool = False
 
 
 def is_multi_model(served: ServedRepository, options: ServerOptions) -> bool:
@@ -60,6 +62,8 @@ def command_line(
     multi_model = is_multi_model(served, options)
     ranks = rank_count(served, options)
     first = _server(program, ["--disable-auto-complete-config", *options.arguments()])
+    if program.bounds_input and served.max_request_bytes:
+        first.append(f"--http-max-input-size={served.max_request_bytes}")
     if multi_model:
         # The workers have the GPUs; the server itself takes nothing of them.
         first += ["--pinned-memory-pool-byte-size=0", "--enable-peer-access=false"]

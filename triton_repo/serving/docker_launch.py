@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.build.containers import REPOSITORY, find_container
-from minitron_trt.build.security_bulletins import holes_of
+from minitron_trt.build.security_bulletins import holes_of, release_of
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.host.docker import check_docker, explain_docker, mount_option
 from minitron_trt.host.machine import local_gpus
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _INSIDE: Final = Path("/minitron-trt")
 _TLS: Final = _INSIDE / "tls"
 _STOP_MARGIN_S: Final = 10
+_INPUT_BOUNDED: Final = "25.06"
 # Triton's own user in NVIDIA's images, for when this tool runs as root.
 _TRITON_USER: Final = "1000:1000"
 # The Python backend's tensors pass through /dev/shm; ranks and their GPUs talk through it.
@@ -48,11 +49,13 @@ def plan_docker(
     if holes:
         log.warning("%s", holes)
     multi_model = is_multi_model(served, options)
+    release = release_of(chosen.rpartition(":")[2])
     program = Program(
         server="tritonserver",
         repository=served.mount,
         mpirun_wrapper=_INSIDE / MPIRUN_WRAPPER.name,
         gpus=(len(options.gpus) or len(local_gpus())) if multi_model else 0,
+        bounds_input=release is not None and release >= _INPUT_BOUNDED,
     )
     argv = (
         "docker",

@@ -44,7 +44,8 @@ class ServedRepository:
     """An opened repository: its models, what generates their tokens, and over how many ranks.
 
     `generators` are the models that every rank loads. `mount` is where the configs say that the
-    repository lies; `outside` are the paths outside of it that they name.
+    repository lies; `outside` are the paths outside of it that they name. `max_request_bytes` is
+    how large a request over HTTP may be, None where nothing says so.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class ServedRepository:
     outside: tuple[Path, ...] = ()
     trtllm: str | None = None
     image: str | None = None
+    max_request_bytes: int | None = None
 
     @classmethod
     def open(cls, folder: Path) -> ServedRepository:
@@ -81,6 +83,7 @@ class ServedRepository:
             outside=_outside(repository.configs, folder, mount),
             trtllm=facts.tensorrt_llm,
             image=facts.image,
+            max_request_bytes=facts.max_request_bytes,
         )
 
     @classmethod

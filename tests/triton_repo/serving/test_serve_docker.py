@@ -89,6 +89,27 @@ def test_the_container_gets_what_it_needs_and_no_more(repository: Path, doubles:
     assert "--http-address=0.0.0.0" in server
 
 
+@pytest.mark.parametrize(
+    ("tag", "bounded"), [("26.07", True), ("25.06", True), ("25.05", False), ("latest", False)]
+)
+def test_the_size_of_a_request_is_bounded_where_triton_has_the_option(
+    tmp_path: Path, doubles: Doubles, tag: str, bounded: bool
+) -> None:
+    """64 rows of 34,816 characters in JSON, and what else a request may hold."""
+    emit_repository(sample_folder("solar-llama"), tmp_path / "repository", ServingRecipe())
+    argv = planned(tmp_path / "repository", doubles, f"--image=registry/own:{tag}")["argv"]
+
+    limits = [word for word in argv if word.startswith("--http-max-input-size")]
+    assert limits == ["--http-max-input-size=29360128"] * bounded
+
+
+def test_the_tensors_of_tensorrt_llms_own_model_are_not_bounded(
+    repository: Path, doubles: Doubles
+) -> None:
+    """It takes weights of LoRA and prompt tables, of any size."""
+    assert not any("max-input-size" in word for word in planned(repository, doubles)["argv"])
+
+
 def test_gpus_addresses_and_certificates_are_passed_on(
     repository: Path, doubles: Doubles, tmp_path: Path
 ) -> None:
