@@ -35,6 +35,7 @@ from minitron_trt.gateway.openai_requests import (
     asked_chat,
     asked_completion,
 )
+from minitron_trt.gateway.page import show_page
 from minitron_trt.gateway.request_log import (
     GONE_STATUS,
     App,
@@ -80,6 +81,7 @@ def gateway_app(client: AsyncClient, models: ServedModels, options: GatewayOptio
         Route("/v1/chat/completions", TextEndpoint(_chat, *shared), methods=["POST"]),
         Route("/v1/models", api.list_models),
         Route("/v1/models/{name:path}", api.show_model),
+        Route("/", show_page),
         Route("/health", api.health),
         Route("/metrics", api.metrics),
     ]
