@@ -105,8 +105,9 @@ def model_folder(kind: str, make_model: MakeModel) -> Path:
             # One added to them must not be rounded away.
             rounded = np.round(values.astype(np.float32) * 128) / 128
             weights[name] = rounded.astype(ml_dtypes.bfloat16)
-    # Calmer logits: those of a model that guesses wildly show every rounding.
-    weights["lm_head.weight"] = (weights["lm_head.weight"] * 0.25).astype(ml_dtypes.bfloat16)
+    # Logits as wide as a trained model's: narrow ones hide an error, wild ones show every rounding.
+    factor = {"llama": 8, "nemotron": 0.5}[kind]
+    weights["lm_head.weight"] = (weights["lm_head.weight"] * factor).astype(ml_dtypes.bfloat16)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -237,7 +238,7 @@ def test_the_reference_model_computes_llama_cpps_logits(
     theirs = logits_of(whole[kind], ids)
     ours = our_logits(whole[kind], tmp_path / "checkpoint", ids)
 
-    assert theirs.std() > 0.1
+    assert theirs.std() > 0.7
     assert divergences(theirs, ours).max() <= 1e-8
 
 
@@ -485,7 +486,9 @@ def test_perplexity_is_llama_cpps_own(
     result = command("eval", "perplexity", path, "--text", text, "--context", "128", "--json")
     found = json.loads(result.stdout)["models"][0]["perplexity"]
 
-    # llama.cpp rounds the activations that meet weights of 16 bits or fewer.
+    # llama.cpp rounds the activations that meet weights of 16 bits or fewer, to 8 bits those that
+    # meet quantized ones; squared, as in nemotron, they have outliers that cost the others bits.
+    tolerance *= 3 if kind == "nemotron" else 1
     assert found["value"] == pytest.approx(figure("PPL", printed), rel=tolerance)
     assert found["error"] == pytest.approx(figure("+/-", printed.replace("+/-", "+/- =")), rel=0.01)
 
