@@ -39,7 +39,11 @@ class EngineCache:
     def fetch(self, key: str, output: Path, *, overwrite: bool = False) -> bool:
         """Copy the engine of a key to `output`; False when there is none that is whole."""
         entry = self.folder / key
-        if not entry.is_dir():
+        try:
+            if not entry.is_dir():
+                return False
+        except OSError as error:
+            log.warning("the cache cannot be used (%s: %s)", self.folder, error.strerror)
             return False
         try:
             _check(entry)

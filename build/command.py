@@ -27,20 +27,18 @@ from minitron_trt.build.trtllm.cluster.slurm import BARE
 from minitron_trt.build.trtllm.docker_build import docker_argv
 from minitron_trt.build.trtllm.finished_engine import finish, image_facts
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.console import Console, console_options, retyped, size_text
+from minitron_trt.console import PATH, Console, console_options, retyped, size_text
 from minitron_trt.errors import BadInputError, MinitronError
 from minitron_trt.gpus import complete_gpu, find_target
 from minitron_trt.host.machine import trtllm_version as local_trtllm_version
 from minitron_trt.outputs import check_output
 
-_FOLDER = click.Path(path_type=Path)
-
 
 @cloup.command()
-@cloup.argument("checkpoint", type=_FOLDER)
+@cloup.argument("checkpoint", type=PATH)
 @cloup.option_group(
     "Engine",
-    cloup.option("-o", "--output", type=_FOLDER, help="Folder to write the engine to"),
+    cloup.option("-o", "--output", type=PATH, help="Folder to write the engine to"),
     cloup.option(
         "--arch",
         "--gpu",
@@ -76,8 +74,8 @@ _FOLDER = click.Path(path_type=Path)
     cloup.option(
         "--timeout", "timeout_s", type=click.FloatRange(1), help="Seconds to wait at most"
     ),
-    cloup.option("--cache", type=_FOLDER, help="Folder of finished engines to look in and add to"),
-    cloup.option("--timing-cache", type=_FOLDER, help="Folder of TensorRT's timing caches"),
+    cloup.option("--cache", type=PATH, help="Folder of finished engines to look in and add to"),
+    cloup.option("--timing-cache", type=PATH, help="Folder of TensorRT's timing caches"),
 )
 @request_options
 @cluster_options

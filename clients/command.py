@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import UsageError, visible
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ _WAITS = (
     ),
 )
 _ACCESS = (
-    click.option("--ca", type=click.Path(path_type=Path), help="PEM file that signed the server's"),
-    click.option("--certificate", type=click.Path(path_type=Path), help="PEM file of your own"),
-    click.option("--key", type=click.Path(path_type=Path), help="PEM file of its private key"),
+    click.option("--ca", type=PATH, help="PEM file that signed the server's"),
+    click.option("--certificate", type=PATH, help="PEM file of your own"),
+    click.option("--key", type=PATH, help="PEM file of its private key"),
     click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Header to send"),
 )
 

@@ -11,7 +11,15 @@ from typing import Any
 import click
 import cloup
 
-from minitron_trt.console import BYTES, Advance, Console, ShowProgress, console_options, size_text
+from minitron_trt.console import (
+    BYTES,
+    PATH,
+    Advance,
+    Console,
+    ShowProgress,
+    console_options,
+    size_text,
+)
 from minitron_trt.option_types import Count
 from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 
@@ -20,9 +28,7 @@ from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 @cloup.argument("source")
 @cloup.option_group(
     "Checkpoint",
-    cloup.option(
-        "-o", "--output", type=click.Path(path_type=Path), help="Folder to write the checkpoint to"
-    ),
+    cloup.option("-o", "--output", type=PATH, help="Folder to write the checkpoint to"),
     cloup.option(
         "--precision",
         type=click.Choice(list(PRECISIONS)),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, Manifest
 from minitron_trt.checkpoint import manifest_facts, trtllm_config
-from minitron_trt.console import ShowProgress, no_display
+from minitron_trt.console import ShowProgress, no_display, size_text
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion_plan import ConversionPlan, plan_conversion
 from minitron_trt.convert.fp8_source import (
@@ -198,6 +198,6 @@ def _check_space(folder: Path, plan: ConversionPlan) -> None:
         free = shutil.disk_usage(folder).free
     if free < plan.output_bytes:
         raise OutputError(
-            f"the checkpoint needs {plan.output_bytes / 1e9:.2f} GB but its disk has "
-            f"{free / 1e9:.2f} GB free; choose another disk"
+            f"the checkpoint needs {size_text(plan.output_bytes)} but its disk has "
+            f"{size_text(free)} free; choose another disk"
         )

@@ -9,12 +9,10 @@ from typing import Any
 
 import click
 
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, UsageError
 
 log = logging.getLogger(__name__)
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command()
@@ -24,7 +22,7 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Where Triton is: grpc://, grpcs://, http:// or https:// with host and port",
 )
-@click.option("--ca", type=_PATH, help="PEM file that signed Triton's certificate")
+@click.option("--ca", type=PATH, help="PEM file that signed Triton's certificate")
 @click.option(
     "--model",
     "models",
@@ -35,7 +33,7 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--chat-template",
-    type=_PATH,
+    type=PATH,
     help="Jinja file that makes a prompt of messages  [default: the model's own]",
 )
 @click.option(
@@ -50,9 +48,9 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0: a free one"
 )
-@click.option("--tls-cert", type=_PATH, help="PEM certificate: the gateway speaks HTTPS")
-@click.option("--tls-key", type=_PATH, help="PEM key of the certificate")
-@click.option("--api-keys", type=_PATH, help="File of keys: KEY or NAME KEY, one a line")
+@click.option("--tls-cert", type=PATH, help="PEM certificate: the gateway speaks HTTPS")
+@click.option("--tls-key", type=PATH, help="PEM key of the certificate")
+@click.option("--api-keys", type=PATH, help="File of keys: KEY or NAME KEY, one a line")
 @click.option(
     "--insecure-no-keys", is_flag=True, help="Listen beyond this machine though everybody may ask"
 )

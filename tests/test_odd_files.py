@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from minitron_trt.build.cache import EngineCache
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, OutputError, one_line
 from minitron_trt.outputs import output_errors, staged
+from minitron_trt.samples import sample_folder
 
 Command = Callable[..., Result]
 LONG = "x" * 300
@@ -72,6 +74,92 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(
 
     assert result.exit_code == 3
     assert f"{checkpoint}/{name} is " in only_line(result)
+
+
+def test_a_pipe_among_the_files_of_a_model_is_named(
+    tiny_llama: Path, command: Command, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    for name in ("tokenizer.json", "config.json", "generation_config.json", "notes.txt"):
+        (model / name).unlink(missing_ok=True)
+        os.mkfifo(model / name)
+        result = command("convert", model, "-o", tmp_path / "output")
+
+        assert result.exit_code == 3
+        assert only_line(result).endswith(" is a pipe or a device; expected files only")
+        (model / name).unlink()
+        if (tiny_llama / name).exists():
+            shutil.copy(tiny_llama / name, model / name)
+
+
+def test_a_pipe_of_calibration_text_is_not_waited_for(
+    tiny_llama: Path, command: Command, tmp_path: Path
+) -> None:
+    pytest.importorskip("modelopt", reason="calibration needs minitron-trt[quantize]")
+    os.mkfifo(tmp_path / "text")
+    arguments = ("--precision", "fp8", "--calib-data", tmp_path / "text")
+    result = command("convert", tiny_llama, "-o", tmp_path / "output", *arguments)
+
+    assert (result.exit_code, only_line(result)) == (
+        3,
+        f"error: {tmp_path}/text is a pipe or a device; expected a file of text",
+    )
+
+
+def test_a_pipe_in_a_repository_is_a_finding(command: Command, tmp_path: Path) -> None:
+    checkpoint, repository = tmp_path / "checkpoint", tmp_path / "repository"
+    convert(str(sample_folder("solar-llama")), checkpoint, ConvertOptions())
+    assert command("triton-repo", checkpoint, "-o", repository).exit_code == 0
+    (repository / "ensemble" / "config.pbtxt").unlink()
+    os.mkfifo(repository / "ensemble" / "config.pbtxt")
+    result = command("check", repository)
+
+    assert result.exit_code == 3
+    assert "config.pbtxt is not a regular file" in result.stdout
+
+
+def test_what_a_user_may_not_read_is_named(
+    checkpoint: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Root may read everything, unless it gives that right away as it does here."""
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    secret = tmp_path / "secret.pem"
+    secret.write_text("")
+    places = {
+        model / "model-00001-of-00002.safetensors": ("convert", model, "-o", tmp_path / "o"),
+        checkpoint / "rank0.safetensors": ("triton-repo", checkpoint, "-o", tmp_path / "o"),
+        secret: ("generate", "hi", "--url", "grpcs://127.0.0.1:1", "--ca", secret),
+    }
+    for place, arguments in places.items():
+        place.chmod(0)
+        result = subprocess.run(
+            (*unprivileged(), *PROGRAM, *map(str, arguments)), capture_output=True, text=True
+        )
+
+        assert (result.returncode, result.stderr) == (
+            3,
+            f"error: {place} cannot be read: Permission denied\n",
+        )
+        assert not (tmp_path / "o").exists()
+
+
+def unprivileged() -> tuple[str, ...]:
+    """Return what runs a program without root's right to read and write everything."""
+    if os.geteuid():
+        return ()
+    if not shutil.which("setpriv"):
+        pytest.skip("root may read everything, and there is no setpriv to give that away")
+    rights = "-dac_override,-dac_read_search"
+    return ("setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}")
+
+
+def test_a_cache_that_cannot_be_one_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = EngineCache(tmp_path / LONG)
+
+    assert not cache.fetch("key", tmp_path / "output")
+    assert "the cache cannot be used" in caplog.text
 
 
 def test_a_pipe_as_output_is_not_waited_for(command: Command, tmp_path: Path) -> None:

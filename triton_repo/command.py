@@ -8,7 +8,7 @@ from typing import Any
 import click
 import cloup
 
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.option_types import Count
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM_BLS
 from minitron_trt.triton_repo.parameters import table
@@ -22,13 +22,13 @@ def _list_parameters(context: click.Context, _: click.Parameter, requested: bool
 
 
 @cloup.command("triton-repo")
-@cloup.argument("artifact", type=click.Path(path_type=Path))
+@cloup.argument("artifact", type=PATH)
 @cloup.option_group(
     "Repository",
     cloup.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=PATH,
         required=True,
         help="Folder to write the model repository to",
     ),
@@ -39,7 +39,7 @@ def _list_parameters(context: click.Context, _: click.Parameter, requested: bool
     ),
     cloup.option(
         "--tokenizer",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Folder of the tokenizer  [default: the artifact]",
     ),
     cloup.option(

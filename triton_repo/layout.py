@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -70,6 +71,9 @@ class RepositoryPlan:
 
 
 def _link(source: Path, target: Path) -> None:
+    if not os.access(source, os.R_OK):
+        # A link to it can be made all the same, and be read by nobody.
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
     try:
         os.link(source, target)
     except OSError:

@@ -79,6 +79,9 @@ class CalibrationText:
         path = Path(self.data)
         if path.is_dir():
             raise UsageError(f"--calib-data {path} is a folder; expected a file or a hub data set")
+        if path.exists() and not path.is_file():
+            # A pipe would keep the opening waiting, and can be read only once.
+            raise BadInputError(f"{path} is a pipe or a device; expected a file of text")
         return path if path.exists() else _download(self.data)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from minitron_trt.errors import BadInputError
 from minitron_trt.folder_links import inside
+from minitron_trt.records import read_text
 
 
 def read_json(folder: Path, name: str) -> Mapping[str, Any]:
@@ -16,7 +17,7 @@ def read_json(folder: Path, name: str) -> Mapping[str, Any]:
     if not (folder / name).is_file():
         raise BadInputError(f"{folder} has no {name}; expected a Hugging Face model folder")
     try:
-        record = json.loads(inside(folder, name).read_text(encoding="utf-8"))
+        record = json.loads(read_text(inside(folder, name)))
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"{folder / name} is not JSON ({error})") from error
     if not isinstance(record, dict):

@@ -130,6 +130,9 @@ def _check_place(folder: Path) -> None:
         raise BadInputError(f"{folder} is not a folder; expected a Hugging Face model folder")
     if not any(folder.iterdir()):
         raise BadInputError(f"{folder} is empty; expected a Hugging Face model folder")
+    for path in folder.iterdir():
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BadInputError(f"{path} is a pipe or a device; expected files only")
     refuse_adapter(folder)
     below = sorted(folder.glob(f"*/{CONFIG_NAME}"))
     if below and not (folder / CONFIG_NAME).exists():

@@ -20,6 +20,7 @@ from minitron_trt.convert.tokenizer_json import (
     tokenizer,
 )
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.records import read_regular
 
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _MODEL_TYPE: Final = 3
@@ -55,7 +56,7 @@ class SentencePieceModel:
     def read(cls, path: Path) -> SentencePieceModel:
         """Read a model; BadInputError when the file is none."""
         try:
-            messages = list(protobuf_fields(path.read_bytes()))
+            messages = list(protobuf_fields(read_regular(path)))
             pieces = [_piece(data) for number, data in messages if number == _PIECES]
             trainer, normalizer = (
                 dict(

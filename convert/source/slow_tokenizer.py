@@ -22,6 +22,7 @@ from minitron_trt.convert.tokenizer_json import (
     tokenizer,
 )
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.records import read_text
 
 SENTENCEPIECE: Final = "tokenizer.model"
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
@@ -128,7 +129,7 @@ class _Gpt2:
     def ids(self) -> Mapping[str, int]:
         """Return the id of each token; BadInputError where vocab.json has none."""
         try:
-            record = json.loads(self.vocabulary.read_text(encoding="utf-8"))
+            record = json.loads(read_text(self.vocabulary))
             if not all(isinstance(index, int) for index in record.values()):
                 raise ValueError("an id is no whole number")
         except (ValueError, AttributeError, RecursionError) as error:
@@ -151,10 +152,7 @@ class _Gpt2:
         )
 
     def _merges(self, ids: Mapping[str, int]) -> list[tuple[str, str]]:
-        try:
-            lines = self.merges.read_text(encoding="utf-8").split("\n")
-        except ValueError as error:
-            raise BadInputError(f"{self.merges} is damaged ({error})") from error
+        lines = read_text(self.merges).split("\n")
         merges = []
         for line in lines:
             if not line or line.startswith("#version:"):

@@ -30,6 +30,9 @@ BYTES: Final = "bytes"
 Advance = Callable[[int], None]
 """Tell a progress display that so much more is done."""
 
+PATH: Final = click.Path(path_type=Path, readable=False)
+"""A path as an option or argument; who reads it says in one line that it cannot be read."""
+
 log = logging.getLogger("minitron_trt")
 
 
@@ -112,7 +115,7 @@ _OUTPUT: Final = cloup.OptionGroup("Output and settings")
 _SHARED: Final = (
     cloup.option(
         "--config",
-        type=click.Path(path_type=Path),
+        type=PATH,
         is_eager=True,
         expose_value=False,
         callback=read_config,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import click
 import cloup
 
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.samples import NAMES
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _STOP_S: Final = 30.0
 )
 @click.option("--prompt", default=PROMPT, show_default=True, help="Text to continue")
 @click.option("--max-tokens", type=int, default=200, show_default=True, help="Tokens to generate")
-@click.option("--keep", type=click.Path(path_type=Path), help="Keep every stage in this folder")
+@click.option("--keep", type=PATH, help="Keep every stage in this folder")
 @console_options
 def demo(
     console: Console,

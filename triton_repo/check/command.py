@@ -12,7 +12,7 @@ import cloup
 from minitron_trt.build.compatibility import LoadReport, check_engine
 from minitron_trt.build.containers import RECOMMENDED, Container, find_container
 from minitron_trt.build.engine import Engine
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError, one_line
 from minitron_trt.gpus import SMS, Target, find_target
 from minitron_trt.triton_repo.check.report import RepositoryReport, Severity
@@ -43,7 +43,7 @@ class EngineDestination:
 
 
 @cloup.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PATH)
 @click.option("--gpu", "--arch", "gpu", help="GPU or architecture that the engine should load on")
 @click.option("--gpus", type=click.IntRange(1), help="How many of them there are")
 @click.option(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.errors import BadInputError
+from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.field_positions import PLACEHOLDER, Outline, outline
 from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.config_messages import model_config_pb2
@@ -53,9 +54,12 @@ class ModelFolder:
     def read(cls, folder: Path) -> ModelFolder:
         """Read a model's folder.
 
-        OSError, UnicodeDecodeError or RecursionError when there is no text that can be read.
+        FileNotFoundError, BadInputError or RecursionError when there is no text that can be read.
         """
-        text = (folder / CONFIG_PBTXT).read_text(encoding="utf-8")
+        path = folder / CONFIG_PBTXT
+        if not path.exists():
+            raise FileNotFoundError(path)
+        text = read_text(path)
         places = outline(text)
         config, fault = None, ""
         try:

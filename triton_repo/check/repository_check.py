@@ -65,7 +65,7 @@ def _read(folder: Path) -> tuple[RepositoryFolder, list[Finding]]:
     for path in sorted(child for child in folder.iterdir() if child.is_dir()):
         try:
             models[path.name] = ModelFolder.read(path)
-        except (OSError, UnicodeDecodeError, RecursionError) as error:
+        except (FileNotFoundError, BadInputError, RecursionError) as error:
             findings.append(_unreadable(path, error))
     return RepositoryFolder(folder, models, facts), findings
 

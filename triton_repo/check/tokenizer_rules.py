@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from minitron_trt.artifacts import GENERATION_CONFIG
 from minitron_trt.checkpoint import TOKENIZER_FILES
+from minitron_trt.errors import BadInputError
+from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.model_on_disk import ModelFolder, RepositoryFolder
 from minitron_trt.triton_repo.check.report import Finding
 from minitron_trt.triton_repo.contract.model_names import (
@@ -273,7 +275,7 @@ def _token(config: Mapping[str, Any], name: str) -> str | None:
 
 def _special_tokens(folder: Path) -> Mapping[str, Any] | None:
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = json.loads(read_text(folder / _CONFIG))
+    except (BadInputError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None

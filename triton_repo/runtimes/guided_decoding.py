@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from minitron_trt.convert.source.tokenizer_folder import TOKENIZER_JSON, SourceTokenizer
 from minitron_trt.errors import BadInputError
+from minitron_trt.records import read_text
 
 INFO_NAME: Final = "xgrammar_tokenizer_info.json"
 
@@ -24,7 +25,7 @@ def tokenizer_info(tokenizer: SourceTokenizer, end_ids: Sequence[int]) -> str:
         raise BadInputError(
             f"guided_decoding_backend needs the tokenizer's {TOKENIZER_JSON}, which is not there"
         )
-    text = tokenizer.texts.get(TOKENIZER_JSON) or Path(str(path)).read_text(encoding="utf-8")
+    text = tokenizer.texts.get(TOKENIZER_JSON) or read_text(Path(str(path)))
     try:
         ids = _ids(json.loads(text))
     except (ValueError, KeyError, TypeError) as error:

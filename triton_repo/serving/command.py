@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.triton_repo.serving.server_options import (
     ADMIN_PROTOCOLS,
     Endpoints,
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PATH = click.Path(path_type=Path)
 _PORT = click.IntRange(1, 65535)
 
 
 @cloup.command()
-@cloup.argument("repository", type=_PATH)
+@cloup.argument("repository", type=PATH)
 @cloup.option_group(
     "Server",
     cloup.option(
@@ -65,7 +64,7 @@ _PORT = click.IntRange(1, 65535)
     ),
     cloup.option(
         "--log-file",
-        type=_PATH,
+        type=PATH,
         help="Keep the server's log here; of several ranks, in FILE.rank0 ...",
     ),
     cloup.option("--dry-run", is_flag=True, help="Print the command line and start nothing"),
@@ -86,12 +85,12 @@ _PORT = click.IntRange(1, 65535)
     "Who may do what",
     cloup.option(
         "--grpc-tls-cert",
-        type=_PATH,
+        type=PATH,
         help="PEM certificate: gRPC speaks TLS. Triton's HTTP cannot: put a proxy before it",
     ),
-    cloup.option("--grpc-tls-key", type=_PATH, help="PEM key of the certificate"),
+    cloup.option("--grpc-tls-key", type=PATH, help="PEM key of the certificate"),
     cloup.option(
-        "--grpc-tls-ca", type=_PATH, help="PEM of who signs clients' certificates, then asked"
+        "--grpc-tls-ca", type=PATH, help="PEM of who signs clients' certificates, then asked"
     ),
     cloup.option(
         "--restrict-admin",

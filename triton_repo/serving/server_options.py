@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.errors import BadInputError, ProcessError, UsageError
+from minitron_trt.records import read_regular
 
 LOCALHOST: Final = "127.0.0.1"
 ANYWHERE: Final = "0.0.0.0"
@@ -149,11 +150,7 @@ class Tls:
     def check(self) -> None:
         """Raise BadInputError when a file is not there or is no PEM: Triton would not say so."""
         for path in self.files:
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise BadInputError(f"{path} cannot be read: {error.strerror}") from error
-            if _PEM not in content:
+            if _PEM not in read_regular(path):
                 raise BadInputError(
                     f"{path} is not a PEM file; expected text with {_PEM.decode()!r}"
                 )

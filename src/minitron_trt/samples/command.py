@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import cloup
 
-from minitron_trt.console import Console, console_options, size_text
+from minitron_trt.console import PATH, Console, console_options, size_text
 from minitron_trt.outputs import check_output, copy_tree, staged
 from minitron_trt.samples import NAMES, sample_folder
 
@@ -24,7 +24,7 @@ def write_sample(name: str, output: Path) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Folder to write the model to",
 )
