@@ -12,6 +12,7 @@ from typing import Final
 from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, facts_as, kind_of
 from minitron_trt.checkpoint import Checkpoint, CheckpointFacts
 from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.option_types import suggestion
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope
 
@@ -49,17 +50,32 @@ PRESETS: Final[Mapping[str, ModelSpec]] = MappingProxyType(
         ),
         "minitron-4b": _nemotron(3072, 24, 9216),
         "minitron-8b": _nemotron(4096, 48, 16384),
+        "mistral-nemo-minitron-8b": ModelSpec(
+            architecture="MistralForCausalLM",
+            layers=40,
+            hidden=4096,
+            heads=32,
+            kv_heads=8,
+            head_size=128,
+            intermediate=11520,
+            vocab=131072,
+            max_positions=8192,
+            norm_epsilon=1e-5,
+            rope=Rope(1000000.0),
+        ),
     }
 )
-"""The published sizes of the three seed models."""
-HUB_PRESETS: Final[Mapping[str, str]] = MappingProxyType(
+"""The published sizes of NVIDIA's models."""
+HUB_IDS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "nvidia/llama-3.1-minitron-4b-width-base": "llama-3.1-minitron-4b-width",
-        "nvidia/minitron-4b-base": "minitron-4b",
-        "nvidia/minitron-8b-base": "minitron-8b",
+        "llama-3.1-minitron-4b-width": "nvidia/Llama-3.1-Minitron-4B-Width-Base",
+        "minitron-4b": "nvidia/Minitron-4B-Base",
+        "minitron-8b": "nvidia/Minitron-8B-Base",
+        "mistral-nemo-minitron-8b": "nvidia/Mistral-NeMo-Minitron-8B-Base",
     }
 )
-"""The presets by their ids on the Hugging Face hub, in small letters."""
+"""The presets' ids on the Hugging Face hub."""
+_BY_ID: Final = {hub_id.lower(): name for name, hub_id in HUB_IDS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +134,7 @@ def find_model(name: str, *, revision: str | None = None, token: str | None = No
     folder = Path(name)
     preset = name.lower()
     if revision is None and not folder.is_dir():
-        preset = HUB_PRESETS.get(preset, preset)
+        preset = _BY_ID.get(preset, preset)
     if preset in PRESETS:
         return EngineModel(preset, PRESETS[preset])
     if not folder.is_dir():
@@ -140,7 +156,7 @@ def _from_hub(name: str, revision: str | None, token: str | None) -> EngineModel
     if not is_hub_id(name):
         raise UsageError(
             f"{name!r} is neither a folder, a hub id like nvidia/Minitron-4B-Base, nor one of "
-            f"{', '.join(PRESETS)}"
+            f"{', '.join(PRESETS)}{suggestion(name, PRESETS)}"
         )
     spec = read_hub_spec(name, revision=revision, token=token)
     return EngineModel(name.rpartition("/")[2], spec)

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING
 
-from minitron_trt.errors import MissingExtraError, UsageError
 from minitron_trt.evaluate.scoring import Scored
 
-FORMATS: Final = (".png", ".svg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def check_format(path: Path) -> None:
-    """Raise UsageError for a name that says neither PNG nor SVG, MissingExtraError for no library.
-
-    What takes hours must not end with either.
-    """
-    if path.suffix not in FORMATS:
-        raise UsageError(f"{path} is neither PNG nor SVG; name it with {' or '.join(FORMATS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("matplotlib", "eval", "--plot") from None
-
-
-def chart(results: Sequence[Scored], suffix: str) -> bytes:
-    """Return the picture: each model's perplexity, with its error, over its size."""
+def chart(results: Sequence[Scored]) -> Figure:
+    """Return the figure: each model's perplexity, with its error, over its size."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -43,8 +28,4 @@ def chart(results: Sequence[Scored], suffix: str) -> bytes:
     axes.set(xlabel="size, MB", ylabel="perplexity (lower is better)")
     axes.margins(x=0.15, y=0.2)
     axes.grid(alpha=0.3)
-    blob = BytesIO()
-    # Without a date, equal figures are equal files.
-    metadata = {"Date": None} if suffix == ".svg" else {}
-    figure.savefig(blob, format=suffix[1:], dpi=150, metadata=metadata)
-    return blob.getvalue()
+    return figure

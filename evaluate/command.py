@@ -61,14 +61,15 @@ def perplexity(
     Example: minitron-trt eval perplexity bf16 fp8 w4a16 --text wiki.test.raw
     """
     # Only this needs torch and matplotlib.
-    from minitron_trt.evaluate.chart import chart, check_format
+    from minitron_trt.evaluate.chart import chart
     from minitron_trt.evaluate.scoring import Evaluation
     from minitron_trt.evaluate.table import as_json, as_markdown, as_text
     from minitron_trt.evaluate.text_tokens import read_text
     from minitron_trt.outputs import write_output
+    from minitron_trt.pictures import check_picture, picture
 
     if plot is not None:
-        check_format(plot)
+        check_picture(plot)
     # Of a KV cache for one chunk nobody wants to hear.
     logging.getLogger("minitron_trt.executor").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as temporary:
@@ -83,5 +84,5 @@ def perplexity(
     if markdown is not None:
         write_output(markdown, as_markdown(results))
     if plot is not None:
-        write_output(plot, chart(results, plot.suffix))
+        write_output(plot, picture(chart(results), plot))
     console.result({"models": as_json(results)}, as_text(results))

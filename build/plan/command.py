@@ -3,58 +3,103 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import click
+import cloup
 
-from minitron_trt.build.engine_model import find_model
+from minitron_trt.build.engine_model import HUB_IDS, PRESETS, find_model
+from minitron_trt.build.plan.recommendation import Recommendation, recommend
 from minitron_trt.build.plan.sizing import Plan, PlanRequest, PlanRow, make_plan, parameters
 from minitron_trt.build.recipe.limits import PROFILE_SIZES
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
-from minitron_trt.gpus import Sure, find_target
+from minitron_trt.errors import UnsupportedError
+from minitron_trt.gpus import ARCHITECTURES, GPUS, Sure, complete_gpu, find_target, support
+from minitron_trt.option_types import Count
 from minitron_trt.quantization.precisions import PRECISIONS
+from minitron_trt.spec import ModelSpec
+from minitron_trt.tables import Column, fitting, output_width, table_lines
 
 _PROFILE_LEN: Final = min(profile.seq_len for profile in PROFILE_SIZES.values())
-_HEADER: Final = (
-    "GPU",
-    "precision",
-    "tp",
-    "weights",
-    "KV cache",
-    "tokens",
-    "sequences",
-    "prefill",
-    "decode",
-    "full batch",
-    "batch x seq",
+_TEXT_WIDTH: Final = 80
+# What stands above a column, in words.
+_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "weights": "memory of each GPU that the weights take",
+        "KV cache": "memory of each GPU that is left for keys and values",
+        "tokens": "so many fit in the KV cache",
+        "seqs": "so many sequences of these lengths fit at once",
+        "prefill>=": "one prompt takes at least so long",
+        "decode<=": "tokens a second of one sequence, at most",
+        "batch<=": "tokens a second of all that fit together, at most",
+        "limits": "recommended max_batch_size x max_seq_len of the engine",
+    }
 )
 
 
-@click.command()
-@click.argument("model")
-@click.option("--gpu", "--arch", "gpus", multiple=True, required=True, help="GPU or architecture")
-@click.option("--precision", multiple=True, type=click.Choice(list(PRECISIONS)), help="Precision")
-@click.option("--tp", multiple=True, type=click.IntRange(1), help="Tensor-parallel GPUs")
-@click.option("--input-len", default=1024, show_default=True, help="Tokens of a prompt")
-@click.option("--output-len", default=1024, show_default=True, help="Tokens of an answer")
-@click.option("--kv-cache", type=click.Choice(["auto", "fp8", "int8"]), help="KV cache format")
-@click.option(
-    "--profile",
-    type=click.Choice(PROFILES),
-    default="balanced",
-    show_default=True,
-    help="What the recommended limits are for",
+@cloup.command()
+@cloup.argument("model", required=False)
+@cloup.option_group(
+    "Plan",
+    cloup.option(
+        "--gpu",
+        "--arch",
+        "gpus",
+        multiple=True,
+        shell_complete=complete_gpu,
+        help="GPU or architecture; may be repeated",
+    ),
+    cloup.option(
+        "--precision",
+        multiple=True,
+        type=click.Choice(list(PRECISIONS)),
+        help="Only this number format; may be repeated",
+    ),
+    cloup.option(
+        "--tp", multiple=True, type=click.IntRange(1), help="Tensor-parallel GPUs; may be repeated"
+    ),
+    cloup.option(
+        "--input-len", type=Count(), default=1024, show_default=True, help="Tokens of a prompt"
+    ),
+    cloup.option(
+        "--output-len", type=Count(), default=1024, show_default=True, help="Tokens of an answer"
+    ),
+    cloup.option("--kv-cache", type=click.Choice(["auto", "fp8", "int8"]), help="KV cache format"),
+    cloup.option(
+        "--profile",
+        type=click.Choice(PROFILES),
+        default="balanced",
+        show_default=True,
+        help="What the recommended limits are for",
+    ),
+    cloup.option("--explain", is_flag=True, help="Print each recommended setting with its reason"),
+    cloup.option(
+        "--plot",
+        type=click.Path(path_type=Path),
+        help="Write a chart of the memory, as PNG or SVG by its name",
+    ),
 )
-@click.option("--revision", help="Branch, tag or commit of a hub id")
-@click.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models  [env: HF_TOKEN]")
-@click.option("--explain", is_flag=True, help="Print each recommended setting with its reason")
-@click.option("--plot", type=click.Path(path_type=Path), help="Write a chart of the memory (SVG)")
+@cloup.option_group(
+    "Lists",
+    cloup.option("--list-gpus", is_flag=True, help="Say which GPUs are known, and stop"),
+    cloup.option(
+        "--list-models", is_flag=True, help="Say which models are known by name, and stop"
+    ),
+)
+@cloup.option_group(
+    "Hugging Face hub",
+    cloup.option("--revision", help="Branch, tag or commit of a hub id"),
+    cloup.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models  [env: HF_TOKEN]"),
+)
 @console_options
 def plan(
     console: Console,
-    model: str,
+    model: str | None,
     gpus: tuple[str, ...],
     precision: tuple[str, ...],
     tp: tuple[int, ...],
@@ -67,15 +112,25 @@ def plan(
     plot: Path | None,
     *,
     explain: bool,
+    list_gpus: bool,
+    list_models: bool,
 ) -> None:
     """Say what a model takes on a GPU, and how much fits beside it.
 
-    MODEL is a model folder, a checkpoint, a hub id, of which only config.json is read, or
-    llama-3.1-minitron-4b-width, minitron-4b or minitron-8b. --gpu, --precision and --tp may be
-    given several times. Times and rates are bounds that no engine can beat, not predictions.
+    MODEL is a model folder, a checkpoint, a hub id, of which only config.json is read, or a name
+    of --list-models. Times and rates are bounds that no engine can beat, not predictions. It ends
+    with a recommendation and the commands for it; with 4 where nothing fits.
 
-    Example: minitron-trt plan minitron-8b --gpu H100 --gpu L40 --input-len 2048
+    Example: minitron-trt plan minitron-8b --gpu H100 --gpu L40 --input-len 2K
     """
+    if list_gpus or list_models:
+        _list(console, gpus=list_gpus)
+        return
+    if model is None or not gpus:
+        missing = "argument 'MODEL'" if model is None else "option '--gpu' / '--arch'"
+        raise click.UsageError(f"Missing {missing}.")
+    if plot is not None:
+        _check_plot(plot)
     sized = find_model(model, revision=revision, token=token)
     if kv_cache not in (None, "auto") and not sized.sharded:
         sized = dataclasses.replace(sized, kv_cache=kv_cache)
@@ -95,36 +150,54 @@ def plan(
     )
     if plot is not None:
         _write_chart(result, plot)
-    console.result(result.to_json(), describe(result, explain=explain))
+    recommended = recommend(result, HUB_IDS.get(sized.name, model), _options(profile, longest))
+    record = result.to_json() | {"recommended": [each.to_json() for each in recommended]}
+    text = describe(result, recommended, explain=explain, width=output_width())
+    console.result(record, f"{text}\n\nchart: {plot}" if plot else text)
+    if not recommended:
+        raise UnsupportedError(f"nothing fits: {result.rows[0].problem}")
+
+
+def _options(profile: str, longest: int | None) -> tuple[str, ...]:
+    """Return what a build must be told so that its engine is the one that was planned."""
+    options = () if profile == "balanced" else ("--profile", profile)
+    return options if longest is None else (*options, "--max-seq-len", str(longest))
+
+
+def _check_plot(path: Path) -> None:
+    from minitron_trt.pictures import check_picture
+
+    check_picture(path)
 
 
 def _write_chart(result: Plan, path: Path) -> None:
     from minitron_trt.build.plan.chart import chart
     from minitron_trt.outputs import write_output
+    from minitron_trt.pictures import picture
 
-    write_output(path, chart(result))
+    write_output(path, picture(chart(result), path))
 
 
-def describe(result: Plan, *, explain: bool = False) -> str:
-    """Return a plan as a table and its assumptions."""
-    model = result.model
-    kv_bytes = 2 * model.spec.layers * model.spec.kv_size * model.kv_cache_bytes
+def describe(
+    result: Plan,
+    recommended: list[Recommendation],
+    *,
+    explain: bool = False,
+    width: int | None = None,
+) -> str:
+    """Return a plan as a table and its assumptions, and what it comes to."""
+    spec = result.model.spec
+    kv_bytes = 2 * spec.layers * spec.kv_size * result.model.kv_cache_bytes
+    fits = [row for row in result.rows if row.recipe is not None]
     lines = [
-        f"{model.name}: {parameters(model.spec) / 1e9:.2f} B parameters, {kv_bytes:,} bytes of KV "
-        f"cache per token; {result.input_len} input + {result.output_len} output tokens",
-        "",
-        *_table([row for row in result.rows if row.recipe is not None]),
-        *(f"{_name(row)}: {row.problem}" for row in result.rows if row.recipe is None),
+        f"{result.model.name}: {parameters_text(parameters(spec))} parameters, "
+        f"{kv_bytes:,} bytes of KV cache a token",
+        f"for sequences of {result.input_len:,} + {result.output_len:,} tokens",
     ]
-    if any(row.recipe for row in result.rows):
-        lines += [
-            "",
-            "weights and KV cache are per GPU. Bounds that cannot be beaten, not predictions: "
-            "prefill of one",
-            "prompt, tokens/s of one sequence and of all that fit. Assumed: activations of one "
-            "step, 1.5 GiB",
-            "for the runtime (2 GiB on several GPUs), and 0.9 of the rest for the KV cache.",
-        ]
+    if fits:
+        lines += ["", *_table(fits, width)]
+    refused = [f"{_name(row)}: {row.problem}" for row in result.rows if row.recipe is None]
+    lines += ["", *refused] if refused else []
     gpus = dict.fromkeys(row.target.gpu for row in result.rows)
     unsure = [gpu.name for gpu in gpus if gpu.sure is Sure.UNVERIFIED]
     if unsure:
@@ -133,39 +206,116 @@ def describe(result: Plan, *, explain: bool = False) -> str:
         for row in result.rows:
             if row.recipe is not None:
                 lines += ["", f"{_name(row)}:", row.recipe.explain()]
+    for each in recommended:
+        gpu, count = each.row.target.gpu.name, each.row.tp
+        lines += [
+            "",
+            f"Recommended for {gpu}: {each.row.precision} on {count} GPU{'s' * (count > 1)}",
+            f"  # {each.reason}",
+            *(f"  {command}" for command in each.commands),
+        ]
     return "\n".join(lines)
+
+
+def parameters_text(count: int) -> str:
+    """Return a number of parameters as models are called by it, such as 8.27 B or 1.2 M."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
 
 
 def _name(row: PlanRow) -> str:
     return f"{row.target.gpu.name} {row.precision} tp {row.tp}"
 
 
-def _table(rows: list[PlanRow]) -> list[str]:
-    if not rows:
-        return []
-    cells = [_HEADER, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADER))]
+def _table(rows: list[PlanRow], width: int | None) -> list[str]:
+    """Return the table, and below it what its columns mean and what was assumed."""
+    columns, left_out = fitting(_columns(rows), width)
+    titles = [column.title for column in columns if column.title in _MEANINGS]
+    widest = max(len(title) for title in titles)
+    note = (
+        "Bounds that cannot be beaten, not predictions. Assumed: activations of one step, 1.5 GiB "
+        "for the runtime (2 GiB on several GPUs), and 0.9 of the rest for the KV cache."
+    )
+    if left_out:
+        names = ", ".join(column.title for column in left_out)
+        note += f" Left out at this width: {names}; --json has all."
     return [
-        "  ".join(
-            text.ljust(width) if column < 2 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
+        *table_lines(columns),
+        "",
+        *(f"  {title:{widest}}  {_MEANINGS[title]}" for title in titles),
+        "",
+        *textwrap.wrap(note, _TEXT_WIDTH),
     ]
 
 
-def _cells(row: PlanRow) -> tuple[str, ...]:
+def _columns(rows: list[PlanRow]) -> list[Column]:
+    cells = [_cells(row) for row in rows]
+    drops = {"limits": 4, "tokens": 3, "prefill>=": 2, "KV cache": 1}
+    return [
+        Column(
+            title=title,
+            cells=[each[title] for each in cells],
+            left=title in ("GPU", "precision"),
+            drop=drops.get(title, 0),
+        )
+        for title in cells[0]
+    ]
+
+
+def _cells(row: PlanRow) -> dict[str, str]:
     assert row.recipe is not None
     assert row.bounds is not None
     held, limits = row.recipe.forecast, row.recipe.limits
-    return (
-        *(row.target.gpu.name, row.precision, str(row.tp)),
-        size_text(held.weights_bytes),
-        size_text(held.kv_pool_bytes),
-        f"{held.kv_tokens:,}",
-        f"{row.sequences:,}",
-        f">= {row.bounds.prefill_s * 1e3:.1f} ms",
-        f"<= {row.bounds.decode_tokens_per_s:,.0f}/s",
-        f"<= {row.bounds.batch_tokens_per_s:,.0f}/s",
-        f"{limits.max_batch_size} x {limits.max_seq_len}",
-    )
+    return {
+        "GPU": row.target.gpu.name,
+        "precision": row.precision,
+        "tp": str(row.tp),
+        "weights": size_text(held.weights_bytes),
+        "KV cache": size_text(held.kv_pool_bytes),
+        "tokens": f"{held.kv_tokens:,}",
+        "seqs": f"{row.sequences:,}",
+        "prefill>=": f"{row.bounds.prefill_s * 1e3:,.1f} ms",
+        "decode<=": f"{row.bounds.decode_tokens_per_s:,.0f}/s",
+        "batch<=": f"{row.bounds.batch_tokens_per_s:,.0f}/s",
+        "limits": f"{limits.max_batch_size} x {limits.max_seq_len}",
+    }
+
+
+def _list(console: Console, *, gpus: bool) -> None:
+    """Print the GPUs or the models that are known by name."""
+    columns = _gpu_columns() if gpus else _model_columns()
+    rows = [
+        dict(zip((column.title for column in columns), cells, strict=True))
+        for cells in zip(*(column.cells for column in columns), strict=True)
+    ]
+    kept, _ = fitting(columns, output_width())
+    console.result({"gpus" if gpus else "models": rows}, "\n".join(table_lines(kept)))
+
+
+def _gpu_columns() -> list[Column]:
+    names = {sm: architecture.name for architecture in ARCHITECTURES for sm in architecture.sms}
+    return [
+        Column("GPU", [gpu.name for gpu in GPUS], left=True),
+        Column("architecture", [names[gpu.sm] for gpu in GPUS], left=True),
+        Column("SM", [str(gpu.sm) for gpu in GPUS]),
+        Column("memory", [size_text(gpu.memory_bytes) for gpu in GPUS]),
+        Column("bandwidth", [f"{gpu.bandwidth_gbs:,.0f} GB/s" for gpu in GPUS]),
+        Column("precisions", [_precisions(gpu.name) for gpu in GPUS], left=True, drop=1),
+    ]
+
+
+def _precisions(gpu: str) -> str:
+    target = find_target(gpu)
+    return " ".join(name for name in PRECISIONS if support(name, target).supported)
+
+
+def _model_columns() -> list[Column]:
+    specs: list[ModelSpec] = list(PRESETS.values())
+    return [
+        Column("name", list(PRESETS), left=True),
+        Column("hub id", [HUB_IDS[name] for name in PRESETS], left=True),
+        Column("parameters", [parameters_text(parameters(spec)) for spec in specs]),
+        Column("tokens", [f"{spec.max_positions:,}" for spec in specs]),
+    ]

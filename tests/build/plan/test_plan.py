@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from click.testing import Result
 
 from minitron_trt.build.engine_model import PRESETS, EngineModel
+from minitron_trt.build.plan.chart import chart
+from minitron_trt.build.plan.command import describe, parameters_text
+from minitron_trt.build.plan.recommendation import recommend
 from minitron_trt.build.plan.roofline import bounds
+from minitron_trt.build.plan.sizing import PlanRequest, make_plan
 from minitron_trt.convert.conversion import ConvertOptions, convert
-from minitron_trt.gpus import find_gpu
+from minitron_trt.gpus import GPUS, find_gpu, find_target
 from minitron_trt.spec import Parallelism
 
 Command = Callable[..., Result]
@@ -107,9 +112,13 @@ def test_precisions_are_those_that_the_gpu_runs(command: Command) -> None:
     assert [row["precision"] for row in record["rows"]] == ["bf16", "fp8", "nvfp4"]
 
 
-def test_what_does_not_run_is_said_and_not_an_error(command: Command) -> None:
-    record = planned(command, "minitron-8b", "--gpu", "A100", "--precision", "fp8")
+def test_where_nothing_fits_it_says_why_and_exits_with_4(command: Command) -> None:
+    result = command("plan", "minitron-8b", "--gpu", "A100", "--precision", "fp8", "--json")
+    record = json.loads(result.stdout)
 
+    assert result.exit_code == 4
+    assert result.stderr.startswith("error: nothing fits: A100-80GB (SM80) cannot run fp8: ")
+    assert record["recommended"] == []
     assert record["rows"] == [
         {
             "gpu": "A100-80GB",
@@ -148,28 +157,107 @@ def test_a_model_folder_is_planned_from_its_config(tiny_nemotron: Path, command:
     assert (record["architecture"], record["kv_bytes_per_token"]) == ("NemotronForCausalLM", 192)
 
 
-def test_the_table_names_bounds_and_assumptions(command: Command) -> None:
+def test_the_table_says_what_its_columns_mean(command: Command) -> None:
     result = command("plan", "minitron-8b", "--gpu", "H100", "--precision", "bf16")
+    lines = result.stdout.splitlines()
 
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[:4] == [
-        "minitron-8b: 8.27 B parameters, 131,072 bytes of KV cache per token; "
-        "1024 input + 1024 output tokens",
+    assert lines[:5] == [
+        "minitron-8b: 8.27 B parameters, 131,072 bytes of KV cache a token",
+        "for sequences of 1,024 + 1,024 tokens",
         "",
-        "GPU       precision  tp   weights  KV cache   tokens  sequences     prefill    decode"
-        "   full batch  batch x seq",
-        "H100-SXM  bf16        1  16.54 GB  59.91 GB  457,056        223  >= 13.2 ms  <= 229/s"
-        "  <= 12,589/s    64 x 4096",
+        "GPU       precision  tp   weights  KV cache   tokens  seqs  prefill>=  decode<=   batch<="
+        "     limits",
+        "H100-SXM  bf16        1  16.54 GB  59.91 GB  457,056   223    13.2 ms     229/s  12,589/s"
+        "  64 x 4096",
     ]
-    assert "Bounds that cannot be beaten, not predictions" in result.stdout
-    assert "Assumed: activations of one step, 1.5 GiB" in result.stdout
+    for title in re.split("  +", lines[3])[3:]:
+        assert any(line.startswith(f"  {title} ") for line in lines)
+    assert "Bounds that cannot be beaten, not predictions. Assumed: activations" in result.stdout
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_fits_its_terminal(width: int) -> None:
+    targets = tuple(find_target(name) for name in ("H100", "A100", "RTX PRO 6000", "GH200"))
+    plan = make_plan(EngineModel("m", PRESETS[LLAMA]), PlanRequest(targets))
+    text = describe(plan, recommend(plan, "m", ()), width=width)
+    left_out = re.search(r"Left\s+out\s+at\s+this\s+width: (.*);\s", text, re.DOTALL)
+
+    assert max(map(len, text.splitlines())) <= width
+    assert (left_out is not None) == (width < 110)
+
+
+def test_it_ends_with_the_commands_for_what_it_recommends(command: Command) -> None:
+    arguments = ("minitron-8b", "--gpu", "H100", "--gpu", "A10", "--profile", "throughput")
+    record = planned(command, *arguments)
+    text = command("plan", *arguments).stdout
+
+    assert [(r["gpu"], r["precision"], r["tp"]) for r in record["recommended"]] == [
+        ("H100-SXM", "fp8", 1),
+        ("A10", "bf16", 1),
+    ]
+    assert record["recommended"][0]["commands"] == [
+        "minitron-trt convert nvidia/Minitron-8B-Base -o checkpoint --precision fp8",
+        "minitron-trt build checkpoint -o engine --arch H100-SXM --profile throughput",
+    ]
+    assert text.endswith("".join(f"  {c}\n" for c in record["recommended"][1]["commands"]))
+
+
+def test_what_it_recommends_is_what_build_takes(
+    tiny_llama: Path, tmp_path: Path, command: Command
+) -> None:
+    model, checkpoint = tmp_path / "my model", tmp_path / "checkpoint"
+    model.symlink_to(tiny_llama)
+    record = planned(command, model, "--gpu", "A100", "--input-len", 100, "--output-len", 28)
+    commands = [shlex.split(each) for each in record["recommended"][0]["commands"]]
+    converted = [str(checkpoint) if word == "checkpoint" else word for word in commands[0][1:]]
+    built = [str(checkpoint) if word == "checkpoint" else word for word in commands[1][1:]]
+
+    assert command(*converted).exit_code == 0
+    assert command(*built, "--dry-run", "--runner", "docker").exit_code == 0
+
+
+def test_a_checkpoint_is_recommended_as_it_is(
+    tiny_llama: Path, tmp_path: Path, command: Command
+) -> None:
+    convert(str(tiny_llama), tmp_path / "checkpoint", ConvertOptions())
+    arguments = (tmp_path / "checkpoint", "--input-len", 100, "--output-len", 28)
+    record = planned(command, *arguments, "--gpu", "H100")
+
+    assert record["recommended"][0]["commands"] == [
+        f"minitron-trt build {tmp_path}/checkpoint -o engine --arch H100-SXM"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(8_272_478_208, "8.27 B"), (1_178_112, "1.18 M"), (999, "999")]
+)
+def test_a_model_is_called_by_the_size_it_has(count: int, text: str) -> None:
+    assert parameters_text(count) == text
+
+
+def test_the_lists_name_what_it_knows(command: Command) -> None:
+    gpus = json.loads(command("plan", "--list-gpus", "--json").stdout)["gpus"]
+    models = command("plan", "--list-models").stdout.splitlines()
+    h100 = next(gpu for gpu in gpus if gpu["GPU"] == "H100-SXM")
+
+    assert [gpu["GPU"] for gpu in gpus] == [gpu.name for gpu in GPUS]
+    assert (h100["architecture"], h100["SM"], h100["memory"]) == ("hopper", "90", "85.52 GB")
+    assert [line.split()[0] for line in models[1:]] == list(PRESETS)
+    assert models[-1].split() == [
+        "mistral-nemo-minitron-8b",
+        "nvidia/Mistral-NeMo-Minitron-8B-Base",
+        "8.41",
+        "B",
+        "8,192",
+    ]
 
 
 def test_figures_that_are_not_from_a_data_sheet_are_said(command: Command) -> None:
     arguments = ("plan", "minitron-8b", "--precision", "bf16", "--gpu", "H100", "--gpu", "A10")
-    said = command(*arguments).stdout.splitlines()[-1]
+    said = command(*arguments).stdout
 
-    assert said == "Not compared with a data sheet: bandwidth and rates of A10"
+    assert "\nNot compared with a data sheet: bandwidth and rates of A10\n" in said
 
 
 def test_explain_gives_the_reason_of_each_setting(command: Command) -> None:
@@ -179,17 +267,26 @@ def test_explain_gives_the_reason_of_each_setting(command: Command) -> None:
     assert "TensorRT-LLM would take all 131072 positions" in result.stdout
 
 
-def test_a_plot_is_an_svg_with_a_bar_for_each_row(command: Command, tmp_path: Path) -> None:
-    path = tmp_path / "plan.svg"
-    record = planned(command, "minitron-8b", "--gpu", "A100", "--gpu", "H100", "--plot", path)
-    root = ElementTree.fromstring(path.read_text())
-    texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    bars = list(root.iter("{http://www.w3.org/2000/svg}rect"))[6:]
+def test_a_plot_has_a_bar_for_each_row_as_long_as_the_gpus_memory() -> None:
+    targets = tuple(find_target(name) for name in ("A100", "H100"))
+    plan = make_plan(EngineModel("minitron-8b", PRESETS["minitron-8b"]), PlanRequest(targets))
+    (axes,) = chart(plan).axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    lengths = [sum(part[row].get_width() for part in axes.containers) for row in range(len(names))]
 
-    assert len(bars) == 5 * len(record["rows"])
-    assert "H100-SXM  w4a16-awq  tp 1" in texts
-    # The parts of a bar are as long as its GPU's memory.
-    assert sum(float(bar.attrib["width"]) for bar in bars[:5]) == pytest.approx(520, abs=0.5)
+    assert names == [f"{r.target.gpu.name}  {r.precision}  tp {r.tp}" for r in plan.rows]
+    assert lengths == pytest.approx([row.target.gpu.memory_bytes / 1e9 for row in plan.rows])
+
+
+@pytest.mark.parametrize(("suffix", "begin"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
+def test_a_plot_is_what_its_name_says(
+    suffix: str, begin: bytes, command: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / f"plan{suffix}"
+    result = command("plan", "minitron-8b", "--gpu", "A100", "--plot", path)
+
+    assert result.stdout.endswith(f"\nchart: {path}\n")
+    assert path.read_bytes().startswith(begin)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +296,8 @@ def test_a_plot_is_an_svg_with_a_bar_for_each_row(command: Command, tmp_path: Pa
             ("minitron-9b", "--gpu", "H100"),
             2,
             "'minitron-9b' is neither a folder, a hub id like nvidia/Minitron-4B-Base, nor one of "
-            "llama-3.1-minitron-4b-width, minitron-4b, minitron-8b",
+            "llama-3.1-minitron-4b-width, minitron-4b, minitron-8b, mistral-nemo-minitron-8b; did "
+            "you mean 'minitron-8b'?",
         ),
         (
             ("minitron-8b", "--gpu", "H1000"),
@@ -213,9 +311,9 @@ def test_a_plot_is_an_svg_with_a_bar_for_each_row(command: Command, tmp_path: Pa
             "positions",
         ),
         (
-            ("minitron-8b", "--gpu", "H100", "--output-len", 0),
+            ("minitron-8b", "--gpu", "H100", "--plot", "plan.pdf"),
             2,
-            "--input-len 1024 and --output-len 0; expected at least 1 each",
+            "plan.pdf is neither PNG nor SVG; name it with .png or .svg",
         ),
     ],
 )

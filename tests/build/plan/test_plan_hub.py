@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 from tests.convert.source import test_hub_source
 
-from minitron_trt.build.engine_model import HUB_PRESETS, PRESETS, find_model
+from minitron_trt.build.engine_model import HUB_IDS, PRESETS, find_model
 
 pytestmark = pytest.mark.slow
 
@@ -203,7 +203,7 @@ def test_the_seeds_ids_are_presets_and_need_no_hub(tmp_path: Path) -> None:
 
     assert [result.returncode for result in results] == [0, 0]
     assert results[0].stdout == results[1].stdout
-    assert set(HUB_PRESETS.values()) == set(PRESETS)
+    assert set(HUB_IDS) == set(PRESETS)
 
 
 def test_a_folder_of_the_same_name_comes_first(

@@ -1,0 +1,81 @@
+"""What a plan comes to: for each GPU one row of it, why, and the commands that build it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any, Final
+
+from minitron_trt.build.plan.sizing import Plan, PlanRow
+
+# NVIDIA's order for TensorRT-LLM: FP8 where the GPU multiplies in it, then what loses nothing,
+# then what makes the model fit. NVFP4 comes late: it takes more from a base model.
+_ORDER: Final = {
+    "fp8": "half the weights to read, multiplied in FP8; NVIDIA's first choice here",
+    "bf16": "the model's own numbers",
+    "fp16": "the model's own numbers, in 16 bits of another kind",
+    "w8a16": "weights of 8 bits fit where bf16 does not, at little loss",
+    "w4a16-awq": "weights of 4 bits, calibrated, fit where 8 bits do not",
+    "fp8-rowwise": "FP8 with a scale per row",
+    "w4a8-awq": "weights of 4 bits, multiplied in FP8",
+    "nvfp4": "weights of 4 bits, multiplied in FP4",
+    "w4a16": "weights of 4 bits, not calibrated",
+}
+_ALREADY: Final = "as the checkpoint is stored"
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One row of a plan, the reason, and what to type for an engine of it."""
+
+    row: PlanRow
+    reason: str
+    commands: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that --json prints."""
+        return {
+            "gpu": self.row.target.gpu.name,
+            "precision": self.row.precision,
+            "tp": self.row.tp,
+            "reason": self.reason,
+            "commands": list(self.commands),
+        }
+
+
+def recommend(plan: Plan, source: str, build_options: tuple[str, ...]) -> list[Recommendation]:
+    """Return the best row of each GPU on which anything fits: few GPUs, then NVIDIA's order.
+
+    `source` is what to convert, or the checkpoint to build from; `build_options` are those of the
+    plan that the engine must have, too.
+    """
+    order = list(_ORDER)
+    best: dict[str, PlanRow] = {}
+    for row in plan.rows:
+        if row.recipe is None:
+            continue
+        key = (row.tp, order.index(row.precision))
+        other = best.get(row.target.name)
+        if other is None or key < (other.tp, order.index(other.precision)):
+            best[row.target.name] = row
+    return [
+        Recommendation(
+            row=row,
+            reason=_ALREADY if plan.model.sharded else _ORDER[row.precision],
+            commands=_commands(plan, row, source, build_options),
+        )
+        for row in best.values()
+    ]
+
+
+def _commands(
+    plan: Plan, row: PlanRow, source: str, build_options: tuple[str, ...]
+) -> tuple[str, ...]:
+    checkpoint, convert = source, []
+    if not plan.model.sharded:
+        checkpoint = "checkpoint"
+        parallel = ("--tp", str(row.tp)) if row.tp > 1 else ()
+        precision = ("--precision", row.precision)
+        convert = [("convert", source, "-o", checkpoint, *precision, *parallel)]
+    build = ("build", checkpoint, "-o", "engine", "--arch", row.target.name, *build_options)
+    return tuple(shlex.join(("minitron-trt", *words)) for words in (*convert, build))
