@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import signal
@@ -15,6 +16,7 @@ import click
 import cloup
 
 from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.triton_repo.serving.gateway_process import GatewayProcess, gateway_argv
 from minitron_trt.triton_repo.serving.server_options import (
     ADMIN_PROTOCOLS,
     Endpoints,
@@ -66,6 +68,15 @@ _PORT = click.IntRange(1, 65535)
         "--log-file",
         type=PATH,
         help="Keep the server's log here; of several ranks, in FILE.rank0 ...",
+    ),
+    cloup.option(
+        "--gateway", "has_gateway", is_flag=True, help="Run minitron-trt gateway before the server"
+    ),
+    cloup.option(
+        "--gateway-options",
+        "gateway_words",
+        metavar="OPTIONS",
+        help="Options of the gateway in one word, like '--port 9001 --api-keys keys.txt'",
     ),
     cloup.option("--dry-run", is_flag=True, help="Print the command line and start nothing"),
 )
@@ -120,6 +131,8 @@ def serve(
     image: str | None,
     timeout_s: float,
     log_file: Path | None,
+    has_gateway: bool,
+    gateway_words: str | None,
     dry_run: bool,
     **server_options: Any,
 ) -> None:
@@ -135,6 +148,9 @@ def serve(
     from minitron_trt.triton_repo.serving.server import TritonServer
 
     options = _server_options(server_options)
+    gateway = None
+    if has_gateway or gateway_words is not None:
+        gateway = GatewayProcess(gateway_argv(gateway_words or "", options), options.drain_s)
     served = ServedRepository.open(repository)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
         launch = plan(served, options, Path(scratch), runner, image)
@@ -149,20 +165,25 @@ def serve(
                 ", ".join(options.allowed_apis),
             )
         server = TritonServer(launch, options, timeout_s=timeout_s, log_file=log_file)
-        _run_until_stopped(server, launch, console)
+        _run_until_stopped(server, launch, console, gateway)
 
 
-def _run_until_stopped(server: TritonServer, launch: Launch, console: Console) -> None:
+def _run_until_stopped(
+    server: TritonServer, launch: Launch, console: Console, gateway: GatewayProcess | None
+) -> None:
     signals = _StopSignals()
     signals.install()
-    with server:
+    with gateway or contextlib.nullcontext(), server:
         signals.server = server
         try:
             record = _record(launch, server.options, server.pid)
+            record |= gateway.addresses if gateway else {}
             console.result(record, describe(record))
-            server.wait()
+            server.wait(None if gateway is None else gateway.check)
         except KeyboardInterrupt:
             log.info("stopping")
+            if gateway is not None:
+                gateway.stop()
         if not server.stop():
             log.warning("requests or streams were open at the end; they were cut")
 
@@ -232,6 +253,8 @@ def describe(record: dict[str, Any]) -> str:
             f"  gRPC     {record['grpc']}",
             f"  HTTP     {record['http']}",
             f"  metrics  {record['metrics']}",
+            *((f"  OpenAI   {record['openai']}",) if "openai" in record else ()),
+            *((f"  page     {record['page']}",) if "page" in record else ()),
             f'try: minitron-trt generate "Our solar system is" --url {record["grpc"]}',
             "Ctrl-C stops it",
         )

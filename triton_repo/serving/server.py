@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -92,8 +93,10 @@ class TritonServer:
         assert self._process is not None
         return self._process.pid
 
-    def wait(self) -> None:
+    def wait(self, check: Callable[[], None] | None = None) -> None:
         """Wait for an end that nobody asked for: ProcessError when the server or a model dies.
+
+        `check` is called every second, and raises when something else beside the server has died.
 
         Triton (2.51) neither ends the streams of a Python model whose process has died nor starts
         it again, and says all the while that it is ready. Models in a container are not seen here.
@@ -101,6 +104,8 @@ class TritonServer:
         process = self._process
         assert process is not None
         while (code := process.wait(_CHECK_S)) is None:
+            if check is not None:
+                check()
             if died := self._dead_models():
                 # The server may be ending, its models first: then that is the news.
                 if process.wait(_CHECK_S) is not None:

@@ -1,0 +1,83 @@
+"""The same request of OpenAI's gives the same request to Triton as by Triton's own frontend.
+
+The golden file has the tensors that `_create_trtllm_generate_request` of python/openai in
+triton-inference-server/server made of each body (main of 2026-08-19, e1db8a6), with the echo tensor
+`exclude_input_in_output` and 16 tokens where the body says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pytest
+from tests.gateway.conftest import INPUTS
+
+from minitron_trt.clients.model_interface import InferInput, ModelInterface
+from minitron_trt.gateway.openai_fields import ChatRequest, CompletionRequest, read_body
+from minitron_trt.gateway.openai_requests import ModelTarget, asked_chat, asked_completion
+from minitron_trt.triton_repo.contract.tensors import ElementTypes, text_model
+
+GOLDEN: Final = Path(__file__).parents[1] / "golden" / "triton_openai_frontend.json"
+CASES: Final[list[dict[str, Any]]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
+_NAMES: Final = {"STRING": "BYTES"}
+
+
+class Template:
+    """A chat template that both sides have."""
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """Return the one conversation of the table in its form."""
+        assert messages == [{"role": "user", "content": "Hello"}]
+        return "<user>Hello<assistant>"
+
+
+def interface() -> ModelInterface:
+    """Return what our ensemble declares, as a server would say it."""
+    signature = text_model(ElementTypes())
+    return ModelInterface.of_metadata(
+        {
+            tensor.name: (_NAMES.get(tensor.type, tensor.type), (-1, *tensor.dims))
+            for tensor in signature.inputs
+        },
+        [tensor.name for tensor in signature.outputs],
+        is_decoupled=True,
+        is_triton=True,
+    )
+
+
+def plain(sent: InferInput) -> dict[str, Any]:
+    """Return a tensor as the golden file has them: numbers as their type can hold them."""
+    values = list(sent.values)
+    if sent.datatype == "FP32":
+        values = np.asarray(values, np.float32).tolist()
+    return {"datatype": sent.datatype, "shape": list(sent.shape), "values": values}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[json.dumps(case["body"])[14:70] for case in CASES])
+def test_the_tensors_are_those_of_tritons_frontend(case: dict[str, Any]) -> None:
+    target = ModelTarget("ensemble", interface(), 16, Template())
+    body = msgspec.json.encode(case["body"])
+    if "messages" in case["body"]:
+        (request,) = asked_chat(read_body(body, ChatRequest), target).requests
+        # Its chat sends this one only for an echo, which a chat cannot ask for.
+        case["tensors"].setdefault(
+            "exclude_input_in_output", {"datatype": "BOOL", "shape": [1, 1], "values": [True]}
+        )
+    else:
+        (request,) = asked_completion(read_body(body, CompletionRequest), target).requests
+    sent = {each.name: plain(each) for each in target.interface.call(request).inputs}
+
+    # A stream always: without one Triton's ensemble does not notice that a client has left.
+    assert sent.pop("stream") == {"datatype": "BOOL", "shape": [1, 1], "values": [True]}
+    case["tensors"].pop("stream")
+    assert sent == case["tensors"]
+
+
+def test_the_tables_double_declares_what_the_contract_does() -> None:
+    declared = interface().inputs
+
+    assert all(declared[name].datatype == kind for name, (kind, _) in INPUTS.items())
