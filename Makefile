@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve bench-clients package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -162,6 +162,9 @@ bench-build: $(COMPLETE) ## Time a full-size engine build without a GPU
 bench-serve: $(COMPLETE) ## Time the text pipeline, the reference runtime and the executor
 	$(BIN)/python benchmarks/bench_serve.py
 	$(BIN)/python benchmarks/bench_executor.py
+
+bench-clients: $(COMPLETE) ## Time the clients against raw tritonclient and httpx
+	$(BIN)/python benchmarks/bench_clients.py
 
 package: $(COMPLETE) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -11,7 +11,22 @@ import tritonclient.grpc.service_pb2
 import tritonclient.grpc.service_pb2_grpc
 from grpc import aio
 
-__all__ = ["GRPCInferenceServiceStub", "aio", "grpc", "service_pb2"]
+__all__ = ["GRPCInferenceServiceStub", "aio", "grpc", "open_stub", "service_pb2"]
 
 service_pb2: Any = tritonclient.grpc.service_pb2
 GRPCInferenceServiceStub: Any = tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub
+
+
+def open_stub(channel: Any) -> Any:
+    """Return what calls Triton through a channel; ModelStreamInfer takes one request.
+
+    On the wire that is a stream of requests that ends after the first. grpc takes a thread for each
+    call with such a stream, and none for a call with one request.
+    """
+    stub = GRPCInferenceServiceStub(channel)
+    stub.ModelStreamInfer = channel.unary_stream(
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+    )
+    return stub

@@ -18,7 +18,7 @@ from minitron_trt.clients.deadlines import Deadlines
 from minitron_trt.clients.endpoint import Access, Endpoint, Limits
 from minitron_trt.clients.event_loops import PerLoop
 from minitron_trt.clients.faults import GRPC_FAULTS, BrokenProtocolError, Fault, server_error
-from minitron_trt.clients.grpc_api import GRPCInferenceServiceStub, aio, grpc, service_pb2
+from minitron_trt.clients.grpc_api import aio, grpc, open_stub, service_pb2
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.model_interface import InferCall, ModelInterface
 from minitron_trt.clients.protocol import AnswerStream, Piece
@@ -121,7 +121,7 @@ class GrpcTransport(_GrpcParts):
     def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
         super().__init__(endpoint, access, limits)
         self._channel = _open(grpc, endpoint, access, self._options())
-        self._stub = GRPCInferenceServiceStub(self._channel)
+        self._stub = open_stub(self._channel)
 
     def stream(
         self, request: GenerateRequest, deadlines: Deadlines
@@ -167,7 +167,7 @@ class GrpcTransport(_GrpcParts):
             infer = self._stub.ModelInfer.future
             return infer(message, timeout=deadlines.total_s, metadata=metadata), decode_response
         stream = self._stub.ModelStreamInfer
-        return stream(iter((message,)), timeout=deadlines.total_s, metadata=metadata), decode
+        return stream(message, timeout=deadlines.total_s, metadata=metadata), decode
 
     def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
@@ -253,7 +253,7 @@ class AsyncGrpcTransport(_GrpcParts):
         if call.is_plain:
             return stub.ModelInfer(message, timeout=timeout, metadata=metadata), decode_response
         stream = stub.ModelStreamInfer
-        return stream(iter((message,)), timeout=timeout, metadata=metadata), decode
+        return stream(message, timeout=timeout, metadata=metadata), decode
 
     async def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
@@ -278,7 +278,7 @@ class AsyncGrpcTransport(_GrpcParts):
 
     def _connect(self) -> _Connection:
         channel = _open(aio, self._endpoint, self._access, self._options())
-        return _Connection(channel, GRPCInferenceServiceStub(channel))
+        return _Connection(channel, open_stub(channel))
 
     async def _stub(self) -> Any:
         return (await self._connections.get()).stub

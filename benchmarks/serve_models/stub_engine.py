@@ -50,5 +50,5 @@ class TritonPythonModel:
             if "last_token_time_ns" in sender.wanted:
                 outputs["last_token_time_ns"] = np.array([[time.monotonic_ns()]], np.int64)
             if last:
-                outputs["finish_reason"] = strings(["length"])
+                outputs["finish_reason"] = strings(["length"]).reshape(1, 1)
             sender.send(outputs, last=last)
