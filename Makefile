@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-gpu lint format docs bench bench-quantize bench-build bench-serve bench-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-gpu lint format docs bench bench-quantize bench-build bench-serve bench-clients package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -11,6 +11,7 @@ MEGATRON := .venv-megatron
 DYNAMO := .venv-dynamo
 OLDEST := .venv-oldest
 GRAFANA := .npm-grafana
+AIPERF := .venv-aiperf
 CHECKOV := .venv-checkov
 LLAMA_CPP := .llama-cpp
 VLLM := .venv-vllm
@@ -47,6 +48,14 @@ test-grafana: $(COMPLETE) $(GRAFANA)/.ready ## Compare the dashboard with the ty
 
 $(GRAFANA)/.ready:
 	npm install --silent --no-audit --no-fund --prefix $(GRAFANA) @grafana/schema@13.2.3 typescript@7.0.2
+	@touch $@
+
+test-aiperf: $(COMPLETE) $(AIPERF)/.ready ## Have NVIDIA's aiperf, in an environment of its own, measure served samples
+	AIPERF=$(abspath $(AIPERF))/bin/aiperf $(BIN)/python -m pytest tests/triton_repo/test_aiperf.py
+
+$(AIPERF)/.ready:
+	$(PYTHON) -m venv $(AIPERF)
+	$(AIPERF)/bin/python -m pip install --quiet "aiperf==0.13.0"
 	@touch $@
 
 test-megatron: $(COMPLETE) $(MEGATRON)/.ready ## Write the NeMo archives of the tests again with megatron-core, and compare

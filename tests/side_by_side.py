@@ -12,6 +12,7 @@ from minitron_trt.samples import NAMES
 SERVED: Final = frozenset(
     {
         "tests/triton_repo/test_bounds.py",
+        "tests/triton_repo/test_aiperf.py",
         "tests/triton_repo/test_foreign_clients.py",
         "tests/triton_repo/test_fuzz.py",
         "tests/triton_repo/test_fuzz_http.py",
@@ -32,6 +33,7 @@ SINGLE: Final = frozenset(
 # Modules whose tests call the session's `one_response`.
 ONE_RESPONSE: Final = frozenset(
     {
+        "tests/triton_repo/test_aiperf.py",
         "tests/triton_repo/test_foreign_clients.py",
         "tests/triton_repo/test_server_text_one.py",
     }
