@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-gpu lint format docs bench bench-quantize bench-build bench-serve bench-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients package clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -57,6 +57,9 @@ $(AIPERF)/.ready:
 	$(PYTHON) -m venv $(AIPERF)
 	$(AIPERF)/bin/python -m pip install --quiet "aiperf==0.13.0"
 	@touch $@
+
+test-soak: $(COMPLETE) ## Send 3,000 requests whose clients leave, crash and read slowly; look for what leaks
+	SOAK_REQUESTS=3000 $(BIN)/python -m pytest tests/triton_repo/test_soak.py --log-cli-level INFO --timeout 3600
 
 test-megatron: $(COMPLETE) $(MEGATRON)/.ready ## Write the NeMo archives of the tests again with megatron-core, and compare
 	MEGATRON_PYTHON=$(abspath $(MEGATRON))/bin/python \

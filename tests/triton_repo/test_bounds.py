@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.triton_repo.conftest import Served
-from tests.triton_repo.test_soak import resident_bytes
+from tests.triton_repo.test_soak import Resources
 from tests.triton_repo.text_calls import RefusalError, ask
 
 # One sample: what is looked at here does not depend on the model.
@@ -36,13 +36,13 @@ WORD_CHARACTERS = 16384
 def test_a_megabyte_of_text_is_refused_before_it_takes_memory(
     served: Served, model: str, inputs: dict[str, Any], words: str
 ) -> None:
-    before = resident_bytes(served.pid)
+    before = Resources.of(served.pid).bytes
 
     with pytest.raises(RefusalError, match=words):
         ask(served.endpoints, "grpc", model, **{"text_input": "x", "max_tokens": 1, **inputs})
 
     # To tokenize a bad word of that length took gigabytes.
-    assert resident_bytes(served.pid) - before < 100e6
+    assert Resources.of(served.pid).bytes - before < 100e6
 
 
 def test_a_short_request_passes_the_longest(served: Served) -> None:
