@@ -132,6 +132,7 @@ class Engine:
     logits_dtype: str
     paged_context: bool
     speculates: bool
+    takes_drafts: bool  # of another model, as the clients of tensorrt_llm send them
     tokens: SpecialTokens | None  # as our own manifest says
     names: tuple[str, ...]  # of its files: those of our own manifest, or all that lie there
 
@@ -179,6 +180,7 @@ class Engine:
             logits_dtype=pretrained.logits_dtype,
             paged_context=bool(plugins.use_paged_context_fmha),
             speculates=build.speculative_decoding_mode not in (1, "NONE", None),
+            takes_drafts=build.speculative_decoding_mode in (2, "DRAFT_TOKENS_EXTERNAL"),
             tokens=facts.tokens,
             names=names,
         )

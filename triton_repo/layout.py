@@ -23,6 +23,7 @@ from minitron_trt.triton_repo.contract.model_names import (
 from minitron_trt.triton_repo.contract.tensors import (
     POSTPROCESSING_TENSORS,
     PREPROCESSING_TENSORS,
+    bls_model,
     text_model,
 )
 from minitron_trt.triton_repo.model_config import (
@@ -184,7 +185,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         ensemble(signature, steps, max_batch_size=batch),
         python_model(
             TENSORRT_LLM_BLS,
-            signature,
+            bls_model(runtime.types),
             {**encoding, **decoding, **relay, **recipe.settings_of(TENSORRT_LLM_BLS)},
             max_batch_size=batch,
             instances=recipe.bls_instances or min(batch, runtime.most_text_instances),

@@ -277,6 +277,19 @@ def test_an_asyncio_decoupled_client_of_pytriton_brings_every_piece(
     assert b"".join(pieces).decode() == expected_text(served.endpoints, model)
 
 
+def test_a_draft_model_is_refused_by_name(served: Served) -> None:
+    """As end_to_end_grpc_client.py asks for one; of no draft tokens nothing is said."""
+    model, drafts = "tensorrt_llm_bls", {"use_draft_logits": np.bool_(False)}
+    asked = tensors_of(grpc, num_draft_tokens=np.int32(4), **drafts)
+    (refused,) = stream_of(served.endpoints, model, asked)
+    without = stream_of(
+        served.endpoints, model, tensors_of(grpc, num_draft_tokens=np.int32(0), **drafts)
+    )
+
+    assert "num_draft_tokens needs a draft model" in str(refused)
+    assert text_of(without) == expected_text(served.endpoints, model)
+
+
 def test_plain_clients_are_told_that_a_model_is_decoupled(served: Served, model: str) -> None:
     with (
         http.InferenceServerClient(address(served.endpoints.http_url)) as client,

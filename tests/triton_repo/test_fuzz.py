@@ -23,6 +23,7 @@ from minitron_trt.triton_repo.contract.tensors import (
     PREPROCESSING_TENSORS,
     ElementTypes,
     Tensor,
+    bls_model,
     text_model,
 )
 
@@ -35,7 +36,7 @@ pytestmark = [
 TYPES: Final = ElementTypes()
 MODELS: Final = {
     "ensemble": text_model(TYPES),
-    "tensorrt_llm_bls": text_model(TYPES),
+    "tensorrt_llm_bls": bls_model(TYPES),
     "tensorrt_llm": tensorrt_llm(TYPES, reports_streams=True),
     "preprocessing": PREPROCESSING_TENSORS,
     "postprocessing": POSTPROCESSING_TENSORS,

@@ -24,6 +24,7 @@ from minitron_trt.triton_repo.contract.tensors import (
     ElementTypes,
     Signature,
     Tensor,
+    bls_model,
     text_model,
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import TRTLLM
@@ -64,9 +65,12 @@ def _signature(role: str, repository: RepositoryFolder) -> Signature | None:
     if role == TENSORRT_LLM:
         runtime = (repository.facts or {}).get("runtime")
         return tensorrt_llm(types, reports_streams=repository.is_ours and runtime != TRTLLM)
-    if role in (ENSEMBLE, TENSORRT_LLM_BLS):
-        return text_model(types)
-    known = {PREPROCESSING: PREPROCESSING_TENSORS, POSTPROCESSING: POSTPROCESSING_TENSORS}
+    known = {
+        PREPROCESSING: PREPROCESSING_TENSORS,
+        POSTPROCESSING: POSTPROCESSING_TENSORS,
+        ENSEMBLE: text_model(types),
+        TENSORRT_LLM_BLS: bls_model(types),
+    }
     return known.get(role)
 
 

@@ -174,3 +174,10 @@ def text_model(types: ElementTypes) -> Signature:
             *added(outputs("STRING", "finish_reason", dims=(-1,))),
         ),
     )
+
+
+def bls_model(types: ElementTypes) -> Signature:
+    """Return what the BLS model offers: of drafts, which it refuses, the ensemble has nothing."""
+    signature = text_model(types)
+    drafts = (*optional("INT32", "num_draft_tokens"), *optional("BOOL", "use_draft_logits"))
+    return replace(signature, inputs=(*signature.inputs, *drafts))

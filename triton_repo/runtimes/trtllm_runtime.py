@@ -7,6 +7,7 @@ in `parameters` it takes its own default for, except three keys that must exist,
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +38,8 @@ from minitron_trt.triton_repo.runtimes.runtime import (
 from minitron_trt.triton_repo.runtimes.runtime_names import TRTLLM
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
+log = logging.getLogger(__name__)
+
 _ENGINE: Final = "engine"
 _GUIDE_INFO: Final = "xgrammar_tokenizer_info_path"
 _KEYS_THAT_MUST_EXIST: Final = ("tokenizer_dir", "guided_decoding_backend", _GUIDE_INFO)
@@ -61,6 +64,12 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
         logits=_element(engine, "logits_dtype", engine.logits_dtype, LOGITS_TYPES),
         prompt_table=_element(engine, "dtype", engine.model.dtype, PROMPT_TABLE_TYPES),
     )
+    if engine.takes_drafts:
+        log.warning(
+            "%s takes drafts from clients of tensorrt_llm (draft_input_ids); ensemble and "
+            "tensorrt_llm_bls run no draft model and generate without",
+            engine.folder,
+        )
     batch = recipe.max_batch_size or engine.limits.max_batch_size
     tokenizer = find_tokenizer(engine.folder, recipe)
     end_ids = _end_ids(engine, recipe.tokenizer, tokenizer)

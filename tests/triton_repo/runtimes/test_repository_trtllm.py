@@ -208,6 +208,19 @@ def test_element_types_that_the_backend_lacks_are_refused(
         emit(engine, tmp_path / "r", tokenizer=sample_folder("solar-llama"))
 
 
+@pytest.mark.parametrize("mode", [2, 1], ids=["drafts", "none"])
+def test_of_an_engine_that_takes_drafts_it_is_said_who_has_to_send_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
+    """2 is TensorRT-LLM's SpeculativeDecodingMode.DRAFT_TOKENS_EXTERNAL, as its config has it."""
+    engine = sample_engine(tmp_path / "engine", speculative_decoding_mode=mode)
+
+    emit(engine, tmp_path / "r")
+
+    said = "takes drafts from clients of tensorrt_llm (draft_input_ids)"
+    assert (said in caplog.text) is (mode == 2)
+
+
 def test_float16_engines_have_float16_tables_and_logits(tmp_path: Path) -> None:
     pretrained = {"logits_dtype": "float16", "dtype": "float16"}
     engine = write_engine(tmp_path / "engine", size_bytes=1000, pretrained=pretrained)

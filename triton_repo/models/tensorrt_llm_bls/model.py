@@ -81,6 +81,11 @@ class TritonPythonModel:
         sequences = row_values(request, "num_return_sequences", rows, 1)
         if not self._decoupled:
             _check_one_response(any(streaming), max(sequences), rows)
+        if any(row_values(request, "num_draft_tokens", rows, 0)):
+            raise ValueError(
+                "num_draft_tokens needs a draft model beside tensorrt_llm, which this repository "
+                "lacks; leave it out, or send draft_input_ids to tensorrt_llm"
+            )
         prompts = [self._encoder.encode(text) for text in texts]
         passed_on = {
             target: value
