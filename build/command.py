@@ -14,6 +14,7 @@ import cloup
 from minitron_trt.artifacts import CONFIG_NAME, ENGINE
 from minitron_trt.build.compiler_choice import AUTO, COMPILERS, choose_compiler
 from minitron_trt.build.containers import TRTLLM_VERSION
+from minitron_trt.build.engine import Engine
 from minitron_trt.build.engine_model import model_of
 from minitron_trt.build.job import BuildJob
 from minitron_trt.build.recipe.engine_recipe import choose_recipe
@@ -238,7 +239,8 @@ def _finish(console: Console, job: BuildJob, *, runner: str, cluster: ClusterSet
         raise BadInputError(f"{job.output} holds no engine yet; let the job finish first")
     in_image = runner != LOCAL and not (runner == SLURM and cluster.slurm.container == BARE)
     finish(job, job.output, facts=image_facts(job) if in_image else None)
+    step = Engine.open(job.output).next_step
     console.result(
-        {"engine": str(job.output), **job.recipe.to_json()},
-        f"{job.output}: an engine for {job.recipe.target.label}",
+        {"engine": str(job.output), **job.recipe.to_json(), "next": step},
+        f"{job.output}: an engine for {job.recipe.target.label}\n{step}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Final
 
@@ -47,11 +48,11 @@ def choose_compiler(job: BuildJob, requested: str, runner: str) -> str:
 
 def ways(job: BuildJob) -> str:
     """Return the commands that would build the engine elsewhere."""
-    arch = job.recipe.target.name
+    words = ("build", str(job.checkpoint.folder), "-o", str(job.output))
+    command = shlex.join((*words, "--arch", job.recipe.target.name, "--runner", "docker"))
     return (
-        f"on a machine with a GPU of SM{job.recipe.target.sm}: minitron-trt build "
-        f"{job.checkpoint.folder} -o {job.output} --arch {arch} --runner docker "
-        "(or slurm, or kubernetes)"
+        f"on a machine with a GPU of SM{job.recipe.target.sm}: minitron-trt {command} (or slurm, "
+        "or kubernetes)"
     )
 
 

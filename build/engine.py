@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -183,6 +184,17 @@ class Engine:
             takes_drafts=build.speculative_decoding_mode in (2, "DRAFT_TOKENS_EXTERNAL"),
             tokens=facts.tokens,
             names=names,
+        )
+
+    @property
+    def next_step(self) -> str:
+        """Return what one does with it: the command, or what loads it where Triton does not."""
+        if self.compiler == TRTLLM:
+            words = ("minitron-trt", "triton-repo", str(self.folder), "-o", "repository")
+            return f"next: {shlex.join(words)}"
+        return (
+            f"{self.compiler} loads it, in a program of your own; Triton's tensorrtllm backend "
+            "does not: serve the checkpoint, or an engine of --compiler trtllm"
         )
 
     @property

@@ -42,7 +42,8 @@ class Built:
         how = "from the cache" if self.cached else f"built by {self.compiler}"
         peak = f", {size_text(self.peak_bytes)} of memory" if self.peak_bytes else ""
         return (
-            f"{self.engine.folder}: {size} engine for SM{sm}, {how} in {self.seconds:.1f} s{peak}"
+            f"{self.engine.folder}: {size} engine for SM{sm}, {how} in {self.seconds:.1f} s{peak}\n"
+            f"{self.engine.next_step}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Built:
             "limits": asdict(self.engine.limits),
             "key": self.key,
             "cached": self.cached,
+            "next": self.engine.next_step,
         }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import sys
 from collections.abc import Callable
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import UsageError, visible
+from minitron_trt.option_types import Count
 
 if TYPE_CHECKING:
     from minitron_trt.clients.client import Client
@@ -23,27 +24,27 @@ log = logging.getLogger(__name__)
 
 
 _SAMPLING = (
-    click.option(
+    cloup.option(
         "--temperature",
         type=float,
         help="Flatten (above 1) or sharpen (below 1) the odds by which --top-k or --top-p choose",
     ),
-    click.option("--top-k", type=int, help="Choose among so many of the likeliest tokens"),
-    click.option("--top-p", type=float, help="Choose among the likeliest tokens up to this share"),
-    click.option("--seed", type=int, help="Make the choice of tokens repeatable"),
-    click.option("--repetition-penalty", type=float, help="Above 1: repeat less"),
-    click.option("--presence-penalty", type=float, help="Above 0: favour tokens not yet there"),
-    click.option("--frequency-penalty", type=float, help="Above 0: the more often, the less"),
-    click.option("--min-tokens", type=int, help="Do not end before so many tokens"),
-    click.option("--stop-word", "stop_words", multiple=True, help="End at this text; repeatable"),
-    click.option("--bad-word", "bad_words", multiple=True, help="Avoid this text; repeatable"),
-    click.option("--end-id", type=int, help="End at this token instead of the model's own"),
-    click.option("-n", "--num-return-sequences", type=int, help="Make so many answers"),
-    click.option("--beam-width", type=int, help="Search with so many beams"),
-    click.option("--length-penalty", type=float, help="Of beam search: above 0 favours length"),
+    cloup.option("--top-k", type=int, help="Choose among so many of the likeliest tokens"),
+    cloup.option("--top-p", type=float, help="Choose among the likeliest tokens up to this share"),
+    cloup.option("--seed", type=int, help="Make the choice of tokens repeatable"),
+    cloup.option("--repetition-penalty", type=float, help="Above 1: repeat less"),
+    cloup.option("--presence-penalty", type=float, help="Above 0: favour tokens not yet there"),
+    cloup.option("--frequency-penalty", type=float, help="Above 0: the more often, the less"),
+    cloup.option("--min-tokens", type=int, help="Do not end before so many tokens"),
+    cloup.option("--stop-word", "stop_words", multiple=True, help="End at this text; repeatable"),
+    cloup.option("--bad-word", "bad_words", multiple=True, help="Avoid this text; repeatable"),
+    cloup.option("--end-id", type=int, help="End at this token instead of the model's own"),
+    cloup.option("-n", "--num-return-sequences", type=int, help="Make so many answers"),
+    cloup.option("--beam-width", type=int, help="Search with so many beams"),
+    cloup.option("--length-penalty", type=float, help="Of beam search: above 0 favours length"),
 )
 _WAITS = (
-    click.option(
+    cloup.option(
         "--timeout",
         "total_s",
         type=float,
@@ -51,7 +52,7 @@ _WAITS = (
         show_default=True,
         help="Seconds for the whole answer",
     ),
-    click.option(
+    cloup.option(
         "--connect-timeout",
         "connect_s",
         type=float,
@@ -59,11 +60,11 @@ _WAITS = (
         show_default=True,
         help="Seconds to find the server and its model",
     ),
-    click.option("--first-token-timeout", "first_token_s", type=float, help="Seconds to the first"),
-    click.option(
+    cloup.option("--first-token-timeout", "first_token_s", type=float, help="Seconds to the first"),
+    cloup.option(
         "--between-tokens-timeout", "between_tokens_s", type=float, help="Seconds to each next"
     ),
-    click.option(
+    cloup.option(
         "--retries",
         type=int,
         default=2,
@@ -72,39 +73,42 @@ _WAITS = (
     ),
 )
 _ACCESS = (
-    click.option("--ca", type=PATH, help="PEM file that signed the server's"),
-    click.option("--certificate", type=PATH, help="PEM file of your own"),
-    click.option("--key", type=PATH, help="PEM file of its private key"),
-    click.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Header to send"),
+    cloup.option("--ca", type=PATH, help="PEM file that signed the server's"),
+    cloup.option("--certificate", type=PATH, help="PEM file of your own"),
+    cloup.option("--key", type=PATH, help="PEM file of its private key"),
+    cloup.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Header to send"),
 )
 
 
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a decorator that adds options in their order."""
-    return lambda command: functools.reduce(lambda c, option: option(c), options[::-1], command)
-
-
-@click.command()
-@click.argument("prompt", required=False)
-@click.option(
-    "--url",
-    default="grpc://127.0.0.1:8001",
-    show_default=True,
-    help="Where the server is: grpc://, grpcs://, http:// or https:// with host and port",
+@cloup.command()
+@cloup.argument("prompt", required=False)
+@cloup.option_group(
+    "Request",
+    cloup.option(
+        "--url",
+        default="grpc://127.0.0.1:8001",
+        show_default=True,
+        help="Where the server is: grpc://, grpcs://, http:// or https:// with host and port; "
+        "localhost:8000 and :8001 are Triton's HTTP and gRPC",
+    ),
+    cloup.option(
+        "--model", default="ensemble", show_default=True, help="Model to ask on the server"
+    ),
+    cloup.option("--max-tokens", type=Count(), help="Tokens to make at most  [default: 64]"),
+    cloup.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt"),
+    cloup.option(
+        "--input-ids",
+        metavar="ID,ID…",
+        help="Token ids in place of PROMPT, for the model tensorrt_llm, which answers with ids",
+    ),
+    cloup.option("--log-probs", is_flag=True, help="Have the tokens' log-probs in the JSON object"),
+    cloup.option(
+        "--stream/--no-stream", default=True, help="Print the text as it is made, or at once"
+    ),
 )
-@click.option(
-    "--input-ids",
-    metavar="ID,ID…",
-    help="Token ids in place of PROMPT, for the model tensorrt_llm, which answers with ids",
-)
-@click.option("--max-tokens", type=int, help="Tokens to make at most  [default: 64]")
-@_options(*_SAMPLING)
-@click.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt")
-@click.option("--log-probs", is_flag=True, help="Have the tokens' log-probs in the JSON object")
-@click.option("--model", default="ensemble", show_default=True, help="Model to ask on the server")
-@_options(*_WAITS)
-@click.option("--stream/--no-stream", default=True, help="Print the text as it is made, or at once")
-@_options(*_ACCESS)
+@cloup.option_group("How tokens are chosen", *_SAMPLING)
+@cloup.option_group("Waiting", *_WAITS)
+@cloup.option_group("Access", *_ACCESS)
 @console_options
 def generate(
     console: Console,

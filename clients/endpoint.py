@@ -16,6 +16,8 @@ from minitron_trt.errors import UsageError
 _DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
     {"grpc": 8001, "grpcs": 443, "http": 80, "https": 443}
 )
+_TRITONS_PORTS: Final[Mapping[str, str]] = MappingProxyType({"8000": "http", "8001": "grpc"})
+_PLACE: Final = re.compile(r"[\w.-]+:(?P<port>\d+)", re.ASCII)
 _HOST: Final = re.compile(r"[\w.:%-]+", re.ASCII)
 # gRPC takes no more than this; names with -bin have bytes as values there.
 _HEADER_NAME: Final = re.compile(r"(?!grpc-)(?!.*-bin$)[\w.-]+", re.ASCII | re.IGNORECASE)
@@ -75,7 +77,18 @@ class Endpoint:
         return f"{self.scheme}://{self.address}{self.path}"
 
 
+def _with_scheme(url: str) -> str:
+    """Return a URL with its protocol, which Triton's own ports stand for, and others do not."""
+    place = _PLACE.fullmatch(url)
+    if place is None:
+        return url
+    if scheme := _TRITONS_PORTS.get(place["port"]):
+        return f"{scheme}://{url}"
+    raise UsageError(f"{url!r} does not say its protocol; expected a URL like {_EXAMPLE}")
+
+
 def _split(url: str) -> SplitResult:
+    url = _with_scheme(url)
     try:
         parts = urlsplit(url)
         port = parts.port

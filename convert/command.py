@@ -21,7 +21,7 @@ from minitron_trt.console import (
     size_text,
 )
 from minitron_trt.option_types import Count
-from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
+from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS, Precision
 
 
 @cloup.command()
@@ -123,7 +123,7 @@ def convert(
     if dry_run:
         with open_and_plan(source, requested) as (model, plan):
             record = {**plan.to_json(), "peak_memory_bytes": peak_memory_bytes(model, plan)}
-        console.result(record, describe(record))
+        console.result(record, "\n".join((describe(record), *_later(plan.precision))))
         return
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
@@ -144,9 +144,17 @@ def convert(
                 f"{output}: {size_text(plan.output_bytes)} in {seconds:.1f} s ({rate}/s), "
                 f"{plan.parallelism.world_size} rank(s), {plan.precision.name}",
                 *(f"  {rounding}" for rounding in plan.roundings),
+                *_later(plan.precision),
             )
         ),
     )
+
+
+def _later(precision: Precision) -> tuple[str, ...]:
+    """Return what is said of a checkpoint whose weights are quantized after it."""
+    if not precision.built_in:
+        return ()
+    return (f"  its weights are {precision.dtype}: trtllm-build makes {precision.name} of them",)
 
 
 def _timed(console: Console, stages: dict[str, float]) -> ShowProgress:

@@ -170,8 +170,9 @@ def test_the_text_of_a_result_is_one_line(
         (["unheard"], "No such command 'unheard'."),
         (["convrt"], "No such command 'convrt'. Did you mean 'convert'?"),
         (
-            ["plan", "--gpus", "H100"],
-            "No such option '--gpus'. (Did you mean one of: '--gpu', '--tp'?)",
+            ["plan", "--precison", "fp8"],
+            "No such option '--precison'. (Did you mean one of: '--json', '--precision', "
+            "'--revision'?)",
         ),
         (
             ["build", ".", "--arch", "H100", "--max-seq-len", "1.5001k"],
@@ -267,7 +268,17 @@ def test_a_reader_that_leaves_is_not_an_error_worth_a_word(tiny_llama: Path) -> 
     result = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
 
-    assert result.stderr == ""
+    # As one that SIGPIPE ended.
+    assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_a_checkpoint_says_when_trtllm_build_quantizes_it(
+    command: Command, tiny_llama: Path
+) -> None:
+    said = command("convert", tiny_llama, "--precision", "w8a16", "--dry-run").stdout
+
+    assert said.splitlines()[-1] == "  its weights are bfloat16: trtllm-build makes w8a16 of them"
+    assert "trtllm-build" not in command("convert", tiny_llama, "--dry-run").stdout
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,27 @@ def test_gpus_are_those_that_the_driver_lists(
     programs("nvidia-smi", body)
 
     assert finding(command, "NVIDIA GPU")["found"] == found
+
+
+def test_it_begins_with_what_one_can_do_and_what_for_want_of_what_not(
+    programs: Callable[[str, str], None], command: Command
+) -> None:
+    lines = command("doctor").stdout.splitlines()
+    without_gpu = lines.index("  build TensorRT-LLM engines here")
+
+    assert lines[:2] == [
+        "This machine can:",
+        "  convert without calibration, plan, check, triton-repo, generate",
+    ]
+    assert lines.index("It cannot yet:") < without_gpu < lines.index("What was looked for:")
+    assert lines[without_gpu + 1].startswith("      for want of NVIDIA GPU")
+
+
+def test_every_task_names_what_is_looked_for(
+    programs: Callable[[str, str], None], command: Command
+) -> None:
+    record = json.loads(command("doctor", "--json").stdout)
+    names = {finding["name"] for finding in record["findings"]}
+
+    assert {name for needed in doctor.TASKS.values() for name in needed} <= names
+    assert record["tasks"]["build TensorRT-LLM engines here"][0] == "NVIDIA GPU"

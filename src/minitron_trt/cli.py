@@ -48,6 +48,8 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """The commands as help shows them; those of no section come last."""
 INTERRUPTED: Final = 130
 """The exit code of a program that Ctrl-C ended, as shells count: 128 and the signal's number."""
+LEFT: Final = 141
+"""The exit code of a program whose reader left, by the same count: 128 and SIGPIPE's number."""
 TERMINATED: Final = 143
 """The exit code of a program that SIGTERM ended, by the same count."""
 
@@ -105,9 +107,9 @@ class StageGroup(cloup.Group):
         except click.exceptions.Exit:
             raise
         except BrokenPipeError:
-            # The reader of our output left; there is nobody to tell.
-            sys.stderr.close()
-            ctx.exit(1)
+            # The reader of our output left, as head does; there is nobody to tell.
+            _discard_stdout()
+            ctx.exit(LEFT)
         except OSError as error:
             ctx.exit(_refused(error))
         except Exception as error:
@@ -166,10 +168,14 @@ def _refused(error: OSError) -> int:
         return BadInputError.exit_code
     with contextlib.suppress(OSError):
         click.echo(f"error: the output cannot be written: {error.strerror}", err=True)
-    with contextlib.suppress(OSError, ValueError):
-        # What stdout still holds would fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard_stdout()
     return MinitronError.exit_code
+
+
+def _discard_stdout() -> None:
+    """Have what stdout still holds go nowhere: it would fail once more when Python ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 HELP: Final = """Convert, build and serve NVIDIA Minitron models.

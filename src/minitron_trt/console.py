@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import resource
 import shlex
 import sys
@@ -109,6 +110,13 @@ def _configure_logging(verbose: int, quiet: bool) -> None:
     log.handlers = [_LineHandler()]
     log.setLevel(level)
     log.propagate = False
+    if verbose:
+        return
+    # What libraries say in passing is no news of this program's; bars are for people.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 _OUTPUT: Final = cloup.OptionGroup("Output and settings")

@@ -6,8 +6,9 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import cloup
@@ -119,6 +120,21 @@ CHECKS: Final[tuple[Callable[[], Capability], ...]] = (
 )
 
 
+TASKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "convert without calibration, plan, check, triton-repo, generate": (),
+        "convert with calibration (fp8, nvfp4, *-awq, FP8 KV caches)": (
+            *("torch", "nvidia-modelopt"),
+        ),
+        "serve checkpoints, on the reference runtime": ("tritonserver", "torch", "tokenizers"),
+        "build engines for ampere, ada and blackwell-rtx without a GPU": ("tensorrt-rtx",),
+        "build TensorRT-LLM engines here": ("NVIDIA GPU", TRTLLM_PACKAGE),
+        "build and serve TensorRT-LLM engines in docker": ("docker", "docker with GPUs"),
+    }
+)
+"""What one may want to do, and the capabilities that it takes."""
+
+
 def capabilities() -> list[Capability]:
     """Look at this machine."""
     return [*(check() for check in CHECKS), *_docker()]
@@ -132,8 +148,27 @@ def doctor(console: Console) -> None:
     Example: minitron-trt doctor --json
     """
     looked_for = capabilities()
-    record = {"python": sys.executable, "findings": [asdict(one) for one in looked_for]}
-    console.result(record, "\n".join(_line(one) for one in looked_for))
+    absent = {one.name for one in looked_for if one.found is None}
+    lacking = {task: [name for name in names if name in absent] for task, names in TASKS.items()}
+    record = {
+        "python": sys.executable,
+        "tasks": lacking,
+        "findings": [asdict(one) for one in looked_for],
+    }
+    console.result(record, "\n".join([*_summary(lacking), *(_line(one) for one in looked_for)]))
+
+
+def _summary(lacking: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield what can be done here, then what cannot and for want of what."""
+    yield "This machine can:"
+    yield from (f"  {task}" for task, names in lacking.items() if not names)
+    if any(lacking.values()):
+        yield "It cannot yet:"
+        for task, names in lacking.items():
+            if names:
+                yield f"  {task}"
+                yield f"      for want of {', '.join(names)}"
+    yield "What was looked for:"
 
 
 def _line(capability: Capability) -> str:

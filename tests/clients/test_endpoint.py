@@ -37,11 +37,23 @@ def test_an_endpoint_prints_as_its_url() -> None:
 
 
 @pytest.mark.parametrize(
+    ("place", "url"),
+    [
+        ("localhost:8000", "http://localhost:8000"),
+        ("127.0.0.1:8001", "grpc://127.0.0.1:8001"),
+        ("gpu-1.lab:8001", "grpc://gpu-1.lab:8001"),
+    ],
+)
+def test_tritons_own_ports_say_the_protocol(place: str, url: str) -> None:
+    assert Endpoint.parse(place) == Endpoint.parse(url)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "",
-        "127.0.0.1:8001",
-        "localhost:8001",
+        "127.0.0.1",
+        "localhost:9000",
         "ftp://host:1",
         "grpc://",
         "grpc://:8001",

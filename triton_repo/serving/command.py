@@ -255,7 +255,7 @@ def describe(record: dict[str, Any]) -> str:
             f"  metrics  {record['metrics']}",
             *((f"  OpenAI   {record['openai']}",) if "openai" in record else ()),
             *((f"  page     {record['page']}",) if "page" in record else ()),
-            f'try: minitron-trt generate "Our solar system is" --url {record["grpc"]}',
+            f'try: minitron-trt generate "Our solar system is" --url {shlex.quote(record["grpc"])}',
             "Ctrl-C stops it",
         )
     )

@@ -125,6 +125,11 @@ class Precision:
     own_flags: frozenset[str] = frozenset()  # trtllm-build's flags that few precisions have
 
     @property
+    def built_in(self) -> bool:
+        """Return whether `trtllm-build` quantizes, and a checkpoint has the weights as they are."""
+        return self.algorithm is not None and not self.tensors
+
+    @property
     def dtype(self) -> str:
         """Return the dtype of what is not quantized, as TensorRT-LLM and torch name it."""
         return DTYPES[self.storage].name
