@@ -28,14 +28,20 @@ _NOT_FINITE: Final[Mapping[np.dtype[Any], int]] = MappingProxyType(
 )
 
 
+def all_finite(values: Array) -> bool:
+    """Return whether no value is NaN or infinite."""
+    size, least = values.dtype.itemsize, _NOT_FINITE[values.dtype]
+    sign = 1 << (8 * size - 1)
+    signed, unsigned = values.view(f"i{size}"), values.view(f"u{size}")
+    return bool(signed.max() < least and unsigned.max() < sign | least)
+
+
 def check_finite(values: Array, name: str, first_row: int = 0) -> None:
     """Raise BadInputError when a weight is NaN or infinite; it names the tensor and the place.
 
     `values` are rows of a tensor, [rows, columns]; `first_row` is which of its rows they begin at.
     """
-    size, least = values.dtype.itemsize, _NOT_FINITE[values.dtype]
-    sign = 1 << (8 * size - 1)
-    if values.view(f"i{size}").max() < least and values.view(f"u{size}").max() < sign | least:
+    if all_finite(values):
         return
     numbers = E4M3.values[values] if values.dtype == np.uint8 else values.astype(np.float32)
     row, *column = np.argwhere(~np.isfinite(numbers))[0].tolist()

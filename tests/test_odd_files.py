@@ -22,6 +22,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, OutputError, one_line
 from minitron_trt.outputs import output_errors, staged
 from minitron_trt.samples import sample_folder
+from minitron_trt.triton_repo.serving.server_log import ServerLog
 
 Command = Callable[..., Result]
 LONG = "x" * 300
@@ -160,6 +161,13 @@ def test_a_cache_that_cannot_be_one_is_a_warning(
 
     assert not cache.fetch("key", tmp_path / "output")
     assert "the cache cannot be used" in caplog.text
+
+
+def test_a_pipe_as_a_log_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+
+    with pytest.raises(OutputError, match="it is a pipe, which waits for a reader"):
+        ServerLog(tmp_path / "log", 1).open()
 
 
 def test_a_pipe_as_output_is_not_waited_for(command: Command, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from minitron_trt.convert.conversion_plan import (
     Rounding,
     TensorPlan,
 )
+from minitron_trt.convert.finite_values import all_finite
 from minitron_trt.convert.writing.blocks import (
     Destination,
     Files,
@@ -151,8 +152,8 @@ class _Work:
             exact = exact + np.float32(1)
         with np.errstate(over="ignore"):
             rounded = exact.astype(wanted)
-        lost = np.isinf(rounded)
-        if lost.any():
+        if not all_finite(rounded):
+            lost = np.isinf(rounded)
             raise BadInputError(
                 f"tensor {tensor.name} has a value of {exact[lost][0]:.4g}, which is beyond "
                 f"{wanted.name}"

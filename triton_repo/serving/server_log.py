@@ -8,6 +8,8 @@ from collections import deque
 from pathlib import Path
 from typing import IO, Final
 
+from minitron_trt.errors import OutputError
+
 log = logging.getLogger(__name__)
 
 _KEPT_LINES: Final = 400
@@ -60,6 +62,8 @@ class ServerLog:
         """Make the files, so that a path that cannot be written is known before the start."""
         if self._file is not None:
             paths = self.paths(self._file, self._ranks)
+            if pipe := next((path for path in paths if path.is_fifo()), None):
+                raise OutputError(f"cannot write {pipe}: it is a pipe, which waits for a reader")
             self._copies = {rank: path.open("w") for rank, path in enumerate(paths)}
 
     def close(self) -> None:
