@@ -205,10 +205,11 @@ class SpecialTokens:
     pad_id: int | None = None
 
     def __post_init__(self) -> None:
-        for token in (self.bos_id, *self.eos_ids, self.pad_id):
-            if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+        single = [token for token in (self.bos_id, self.pad_id) if token is not None]
+        for token in (*single, *self.eos_ids):
+            if isinstance(token, bool) or not isinstance(token, int):
                 raise BadInputError(f"a special token's id is {token!r}; expected a whole number")
-            if token is not None and abs(token) > _LARGEST_SIZE:
+            if abs(token) > _LARGEST_SIZE:
                 raise BadInputError(f"a special token's id is {token}; expected 32 bits")
 
     @classmethod

@@ -192,6 +192,7 @@ def test_tensors_that_do_not_fit_the_config_are_refused(
             {"num_hidden_layers": 10**12},
             "layers is 1000000000000; expected at most 10000",
         ),
+        ({"eos_token_id": [None]}, "a special token's id is None; expected a whole number"),
         ({"eos_token_id": "2"}, "a special token's id is '2'; expected a whole number"),
         ({"bos_token_id": True}, "a special token's id is True; expected a whole number"),
         ({"head_dim": "8"}, "config.json: head_dim is '8'; expected a finite number"),
