@@ -79,7 +79,7 @@ class Answer:
         }
         self._per_prompt = [request.sequences for request in asked.requests]
         self._choices = [
-            Choice(request.max_tokens or 0)
+            Choice(request.max_tokens or 0, request.text_input if asked.echoes else "")
             for request in asked.requests
             for _ in range(request.sequences)
         ]
@@ -146,11 +146,14 @@ class Answer:
     def _events(
         self, prompt: int, index: int, chunk: Chunk, told: list[TokenLogProb]
     ) -> Iterator[dict[str, Any]]:
-        """Yield the chunks for a piece: a chat's role comes first, a reason last and alone."""
+        """Yield the chunks for a piece: a role or an echo comes first, a reason last and alone."""
         choice = self._choices[index]
-        if self._asked.is_chat and index not in self._begun:
+        if index not in self._begun:
             self._begun.add(index)
-            yield self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
+            if self._asked.is_chat:
+                yield self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
+            elif self._asked.echoes:
+                yield self._chunk(index, {"text": self._asked.requests[prompt].text_input})
         if chunk or told:
             said: dict[str, Any] = (
                 {"delta": {"content": chunk.text}} if self._asked.is_chat else {"text": chunk.text}

@@ -68,6 +68,7 @@ class AskedText:
     include_usage: bool
     log_probs: bool
     tells_likeliest: bool
+    echoes: bool = False
 
     @property
     def sequences(self) -> int:
@@ -97,8 +98,9 @@ def asked_completion(fields: CompletionRequest, target: ModelTarget) -> AskedTex
         raise _unsupported("logprobs", "a prompt's own log-probs are not known")
     max_tokens = COMPLETION_MAX_TOKENS if fields.max_tokens is None else fields.max_tokens
     options = _options(fields, max_tokens, target.interface)
-    if fields.echo or target.interface.takes(_EXCLUDE):
-        options[_EXCLUDE] = not fields.echo
+    if target.interface.takes(_EXCLUDE):
+        # In a stream Triton's models repeat no prompt: the answer is put behind it here.
+        options[_EXCLUDE] = True
     if fields.logprobs is not None:
         options["return_log_probs"] = True
         _check_likeliest(fields.logprobs, options, "logprobs")
@@ -112,6 +114,7 @@ def asked_completion(fields: CompletionRequest, target: ModelTarget) -> AskedTex
         streams=bool(fields.stream),
         include_usage=_includes_usage(fields),
         log_probs=fields.logprobs is not None,
+        echoes=bool(fields.echo),
         tells_likeliest=bool(fields.logprobs),
     )
 

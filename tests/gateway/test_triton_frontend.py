@@ -74,6 +74,9 @@ def test_the_tensors_are_those_of_tritons_frontend(case: dict[str, Any]) -> None
     # A stream always: without one Triton's ensemble does not notice that a client has left.
     assert sent.pop("stream") == {"datatype": "BOOL", "shape": [1, 1], "values": [True]}
     case["tensors"].pop("stream")
+    if case["body"].get("echo"):
+        # In a stream it would change nothing: the gateway itself puts the prompt before the answer.
+        case["tensors"]["exclude_input_in_output"]["values"] = [True]
     assert sent == case["tensors"]
 
 
