@@ -134,7 +134,8 @@ def max_request_bytes(runtime: Runtime) -> int | None:
     if runtime.config.backend != PYTHON_BACKEND:
         return None
     row = _most_characters(runtime) * _BYTES_PER_CHARACTER + runtime.vocab_size * _BYTES_PER_NUMBER
-    return min(runtime.config.max_batch_size * row + _OTHER_BYTES, _TRITON_INPUT_BYTES)
+    rows: int = runtime.config.max_batch_size
+    return min(rows * row + _OTHER_BYTES, _TRITON_INPUT_BYTES)
 
 
 def _most_characters(runtime: Runtime) -> int:
