@@ -26,10 +26,11 @@ _GGUF_BYTES: Final = 2_000_000  # the gguf package, imported
 _UNPACKING_BYTES: Final = 50_000_000  # the blocks that unpacking workers hold
 _PASSING_BYTES: Final = 8_000_000  # the same where no tensor is quantized
 
-# Blocks that a worker holds at once, of the source and of what is made of them.
-_COPIED_BLOCKS: Final = 1.0
-_SLICED_BLOCKS: Final = 1.5
-_CHANGED_BLOCKS: Final = 6.0
+# Blocks that a worker holds at once, of the source and of what is made of them, and of what a look
+# for numbers that are none, or lost to rounding, makes of them.
+_COPIED_BLOCKS: Final = 2.7
+_SLICED_BLOCKS: Final = 3.2
+_CHANGED_BLOCKS: Final = 9.3
 _QUANTIZED_BLOCKS: Final = 7.5
 
 # Bytes of a token's values in a layer: several forms are alive at its largest moment.

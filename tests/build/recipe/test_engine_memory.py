@@ -27,15 +27,18 @@ from minitron_trt.spec import Parallelism
 LLAMA_LINEAR = 6144 * 3072 + 3072 * 4096 + 3 * 9216 * 3072
 NEMOTRON_4B_LINEAR = 5120 * 3072 + 3072 * 3072 + 2 * 9216 * 3072
 NEMOTRON_8B_LINEAR = 8192 * 4096 + 4096 * 6144 + 2 * 16384 * 4096
+NEMO_LINEAR = 6144 * 4096 + 4096 * 4096 + 3 * 11520 * 4096
 BF16 = {
     "llama-3.1-minitron-4b-width": 2 * (32 * (LLAMA_LINEAR + 2 * 3072) + 2 * 128256 * 3072 + 3072),
     "minitron-4b": 2 * (32 * (NEMOTRON_4B_LINEAR + 4 * 3072) + 2 * 256000 * 3072 + 2 * 3072),
     "minitron-8b": 2 * (32 * (NEMOTRON_8B_LINEAR + 4 * 4096) + 2 * 256000 * 4096 + 2 * 4096),
+    "mistral-nemo-minitron-8b": 2 * (40 * (NEMO_LINEAR + 2 * 4096) + 2 * 131072 * 4096 + 4096),
 }
 TOTALS = {
     "llama-3.1-minitron-4b-width": 9_025_492_992,
     "minitron-4b": 8_381_018_112,
     "minitron-8b": 16_543_399_936,
+    "mistral-nemo-minitron-8b": 16_828_211_200,
 }
 
 
@@ -53,9 +56,10 @@ def test_bf16_weights_are_two_bytes_per_parameter(preset: str) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_token_takes_128_kib_of_cache_in_every_seed(preset: str) -> None:
-    # Keys and values of 32 layers, 8 heads of 128 values, 2 bytes each.
-    assert kv_bytes_per_token(model_of(preset)) == 2 * 32 * 8 * 128 * 2 == 131072
+def test_a_token_takes_4_kib_of_cache_in_every_layer_of_a_seed(preset: str) -> None:
+    # Keys and values of 32 or 40 layers, 8 heads of 128 values, 2 bytes each.
+    layers = 40 if preset == "mistral-nemo-minitron-8b" else 32
+    assert kv_bytes_per_token(model_of(preset)) == 2 * layers * 8 * 128 * 2
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_choices_follow_precision_architecture_and_options(
             "--tp 16 leaves 576 inputs of transformer.layers.0.mlp.proj.weight per rank; "
             "w4a16-awq needs a multiple of 128",
         ),
-        ({"version": "1.3.0"}, UnsupportedError, "TensorRT-LLM 1.3.0 is newer than the engine"),
+        ({"version": "1.3.0"}, UnsupportedError, "TensorRT-LLM 1.3.0 is newer than 1.2.1"),
         ({"tokens_per_block": 33}, UsageError, "tokens_per_block is 33; expected one of 8, 16, 32"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -410,7 +410,11 @@ def test_what_a_job_wrote_becomes_an_artifact(
     arguments = ("build", checkpoint, "-o", output, "--arch", "H100", "--finish")
     result = command(*arguments)
 
-    assert (result.exit_code, result.stdout) == (0, f"{output}: an engine for H100-SXM (SM90)\n")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"{output}: an engine for H100-SXM (SM90)\n"
+        f"next: minitron-trt triton-repo {output} -o repository\n",
+    )
     assert command("check", output, "--gpu", "H100", "--image", "26.07").exit_code == 0
     assert (output / "tokenizer.json").is_file()
 

@@ -125,7 +125,7 @@ RESERVE = """
 import sys
 from minitron_trt.triton_repo.serving import server_options as options
 
-options._PORTS = range(31_990, 32_000)
+options._PORTS = range(19_980, 19_990)
 reserved = [options.free_endpoints() for _ in range(2)]
 print(*[port for e in reserved for port in (e.http_port, e.grpc_port, e.metrics_port)], flush=True)
 sys.stdin.read()
@@ -134,7 +134,7 @@ sys.stdin.read()
 
 def test_two_processes_never_get_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ten ports one takes six, so for the other three are left, and then none."""
-    monkeypatch.setattr(server_options, "_PORTS", range(31_990, 32_000))
+    monkeypatch.setattr(server_options, "_PORTS", range(19_980, 19_990))
     command = [sys.executable, "-c", RESERVE]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
@@ -145,7 +145,7 @@ def test_two_processes_never_get_one_port(monkeypatch: pytest.MonkeyPatch) -> No
         ports = {mine.http_port, mine.grpc_port, mine.metrics_port}
 
         assert len(theirs | ports) == 9
-        with pytest.raises(ProcessError, match="31990 to 31999"):
+        with pytest.raises(ProcessError, match="19980 to 19989"):
             free_endpoints()
         other.stdin.close()
 
