@@ -29,7 +29,9 @@ class Count(click.IntRange):
             if not number.is_integer():
                 self.fail(f"{value!r} is no whole number", param, ctx)
             value = int(number)
-        converted: int = super().convert(value, param, ctx)
+        converted: int = click.INT.convert(value, param, ctx)
+        if self.min is not None and converted < self.min:
+            self.fail(f"{converted} is not in the range {super()._describe_range()}", param, ctx)
         return converted
 
     def _describe_range(self) -> str:

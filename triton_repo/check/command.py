@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -138,7 +139,7 @@ def describe_repository(report: RepositoryReport) -> str:
     """Return the findings as a table, worst colours on a terminal, and their numbers."""
     width = max((len(finding.place) for finding in report.findings), default=0)
     lines = [
-        f"{click.style(f'{finding.severity:7}', _COLOURS[finding.severity])}  "
+        f"{_coloured(f'{finding.severity:7}', _COLOURS[finding.severity])}  "
         + one_line(f"{finding.place:{width}}  {finding.message}")
         for finding in report.findings
     ]
@@ -163,3 +164,8 @@ def describe(report: LoadReport) -> str:
     if report.images:
         lines.append(f"images that fit: {', '.join(report.images)}")
     return "\n".join(lines)
+
+
+def _coloured(text: str, colour: str | None) -> str:
+    """Return a text in a colour, for a terminal only."""
+    return click.style(text, colour) if sys.stdout.isatty() else text

@@ -277,7 +277,7 @@ def test_a_compressed_archive_leaves_room_on_the_disk(
 @pytest.mark.parametrize(
     ("data", "exit_code", "message"),
     [
-        (b"", 3, "SOURCE is truncated or no tar (empty file); download it again"),
+        (b"", 3, "SOURCE is empty; download it again"),
         (b"nothing of the kind" * 99, 3, "SOURCE is truncated or no tar (invalid header); "),
         (b"PK\x03\x04" + bytes(600), 4, "SOURCE is a zip file; expected the tar that NeMo writes"),
         (
