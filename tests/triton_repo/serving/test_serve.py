@@ -167,5 +167,5 @@ def test_a_log_that_cannot_be_written_is_said_before_the_start(repository: Path)
         check=False,
     )
 
-    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
     assert "/no/such/log" in result.stderr
