@@ -18,8 +18,10 @@ def read_json(folder: Path, name: str) -> Mapping[str, Any]:
         raise BadInputError(f"{folder} has no {name}; expected a Hugging Face model folder")
     try:
         record = json.loads(read_text(inside(folder, name)))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadInputError(f"{folder / name} is not JSON ({error})") from error
+    except RecursionError as error:
+        raise BadInputError(f"{folder / name} is not JSON (nested too deep)") from error
     if not isinstance(record, dict):
         raise BadInputError(f"{folder / name} is not a JSON object")
     return record

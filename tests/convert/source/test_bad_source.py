@@ -100,14 +100,23 @@ def test_a_folder_without_a_model_is_refused(
 
 
 @pytest.mark.parametrize(
-    "blob", [b"[" * 100_000, b"\xff{}", b"", b"\x00"], ids=lambda b: str(b[:5])
+    ("blob", "problem"),
+    [
+        (b"[" * 100_000, "not JSON (nested too deep)"),
+        (b"\xff{}", "not UTF-8 (invalid start byte at byte 0)"),
+        (b"", "not JSON (Expecting value: line 1 column 1 (char 0))"),
+        (b"\x00", "not JSON (Expecting value: line 1 column 1 (char 0))"),
+    ],
+    ids=["nested", "not UTF-8", "empty", "a zero byte"],
 )
-def test_a_config_of_any_bytes_is_refused(blob: bytes, refusal: Refusal, tmp_path: Path) -> None:
+def test_a_config_of_any_bytes_is_refused(
+    blob: bytes, problem: str, refusal: Refusal, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_bytes(blob)
 
-    assert refusal(source, 3).startswith("SOURCE/config.json is not ")
+    assert refusal(source, 3) == f"SOURCE/config.json is {problem}"
 
 
 def change_tensors(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
