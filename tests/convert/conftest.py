@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from tests.calibrations import calibrate_once as calibrate_once
 from minitron_trt.convert.conversion import ConvertOptions, convert
 
 Ranks = list[dict[str, Any]]
+PROGRESS = re.compile(
+    r"calibrate: \d+ %, [\d,]+ tokens of [\d,]+ tokens in \d+ s"
+    r"(, [\d,]+ tokens/s, about \d+ (s|min) left)?"
+)
 
 
 @pytest.fixture
@@ -45,19 +51,18 @@ def refusal(command: Callable[..., Result], tmp_path: Path) -> Callable[..., str
     def run(source: Path | str, exit_code: int, *options: object) -> str:
         parent = tmp_path / "outputs"
         parent.mkdir()
+        start = time.monotonic()
         result = command("convert", source, "-o", parent / "checkpoint", *options)
+        seconds = time.monotonic() - start
 
         assert (result.exit_code, result.stdout) == (exit_code, "")
         assert list(parent.iterdir()) == []
-        warnings, line = result.stderr.rstrip("\n").split("error: ")
+        before, line = result.stderr.rstrip("\n").split("error: ")
+        notes = [text for text in before.splitlines() if not text.startswith("warning: ")]
         assert "\n" not in line
-        # A calibration that takes long says how far it has come.
-        others = [
-            text
-            for text in warnings.splitlines()
-            if not text.startswith(("warning: ", "calibrate: "))
-        ]
-        assert not others
+        # A calibration that takes seconds, as on a busy machine, says how far it has come.
+        assert not [text for text in notes if not PROGRESS.fullmatch(text)]
+        assert len(notes) <= seconds // 5
         return line.replace(str(source), "SOURCE")
 
     return run
