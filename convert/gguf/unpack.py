@@ -107,16 +107,16 @@ class GgufFolder:
         self, tensor: HfTensor, entry: TensorEntry, reader: int, writer: int, advance: Advance
     ) -> None:
         at = entry.offset
-        for raw in self._blocks(tensor, reader):
-            values = self._values(tensor, raw, NUMPY_DTYPES[entry.dtype])
+        for start, raw in self._blocks(tensor, reader):
+            values = self._values(tensor, raw, start, NUMPY_DTYPES[entry.dtype])
             data = np.ascontiguousarray(values).view(np.uint8).reshape(-1).data
             advance(len(data))
             while data:
                 done = os.pwrite(writer, data, at)
                 data, at = data[done:], at + done
 
-    def _blocks(self, tensor: HfTensor, reader: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield whole rows of a tensor as the file has them, whole heads where they are turned."""
+    def _blocks(self, tensor: HfTensor, reader: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield (first row, rows) of a tensor as the file has them; whole heads, if interleaved."""
         source = tensor.source
         unit = tensor.interleaved_rows or 1
         height = max(1, _BLOCK_VALUES // (source.shape[-1] * unit)) * unit
@@ -125,13 +125,12 @@ class GgufFolder:
             blob = bytearray(rows * source.row_bytes)
             if os.preadv(reader, [blob], source.offset + start * source.row_bytes) < len(blob):
                 raise BadInputError(f"{source.path} became shorter; convert again")
-            yield np.frombuffer(blob, np.uint8).reshape(rows, source.row_bytes)
+            yield start, np.frombuffer(blob, np.uint8).reshape(rows, source.row_bytes)
 
     def _values(
-        self, tensor: HfTensor, raw: NDArray[np.uint8], dtype: np.dtype[Any]
+        self, tensor: HfTensor, raw: NDArray[np.uint8], first_row: int, dtype: np.dtype[Any]
     ) -> NDArray[Any]:
-        if tensor.interleaved_rows:
-            raw = restore_rows(raw, tensor.interleaved_rows)
+        """Return the values of some rows, in the order and format of the folder's tensor."""
         # Scales of a damaged file may be NaN or infinite; what comes of them is refused below.
         with np.errstate(all="ignore"):
             if tensor.source.kind in UNQUANTIZED:
@@ -139,7 +138,7 @@ class GgufFolder:
             else:
                 gguf = gguf_package(self.model.file.path)
                 values = gguf.dequantize(raw, gguf.GGMLQuantizationType[tensor.source.kind])
-            check_finite(values, tensor.source.name)
+            check_finite(values, tensor.source.name, first_row)
             if tensor.minus_one:
                 values = values.astype(np.float32) - np.float32(1)
             rounded = values.astype(dtype, copy=False)
@@ -147,7 +146,9 @@ class GgufFolder:
             raise BadInputError(
                 f"tensor {tensor.source.name} has values beyond fp16; convert with --precision bf16"
             )
-        return rounded
+        # Last, so that a value that is refused has the place that the file gives it.
+        head = tensor.interleaved_rows
+        return restore_rows(rounded, head) if head else rounded
 
 
 def restore_rows(rows: NDArray[Any], head_size: int) -> NDArray[Any]:

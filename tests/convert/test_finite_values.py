@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tests.convert.nemo.packing import archive, members, pack
 
 from minitron_trt.convert.finite_values import check_finite
+from minitron_trt.convert.gguf import unpack
 from minitron_trt.errors import BadInputError
 from minitron_trt.quantization.number_formats import E4M3
 
@@ -83,21 +84,25 @@ def test_a_bin_files_weight_is_named(make_model: MakeModel, refusal: Refusal) ->
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning:gguf")
 @pytest.mark.parametrize("kind", ["BF16", "F32", "Q8_0"])
+@pytest.mark.parametrize("name", ["blk.1.ffn_down.weight", "blk.1.attn_q.weight"])
 def test_a_gguf_files_weight_is_named_as_the_file_does(
+    name: str,
     kind: str,
     make_model: MakeModel,
     write_gguf: Callable[..., Path],
     refusal: Refusal,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = make_model("llama", hidden_size=64, intermediate_size=64)
-    values = np.ones((64, 64), np.float32)
-    values[3, 7] = np.inf
-    name = "blk.1.ffn_down.weight"
+    values = np.ones((64 if "down" in name else 96, 64), np.float32)
+    values[13, 7] = np.inf
     path = write_gguf(folder, tmp_path / "m.gguf", kind, tensors={name: values})
+    # Eight rows are read at a time, which are a head.
+    monkeypatch.setattr(unpack, "_BLOCK_VALUES", 8 * 64)
 
     # The 32 values of a block share a scale.
-    found = "nan at [3, 0]" if kind == "Q8_0" else "inf at [3, 7]"
+    found = "nan at [13, 0]" if kind == "Q8_0" else "inf at [13, 7]"
     assert refusal(path, 3) == f"tensor {name} is {found}; {WHAT_TO_DO}"
 
 
