@@ -7,6 +7,7 @@ describe it: byte-level BPE as GPT-2 has it, and SentencePiece's BPE and Unigram
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
 from typing import Any, Final
 
 SPACE: Final = "\u2581"
@@ -14,6 +15,17 @@ SPACE: Final = "\u2581"
 
 Token = tuple[str, int]
 """A token's text and its id."""
+
+
+class TokenType(IntEnum):
+    """What a token is, by SentencePiece's numbers, which GGUF took over."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
 
 
 def tokenizer(

@@ -21,11 +21,16 @@ from minitron_trt.convert.gguf.vocabulary import (
     CHAT_TEMPLATE,
     KEY,
     SENTENCEPIECE,
-    TokenType,
     Vocabulary,
 )
 from minitron_trt.convert.source.folder_files import write_json
-from minitron_trt.convert.tokenizer_json import added_token, bpe, scored_merges, spaced
+from minitron_trt.convert.tokenizer_json import (
+    TokenType,
+    added_token,
+    bpe,
+    scored_merges,
+    spaced,
+)
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.folder_links import inside
 

@@ -10,11 +10,11 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
 from minitron_trt.convert.gguf.file import GgufFile
+from minitron_trt.convert.tokenizer_json import TokenType
 from minitron_trt.errors import BadInputError
 
 log = logging.getLogger(__name__)
@@ -36,27 +36,34 @@ _FILL_IN_ENDS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 """What ends code that is filled in: by id, else by text."""
 _END_TEXTS: Final = frozenset(
     {
-        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>"),
-        *("<|calls|>", "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>"),
-        *("[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>"),
-        *("<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "</s>",
+        "<|eom_id|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
+        "<｜end▁of▁sentence｜>",
+        "[e~[",
     }
 )
 """The texts of tokens that end an answer in llama.cpp, whatever their type."""
 _SPECIAL: Final = ("bos", *_ENDS, *_FILL_IN_ENDS, "padding", "unknown")
 _CONTROL_LOOKING: Final = re.compile(r"<\|.*\|>", re.DOTALL)
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
-
-
-class TokenType(IntEnum):
-    """What a token is, by GGUF's numbers."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True, slots=True)

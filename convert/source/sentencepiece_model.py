@@ -6,13 +6,13 @@ import base64
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.convert.source.protobuf_fields import protobuf_fields
 from minitron_trt.convert.tokenizer_json import (
     Token,
+    TokenType,
     added_token,
     bpe,
     scored_merges,
@@ -26,17 +26,6 @@ _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _MODEL_TYPE: Final = 3
 _MODEL_TYPES: Final = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES = 2, 3, 4
-
-
-class PieceType(IntEnum):
-    """What a piece is; GGUF took over the numbers."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +78,7 @@ class SentencePieceModel:
 
     def model(self) -> dict[str, Any]:
         """Return the model of a tokenizer.json; UnsupportedError where words are no pieces."""
-        unknown = [i for i, kind in enumerate(self.types) if kind == PieceType.UNKNOWN]
+        unknown = [i for i, kind in enumerate(self.types) if kind == TokenType.UNKNOWN]
         if self.model_type == "unigram":
             vocabulary = [list(pair) for pair in zip(self.pieces, self.scores, strict=True)]
             return {
@@ -106,7 +95,7 @@ class SentencePieceModel:
         normal = {
             piece: index
             for index, piece in enumerate(self.pieces)
-            if self.types[index] == PieceType.NORMAL
+            if self.types[index] == TokenType.NORMAL
         }
         return {
             **bpe(self.ids, scored_merges(normal, self.scores)),
@@ -117,9 +106,9 @@ class SentencePieceModel:
 
     def added(self) -> list[Mapping[str, Any]]:
         """Return the tokens that are found in a text before it is split."""
-        kinds = (PieceType.UNKNOWN, PieceType.CONTROL, PieceType.USER_DEFINED)
+        kinds = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
         return [
-            added_token((piece, index), special=self.types[index] != PieceType.USER_DEFINED)
+            added_token((piece, index), special=self.types[index] != TokenType.USER_DEFINED)
             for index, piece in enumerate(self.pieces)
             if self.types[index] in kinds
         ]
@@ -145,10 +134,10 @@ class SentencePieceModel:
 
     @property
     def _has_bytes(self) -> bool:
-        return self.types.count(PieceType.BYTE) == 256
+        return self.types.count(TokenType.BYTE) == 256
 
 
 def _piece(data: bytes) -> tuple[str, float, int]:
     fields = dict(protobuf_fields(data))
     score = struct.unpack("<f", fields.get(2, bytes(4)))[0]
-    return fields[1].decode("utf-8"), score, fields.get(3, PieceType.NORMAL)
+    return fields[1].decode("utf-8"), score, fields.get(3, TokenType.NORMAL)
