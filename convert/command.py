@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
@@ -22,6 +22,9 @@ from minitron_trt.console import (
 )
 from minitron_trt.option_types import Count
 from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from minitron_trt.convert.conversion_plan import ConversionPlan
 
 
 @cloup.command()
@@ -131,23 +134,27 @@ def convert(
     start = time.monotonic()
     plan = run(source, output, requested, _timed(console, stages))
     seconds = time.monotonic() - start
+    record = {
+        "checkpoint": str(output),
+        "seconds": round(seconds, 3),
+        "stage_seconds": {label: round(taken, 3) for label, taken in stages.items()},
+        **plan.to_json(),
+    }
+    console.result(record, _summary(output, plan, seconds))
+
+
+def _summary(output: Path, plan: ConversionPlan, seconds: float) -> str:
+    """Return what is said of a conversion that was carried out."""
     rate = size_text(plan.output_bytes / seconds)
-    console.result(
-        {
-            "checkpoint": str(output),
-            "seconds": round(seconds, 3),
-            "stage_seconds": {label: round(taken, 3) for label, taken in stages.items()},
-            **plan.to_json(),
-        },
-        "\n".join(
-            (
-                f"{output}: {size_text(plan.output_bytes)} in {seconds:.1f} s ({rate}/s), "
-                f"{plan.parallelism.world_size} rank(s), {plan.precision.name}",
-                *(f"  {rounding}" for rounding in plan.roundings),
-                *_later(plan.precision),
-            )
-        ),
-    )
+    lines = [
+        f"{output}: {size_text(plan.output_bytes)} in {seconds:.1f} s ({rate}/s), "
+        f"{plan.parallelism.world_size} rank(s), {plan.precision.name}"
+    ]
+    for rounding in plan.roundings:
+        # Numbers of fp16 have 11 significant bits, of which bf16 keeps 8.
+        kept = rounding.changed and rounding.source == "float16" and plan.precision.name == "bf16"
+        lines.append(f"  {rounding}" + ("; --precision fp16 keeps them all" if kept else ""))
+    return "\n".join((*lines, *_later(plan.precision)))
 
 
 def _later(precision: Precision) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ from minitron_trt.convert.fp8_source import (
     resolve_precision,
     with_stored_scales,
 )
-from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.hf_output import has_kv_scales, plan_hf, write_hf_configs
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import ModelSource
@@ -168,14 +167,6 @@ def _warn(model: ModelSource, plan: ConversionPlan) -> None:
             plan.precision.name,
             architecture,
         )
-    if isinstance(model.packed, GgufModel) and plan.precision.name == "bf16":
-        halves = any(tensor.source.kind == "F16" for tensor in model.packed.tensors)
-        if halves:
-            log.warning(
-                "%s is in F16, of whose 11 significant bits bf16 keeps 8; --precision fp16 keeps "
-                "them all",
-                model.packed.path.name,
-            )
     if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
         log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
     stored = model.scales.precision if model.scales else None
