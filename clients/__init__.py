@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minitron_trt.clients.completions import Completion as Completion
     from minitron_trt.clients.deadlines import Deadlines as Deadlines
     from minitron_trt.clients.endpoint import Access as Access
-    from minitron_trt.clients.endpoint import Limits as Limits
+    from minitron_trt.clients.endpoint import SizeLimits as SizeLimits
     from minitron_trt.clients.endpoint import Timeouts as Timeouts
     from minitron_trt.clients.messages import Chunk as Chunk
     from minitron_trt.clients.messages import GenerateRequest as GenerateRequest
@@ -45,7 +45,7 @@ else:
             "Deadlines": "minitron_trt.clients.deadlines",
             "EchoTransport": "minitron_trt.clients.transport",
             "GenerateRequest": "minitron_trt.clients.messages",
-            "Limits": "minitron_trt.clients.endpoint",
+            "SizeLimits": "minitron_trt.clients.endpoint",
             "TextStream": "minitron_trt.clients.client",
             "Timeouts": "minitron_trt.clients.endpoint",
             "Transport": "minitron_trt.clients.transport",

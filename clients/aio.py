@@ -19,7 +19,7 @@ from typing import Any
 
 from minitron_trt.clients.completions import Collector, Completion, check_single
 from minitron_trt.clients.deadlines import Deadlines
-from minitron_trt.clients.endpoint import Access, Endpoint, Limits, Timeouts
+from minitron_trt.clients.endpoint import Access, Endpoint, SizeLimits, Timeouts
 from minitron_trt.clients.messages import (
     Chunk,
     GenerateRequest,
@@ -100,7 +100,7 @@ class AsyncClient:
         connect_timeout_s: float = Timeouts().connect_s,
         timeouts: Timeouts | None = None,
         max_retries: int = 2,
-        limits: Limits | None = None,
+        limits: SizeLimits | None = None,
         environment_proxy: bool | None = None,
         access: Access | None = None,
     ) -> AsyncClient:
@@ -115,7 +115,7 @@ class AsyncClient:
         endpoint = Endpoint.parse(url, environment_proxy=environment_proxy)
         access = access or Access()
         access.check(endpoint)
-        transport = _transport(endpoint, access, limits or Limits())
+        transport = _transport(endpoint, access, limits or SizeLimits())
         return cls(transport, timeouts=timeouts, max_retries=max_retries)
 
     async def generate(self, prompt: Prompt = "", **options: Any) -> Completion:
@@ -280,7 +280,7 @@ async def _each(prompts: Iterable[Prompt] | AsyncIterable[Prompt]) -> AsyncItera
             yield prompt
 
 
-def _transport(endpoint: Endpoint, access: Access, limits: Limits) -> AsyncTransport:
+def _transport(endpoint: Endpoint, access: Access, limits: SizeLimits) -> AsyncTransport:
     # Each of the two libraries is loaded only by those who use it.
     if endpoint.is_grpc:
         from minitron_trt.clients.transport_grpc import AsyncGrpcTransport

@@ -12,7 +12,7 @@ from typing import Any
 
 from minitron_trt.clients.completions import Collector, Completion, check_single
 from minitron_trt.clients.deadlines import Deadlines
-from minitron_trt.clients.endpoint import Access, Endpoint, Limits, Timeouts
+from minitron_trt.clients.endpoint import Access, Endpoint, SizeLimits, Timeouts
 from minitron_trt.clients.messages import (
     Chunk,
     GenerateRequest,
@@ -100,7 +100,7 @@ class Client:
         connect_timeout_s: float = Timeouts().connect_s,
         timeouts: Timeouts | None = None,
         max_retries: int = 2,
-        limits: Limits | None = None,
+        limits: SizeLimits | None = None,
         environment_proxy: bool | None = None,
         access: Access | None = None,
     ) -> Client:
@@ -115,7 +115,7 @@ class Client:
         endpoint = Endpoint.parse(url, environment_proxy=environment_proxy)
         access = access or Access()
         access.check(endpoint)
-        transport = _transport(endpoint, access, limits or Limits())
+        transport = _transport(endpoint, access, limits or SizeLimits())
         return cls(transport, timeouts=timeouts, max_retries=max_retries)
 
     def generate(self, prompt: Prompt = "", **options: Any) -> Completion:
@@ -266,7 +266,7 @@ class Client:
             threads.shutdown(cancel_futures=True)
 
 
-def _transport(endpoint: Endpoint, access: Access, limits: Limits) -> Transport:
+def _transport(endpoint: Endpoint, access: Access, limits: SizeLimits) -> Transport:
     # Each of the two libraries is loaded only by those who use it.
     if endpoint.is_grpc:
         from minitron_trt.clients.transport_grpc import GrpcTransport

@@ -185,7 +185,7 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SizeLimits:
     """How much to take from a server: in one message, event or plain body, and in one answer.
 
     What is larger ends the request with a ProtocolError. Context logits of long prompts may need

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from minitron_trt.clients.deadlines import Deadlines
-from minitron_trt.clients.endpoint import Access, Endpoint, Limits
+from minitron_trt.clients.endpoint import Access, Endpoint, SizeLimits
 from minitron_trt.clients.event_loops import PerLoop
 from minitron_trt.clients.faults import GRPC_FAULTS, BrokenProtocolError, Fault, server_error
 from minitron_trt.clients.grpc_api import aio, grpc, open_stub, service_pb2
@@ -40,7 +40,7 @@ _TOO_LARGE: Final = re.compile(r"Received message larger than max|decompressed m
 _BROKEN: Final = re.compile(r"HTTP/?2|RST_STREAM|GOAWAY|Stream removed", re.IGNORECASE)
 
 
-def channel_options(endpoint: Endpoint, limits: Limits) -> list[tuple[str, int]]:
+def channel_options(endpoint: Endpoint, limits: SizeLimits) -> list[tuple[str, int]]:
     """Return the settings of a channel."""
     return [
         ("grpc.max_send_message_length", -1),
@@ -59,7 +59,7 @@ def channel_options(endpoint: Endpoint, limits: Limits) -> list[tuple[str, int]]
 class _GrpcParts:
     """What both transports do without waiting for anything."""
 
-    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+    def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         self._endpoint = endpoint
         self._access = access
         self._limits = limits
@@ -118,7 +118,7 @@ class _GrpcParts:
 class GrpcTransport(_GrpcParts):
     """Carry requests to Triton's gRPC service."""
 
-    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+    def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         super().__init__(endpoint, access, limits)
         self._channel = _open(grpc, endpoint, access, self._options())
         self._stub = open_stub(self._channel)
@@ -202,7 +202,7 @@ class _Connection:
 class AsyncGrpcTransport(_GrpcParts):
     """Carry requests to Triton's gRPC service, in asyncio."""
 
-    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+    def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         super().__init__(endpoint, access, limits)
         self._connections = PerLoop(self._connect, lambda connection: connection.channel.close())
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import httpcore2
 
 from minitron_trt.clients.deadlines import Deadlines
-from minitron_trt.clients.endpoint import Access, Endpoint, Limits
+from minitron_trt.clients.endpoint import Access, Endpoint, SizeLimits
 from minitron_trt.clients.event_loops import PerLoop
 from minitron_trt.clients.faults import HTTP_FAULTS, BrokenProtocolError, Fault, server_error
 from minitron_trt.clients.interface_http import HttpReply, Question, ask_interface, ask_ready
@@ -43,7 +43,7 @@ _CLOSED: Final = (401, 403, 407)
 class _HttpParts:
     """What both transports do without waiting for anything."""
 
-    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+    def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         self._endpoint = endpoint
         self._access = access
         self._limits = limits
@@ -132,7 +132,7 @@ class _HttpParts:
 class HttpTransport(_HttpParts):
     """Carry requests to Triton's HTTP service."""
 
-    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+    def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         super().__init__(endpoint, access, limits)
         self._pool = httpcore2.ConnectionPool(
             **self._pool_settings(), network_backend=BoundedBackend()
@@ -194,7 +194,7 @@ class HttpTransport(_HttpParts):
 class AsyncHttpTransport(_HttpParts):
     """Carry requests to Triton's HTTP service, in asyncio."""
 
-    def __init__(self, endpoint: Endpoint, access: Access, limits: Limits) -> None:
+    def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         super().__init__(endpoint, access, limits)
         settings = self._pool_settings()
         self._pools = PerLoop(
@@ -285,7 +285,7 @@ class _Body:
 class _AnswerBody:
     """The body of an answer: the JSON records in it, whether it is events or one object."""
 
-    def __init__(self, response: httpcore2.Response, call: InferCall, limits: Limits) -> None:
+    def __init__(self, response: httpcore2.Response, call: InferCall, limits: SizeLimits) -> None:
         self._reply = _reply(response)
         encoding = _header(response, b"content-encoding") or "identity"
         if encoding != "identity":

@@ -16,7 +16,7 @@ from tests.patience import PATIENCE_S
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
-from minitron_trt.clients.endpoint import Limits, Timeouts
+from minitron_trt.clients.endpoint import SizeLimits, Timeouts
 from minitron_trt.errors import (
     ProtocolError,
     RefusedError,
@@ -26,7 +26,7 @@ from minitron_trt.errors import (
     UnreachableError,
 )
 
-LIMITS: Final = Limits(message_bytes=2**20, answer_bytes=2**20)
+LIMITS: Final = SizeLimits(message_bytes=2**20, answer_bytes=2**20)
 SLOW: Final = (ServerTimeoutError, "was not complete after 2 s")
 SILENT: Final = (UnreachableError, "silent for 2 s")
 GARBLED: Final = (ProtocolError, "is not Triton's protocol")
