@@ -206,28 +206,34 @@ class AsyncClient:
         await self.close()
 
     async def _chunks(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """Yield an answer's chunks; before the first of them, try again what may pass."""
+        """Yield an answer's chunks, and close its stream whatever ends it."""
         if self._is_closed:
             raise UsageError("the client is closed; make another one with connect()")
         deadlines = Deadlines(self._timeouts)
         deadlines.begin()
-        has_begun, retries = False, 0
         with request_span(request) as span:
-            while True:
-                try:
-                    stream = self._transport.stream(span.request, deadlines)
-                    async with contextlib.aclosing(stream) as chunks:
-                        async for chunk in chunks:
-                            has_begun = True
-                            span.note(chunk)
-                            yield chunk
-                    return
-                except ServerError as error:
-                    delay_s = self._retries.delay_s(error, retries, deadlines)
-                    if has_begun or delay_s is None:
-                        raise
-                await asyncio.sleep(delay_s)
-                retries += 1
+            stream, chunk = await self._begin(span.request, deadlines)
+            async with contextlib.aclosing(stream):
+                while chunk is not None:
+                    span.note(chunk)
+                    yield chunk
+                    chunk = await anext(stream, None)
+
+    async def _begin(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> tuple[AsyncGenerator[Chunk, None], Chunk | None]:
+        """Return a stream with its first chunk; before that, try again what may pass."""
+        retries = 0
+        while True:
+            stream = self._transport.stream(request, deadlines)
+            try:
+                return stream, await anext(stream, None)
+            except ServerError as error:
+                delay_s = self._retries.delay_s(error, retries, deadlines)
+                if delay_s is None:
+                    raise
+            await asyncio.sleep(delay_s)
+            retries += 1
 
     async def _many(
         self,

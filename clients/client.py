@@ -208,27 +208,33 @@ class Client:
     def _chunks(
         self, request: GenerateRequest, deadlines: Deadlines
     ) -> Generator[Chunk, None, None]:
-        """Yield an answer's chunks; before the first of them, try again what may pass."""
+        """Yield an answer's chunks, and close its stream whatever ends it."""
         if self._is_closed:
             raise UsageError("the client is closed; make another one with connect()")
         deadlines.begin()
-        has_begun, retries = False, 0
         with request_span(request) as span:
-            while True:
-                try:
-                    stream = self._transport.stream(span.request, deadlines)
-                    with contextlib.closing(stream) as chunks:
-                        for chunk in chunks:
-                            has_begun = True
-                            span.note(chunk)
-                            yield chunk
-                    return
-                except ServerError as error:
-                    delay_s = self._retries.delay_s(error, retries, deadlines)
-                    if has_begun or delay_s is None:
-                        raise
-                time.sleep(delay_s)
-                retries += 1
+            stream, chunk = self._begin(span.request, deadlines)
+            with contextlib.closing(stream):
+                while chunk is not None:
+                    span.note(chunk)
+                    yield chunk
+                    chunk = next(stream, None)
+
+    def _begin(
+        self, request: GenerateRequest, deadlines: Deadlines
+    ) -> tuple[Generator[Chunk, None, None], Chunk | None]:
+        """Return a stream with its first chunk; before that, try again what may pass."""
+        retries = 0
+        while True:
+            stream = self._transport.stream(request, deadlines)
+            try:
+                return stream, next(stream, None)
+            except ServerError as error:
+                delay_s = self._retries.delay_s(error, retries, deadlines)
+                if delay_s is None:
+                    raise
+            time.sleep(delay_s)
+            retries += 1
 
     def _many(
         self,
