@@ -147,14 +147,10 @@ class HttpTransport(_HttpParts):
         with self._faults(deadlines):
             deadlines.asked()
             with self._pool.stream(**self._posted(call, deadlines)) as response:
-                reader = _AnswerBody(response, call, self._limits)
+                body = _AnswerBody(response, answer, self._limits, deadlines)
                 for data in response.iter_stream():
-                    for event in reader.feed(data):
-                        deadlines.answered()
-                        yield from answer.feed(reader.decode(event))
-                        deadlines.waiting()
-                for event in reader.end():
-                    yield from answer.feed(reader.decode(event))
+                    yield from body.feed(data)
+                yield from body.end()
             yield from answer.end()
 
     def ready(self, deadlines: Deadlines) -> bool:
@@ -214,16 +210,12 @@ class AsyncHttpTransport(_HttpParts):
             deadlines.asked()
             pool = await self._pools.get()
             async with pool.stream(**self._posted(call, deadlines)) as response:
-                reader = _AnswerBody(response, call, self._limits)
+                body = _AnswerBody(response, answer, self._limits, deadlines)
                 async for data in response.aiter_stream():
-                    for event in reader.feed(data):
-                        deadlines.answered()
-                        for chunk in answer.feed(reader.decode(event)):
-                            yield chunk
-                        deadlines.waiting()
-                for event in reader.end():
-                    for chunk in answer.feed(reader.decode(event)):
+                    for chunk in body.feed(data):
                         yield chunk
+                for chunk in body.end():
+                    yield chunk
             for chunk in answer.end():
                 yield chunk
 
@@ -283,9 +275,15 @@ class _Body:
 
 
 class _AnswerBody:
-    """The body of an answer: the JSON records in it, whether it is events or one object."""
+    """The body of an answer: the chunks in it, whether it is events or one object."""
 
-    def __init__(self, response: httpcore2.Response, call: InferCall, limits: SizeLimits) -> None:
+    def __init__(
+        self,
+        response: httpcore2.Response,
+        answer: AnswerStream,
+        limits: SizeLimits,
+        deadlines: Deadlines,
+    ) -> None:
         self._reply = _reply(response)
         encoding = _header(response, b"content-encoding") or "identity"
         if encoding != "identity":
@@ -293,15 +291,34 @@ class _AnswerBody:
         is_stream = self._reply.content_type.startswith("text/event-stream")
         self._events = EventReader(limits.message_bytes) if is_stream else None
         self._body = _Body(limits.message_bytes)
+        self._answer = answer
+        self._deadlines = deadlines
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Return the records that are whole now."""
+    def feed(self, data: bytes) -> Iterator[Chunk]:
+        """Yield the chunks of the events that are whole now."""
+        if self._events is None:
+            self._body.add(data)
+            return
+        for event in self._events.feed(data):
+            self._deadlines.answered()
+            yield from self._answer.feed(self._decode(event))
+            self._deadlines.waiting()
+
+    def end(self) -> Iterator[Chunk]:
+        """Yield the chunks of a body that is no stream; BrokenProtocolError if it is no answer."""
         if self._events is not None:
-            return self._events.feed(data)
-        self._body.add(data)
-        return []
+            return
+        body = self._body.whole()
+        # Triton labels some of its JSON as plain text.
+        if body.lstrip().startswith(b"{"):
+            yield from self._answer.feed(self._decode(body))
+            return
+        if self._reply.status in _CLOSED:
+            raise BrokenProtocolError(str(self._reply), Fault.REFUSED)
+        fault = Fault.ABSENT if self._reply.status in _GATEWAY else Fault.GARBLED
+        raise BrokenProtocolError(str(self._reply), fault)
 
-    def decode(self, record: bytes) -> Piece:
+    def _decode(self, record: bytes) -> Piece:
         """Read a record; a RefusedError of a busy server is passing."""
         if self._reply.status == _NOT_ALLOWED:
             # Triton's port of metrics.
@@ -311,19 +328,6 @@ class _AnswerBody:
         except RefusedError as error:
             error.is_passing = self._reply.status in _BUSY
             raise
-
-    def end(self) -> list[bytes]:
-        """Return the record of a body that is no stream; BrokenProtocolError if it is none."""
-        if self._events is not None:
-            return []
-        body = self._body.whole()
-        # Triton labels some of its JSON as plain text.
-        if body.lstrip().startswith(b"{"):
-            return [body]
-        if self._reply.status in _CLOSED:
-            raise BrokenProtocolError(str(self._reply), Fault.REFUSED)
-        fault = Fault.ABSENT if self._reply.status in _GATEWAY else Fault.GARBLED
-        raise BrokenProtocolError(str(self._reply), fault)
 
 
 def _reply(response: httpcore2.Response, body: bytes = b"") -> HttpReply:
