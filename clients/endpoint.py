@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 from minitron_trt.errors import UsageError
+from minitron_trt.host.addresses import is_loopback
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
     {"grpc": 8001, "grpcs": 443, "http": 80, "https": 443}
@@ -53,7 +53,7 @@ class Endpoint:
             port=parts.port or _DEFAULT_PORTS[parts.scheme],
             path=parts.path.rstrip("/"),
             environment_proxy=(
-                not _is_loopback(host) if environment_proxy is None else environment_proxy
+                not is_loopback(host) if environment_proxy is None else environment_proxy
             ),
         )
 
@@ -106,13 +106,6 @@ def _split(url: str) -> SplitResult:
     if surplus or (is_grpc and parts.path not in ("", "/")):
         raise UsageError(f"{url!r} has more than a host and a port; expected one like {_EXAMPLE}")
     return parts
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

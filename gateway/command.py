@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,7 @@ import click
 
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, UsageError
-
-log = logging.getLogger(__name__)
+from minitron_trt.host.addresses import is_loopback
 
 
 @click.command()
@@ -135,7 +132,7 @@ def gateway(
 
     listener = Listener(options["host"], options["port"], tls_cert, tls_key, options["drain_s"])
     keys = ApiKeys.read(api_keys) if api_keys else None
-    if not (keys or insecure_no_keys or _is_loopback(listener.host)):
+    if not (keys or insecure_no_keys or is_loopback(listener.host)):
         raise UsageError(
             f"whoever reaches {listener.host} could ask; give --api-keys FILE, or say "
             "--insecure-no-keys"
@@ -175,13 +172,6 @@ def _named_model(text: str) -> tuple[str, str]:
     if not name or (equals and not model):
         raise UsageError(f"--model is {text!r}; expected MODEL or NAME=MODEL")
     return name, model or name
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _template(path: Path) -> Any:

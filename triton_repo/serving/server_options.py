@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import random
 import secrets
 import socket
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.errors import BadInputError, ProcessError, UsageError
+from minitron_trt.host.addresses import is_loopback
 from minitron_trt.records import read_regular
 
 LOCALHOST: Final = "127.0.0.1"
@@ -67,13 +66,13 @@ class Endpoints:
     @property
     def is_local(self) -> bool:
         """Say whether only this machine reaches the inference endpoints."""
-        return _is_loopback(self.host)
+        return is_loopback(self.host)
 
     @property
     def open_address(self) -> str | None:
         """Return the first address, with its option, that other machines reach; None without."""
         for option, host in (("--host", self.host), ("--metrics-host", self.metrics_host)):
-            if not _is_loopback(host):
+            if not is_loopback(host):
                 return f"{option} {host}"
         return None
 
@@ -94,12 +93,6 @@ class Endpoints:
                         f"{name} port {port} of {host} cannot be taken ({error.strerror}); "
                         f"choose another with --{name}-port"
                     ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _reachable(host: str) -> str:

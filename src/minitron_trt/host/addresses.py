@@ -1,0 +1,14 @@
+"""Addresses of machines."""
+
+from __future__ import annotations
+
+import ipaddress
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host, an address or a name, is one that only this machine reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        # Names below localhost are loopback, too, by RFC 6761.
+        return host == "localhost" or host.endswith(".localhost")
