@@ -299,6 +299,7 @@ def _watch(rpc: Any, deadlines: Deadlines) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
+        """Look at the deadlines whenever one of them could have passed."""
         while not done.wait(deadlines.check_s):
             if deadlines.passed:
                 rpc.cancel()
