@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.errors import MinitronError, one_line
@@ -38,13 +39,8 @@ from minitron_trt.gateway.openai_requests import (
 from minitron_trt.gateway.page import show_page
 from minitron_trt.gateway.request_log import (
     GONE_STATUS,
-    App,
-    Message,
     Metrics,
-    Receive,
     RequestLog,
-    Scope,
-    Send,
     log,
     notes_of,
 )
@@ -118,7 +114,7 @@ def gateway_app(client: AsyncClient, models: ServedModels, options: GatewayOptio
 class Admission:
     """Turns away who has no key, or too many requests."""
 
-    def __init__(self, app: App, *, keys: ApiKeys | None, rates: Rates) -> None:
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys | None, rates: Rates) -> None:
         self._app = app
         self._keys = keys
         self._rates = rates

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeAlias, TypeVar
+
+from starlette.types import Receive
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 
 T = TypeVar("T")
-Receive: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
-"""ASGI's: what the client sends next, its leaving included."""
 Numbered: TypeAlias = tuple[int, Chunk]
 """A chunk, and which of the prompts it answers."""
 

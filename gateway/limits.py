@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from minitron_trt.gateway.generation import ClientGoneError, Receive
+from starlette.types import Receive
+
+from minitron_trt.gateway.generation import ClientGoneError
 from minitron_trt.gateway.openai_errors import ApiError, too_many
 
 _MOST_CLIENTS: Final = 10_000

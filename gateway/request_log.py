@@ -6,20 +6,14 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 GONE_STATUS: Final = 499
 """What is logged for a client that left before its answer, as nginx does."""
@@ -107,7 +101,7 @@ class Metrics:
 class RequestLog:
     """The outermost layer: gives each request an id, and says in the log what became of it."""
 
-    def __init__(self, app: App, *, metrics: Metrics, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, paths: frozenset[str]) -> None:
         self._app = app
         self._metrics = metrics
         self._paths = paths
