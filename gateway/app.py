@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Generic
 
 import msgspec
 from starlette.applications import Starlette
@@ -29,7 +29,7 @@ from minitron_trt.gateway.generation import (
 from minitron_trt.gateway.limits import GatewayLimits, Places, Rates, read_limited
 from minitron_trt.gateway.openai_answers import Answer
 from minitron_trt.gateway.openai_errors import ApiError, api_error
-from minitron_trt.gateway.openai_fields import ChatRequest, CompletionRequest, read_body
+from minitron_trt.gateway.openai_fields import B, ChatRequest, CompletionRequest, read_body
 from minitron_trt.gateway.openai_requests import (
     AskedText,
     ModelTarget,
@@ -72,9 +72,11 @@ def gateway_app(client: AsyncClient, models: ServedModels, options: GatewayOptio
     places = Places(options.limits.running)
     api = _ModelsApi(client, models, metrics)
     shared = (client, models, places, options.limits)
+    completions = TextEndpoint(CompletionRequest, asked_completion, *shared)
+    chats = TextEndpoint(ChatRequest, asked_chat, *shared)
     routes = [
-        Route("/v1/completions", TextEndpoint(_completion, *shared), methods=["POST"]),
-        Route("/v1/chat/completions", TextEndpoint(_chat, *shared), methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/chat/completions", chats, methods=["POST"]),
         Route("/v1/models", api.list_models),
         Route("/v1/models/{name:path}", api.show_model),
         Route("/", show_page),
@@ -138,18 +140,23 @@ class Admission:
             self._rates.spend(client)
 
 
-class TextEndpoint:
-    """Answers a POST for text, whole or as a stream; a client that leaves cancels it in Triton."""
+class TextEndpoint(Generic[B]):
+    """Answers a POST for text, whole or as a stream; a client that leaves cancels it in Triton.
+
+    `ask` turns the fields of a body of this kind into the requests for a model.
+    """
 
     def __init__(
         self,
-        read: Callable[[bytes], _Unaddressed],
+        kind: type[B],
+        ask: Callable[[B, ModelTarget], AskedText],
         client: AsyncClient,
         models: ServedModels,
         places: Places,
         limits: GatewayLimits,
     ) -> None:
-        self._read = read
+        self._kind = kind
+        self._ask = ask
         self._client = client
         self._models = models
         self._places = places
@@ -159,10 +166,9 @@ class TextEndpoint:
         """Answer one request, as an ASGI application."""
         model = "-"
         try:
-            body = await self._body(Request(scope), receive)
-            unaddressed = self._read(body)
-            model = unaddressed.model
-            asked = unaddressed.address(await self._models.target(model))
+            fields = read_body(await self._body(Request(scope), receive), self._kind)
+            model = fields.model
+            asked = self._ask(fields, await self._models.target(model))
             notes_of(scope).model = model
             with self._places.take(asked.sequences):
                 await unless_gone(receive, self._answer(asked, scope, receive, send))
@@ -196,24 +202,6 @@ class TextEndpoint:
             notes.prompt_tokens = answer.prompt_tokens or 0
             notes.completion_tokens = answer.completion_tokens
         await _json_response(answer.whole())(scope, receive, send)
-
-
-class _Unaddressed:
-    """A body that was read, before the model that it names is known."""
-
-    def __init__(self, model: str, address: Callable[[ModelTarget], AskedText]) -> None:
-        self.model = model
-        self.address = address
-
-
-def _completion(body: bytes) -> _Unaddressed:
-    fields = read_body(body, CompletionRequest)
-    return _Unaddressed(fields.model, lambda target: asked_completion(fields, target))
-
-
-def _chat(body: bytes) -> _Unaddressed:
-    fields = read_body(body, ChatRequest)
-    return _Unaddressed(fields.model, lambda target: asked_chat(fields, target))
 
 
 async def _events(

@@ -127,7 +127,7 @@ class ChatRequest(SamplingFields, kw_only=True):
     web_search_options: Any = None
 
 
-B = TypeVar("B", CompletionRequest, ChatRequest)
+B = TypeVar("B", bound=SamplingFields)
 _UNKNOWN: Final = re.compile(r"unknown field `([^`]*)`")
 _AT: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISSING: Final = re.compile(r"missing required field `([^`]*)`")
