@@ -303,4 +303,4 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_fault(_: Request, error: Exception) -> Response:
-    return _error_response(ApiError("The gateway failed.", status=500, kind="server_error"))
+    return _error_response(api_error(error, "-"))

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.errors import (
-    MinitronError,
     ProtocolError,
     RefusedError,
     RequestCancelledError,
@@ -17,7 +16,7 @@ from minitron_trt.errors import (
     UsageError,
 )
 
-INVALID: Final = "invalid_request_error"
+_INVALID: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
 
 _PARAMS: Final[Mapping[str, str]] = MappingProxyType(
@@ -50,7 +49,7 @@ class ApiError(Exception):
         message: str,
         *,
         status: int = 400,
-        kind: str = INVALID,
+        kind: str = _INVALID,
         param: str | None = None,
         code: str | None = None,
         retry_after_s: int | None = None,
@@ -107,8 +106,8 @@ def too_many(message: str, *, retry_after_s: int) -> ApiError:
     )
 
 
-def api_error(error: MinitronError, model: str) -> ApiError:
-    """Return what a client is told of an error between gateway and Triton.
+def api_error(error: Exception, model: str) -> ApiError:
+    """Return what a client is told of an error between gateway and Triton, or of any other.
 
     What Triton says of a request is the client's to know; where Triton is, is not.
     """

@@ -59,8 +59,10 @@ class Metrics:
             ("path", "status"),
             registry=self._registry,
         )
-        self._seconds = self._histogram("request_seconds", "A request, from its first byte to its")
-        self._first = self._histogram("time_to_first_chunk_seconds", "From a request to its answer")
+        self._seconds = self._histogram("request_seconds", "From a request to its end")
+        self._first = self._histogram(
+            "time_to_first_chunk_seconds", "From a request to its first text"
+        )
         self._tokens = Counter(
             "minitron_gateway_tokens",
             "Tokens that clients sent and got",

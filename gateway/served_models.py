@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.errors import RefusedError
-from minitron_trt.gateway.openai_errors import unknown_model
+from minitron_trt.gateway.openai_errors import ApiError, unknown_model
 from minitron_trt.gateway.openai_requests import ModelTarget
 
 USUAL_NAMES: Final = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm")
@@ -62,10 +62,10 @@ class ServedModels:
 
     async def _is_there(self, name: str) -> bool:
         try:
-            interface = await self._client.interface(self._names[name])
-        except RefusedError:
+            await self.target(name)
+        except ApiError:
             return False
-        return interface.takes_text
+        return True
 
     def _record(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self._created, "owned_by": "triton"}
