@@ -96,6 +96,7 @@ FP32 -1 o embedding_bias_weights
 FP16 -1,-1 or lora_weights
 INT32 -1,3 or lora_config
 """
+RELAY_INPUTS: Final = f"{TEXT_INPUTS}INT32 1 o num_draft_tokens\nBOOL 1 os use_draft_logits"
 TEXT_OUTPUTS: Final = f"STRING -1 - text_output\n{STATISTICS}"
 POSTPROCESSING_INPUTS: Final = "INT32 -1,-1 - TOKENS_BATCH\nINT32 -1 - SEQUENCE_LENGTH"
 
@@ -314,7 +315,7 @@ def templates() -> dict[str, str]:
         ),
         "tensorrt_llm_bls": _model(
             "tensorrt_llm_bls",
-            inputs=TEXT_INPUTS,
+            inputs=RELAY_INPUTS,
             outputs=TEXT_OUTPUTS,
             middle=python + DECOUPLED,
             parameters=_same(RELAY_KEYS),

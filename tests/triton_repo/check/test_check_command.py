@@ -41,8 +41,8 @@ def test_findings_are_a_table_and_the_error_says_the_first(
         result.stdout,
         re.MULTILINE,
     )
-    assert result.stdout.splitlines()[-1] == f"{repository}: 1 error, 50 warnings"
-    assert result.stderr.startswith(f"error: {repository} has 1 error, 50 warnings; ensemble/")
+    assert result.stdout.splitlines()[-1] == f"{repository}: 1 error, 49 warnings"
+    assert result.stderr.startswith(f"error: {repository} has 1 error, 49 warnings; ensemble/")
     assert result.stderr.count("\n") == 1
 
 
