@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 from tests.patience import PATIENCE_S
-from tests.triton_repo.ticker import END, group_of, serve, stream, wait_until_gone, write_ticker
+from tests.triton_repo.ticker import (
+    END,
+    group_of,
+    ports,
+    serve,
+    stream,
+    wait_until_gone,
+    write_ticker,
+)
+
+from minitron_trt.triton_repo.serving.server_options import free_endpoints
 
 pytestmark = pytest.mark.server
 
@@ -160,8 +170,9 @@ def test_the_log_is_kept(repository: Path, tmp_path: Path) -> None:
 
 
 def test_a_log_that_cannot_be_written_is_said_before_the_start(repository: Path) -> None:
+    options = (*ports(free_endpoints()), "--log-file=/no/such/log")
     result = subprocess.run(
-        [sys.executable, "-m", "minitron_trt", "serve", str(repository), "--log-file=/no/such/log"],
+        [sys.executable, "-m", "minitron_trt", "serve", str(repository), *options],
         capture_output=True,
         text=True,
         check=False,
