@@ -55,6 +55,11 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:.2f} GB"
 
 
+def coloured(text: str, colour: str) -> str:
+    """Return a part of a result in a colour, where stdout is a terminal."""
+    return click.style(text, colour) if sys.stdout.isatty() else text
+
+
 def no_progress(_: int) -> None:
     """Tell nobody."""
 
@@ -78,9 +83,13 @@ class Console:
     quiet: bool = False
 
     def result(self, record: Mapping[str, Any], text: str) -> None:
-        """Print the result on stdout: the record as one JSON object with --json, else the text."""
+        """Print the result on stdout: the record as one JSON object with --json, else the text.
+
+        Whatever stdout is, it gets the text as it is: colours are for `coloured` to leave out.
+        """
         shown = json.dumps(record, ensure_ascii=False) if self.as_json else text
-        # Of a file's name that is no UTF-8, which an escape stands for in JSON as well.
+        # Of a file's name that is no UTF-8, which an escape stands for in JSON as well. Without
+        # `color` click would take the escape sequences out of a model's text in a pipe.
         click.echo(shown.encode(errors="backslashreplace").decode(), color=True)
 
     @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +12,7 @@ import cloup
 from minitron_trt.build.compatibility import LoadReport, check_engine
 from minitron_trt.build.containers import RECOMMENDED, Container, find_container
 from minitron_trt.build.engine import Engine
-from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.console import PATH, Console, coloured, console_options
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError, one_line
 from minitron_trt.gpus import SMS, Target, find_target
 from minitron_trt.triton_repo.check.report import RepositoryReport, Severity
@@ -139,7 +138,7 @@ def describe_repository(report: RepositoryReport) -> str:
     """Return the findings as a table, worst colours on a terminal, and their numbers."""
     width = max((len(finding.place) for finding in report.findings), default=0)
     lines = [
-        f"{_coloured(f'{finding.severity:7}', _COLOURS[finding.severity])}  "
+        f"{coloured(f'{finding.severity:7}', _COLOURS[finding.severity])}  "
         + one_line(f"{finding.place:{width}}  {finding.message}")
         for finding in report.findings
     ]
@@ -164,8 +163,3 @@ def describe(report: LoadReport) -> str:
     if report.images:
         lines.append(f"images that fit: {', '.join(report.images)}")
     return "\n".join(lines)
-
-
-def _coloured(text: str, colour: str | None) -> str:
-    """Return a text in a colour, for a terminal only."""
-    return click.style(text, colour) if sys.stdout.isatty() else text
