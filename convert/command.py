@@ -20,6 +20,7 @@ from minitron_trt.console import (
     console_options,
     size_text,
 )
+from minitron_trt.hub_options import HUB_OPTIONS
 from minitron_trt.option_types import Count
 from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS, Precision
 
@@ -90,11 +91,7 @@ if TYPE_CHECKING:
         help="Pieces that run together",
     ),
 )
-@cloup.option_group(
-    "Hugging Face hub",
-    cloup.option("--revision", help="Branch, tag or commit of a hub id"),
-    cloup.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models  [env: HF_TOKEN]"),
-)
+@HUB_OPTIONS
 @console_options
 def convert(
     console: Console, source: str, output: Path | None, dry_run: bool, **options: Any

@@ -20,6 +20,7 @@ from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.gpus import ARCHITECTURES, GPUS, Sure, complete_gpu, find_target, support
+from minitron_trt.hub_options import HUB_OPTIONS
 from minitron_trt.option_types import Count
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import ModelSpec
@@ -91,11 +92,7 @@ _MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "--list-models", is_flag=True, help="Say which models are known by name, and stop"
     ),
 )
-@cloup.option_group(
-    "Hugging Face hub",
-    cloup.option("--revision", help="Branch, tag or commit of a hub id"),
-    cloup.option("--token", envvar="HF_TOKEN", help="Hub token, for gated models  [env: HF_TOKEN]"),
-)
+@HUB_OPTIONS
 @console_options
 def plan(
     console: Console,
