@@ -115,25 +115,29 @@ def build(
         recipe=choose_recipe(model_of(opened), find_target(arch), request),
         request=request,
         checkpoint=opened,
-        output=output or Path("engine"),
+        output=_output(output, dry_run=dry_run),
         overwrite=overwrite,
         timeout_s=timeout_s,
         timing_folder=timing_cache or _cache_home() / "timing",
         image=image,
     )
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o' / '--output'.")
     if finished:
         _finish(console, job, runner=runner, cluster=cluster)
     elif runner in CLUSTERS:
         choose_compiler(job, compiler, runner)
-        if explain:
-            click.echo(job.recipe.explain(), err=True)
-        _write_job(console, job, job_file(ClusterJob(job), runner, cluster), dry_run=dry_run)
+        file = job_file(ClusterJob(job), runner, cluster)
+        _write_job(console, job, file, explain=explain, dry_run=dry_run)
     elif dry_run:
         _print_plan(console, job, compiler=compiler, runner=runner, explain=explain)
     else:
         _build(console, job, compiler=compiler, runner=runner, cache=cache, explain=explain)
+
+
+def _output(folder: Path | None, *, dry_run: bool) -> Path:
+    """Return where the engine goes, which a dry run need not be told."""
+    if folder is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--output'.")
+    return folder or Path("engine")
 
 
 def _version_for(runner: str) -> str:
@@ -202,8 +206,12 @@ def _build(
     console.result(built.to_json(), built.text)
 
 
-def _write_job(console: Console, job: BuildJob, file: JobFile, *, dry_run: bool) -> None:
+def _write_job(
+    console: Console, job: BuildJob, file: JobFile, *, explain: bool, dry_run: bool
+) -> None:
     """Write a cluster's job file, and say what to type next, to the engine that is an artifact."""
+    if explain:
+        click.echo(job.recipe.explain(), err=True)
     check_output(job.output, overwrite=job.overwrite, kind=ENGINE, inputs=(job.checkpoint.folder,))
     finish_it = retyped(
         click.get_current_context(),

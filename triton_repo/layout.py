@@ -143,9 +143,9 @@ def _most_characters(runtime: Runtime) -> int:
     return runtime.max_seq_len * min(runtime.tokenizer.longest_token, _CHARACTERS_PER_TOKEN)
 
 
-def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig, ...]:
-    batch = runtime.config.max_batch_size
-    encoding = {
+def _encoding(runtime: Runtime, recipe: ServingRecipe) -> dict[str, str]:
+    """Return the parameters of the models that make ids of text."""
+    return {
         "tokenizer_dir": _TOKENIZER,
         "add_special_tokens": json.dumps(recipe.add_special_tokens),
         "apply_chat_template": json.dumps(recipe.apply_chat_template),
@@ -154,6 +154,11 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         "vocab_size": str(runtime.vocab_size),
         "max_prompt_characters": str(_most_characters(runtime)),
     }
+
+
+def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig, ...]:
+    batch = runtime.config.max_batch_size
+    encoding = _encoding(runtime, recipe)
     decoding = {
         "tokenizer_dir": _TOKENIZER,
         "skip_special_tokens": json.dumps(recipe.skip_special_tokens),

@@ -131,34 +131,48 @@ def plan(
     sized = find_model(model, revision=revision, token=token)
     if kv_cache not in (None, "auto") and not sized.sharded:
         sized = dataclasses.replace(sized, kv_cache=kv_cache)
-    total = input_len + output_len
-    # Up to there a sequence is within what every profile builds for.
-    longest = total if total > _PROFILE_LEN else None
-    result = make_plan(
-        sized,
-        PlanRequest(
-            targets=tuple(find_target(name) for name in gpus),
-            input_len=input_len,
-            output_len=output_len,
-            precisions=precision,
-            tps=tp,
-            build=BuildRequest(profile=profile, max_seq_len=longest),
-        ),
+    request = PlanRequest(
+        targets=tuple(find_target(name) for name in gpus),
+        input_len=input_len,
+        output_len=output_len,
+        precisions=precision,
+        tps=tp,
+        build=_build_request(profile, input_len + output_len),
     )
+    result = make_plan(sized, request)
     if plot is not None:
         _write_chart(result, plot)
-    recommended = recommend(result, HUB_IDS.get(sized.name, model), _options(profile, longest))
+    recommended = recommend(result, HUB_IDS.get(sized.name, model), _options(request.build))
+    _report(console, result, recommended, explain=explain, plot=plot)
+
+
+def _build_request(profile: str, seq_len: int) -> BuildRequest:
+    """Return what an engine for sequences of a length is built with."""
+    # Up to there a sequence is within what every profile builds for.
+    return BuildRequest(profile=profile, max_seq_len=seq_len if seq_len > _PROFILE_LEN else None)
+
+
+def _options(request: BuildRequest) -> tuple[str, ...]:
+    """Return what a build must be told so that its engine is the one that was planned."""
+    options = () if request.profile == BuildRequest().profile else ("--profile", request.profile)
+    longest = request.max_seq_len
+    return options if longest is None else (*options, "--max-seq-len", str(longest))
+
+
+def _report(
+    console: Console,
+    result: Plan,
+    recommended: list[Recommendation],
+    *,
+    explain: bool,
+    plot: Path | None,
+) -> None:
+    """Print a plan and what it comes to; UnsupportedError when that is nothing."""
     record = result.to_json() | {"recommended": [each.to_json() for each in recommended]}
     text = describe(result, recommended, explain=explain, width=output_width())
     console.result(record, f"{text}\n\nchart: {plot}" if plot else text)
     if not recommended:
         raise UnsupportedError(f"nothing fits: {result.rows[0].problem}")
-
-
-def _options(profile: str, longest: int | None) -> tuple[str, ...]:
-    """Return what a build must be told so that its engine is the one that was planned."""
-    options = () if profile == "balanced" else ("--profile", profile)
-    return options if longest is None else (*options, "--max-seq-len", str(longest))
 
 
 def _check_plot(path: Path) -> None:

@@ -40,7 +40,14 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "From a model to an answer": (
-            *("convert", "plan", "build", "check", "triton-repo", "serve", "generate", "gateway"),
+            "convert",
+            "plan",
+            "build",
+            "check",
+            "triton-repo",
+            "serve",
+            "generate",
+            "gateway",
         ),
         "To begin with": ("doctor", "sample", "demo", "completion"),
     }

@@ -124,7 +124,8 @@ TASKS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "convert without calibration, plan, check, triton-repo, generate": (),
         "convert with calibration (fp8, nvfp4, *-awq, FP8 KV caches)": (
-            *("torch", "nvidia-modelopt"),
+            "torch",
+            "nvidia-modelopt",
         ),
         "serve checkpoints, on the reference runtime": ("tritonserver", "torch", "tokenizers"),
         "build engines for ampere, ada and blackwell-rtx without a GPU": ("tensorrt-rtx",),

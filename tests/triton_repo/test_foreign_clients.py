@@ -230,7 +230,9 @@ def test_a_batch_of_prompts_is_split(served: Served, model: str, stream: bool) -
 
     assert texts == [
         ask(
-            *(served.endpoints, "grpc", model),
+            served.endpoints,
+            "grpc",
+            model,
             text_input=prompt,
             max_tokens=count,
             stop_words=stop,

@@ -149,7 +149,11 @@ class Crowd:
     async def _crash_process(self) -> None:
         """Kill a process that reads four streams over gRPC."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CRASHING, self._served.endpoints.grpc_url, PROMPTS[0]),
+            sys.executable,
+            "-c",
+            CRASHING,
+            self._served.endpoints.grpc_url,
+            PROMPTS[0],
             stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdout is not None

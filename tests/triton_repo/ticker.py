@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,20 +148,25 @@ def _run_grpc(url: str, count: int, put: Callable[[Any], None]) -> None:
         client.stop_stream()
 
 
+def _events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of an event stream."""
+    for line in lines:
+        if line.strip():
+            yield json.loads(line.removeprefix(b"data: "))
+
+
 def _run_http(url: str, count: int, put: Callable[[Any], None]) -> None:
     body = json.dumps({"count": count}).encode()
     request = urllib.request.Request(f"{url}/v2/models/ticker/generate_stream", data=body)
     ticks = 0
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-            for line in answer:
-                if line.strip():
-                    event = json.loads(line.removeprefix(b"data: "))
-                    if "error" in event:
-                        put(RuntimeError(event["error"]))
-                        return
-                    put(int(event["tick"]))
-                    ticks += 1
+            for event in _events(answer):
+                if "error" in event:
+                    put(RuntimeError(event["error"]))
+                    return
+                put(int(event["tick"]))
+                ticks += 1
     except OSError as error:
         put(error)
         return

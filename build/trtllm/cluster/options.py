@@ -59,6 +59,7 @@ def cluster_options(command: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(command)
     def with_settings(*args: Any, runner: str, **kwargs: Any) -> R:
+        """Call the command with settings in place of its options."""
         values = {name: kwargs.pop(name) for name in _RUNNERS}
         options = {name: value for name, value in values.items() if value not in (None, ())}
         for name in options:
