@@ -59,21 +59,22 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"--config {path} cannot be read: {error}") from error
     try:
-        if path.suffix == ".toml":
-            record: Any = tomllib.loads(text)
-        else:
-            # Few commands have such a file.
-            import yaml
-
-            record = yaml.safe_load(text)
-    except ValueError as error:
-        raise BadInputError(f"--config {path} is damaged: {error}") from error
-    except Exception as error:  # yaml's own errors
-        if type(error).__module__.partition(".")[0] != "yaml":
-            raise
+        record: Any = tomllib.loads(text) if path.suffix == ".toml" else _from_yaml(text)
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"--config {path} is damaged: {error}") from error
     if not isinstance(record, Mapping):
         raise BadInputError(
             f"--config {path} is no list of options; expected lines `option: value`"
         )
     return record
+
+
+def _from_yaml(text: str) -> Any:
+    """Return what YAML says; ValueError for what is none."""
+    # Few calls of a command have such a file.
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
