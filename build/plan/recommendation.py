@@ -8,10 +8,12 @@ from typing import Any, Final
 
 from minitron_trt.build.plan.sizing import Plan, PlanRow
 
-# NVIDIA's order for TensorRT-LLM: FP8 where the GPU multiplies in it, then what loses nothing,
-# then what makes the model fit. NVFP4 comes late: it takes more from a base model.
-_ORDER: Final = {
-    "fp8": "half the weights to read, multiplied in FP8; NVIDIA's first choice here",
+# FP8 first where the GPU multiplies in it: TensorRT-LLM's documentation suggests that for batches
+# of 16 and more (docs/source/blogs/quantization-in-TRT-LLM.md, "Best practices"). The rest is an
+# order of our own: what loses nothing, then what makes the model fit. NVFP4 comes late, as it loses
+# most in docs/accuracy.md.
+ORDER: Final = {
+    "fp8": "half the weights to read, multiplied in FP8; NVIDIA suggests it first",
     "bf16": "the model's own numbers",
     "fp16": "the model's own numbers, in 16 bits of another kind",
     "w8a16": "weights of 8 bits fit where bf16 does not, at little loss",
@@ -44,12 +46,12 @@ class Recommendation:
 
 
 def recommend(plan: Plan, source: str, build_options: tuple[str, ...]) -> list[Recommendation]:
-    """Return the best row of each GPU on which anything fits: few GPUs, then NVIDIA's order.
+    """Return the best row of each GPU on which anything fits: few GPUs, then `ORDER`.
 
     `source` is what to convert, or the checkpoint to build from; `build_options` are those of the
     plan that the engine must have, too.
     """
-    order = list(_ORDER)
+    order = list(ORDER)
     best: dict[str, PlanRow] = {}
     for row in plan.rows:
         if row.recipe is None:
@@ -61,7 +63,7 @@ def recommend(plan: Plan, source: str, build_options: tuple[str, ...]) -> list[R
     return [
         Recommendation(
             row=row,
-            reason=_ALREADY if plan.model.sharded else _ORDER[row.precision],
+            reason=_ALREADY if plan.model.sharded else ORDER[row.precision],
             commands=_commands(plan, row, source, build_options),
         )
         for row in best.values()

@@ -18,11 +18,12 @@ from click.testing import Result
 from minitron_trt.build.engine_model import PRESETS, EngineModel
 from minitron_trt.build.plan.chart import chart
 from minitron_trt.build.plan.command import describe, parameters_text
-from minitron_trt.build.plan.recommendation import recommend
+from minitron_trt.build.plan.recommendation import ORDER, recommend
 from minitron_trt.build.plan.roofline import bounds
 from minitron_trt.build.plan.sizing import PlanRequest, make_plan
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.gpus import GPUS, find_gpu, find_target
+from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Parallelism
 
 Command = Callable[..., Result]
@@ -201,6 +202,10 @@ def test_it_ends_with_the_commands_for_what_it_recommends(command: Command) -> N
         "minitron-trt build checkpoint -o engine --arch H100-SXM --profile throughput",
     ]
     assert text.endswith("".join(f"  {c}\n" for c in record["recommended"][1]["commands"]))
+
+
+def test_every_precision_has_a_place_among_what_it_recommends() -> None:
+    assert ORDER.keys() == PRECISIONS.keys()
 
 
 def test_what_it_recommends_is_what_build_takes(
