@@ -44,6 +44,7 @@ class DockerRun:
             "run",
             "--rm",
             "--init",
+            "--pull=never",
             f"--name={name}",
             "--network=none",
             f"--gpus={self.gpus}",

@@ -33,7 +33,7 @@ def test_the_pinned_image_gets_what_it_needs_and_no_more(
 
     assert result.exit_code == 0, result.stderr
     assert run[:2] == ["run", "--rm"]
-    assert {"--gpus=1", "--network=none", image} <= set(run)
+    assert {"--gpus=1", "--network=none", "--pull=never", image} <= set(run)
     assert [argument for argument in run if argument.startswith("--mount")] == [
         f"--mount=type=bind,source={checkpoint},target=/checkpoint,readonly",
         f"--mount=type=bind,source={output.parent / '.engine.partial'},target=/output",

@@ -51,7 +51,7 @@ DOCKER: Final = """#!/bin/bash
 podman=(podman --root={store} --runroot={run} --storage-driver=vfs --runtime=runc
     --cgroup-manager=cgroupfs)
 case $1 in
-    run) shift; exec "${{podman[@]}}" run --pull=never --ulimit=nofile=1024:1024 \\
+    run) shift; exec "${{podman[@]}}" run --ulimit=nofile=1024:1024 \\
         --ulimit=nproc=1024:1024 "${{@{rest}}}" ;;
     *) exec "${{podman[@]}}" "$@" ;;
 esac
