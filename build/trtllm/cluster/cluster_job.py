@@ -63,7 +63,7 @@ class ClusterJob:
 
 
 def partial_of(output: PurePosixPath) -> PurePosixPath:
-    """Return where an engine lies until it is whole, as `artifacts.staged` has it."""
+    """Return where an engine lies until it is whole, as `outputs.staged` has it."""
     return output.with_name(f".{output.name}.partial")
 
 

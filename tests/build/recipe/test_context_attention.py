@@ -12,8 +12,6 @@ from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
 from minitron_trt.gpus import find_target
 
-REUSE = "KV cache blocks can be reused and long prompts come in chunks"
-
 
 def attention_of(
     precision: str, kv_cache: str | None, gpu: str = "H100", **options: object

@@ -57,8 +57,6 @@ case $1 in
 esac
 """
 
-Docker = Callable[..., str]
-
 
 @pytest.fixture(scope="module")
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
