@@ -106,7 +106,7 @@ $(LLAMA_CPP)/.ready: $(COMPLETE) tests/convert/gguf/llama_cpp_probe.cpp
 
 test-oldest: $(OLDEST)/.complete ## Run what depends on libraries with the oldest that work, in .venv-oldest
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder \
-		-m "not server" tests/clients tests/convert/source tests/convert/calibration \
+		-m "not server" tests/clients tests/gateway tests/convert/source tests/convert/calibration \
 		tests/convert/gguf tests/convert/test_output.py tests/triton_repo/models tests/triton_repo/check
 
 $(OLDEST)/.complete: pyproject.toml constraints-oldest.txt

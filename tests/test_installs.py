@@ -11,7 +11,7 @@ import pytest
 
 ROOT: Final = Path(__file__).parent.parent
 # Which extras that environment has, and what cannot be had there as old as its bound.
-EXTRAS: Final = ("quantize", "reference", "server")
+EXTRAS: Final = ("gateway", "quantize", "reference", "server")
 NEWER: Final = {"torch": "builds for CPUs that are as old are not on PyPI"}
 
 
