@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import Sequence
 
 import pytest
+from tests.clients.canned import AsyncCanned, Canned
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.completions import Completion
-from minitron_trt.clients.deadlines import Deadlines
 from minitron_trt.clients.messages import Chunk, GenerateRequest
-from minitron_trt.clients.transport import AsyncEchoTransport, EchoTransport
 from minitron_trt.errors import UsageError
 
 CHUNKS = (
@@ -34,25 +33,6 @@ COMPLETIONS = [
 TWO = GenerateRequest("hi", num_return_sequences=2)
 
 
-class Canned(EchoTransport):
-    """Answer with the chunks above."""
-
-    def stream(
-        self, request: GenerateRequest, deadlines: Deadlines
-    ) -> Generator[Chunk, None, None]:
-        yield from CHUNKS
-
-
-class AsyncCanned(AsyncEchoTransport):
-    """Answer with the chunks above."""
-
-    async def stream(
-        self, request: GenerateRequest, deadlines: Deadlines
-    ) -> AsyncGenerator[Chunk, None]:
-        for chunk in CHUNKS:
-            yield chunk
-
-
 def facts(completions: Sequence[Completion]) -> list[tuple[str, str | None, object]]:
     """Return what there is to compare of completions, which as strings compare their text."""
     return [(each.text, each.finish_reason, each.outputs) for each in completions]
@@ -60,9 +40,9 @@ def facts(completions: Sequence[Completion]) -> list[tuple[str, str | None, obje
 
 def test_the_sequences_of_an_answer_are_told_apart() -> None:
     async def ask() -> Sequence[Completion]:
-        return await AsyncClient(AsyncCanned()).completions(TWO)
+        return await AsyncClient(AsyncCanned(CHUNKS)).completions(TWO)
 
-    assert facts(Client(Canned()).completions(TWO)) == COMPLETIONS
+    assert facts(Client(Canned(CHUNKS)).completions(TWO)) == COMPLETIONS
     assert facts(asyncio.run(ask())) == COMPLETIONS
 
 
@@ -72,6 +52,6 @@ def test_the_sequences_of_an_answer_are_told_apart() -> None:
     ids=["sequences", "beams"],
 )
 def test_a_text_holds_one_sequence(request_: GenerateRequest) -> None:
-    for ask in (Client(Canned()).stream, AsyncClient(AsyncCanned()).stream):
+    for ask in (Client(Canned(CHUNKS)).stream, AsyncClient(AsyncCanned(CHUNKS)).stream):
         with pytest.raises(UsageError, match="asks for 3 sequences and a text holds one; use"):
             ask(request_)

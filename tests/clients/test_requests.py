@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.clients.canned import AsyncCanned, Canned
 from tests.patience import PATIENCE_S, until
 
 from minitron_trt.clients.aio import AsyncClient
@@ -38,31 +39,10 @@ PIECES = (
 )
 
 
-class Canned(EchoTransport):
-    """Answers with the pieces above."""
-
-    def stream(
-        self, request: GenerateRequest, deadlines: Deadlines
-    ) -> Generator[Chunk, None, None]:
-        self.requests.append(request)
-        yield from PIECES
-
-
-class AsyncCanned(AsyncEchoTransport):
-    """The same for AsyncClient."""
-
-    async def stream(
-        self, request: GenerateRequest, deadlines: Deadlines
-    ) -> AsyncGenerator[Chunk, None]:
-        self.requests.append(request)
-        for chunk in PIECES:
-            yield chunk
-
-
 def test_a_completion_is_text_that_knows_more() -> None:
     completions = [
-        Client(Canned()).generate("Our"),
-        asyncio.run(AsyncClient(AsyncCanned()).generate("Our")),
+        Client(Canned(PIECES)).generate("Our"),
+        asyncio.run(AsyncClient(AsyncCanned(PIECES)).generate("Our")),
     ]
 
     for completion in completions:
@@ -77,7 +57,7 @@ def test_a_completion_is_text_that_knows_more() -> None:
 
 
 def test_a_stream_has_pieces_and_in_the_end_their_completion() -> None:
-    with Client(Canned()).stream("Our") as stream:
+    with Client(Canned(PIECES)).stream("Our") as stream:
         pieces = [(piece.text, piece.finish_reason) for piece in stream]
 
     assert pieces == [("So", None), ("lar", None), ("", "stop")]
