@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import httpcore2
 import msgspec
 import pytest
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.deadlines import Deadlines
@@ -38,7 +37,7 @@ UPSTREAM: Final = ModelInterface.of_metadata(
 )
 
 
-class ModelDouble(AsyncEchoTransport):
+class EchoDouble(AsyncEchoTransport):
     """Says each sequence's prompt back, a word a token, with counts, log-probs and reasons.
 
     A prompt that begins with `stall` stops after its first word until the request is cancelled;
@@ -106,7 +105,7 @@ class Running:
     """A gateway that runs."""
 
     url: str
-    triton: ModelDouble
+    triton: EchoDouble
 
     def ask(
         self, method: str, path: str, body: Any = None, **headers: str
@@ -122,7 +121,7 @@ class Running:
 
 @contextlib.contextmanager
 def running_gateway(
-    triton: ModelDouble,
+    triton: EchoDouble,
     options: GatewayOptions | None = None,
     *,
     listener: Listener | None = None,
@@ -138,24 +137,16 @@ def running_gateway(
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
         try:
-            wait_until(lambda: server.started)
+            until(lambda: server.started)
             yield Running(url, triton)
         finally:
             server.should_exit = True
             thread.join(PATIENCE_S)
 
 
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait until something is so, but not for ever."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="session")
 def _shared_gateway() -> Iterator[Running]:
-    with running_gateway(ModelDouble()) as running:
+    with running_gateway(EchoDouble()) as running:
         yield running
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.gateway.conftest import UPSTREAM, ModelDouble, Running, running_gateway, wait_until
+from tests.gateway.conftest import UPSTREAM, EchoDouble, Running, running_gateway
+from tests.patience import until
 
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.gateway.access import ApiKeys
@@ -105,7 +106,7 @@ def test_what_asks_for_nothing_is_passed_over(gateway: Running) -> None:
 
 
 def test_a_model_without_a_chat_template_says_what_to_do() -> None:
-    with running_gateway(ModelDouble(UPSTREAM)) as gateway:
+    with running_gateway(EchoDouble(UPSTREAM)) as gateway:
         status, _, answer = gateway.ask("POST", "/v1/chat/completions", CHAT)
 
         assert status == 400
@@ -132,7 +133,7 @@ def test_a_form_from_another_site_is_turned_away(gateway: Running) -> None:
 
 def test_cors_is_for_the_named_origins_only() -> None:
     options = GatewayOptions(cors_origins=("https://example.org",))
-    with running_gateway(ModelDouble(), options) as gateway:
+    with running_gateway(EchoDouble(), options) as gateway:
         for origin, allowed in (("https://example.org", True), ("https://example.com", False)):
             _, told, _ = gateway.ask("GET", "/v1/models", origin=origin)
             assert (told.get("access-control-allow-origin") == origin) is allowed
@@ -142,7 +143,7 @@ def test_keys_are_asked_of_everything_but_health(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# the team's\nalice sk-1\nsk-2 # spare\n")
     path.chmod(0o600)
-    with running_gateway(ModelDouble(), GatewayOptions(ApiKeys.read(path))) as gateway:
+    with running_gateway(EchoDouble(), GatewayOptions(ApiKeys.read(path))) as gateway:
         assert gateway.ask("GET", "/health")[0] == 200
         for path_ in ("/v1/models", "/metrics"):
             status, _, answer = gateway.ask("GET", path_)
@@ -169,7 +170,7 @@ def test_a_file_of_keys_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_large_is_413(*, chunked: bool) -> None:
     options = GatewayOptions(limits=GatewayLimits(body_bytes=1000))
-    with running_gateway(ModelDouble(), options) as gateway:
+    with running_gateway(EchoDouble(), options) as gateway:
         host = gateway.url.removeprefix("http://")
         connection = http.client.HTTPConnection(host, timeout=10)
         body = b"x" * 2000
@@ -187,7 +188,7 @@ def test_a_body_that_is_too_large_is_413(*, chunked: bool) -> None:
 
 def test_a_body_that_drips_is_given_up() -> None:
     options = GatewayOptions(limits=GatewayLimits(body_s=0.3))
-    with running_gateway(ModelDouble(), options) as gateway:
+    with running_gateway(EchoDouble(), options) as gateway:
         host, _, port = gateway.url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=10) as connection:
             connection.sendall(
@@ -199,20 +200,20 @@ def test_a_body_that_drips_is_given_up() -> None:
 
 def test_more_than_can_run_at_a_time_is_429_at_once() -> None:
     options = GatewayOptions(limits=GatewayLimits(running=2))
-    with running_gateway(ModelDouble(), options) as gateway:
+    with running_gateway(EchoDouble(), options) as gateway:
         status, _, answer = gateway.ask("POST", "/v1/completions", {**PROMPT, "n": 3})
         assert (status, "2 at a time" in answer["error"]["message"]) == (400, True)
         held = {**PROMPT, "prompt": ["stall", "stall"]}
         thread = threading.Thread(target=_ask_and_leave, args=(gateway, held))
         thread.start()
-        wait_until(lambda: len(gateway.triton.requests) == 2)
+        until(lambda: len(gateway.triton.requests) == 2)
 
         status, told, answer = gateway.ask("POST", "/v1/completions", PROMPT)
 
         assert (status, answer["error"]["code"]) == (429, "rate_limit_exceeded")
         assert told["retry-after"] == "1"
         thread.join()
-        wait_until(lambda: gateway.ask("POST", "/v1/completions", PROMPT)[0] == 200)
+        until(lambda: gateway.ask("POST", "/v1/completions", PROMPT)[0] == 200)
 
 
 def _ask_and_leave(gateway: Running, body: dict[str, Any]) -> None:
@@ -248,7 +249,7 @@ def test_requests_have_ids_and_lines_in_the_log(
         assert told["x-request-id"] == "abc-1"
         _, told, _ = gateway.ask("GET", "/v1/models", **{"x-request-id": "a b\tc"})
         assert len(told["x-request-id"]) == 32
-        wait_until(lambda: len(caplog.messages) == 2)
+        until(lambda: len(caplog.messages) == 2)
 
     assert "POST /v1/completions 200" in caplog.messages[0]
     assert "2+2 tokens, model ensemble, key -, id abc-1" in caplog.messages[0]

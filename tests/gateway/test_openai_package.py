@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from tests.gateway.conftest import Running, wait_until
+from tests.gateway.conftest import Running
+from tests.patience import until
 
 from minitron_trt.errors import RefusedError, ServerTimeoutError, UnreachableError
 
@@ -227,7 +228,7 @@ def test_leaving_a_stream_cancels_in_triton(gateway: Running, client: OpenAI) ->
     next(iter(stream))
     stream.close()
 
-    wait_until(gateway.triton.left.is_set)
+    until(gateway.triton.left.is_set)
     assert gateway.triton.cancelled == gateway.triton.requests
 
 
@@ -238,7 +239,7 @@ def test_a_whole_answer_that_nobody_waits_for_is_cancelled(gateway: Running) -> 
     ):
         client.completions.create(model="ensemble", prompt=["stall", "stall"])
 
-    wait_until(lambda: len(gateway.triton.cancelled) == 2)
+    until(lambda: len(gateway.triton.cancelled) == 2)
 
 
 def test_many_async_streams_run_side_by_side(gateway: Running) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from tests.gateway.chromium import PROGRAM, Browser, chromium
-from tests.gateway.conftest import Running, wait_until
+from tests.gateway.conftest import Running
+from tests.patience import until
 
 from minitron_trt.errors import UnreachableError
 
@@ -92,7 +93,7 @@ def test_stop_cancels_in_triton(page: Browser, gateway: Running, *, by_key: bool
     else:
         page.click("#send")
 
-    wait_until(gateway.triton.left.is_set)
+    until(gateway.triton.left.is_set)
     page.wait("document.querySelector('.facts').innerText.includes('stopped')")
     assert page.value("document.querySelector('#send').innerText") == "Send"
 

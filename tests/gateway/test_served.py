@@ -15,8 +15,7 @@ import openai
 import pytest
 from click.testing import Result
 from openai import OpenAI
-from tests.gateway.conftest import wait_until
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 from minitron_trt.clients.client import Client
 from minitron_trt.convert.conversion import ConvertOptions, convert
@@ -190,7 +189,7 @@ def test_hanging_up_frees_the_slot_in_triton(served: ServedGateway, *, stream: b
                     model="ensemble", prompt=PROMPT, max_tokens=1900, extra_body=LONG
                 )
 
-    wait_until(lambda: (load := read_load(metrics, 5.0)) is not None and load.is_idle)
+    until(lambda: (load := read_load(metrics, 5.0)) is not None and load.is_idle)
 
 
 @pytest.mark.server
