@@ -15,17 +15,19 @@ import msgspec
 from minitron_trt.clients.faults import BrokenProtocolError, Fault, refusal
 from minitron_trt.clients.model_interface import TEXT_MODEL, ModelInterface
 from minitron_trt.clients.protocol import json_object, model_path, text_of
+from minitron_trt.errors import RefusedError
 
 T = TypeVar("T")
 _SERVER: Final = "/v2"
 _LIVE: Final = "/v2/health/live"
 _OK: Final = 200
 _CLOSED: Final = (401, 403)
+_BUSY: Final = (429, 503)
 
 
 @dataclass(frozen=True, slots=True)
 class HttpReply:
-    """The answer to a GET."""
+    """The answer to a request, or its head."""
 
     status: int
     content_type: str
@@ -34,6 +36,17 @@ class HttpReply:
     def __str__(self) -> str:
         kind = self.content_type.partition(";")[0].strip() or "nothing"
         return f"HTTP {self.status} with {kind}"
+
+    @property
+    def is_busy(self) -> bool:
+        """Say whether the server, or what lies before it, takes no more requests now."""
+        return self.status in _BUSY
+
+    def refusal(self, reason: str) -> RefusedError:
+        """Return the error for what the server refuses; one that is busy may be asked again."""
+        error = refusal(reason)
+        error.is_passing = self.is_busy
+        return error
 
 
 Question: TypeAlias = Generator[str, HttpReply | None, T]
@@ -74,7 +87,7 @@ def ask_interface(model: str) -> Question[ModelInterface]:
     reply = yield from _get(model_path(model))
     record = json_object(reply.body)
     if record and "error" in record and reply.status not in _CLOSED:
-        raise refusal(text_of(record["error"]))
+        raise reply.refusal(text_of(record["error"]))
     metadata = _read(reply, _Metadata)
     if metadata is None:
         yield from _ask_live()

@@ -36,7 +36,6 @@ _KEEPALIVE_S: Final = 15.0
 _REPLY_BYTES: Final = 2**20
 _GATEWAY: Final = (502, 504)
 _NOT_ALLOWED: Final = 405
-_BUSY: Final = (429, 503)
 _CLOSED: Final = (401, 403, 407)
 
 
@@ -313,6 +312,9 @@ class _AnswerBody:
         if body.lstrip().startswith(b"{"):
             yield from self._answer.feed(self._decode(body))
             return
+        if self._reply.is_busy:
+            # Proxies say it in a page of their own.
+            raise self._reply.refusal(str(self._reply))
         if self._reply.status in _CLOSED:
             raise BrokenProtocolError(str(self._reply), Fault.REFUSED)
         fault = Fault.ABSENT if self._reply.status in _GATEWAY else Fault.GARBLED
@@ -326,7 +328,7 @@ class _AnswerBody:
         try:
             return decode_event(record)
         except RefusedError as error:
-            error.is_passing = self._reply.status in _BUSY
+            error.is_passing = self._reply.is_busy
             raise
 
 

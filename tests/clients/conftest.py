@@ -87,6 +87,7 @@ class TritonDouble:
     ready: bool = True
     questions: int = 0
     busy: int = 0
+    busy_reply: tuple[str, bytes] = ("application/json", b'{"error": "too many requests"}')
     headers: list[dict[str, str]] = field(default_factory=list)
     model: ModelDouble = field(default_factory=ModelDouble)
 
@@ -284,7 +285,7 @@ class HttpDouble(http.server.BaseHTTPRequestHandler):
         self.double.headers.append({name.lower(): value for name, value in self.headers.items()})
         if self.double.busy:
             self.double.busy -= 1
-            self._send(503, "application/json", _error(ValueError("too many requests")))
+            self._send(503, *self.double.busy_reply)
             return
         if "input_ids" in body:
             ids = body["input_ids"]

@@ -135,6 +135,7 @@ CASES: Final[dict[str, bytes | Callable[[Send], None]]] = {
     "status_100s": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.05),
     "http09": b"hello there\n",
     "charset": plain(b'{"text_output":"aaa"}', b"application/json; charset=zlib_codec"),
+    "busy_page": b"HTTP/1.1 503 Busy\r\nContent-Type: text/html\r\n" + LAST,
     "web_page": plain(b"<html>", b"text/html"),
     "silent": held(b""),
     "close": b"",

@@ -79,6 +79,7 @@ HTTP: Final[dict[str, Expected]] = {
     "status_100s": SLOW,
     "http09": LOST,
     "charset": "aaa",
+    "busy_page": (RefusedError, "HTTP 503 with text/html"),
     "web_page": GARBLED,
     "silent": SLOW,
     "close": LOST,

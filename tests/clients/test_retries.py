@@ -126,8 +126,15 @@ def test_the_number_of_retries_is_a_whole_one(most: int) -> None:
         Client(EchoTransport(), max_retries=most)
 
 
-def test_a_server_that_is_busy_over_http_is_asked_again(triton_http: TritonDouble) -> None:
-    triton_http.busy = 1
+@pytest.mark.parametrize(
+    "reply",
+    [("application/json", b'{"error": "too many requests"}'), ("text/html", b"<html>Busy</html>")],
+    ids=["Triton", "a proxy"],
+)
+def test_a_server_that_is_busy_over_http_is_asked_again(
+    triton_http: TritonDouble, reply: tuple[str, bytes]
+) -> None:
+    triton_http.busy, triton_http.busy_reply = 1, reply
 
     with Client.connect(triton_http.url) as client:
         assert client.generate("say hi") == "hi"
