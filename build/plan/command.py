@@ -12,9 +12,16 @@ from typing import Final
 import click
 import cloup
 
-from minitron_trt.build.engine_model import HUB_IDS, PRESETS, find_model
+from minitron_trt.build.engine_model import HUB_IDS, PRESETS, EngineModel, find_model
 from minitron_trt.build.plan.recommendation import Recommendation, recommend
-from minitron_trt.build.plan.sizing import Plan, PlanRequest, PlanRow, make_plan, parameters
+from minitron_trt.build.plan.sizing import (
+    Plan,
+    PlanRequest,
+    PlanRow,
+    check_own,
+    make_plan,
+    parameters,
+)
 from minitron_trt.build.recipe.limits import PROFILE_SIZES
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
@@ -128,9 +135,7 @@ def plan(
         raise click.UsageError(f"Missing {missing}.")
     if plot is not None:
         _check_plot(plot)
-    sized = find_model(model, revision=revision, token=token)
-    if kv_cache not in (None, "auto") and not sized.sharded:
-        sized = dataclasses.replace(sized, kv_cache=kv_cache)
+    sized = _with_kv_cache(find_model(model, revision=revision, token=token), kv_cache)
     request = PlanRequest(
         targets=tuple(find_target(name) for name in gpus),
         input_len=input_len,
@@ -144,6 +149,15 @@ def plan(
         _write_chart(result, plot)
     recommended = recommend(result, HUB_IDS.get(sized.name, model), _options(request.build))
     _report(console, result, recommended, explain=explain, plot=plot)
+
+
+def _with_kv_cache(model: EngineModel, kv_cache: str | None) -> EngineModel:
+    """Return a model with a KV cache as requested; that of a checkpoint is what it is."""
+    if kv_cache in (None, "auto"):
+        return model
+    if model.sharded:
+        check_own(model, "--kv-cache", model.kv_cache or "none", (kv_cache,))
+    return dataclasses.replace(model, kv_cache=kv_cache)
 
 
 def _build_request(profile: str, seq_len: int) -> BuildRequest:

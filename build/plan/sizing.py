@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.plan.roofline import Bounds, bounds
@@ -19,6 +19,7 @@ from minitron_trt.gpus import Target, support
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import ModelSpec
 
+T = TypeVar("T")
 TP_TRIED: Final = (1, 2, 4, 8)
 
 
@@ -97,7 +98,10 @@ class PlanRequest:
 
 
 def make_plan(model: EngineModel, request: PlanRequest) -> Plan:
-    """Work out every row; UsageError when the lengths are beyond the model."""
+    """Work out every row; UsageError for what the model cannot be, or lengths beyond it."""
+    if model.sharded:
+        check_own(model, "--precision", model.precision, request.precisions)
+        check_own(model, "--tp", model.parallelism.tp, request.tps)
     total, positions = request.input_len + request.output_len, model.spec.max_positions
     if total > positions:
         raise UsageError(
@@ -106,6 +110,16 @@ def make_plan(model: EngineModel, request: PlanRequest) -> Plan:
         )
     rows = tuple(row for target in request.targets for row in _target_rows(model, target, request))
     return Plan(model, request.input_len, request.output_len, rows)
+
+
+def check_own(model: EngineModel, option: str, own: T, requested: tuple[T, ...]) -> None:
+    """Raise UsageError for what a model that is converted already no longer can be."""
+    for value in requested:
+        if value != own:
+            raise UsageError(
+                f"{option} {value}: {model.name} is a checkpoint with {own}; leave it out, or plan "
+                "the model that it was made from"
+            )
 
 
 def parameters(spec: ModelSpec) -> int:

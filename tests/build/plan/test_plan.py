@@ -222,6 +222,23 @@ def test_what_it_recommends_is_what_build_takes(
     assert command(*built, "--dry-run", "--runner", "docker").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "own"),
+    [("--tp", "2", "1"), ("--precision", "fp8", "bf16"), ("--kv-cache", "int8", "none")],
+)
+def test_a_checkpoint_is_planned_as_it_is_or_not_at_all(
+    option: str, value: str, own: str, tiny_llama: Path, tmp_path: Path, command: Command
+) -> None:
+    convert(str(tiny_llama), tmp_path / "checkpoint", ConvertOptions())
+    result = command("plan", tmp_path / "checkpoint", "--gpu", "H100", option, value)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: {option} {value}: checkpoint is a checkpoint with {own}; leave it out, or plan "
+        "the model that it was made from\n"
+    )
+
+
 def test_a_checkpoint_is_recommended_as_it_is(
     tiny_llama: Path, tmp_path: Path, command: Command
 ) -> None:
