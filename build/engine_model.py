@@ -11,7 +11,7 @@ from typing import Final
 
 from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, facts_as, kind_of
 from minitron_trt.checkpoint import Checkpoint, CheckpointFacts
-from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.errors import BadInputError, UsageError, an
 from minitron_trt.option_types import suggestion
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope
@@ -143,7 +143,7 @@ def find_model(name: str, *, revision: str | None = None, token: str | None = No
     if kind == CHECKPOINT:
         return model_of(Checkpoint.open(folder))
     if kind != HUGGING_FACE:
-        raise BadInputError(f"{folder} is a {kind}; expected a model folder or a checkpoint")
+        raise BadInputError(f"{folder} is {an(kind)}; expected a model folder or a checkpoint")
     # Reading a model folder is the converter's business.
     from minitron_trt.convert.source.model_folder import ModelSource
 

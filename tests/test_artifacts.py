@@ -182,7 +182,7 @@ def test_an_output_that_would_destroy_an_input_is_refused(
 def test_another_kind_is_not_replaced(tmp_path: Path) -> None:
     write(tmp_path)
     check_output(tmp_path, overwrite=True, kind="engine")
-    with pytest.raises(UsageError, match="is a engine, not a checkpoint, so it is not replaced"):
+    with pytest.raises(UsageError, match="is an engine, not a checkpoint, so it is not replaced"):
         check_output(tmp_path, overwrite=True, kind="checkpoint")
 
 
@@ -243,11 +243,11 @@ def with_text(text: str) -> Callable[[Path], object]:
     [
         (
             lambda folder: (folder / "minitron.json").unlink(),
-            "FOLDER has no minitron.json; expected a engine written by this tool",
+            "FOLDER has no minitron.json; expected an engine written by this tool",
         ),
         (
             with_changes(kind="checkpoint"),
-            "FOLDER is a checkpoint; expected a engine",
+            "FOLDER is a checkpoint; expected an engine",
         ),
         (
             with_changes(schema_version=2, files=None),
@@ -316,7 +316,7 @@ def test_a_manifest_that_is_not_one_is_called_damaged(
 
 
 def test_a_manifest_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(BadInputError, match="is not a folder; expected a engine"):
+    with pytest.raises(BadInputError, match="is not a folder; expected an engine"):
         Manifest.read(tmp_path / "absent", "engine")
 
 

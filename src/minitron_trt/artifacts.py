@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, TypeVar
 
-from minitron_trt.errors import BadInputError
+from minitron_trt.errors import BadInputError, an
 from minitron_trt.records import Bytes, check_record, read_record
 from minitron_trt.version import __version__
 
@@ -85,7 +85,7 @@ class Manifest:
         """
         manifest = cls.read_unchecked(folder, kind)
         if manifest.kind != kind:
-            raise BadInputError(f"{folder} is a {manifest.kind}; expected a {kind}")
+            raise BadInputError(f"{folder} is {an(manifest.kind)}; expected {an(kind)}")
         for name, size in manifest.files.items():
             file = folder / name
             actual = file_size(file)
@@ -103,12 +103,11 @@ class Manifest:
         BadInputError, which speaks of the kind that was expected, when it cannot be read.
         """
         path = folder / MANIFEST_NAME
+        expected = f"{an(kind)} written by this tool"
         if not folder.is_dir():
-            raise BadInputError(f"{folder} is not a folder; expected a {kind} written by this tool")
+            raise BadInputError(f"{folder} is not a folder; expected {expected}")
         if not path.exists():
-            raise BadInputError(
-                f"{folder} has no {MANIFEST_NAME}; expected a {kind} written by this tool"
-            )
+            raise BadInputError(f"{folder} has no {MANIFEST_NAME}; expected {expected}")
         try:
             record = read_record(path, dict[str, Any])
             version = check_record(record, _Schema).schema_version

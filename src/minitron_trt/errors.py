@@ -49,6 +49,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def an(noun: str) -> str:
+    """Return `an engine`, `a checkpoint`."""
+    return f"an {noun}" if noun[:1] in "aeiou" else f"a {noun}"
+
+
 class MinitronError(Exception):
     """Base class of every error this toolkit raises on purpose."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.artifacts import MANIFEST_NAME, kind_of
-from minitron_trt.errors import BadInputError, OutputError, UsageError
+from minitron_trt.errors import BadInputError, OutputError, UsageError, an
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def check_output(
     there = _recorded_kind(path)
     if kind is not None and there not in (None, kind):
         raise UsageError(
-            f"{path} is a {there}, not a {kind}, so it is not replaced; choose another folder"
+            f"{path} is {an(there)}, not {an(kind)}, so it is not replaced; choose another folder"
         )
 
 

@@ -21,7 +21,7 @@ from minitron_trt.artifacts import (
 )
 from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.errors import BadInputError, UnsupportedError, an
 from minitron_trt.records import read_record
 from minitron_trt.triton_repo.runtimes.llmapi_runtime import HfFolder, plan_llmapi
 from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
@@ -76,7 +76,7 @@ def runtime_for(artifact: Path, requested: str | None = None) -> str:
     able = [choice.name for choice in _CHOICES if choice.kind == kind]
     if not able:
         raise BadInputError(
-            f"{artifact} is a {kind}; expected a checkpoint, an engine or a model folder"
+            f"{artifact} is {an(kind)}; expected a checkpoint, an engine or a model folder"
         )
     if requested is not None and requested not in able:
         origin = next(other.origin for other in _CHOICES if other.name == requested)
