@@ -33,6 +33,9 @@ HEAVY = (
     "httpcore2",
     "huggingface_hub",
     "tritonclient",
+    "tomllib",
+    # What reads the weights of an archive.
+    "minitron_trt.convert.nemo.megatron_tensors",
 )
 # What a conversion of the fixture's Llama says about itself at two tensor-parallel ranks.
 PLAN = {

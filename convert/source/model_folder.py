@@ -8,11 +8,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
-from minitron_trt.convert.gguf.tensor_origins import GgufModel
-from minitron_trt.convert.nemo.megatron_tensors import NemoModel
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
@@ -36,6 +34,10 @@ from minitron_trt.families import EMBEDDING, HEAD, Family
 from minitron_trt.folder_links import inside
 from minitron_trt.spec import ModelSpec, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry
+
+if TYPE_CHECKING:
+    from minitron_trt.convert.gguf.tensor_origins import GgufModel
+    from minitron_trt.convert.nemo.megatron_tensors import NemoModel
 
 log = logging.getLogger(__name__)
 

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minitron_trt.console import ShowProgress
 from minitron_trt.convert.gguf.file import GgufFile
 from minitron_trt.convert.gguf.tensor_origins import GgufModel
 from minitron_trt.convert.gguf.unpack import GgufFolder
 from minitron_trt.convert.nemo.archive import NemoArchive, is_nemo
-from minitron_trt.convert.nemo.megatron_tensors import NemoModel
-from minitron_trt.convert.nemo.rearrange import NemoFolder
 from minitron_trt.convert.source.model_folder import ModelSource
+
+if TYPE_CHECKING:
+    from minitron_trt.convert.nemo.rearrange import NemoFolder
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,10 @@ def opened(path: Path, storage: str, temporary: Path | None = None) -> Iterator[
             GgufFolder.lay_out(gguf, folder, storage)
             yield replace(ModelSource.open(folder), packed=gguf)
             return
+        # Few sources are archives, and what reads them takes as long to import as all the rest.
+        from minitron_trt.convert.nemo.megatron_tensors import NemoModel
+        from minitron_trt.convert.nemo.rearrange import NemoFolder
+
         model = NemoModel.read(NemoArchive.open(path, folder))
         for warning in model.warnings:
             log.warning("%s", warning)
@@ -62,6 +68,8 @@ def unpacked(
         if isinstance(packed, GgufModel):
             unpacking: GgufFolder | NemoFolder = GgufFolder.lay_out(packed, folder, storage)
         else:
+            from minitron_trt.convert.nemo.rearrange import NemoFolder
+
             unpacking = NemoFolder.lay_out(packed, folder)
         with progress("unpack", unpacking.size_bytes) as advance:
             unpacking.fill(advance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"--config {path} cannot be read: {error}") from error
     try:
-        record: Any = tomllib.loads(text) if path.suffix == ".toml" else _from_yaml(text)
+        record = _from_toml(text) if path.suffix == ".toml" else _from_yaml(text)
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"--config {path} is damaged: {error}") from error
     if not isinstance(record, Mapping):
@@ -69,9 +68,15 @@ def _read(path: Path) -> Mapping[str, Any]:
     return record
 
 
+def _from_toml(text: str) -> Any:
+    # Few calls of a command have such a file; the same goes for YAML.
+    import tomllib
+
+    return tomllib.loads(text)
+
+
 def _from_yaml(text: str) -> Any:
     """Return what YAML says; ValueError for what is none."""
-    # Few calls of a command have such a file.
     import yaml
 
     try:
