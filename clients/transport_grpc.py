@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import re
 import threading
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from minitron_trt.clients.deadlines import Deadlines
@@ -197,6 +198,13 @@ class _Connection:
 
     channel: Any
     stub: Any
+    calls: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+
+    async def close(self) -> None:
+        """Cancel what is under way; not every version of the library does it as it closes."""
+        for rpc in tuple(self.calls):
+            rpc.cancel()
+        await self.channel.close()
 
 
 class AsyncGrpcTransport(_GrpcParts):
@@ -204,7 +212,7 @@ class AsyncGrpcTransport(_GrpcParts):
 
     def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         super().__init__(endpoint, access, limits)
-        self._connections = PerLoop(self._connect, lambda connection: connection.channel.close())
+        self._connections = PerLoop(self._connect, _Connection.close)
 
     async def stream(
         self, request: GenerateRequest, deadlines: Deadlines
@@ -249,11 +257,15 @@ class AsyncGrpcTransport(_GrpcParts):
     ) -> tuple[Any, Callable[[Any], Piece]]:
         """Send a request; return the call under way and what reads its responses."""
         message, metadata = encode(call), self._metadata(call.request)
-        stub, timeout = await self._stub(), deadlines.total_s
-        if call.is_plain:
-            return stub.ModelInfer(message, timeout=timeout, metadata=metadata), decode_response
-        stream = stub.ModelStreamInfer
-        return stream(message, timeout=timeout, metadata=metadata), decode
+        connection = await self._connections.get()
+        method, read = (
+            (connection.stub.ModelInfer, decode_response)
+            if call.is_plain
+            else (connection.stub.ModelStreamInfer, decode)
+        )
+        rpc = method(message, timeout=deadlines.total_s, metadata=metadata)
+        connection.calls.add(rpc)
+        return rpc, read
 
     async def interface(self, request: GenerateRequest, deadlines: Deadlines) -> ModelInterface:
         """Ask once what a model takes, which finds a wrong address early, too."""
