@@ -18,6 +18,9 @@ from minitron_trt.errors import ServerError, ServerTimeoutError, UnreachableErro
 if TYPE_CHECKING:
     from tests.clients.conftest import TritonDouble
 
+# They wait for what never comes.
+pytestmark = pytest.mark.slow
+
 PATIENT: Final = Timeouts(PATIENCE_S, PATIENCE_S)
 HURRIED: Final = Timeouts(PATIENCE_S, connect_s=1, first_token_s=1, between_tokens_s=1)
 SHORT: Final = Timeouts(total_s=1.5, connect_s=1)

@@ -30,6 +30,9 @@ from minitron_trt.errors import (
 if TYPE_CHECKING:
     from tests.clients.conftest import TritonDouble
 
+# They wait for what never comes.
+pytestmark = pytest.mark.slow
+
 PIECES = (
     Chunk("So", outputs={"num_input_tokens": [3], "num_output_tokens": [1]}),
     Chunk("", outputs={"num_output_tokens": [1], "output_log_probs": [-0.5]}),
