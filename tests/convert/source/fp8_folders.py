@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from transformers import LlamaConfig, MistralConfig, NemotronConfig
 from transformers.models.auto.modeling_auto import (
     AutoModelForCausalLM as _AutoModelForCausalLM,
@@ -21,6 +21,15 @@ Tensors = dict[str, torch.Tensor]
 AutoModelForCausalLM: Any = _AutoModelForCausalLM  # its methods have no types
 FP8_DTYPE: Final = torch.float8_e4m3fn
 LARGEST: Final = 448.0
+
+
+def load_file(path: Path) -> Tensors:
+    """Return copies of a file's tensors, so that it can be written again.
+
+    Those of safetensors' function of this name lie in the mapped file.
+    """
+    return load(path.read_bytes())
+
 
 # Heads wider than the hidden size shared among them, in Nemotron not even a whole number.
 SIZES: Final[dict[str, Any]] = {

@@ -19,13 +19,14 @@ torch = pytest.importorskip(
     "torch", reason="FP8 folders are made with torch: pip install minitron-trt[quantize]"
 )
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from tests.convert.source.fp8_folders import (  # noqa: E402
     FP8_DTYPE,
     Tensors,
     brought_together,
     by_hand,
     dequantized,
+    load_file,
     stored,
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.only_5 import marking_5
 from tests.triton_repo.models.tokenizers_of_kinds import byte_level
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaTokenizer
@@ -169,7 +170,15 @@ def read_by_5(folder: Path) -> Any:
     ]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tokenizer.model"])
+@pytest.mark.parametrize(
+    "kind",
+    marking_5(
+        [kind for kind in KINDS if kind != "tokenizer.model"],
+        "saved by transformers 5",
+        "a Llama tokenizer saved by transformers 5",
+        "no class",
+    ),
+)
 def test_what_is_written_reads_as_the_source_does(kind: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -182,6 +191,7 @@ def test_what_is_written_reads_as_the_source_does(kind: str, tmp_path: Path) -> 
     assert read_by_5(folder) == read_by_5(source)
 
 
+@pytest.mark.transformers_5
 def test_transformers_4_57_reads_what_is_written_as_5_does(tmp_path: Path) -> None:
     folders = []
     for number, write in enumerate(KINDS.values()):

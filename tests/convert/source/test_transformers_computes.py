@@ -112,6 +112,7 @@ shared = settings(
 )
 
 
+@pytest.mark.transformers_5
 @shared
 @given(spelling=spellings(("beside", "own", "both")))
 def test_logits_are_those_of_transformers_5_in_every_spelling(
@@ -226,7 +227,7 @@ LAYOUTS: Final = (older_shards_beside, shards_below, tied_head_listed, tied_head
     ("lay_out", "version"),
     # 4.57 cannot load a head that is stored alone.
     [(lay_out, version) for lay_out in LAYOUTS for version in ("5", "4.57")]
-    + [(tied_head_alone, "5")],
+    + [pytest.param(tied_head_alone, "5", marks=pytest.mark.transformers_5)],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_the_files_that_count_are_those_of_transformers(

@@ -119,6 +119,7 @@ def check_reading(record: dict[str, Any], ask: Ask) -> None:
         check_same(spec, reading)
 
 
+@pytest.mark.transformers_5
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(record=RECORDS)
@@ -138,6 +139,7 @@ def test_what_is_read_is_what_transformers_4_57_computes(
 LLAMA3 = {**STRETCH, "rope_type": "llama3"}
 
 
+@pytest.mark.transformers_5
 @pytest.mark.parametrize(
     ("kind", "record"),
     [
