@@ -17,7 +17,7 @@ from minitron_trt.dtypes import UNQUANTIZED
 from minitron_trt.host.machine import available_bytes, usable_cores
 from minitron_trt.quantization.precisions import Need
 
-_INTERPRETER_BYTES: Final = 23_000_000  # with numpy and the modules of a conversion
+_INTERPRETER_BYTES: Final = 28_500_000  # with numpy and the modules of a conversion
 _PLANNED_TENSOR_BYTES: Final = 3_000
 _LIBRARIES_BYTES: Final = 363_000_000  # torch, transformers and ModelOpt
 _NEMO_BYTES: Final = 3_000_000  # modules that read YAML, tars and pickles
@@ -26,12 +26,10 @@ _GGUF_BYTES: Final = 2_000_000  # the gguf package, imported
 _UNPACKING_BYTES: Final = 50_000_000  # the blocks that unpacking workers hold
 _PASSING_BYTES: Final = 8_000_000  # the same where no tensor is quantized
 
-# Blocks that a worker holds at once, of the source and of what is made of them, and of what a look
-# for numbers that are none, or lost to rounding, makes of them.
-_COPIED_BLOCKS: Final = 2.7
-_SLICED_BLOCKS: Final = 3.2
-_CHANGED_BLOCKS: Final = 9.3
-_QUANTIZED_BLOCKS: Final = 7.5
+# Blocks that a worker holds at once: of the source and of what is made of them, and what looking
+# for numbers that are none, or lost to rounding, takes.
+_COPIED_BLOCKS: Final = 2.0
+_CHANGED_BLOCKS: Final = 7.5  # converted or quantized
 
 # Bytes of a token's values in a layer: several forms are alive at its largest moment.
 _TOKEN_BYTES_OF_HIDDEN: Final = 8
@@ -80,11 +78,9 @@ def _blocks(plan: ConversionPlan, tensor: TensorPlan) -> float:
     if len(tensor.shape) < 2 or not tensor.parts:
         return 0.0
     if tensor.linear and plan.precision.scheme:
-        return _QUANTIZED_BLOCKS
-    if any(part.source.dtype != tensor.dtype or part.scale != 1.0 for part in tensor.parts):
         return _CHANGED_BLOCKS
-    whole = all(part.columns == (0, part.source.shape[1]) for part in tensor.parts)
-    return _COPIED_BLOCKS if whole else _SLICED_BLOCKS
+    changed = any(part.source.dtype != tensor.dtype or part.scale != 1.0 for part in tensor.parts)
+    return _CHANGED_BLOCKS if changed else _COPIED_BLOCKS
 
 
 def _calibrating_bytes(source: ModelSource, plan: ConversionPlan) -> int:
