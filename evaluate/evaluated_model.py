@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from numpy.typing import NDArray
 from minitron_trt.artifacts import CHECKPOINT, MANIFEST_NAME, kind_of
 from minitron_trt.build.engine_model import model_of
 from minitron_trt.build.recipe.engine_memory import pipeline_weights_bytes
-from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.checkpoint import Checkpoint, rank_file
 from minitron_trt.console import ShowProgress, no_display
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.convert.gguf.file import GgufFile
+from minitron_trt.convert.nemo.archive import is_nemo
 from minitron_trt.convert.source.locate import is_gguf, locate
 from minitron_trt.convert.source.weight_files import read_tensors
 from minitron_trt.errors import MissingExtraError, UnsupportedError
@@ -30,6 +33,7 @@ class EvaluatedModel:
     """A model that scores chunks."""
 
     name: str
+    identity: str  # of its weights' files, which changes when they do
     size_bytes: int  # of the weights: a source's files, or what a checkpoint's take on GPUs
     vocab: int
     tokenizer_json: Path
@@ -65,39 +69,55 @@ def opened_model(
             f"{source} is a server, whose text models do not say which tokens a text is to it; "
             "evaluate the checkpoint that it serves"
         )
+    # Before a conversion, which may take minutes.
+    torch = _torch()
+    opening = partial(_opened, source=source, context=context, dtype=getattr(torch, dtype))
     folder = Path(source)
     if (folder / MANIFEST_NAME).is_file() and kind_of(folder) == CHECKPOINT:
-        yield _opened(folder, source, _size(folder), context, dtype)
+        checkpoint = Checkpoint.open(folder)
+        ranks = {folder / rank_file(rank) for rank in range(checkpoint.parallelism.world_size)}
+        yield opening(checkpoint, files=ranks, size_bytes=_resident_bytes(checkpoint))
         return
     path = locate(source, revision=None, token=None)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as name:
-        checkpoint = Path(name) / "checkpoint"
-        convert(str(path), checkpoint, ConvertOptions(precision=_precision(path)), progress)
-        yield _opened(checkpoint, source, _source_size(path, checkpoint), context, dtype)
+        output = Path(name) / "checkpoint"
+        convert(str(path), output, ConvertOptions(precision=_precision(path)), progress)
+        checkpoint = Checkpoint.open(output)
+        files = _weight_files(path)
+        yield opening(checkpoint, files=files, size_bytes=_size_bytes(path, files, checkpoint))
 
 
-def _opened(folder: Path, source: str, size_bytes: int, context: int, dtype: str) -> EvaluatedModel:
+def _torch() -> Any:
     try:
         import torch
     except ImportError:
         raise MissingExtraError("torch", "reference", "evaluating a model") from None
+    return torch
+
+
+def _opened(
+    checkpoint: Checkpoint,
+    *,
+    source: str,
+    files: Collection[Path],
+    size_bytes: int,
+    context: int,
+    dtype: Any,
+) -> EvaluatedModel:
     from minitron_trt.executor.reference import ReferenceModel
 
-    checkpoint = Checkpoint.open(folder)
     if context > checkpoint.spec.max_positions:
         raise UnsupportedError(
             f"{source} was trained on {checkpoint.spec.max_positions} positions; pass a --context "
             f"of at most so many, not {context}"
         )
-    reference = ReferenceModel(
-        checkpoint, slots=1, max_seq_len=context, dtype=getattr(torch, dtype)
-    )
     return EvaluatedModel(
         name=Path(source).name or source,
+        identity=_identity(files),
         size_bytes=size_bytes,
         vocab=checkpoint.spec.vocab,
-        tokenizer_json=folder / "tokenizer.json",
-        _reference=reference,
+        tokenizer_json=checkpoint.folder / "tokenizer.json",
+        _reference=ReferenceModel(checkpoint, slots=1, max_seq_len=context, dtype=dtype),
     )
 
 
@@ -110,17 +130,29 @@ def _precision(path: Path) -> str | None:
     return "bf16" if kinds <= {"F32", "BF16"} else "fp16"
 
 
-def _size(checkpoint: Path) -> int:
-    # Weight-only precisions are packed when the engine is built.
-    model = model_of(Checkpoint.open(checkpoint))
-    return model.parallelism.tp * pipeline_weights_bytes(model)
-
-
-def _source_size(path: Path, checkpoint: Path) -> int:
+def _weight_files(path: Path) -> set[Path]:
+    """Return the files that a source's weights lie in, of an unpacked archive all."""
     if is_gguf(path):
-        files = {tensor.path for tensor in GgufFile.open(path).tensors.values()}
-    elif path.is_dir():
-        files = {entry.path for entry in read_tensors(path).values()}
-    else:
-        return _size(checkpoint)
+        return {tensor.path for tensor in GgufFile.open(path).tensors.values()}
+    if is_nemo(path):
+        return {path} if path.is_file() else {file for file in path.rglob("*") if file.is_file()}
+    return {entry.path for entry in read_tensors(path).values()}
+
+
+def _identity(files: Collection[Path]) -> str:
+    """Return where files lie, how long they are and when they were written."""
+    stats = [(str(path), path.stat()) for path in sorted(file.resolve() for file in files)]
+    return json.dumps([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
+
+
+def _size_bytes(path: Path, files: Collection[Path], checkpoint: Checkpoint) -> int:
+    # An archive holds more than weights.
+    if is_nemo(path):
+        return _resident_bytes(checkpoint)
     return sum(file.stat().st_size for file in files)
+
+
+def _resident_bytes(checkpoint: Checkpoint) -> int:
+    # Weight-only precisions are packed when the engine is built.
+    model = model_of(checkpoint)
+    return model.parallelism.tp * pipeline_weights_bytes(model)

@@ -27,6 +27,7 @@ from minitron_trt.evaluate.perplexity import (
 from minitron_trt.evaluate.text_tokens import TextTokens
 
 BASELINE_NAME: Final = "baseline.logits"
+_OWNER_NAME: Final = "baseline.key"
 _COLUMNS: Final = 3  # of a token's scores
 
 
@@ -39,6 +40,14 @@ class Scored:
     tokens: int
     perplexity: Estimate
     divergence: Divergence | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Baseline:
+    """The file of the baseline's probabilities, and the key of the model that they are of."""
+
+    file: BaselineFile
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class Evaluation:
         """
         self.state.mkdir(parents=True, exist_ok=True)
         results: list[Scored] = []
-        baseline: BaselineFile | None = None
+        baseline: _Baseline | None = None
         baseline_nll: Floats | None = None
         for source in sources:
             opening = opened_model(
@@ -71,7 +80,7 @@ class Evaluation:
             with opening as model:
                 chunks = self._chunks(model)
                 baseline = baseline or self._baseline(model, chunks)
-                self._check(baseline, model, chunks)
+                self._check(baseline.file, model, chunks)
                 label, total = f"score {model.name}", len(chunks)
                 with progress(label, total, "chunks") as advance:
                     scores = self._scores(model, chunks, baseline, advance, first=not results)
@@ -83,18 +92,21 @@ class Evaluation:
         text = TextTokens.of(self.text, model.tokenizer_json)
         return chunks_of(text.ids, self.context, begin=text.begin, at_most=self.chunks)
 
-    def _baseline(self, model: EvaluatedModel, chunks: tuple[Chunk, ...]) -> BaselineFile:
-        path = self.state / BASELINE_NAME
+    def _baseline(self, model: EvaluatedModel, chunks: tuple[Chunk, ...]) -> _Baseline:
+        """Return the baseline that is kept here, or the beginning of one if that is of another."""
+        path, owner, key = self.state / BASELINE_NAME, self.state / _OWNER_NAME, self._key(model)
+        if path.exists() and owner.exists() and owner.read_text() == key:
+            kept = BaselineFile.open(path)
+            if kept.fits(chunks) and kept.vocab == model.vocab:
+                return _Baseline(kept, key)
+        owner.unlink(missing_ok=True)
         tokens = np.array(
             [[*chunk.inputs[: chunk.first_row + 1], *chunk.targets] for chunk in chunks]
         )
-        if path.exists():
-            kept = BaselineFile.open(path)
-            if kept.fits(chunks) and kept.vocab == model.vocab:
-                return kept
         baseline = BaselineFile(path, model.vocab, tokens.astype(np.int32))
         baseline.create()
-        return baseline
+        owner.write_text(key)
+        return _Baseline(baseline, key)
 
     def _check(
         self, baseline: BaselineFile, model: EvaluatedModel, chunks: tuple[Chunk, ...]
@@ -109,16 +121,17 @@ class Evaluation:
         self,
         model: EvaluatedModel,
         chunks: tuple[Chunk, ...],
-        baseline: BaselineFile,
+        baseline: _Baseline,
         advance: Advance,
         *,
         first: bool,
     ) -> TokenScores:
-        path = self.state / f"{self._key(model)}.scores"
+        key = self._key(model, beside=baseline.key)
+        path = self.state / f"{model.name}-{key[:16]}.scores"
         rows = len(chunks[0].targets) * _COLUMNS * 8
         done = min(path.stat().st_size // rows, len(chunks)) if path.exists() else 0
         if first:
-            done = min(done, baseline.complete)
+            done = min(done, baseline.file.complete)
         with path.open("r+b" if path.exists() else "wb") as file:
             file.seek(done * rows)
             advance(done)
@@ -126,18 +139,18 @@ class Evaluation:
                 chunk = chunks[index]
                 own = log_likelihoods(model.logits(chunk))
                 if first:
-                    baseline.append(index, own)
-                scores = compare(own, baseline.read(index), chunk.targets)
+                    baseline.file.append(index, own)
+                scores = compare(own, baseline.file.read(index), chunk.targets)
                 file.write(_packed(scores).tobytes())
                 file.flush()
                 advance(1)
         table = np.fromfile(path, np.float64, len(chunks) * rows // 8).reshape(-1, _COLUMNS)
         return TokenScores(table[:, 0], table[:, 1], table[:, 2] > 0)
 
-    def _key(self, model: EvaluatedModel) -> str:
-        facts = [model.name, model.size_bytes, self.text, self.context, self.dtype]
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-        return f"{model.name}-{digest[:16]}"
+    def _key(self, model: EvaluatedModel, *, beside: str = "") -> str:
+        """Return what tells a model's figures, beside a baseline, from those of any other."""
+        facts = [model.identity, self.text, self.context, self.dtype, beside]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def _packed(scores: TokenScores) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -215,6 +216,38 @@ def test_an_evaluation_goes_on_where_it_ended(
     assert whole.exit_code == 0, whole.stderr
     assert again.stdout == whole.stdout
     assert {path: path.stat().st_size for path in scores} == kept
+
+
+def test_checkpoints_of_one_name_and_size_have_figures_of_their_own(
+    checkpoints: Path, text: Path, command: Command, tmp_path: Path
+) -> None:
+    model = shutil.copytree(SAMPLE, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] *= 2
+    save_file(tensors, model / "model.safetensors")
+    convert(str(model), tmp_path / "bf16", ConvertOptions())
+    models = (checkpoints / "bf16", tmp_path / "bf16")
+    options = ("--text", text, "--context", "64", "--chunks", "2", "--json")
+    one, other = json.loads(command("eval", "perplexity", *models, *options).stdout)["models"]
+
+    assert (one["model"], one["size_bytes"]) == (other["model"], other["size_bytes"])
+    assert one["perplexity"] != other["perplexity"]
+    assert other["kl"]["value"] > 1e-5
+
+
+def test_beside_another_baseline_nothing_is_taken_from_before(
+    checkpoints: Path, text: Path, command: Command, tmp_path: Path
+) -> None:
+    names = ("bf16", "w4a16", "bf16", "w8a16")
+    options = ("--text", text, "--context", "64", "--chunks", "2", "--json")
+
+    def figures(baseline: str, state: Path) -> str:
+        models = (checkpoints / baseline, checkpoints / "w8a16", checkpoints / "bf16")
+        return command("eval", "perplexity", *models, *options, "--state", state).stdout
+
+    shared = [figures(name, tmp_path / "shared") for name in names]
+
+    assert shared == [figures(name, tmp_path / str(at)) for at, name in enumerate(names)]
 
 
 @pytest.mark.parametrize(
