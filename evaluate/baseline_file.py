@@ -10,15 +10,15 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron_trt.errors import BadInputError
 from minitron_trt.evaluate.perplexity import Chunk
+from minitron_trt.quantization.number_formats import Array
 
-Floats = NDArray[Any]
 _MAGIC: Final = b"_logits_"
 _HEADER: Final = struct.Struct("<8sIii")
 _STEPS: Final = 65535
@@ -63,13 +63,13 @@ class BaselineFile:
         """Return how many chunks it has whole."""
         return (self.path.stat().st_size - self._start) // self._chunk_bytes
 
-    def append(self, index: int, log_probabilities: Floats) -> None:
+    def append(self, index: int, log_probabilities: Array) -> None:
         """Write a chunk's rows [scored, vocab] in its place."""
         with self.path.open("r+b") as file:
             file.seek(self._start + index * self._chunk_bytes)
             file.write(_in_steps(log_probabilities, self._row_values).tobytes())
 
-    def read(self, index: int) -> Floats:
+    def read(self, index: int) -> Array:
         """Return a chunk's log-probabilities [scored, vocab]; BadInputError when it lacks them."""
         with self.path.open("rb") as file:
             file.seek(self._start + index * self._chunk_bytes)
@@ -107,7 +107,7 @@ class BaselineFile:
         return 2 * self._rows * self._row_values
 
 
-def _in_steps(log_probabilities: Floats, row_values: int) -> NDArray[np.uint16]:
+def _in_steps(log_probabilities: Array, row_values: int) -> NDArray[np.uint16]:
     """Return rows as the file has them."""
     largest = log_probabilities.max(axis=1, keepdims=True)
     least = np.maximum(log_probabilities.min(axis=1, keepdims=True), largest - _RANGE)

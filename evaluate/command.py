@@ -10,7 +10,8 @@ from typing import Final
 import click
 import cloup
 
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.option_types import Count
 
 # What a model is computed in.
 _DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -23,9 +24,15 @@ def evaluate() -> None:
 
 @evaluate.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--text", required=True, type=click.Path(path_type=Path), help="Text to be scored by")
-@click.option("--context", default=512, show_default=True, help="Tokens that a model sees at once")
-@click.option("--chunks", type=click.IntRange(1), help="Score so many chunks; the default is all")
+@click.option("--text", required=True, type=PATH, help="Text to be scored by")
+@click.option(
+    "--context",
+    type=Count(),
+    default=512,
+    show_default=True,
+    help="Tokens that a model sees at once",
+)
+@click.option("--chunks", type=Count(), help="Score so many chunks; the default is all")
 @click.option(
     "--dtype",
     type=click.Choice(_DTYPES),
@@ -33,13 +40,9 @@ def evaluate() -> None:
     show_default=True,
     help="Compute in this; weights stay rounded as they are stored",
 )
-@click.option(
-    "--state", type=click.Path(path_type=Path), help="Keep what is done here, and go on from there"
-)
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here, too")
-@click.option(
-    "--plot", type=click.Path(path_type=Path), help="Write a chart of size and quality (PNG, SVG)"
-)
+@click.option("--state", type=PATH, help="Keep what is done here, and go on from there")
+@click.option("--markdown", type=PATH, help="Write the table here, too")
+@click.option("--plot", type=PATH, help="Write a chart of size and quality (PNG, SVG)")
 @console_options
 def perplexity(
     console: Console,

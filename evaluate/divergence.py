@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron_trt.evaluate.perplexity import Estimate, mean
+from minitron_trt.quantization.number_formats import Array
 
-Floats = NDArray[Any]
 _LEAST_LOG_PROBABILITY: Final = -16.0  # llama.cpp leaves out what the baseline thinks rarer
 DIVERGENCE_PERCENTILES: Final = (99.9, 99.0, 95.0, 90.0, 50.0, 10.0, 5.0, 1.0, 0.1)
 CHANGE_PERCENTILES: Final = (99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0, 1.0, 0.1)
@@ -21,12 +21,12 @@ CHANGE_PERCENTILES: Final = (99.9, 99.0, 95.0, 90.0, 75.0, 50.0, 25.0, 10.0, 5.0
 class TokenScores:
     """What a model says of each scored token, beside the baseline; arrays of one length."""
 
-    nll: Floats
-    divergence: Floats  # Kullback-Leibler, of the model's distribution from the baseline's
+    nll: Array
+    divergence: Array  # Kullback-Leibler, of the model's distribution from the baseline's
     same_top: NDArray[np.bool_]
 
 
-def compare(log_probabilities: Floats, baseline: Floats, targets: NDArray[np.int32]) -> TokenScores:
+def compare(log_probabilities: Array, baseline: Array, targets: NDArray[np.int32]) -> TokenScores:
     """Return the scores of a chunk's rows, of log-probabilities [rows, vocab]."""
     rows = np.arange(len(targets))
     heard = baseline > _LEAST_LOG_PROBABILITY
@@ -53,7 +53,7 @@ class Divergence:
     change_percentiles: dict[float, float]
 
     @classmethod
-    def of(cls, scores: TokenScores, baseline_nll: Floats) -> Divergence:
+    def of(cls, scores: TokenScores, baseline_nll: Array) -> Divergence:
         """Return the figures of all scored tokens."""
         same = float(scores.same_top.mean())
         change = np.exp(-scores.nll) - np.exp(-baseline_nll)
@@ -72,15 +72,15 @@ class Divergence:
         )
 
 
-def _percentiles(values: Floats, percents: tuple[float, ...]) -> dict[float, float]:
+def _percentiles(values: Array, percents: tuple[float, ...]) -> dict[float, float]:
     """Return percentiles between the nearest two values, as numpy and llama.cpp take them."""
     return dict(zip(percents, map(float, np.percentile(values, percents)), strict=True))
 
 
-def _log_ratio(nll: Floats, baseline_nll: Floats) -> Estimate:
+def _log_ratio(nll: Array, baseline_nll: Array) -> Estimate:
     # The two models are scored by the same tokens, so that most of their spread is shared.
-    ours, theirs = mean(nll), mean(baseline_nll)
+    own, base = mean(nll), mean(baseline_nll)
     product = float((nll * baseline_nll).mean())
-    covariance = (product - ours.value * theirs.value) / max(1, len(nll) - 1)
-    variance = ours.error**2 + theirs.error**2 - 2 * covariance
-    return Estimate(ours.value - theirs.value, math.sqrt(max(0.0, variance)))
+    covariance = (product - own.value * base.value) / max(1, len(nll) - 1)
+    variance = own.error**2 + base.error**2 - 2 * covariance
+    return Estimate(own.value - base.value, math.sqrt(max(0.0, variance)))

@@ -11,14 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitron_trt.errors import BadInputError, UsageError
-
-Floats = NDArray[Any]
+from minitron_trt.quantization.number_formats import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +30,6 @@ class Chunk:
     def first_row(self) -> int:
         """Return the first token whose logits are scored; those of the last token are not."""
         return len(self.inputs) - 1 - len(self.targets)
-
-    def scored(self, logits: Floats) -> Floats:
-        """Return the rows that are scored, of the logits of every token [context, vocab]."""
-        return logits[self.first_row : -1]
 
 
 def chunks_of(
@@ -74,7 +68,7 @@ class Estimate:
     error: float
 
 
-def log_likelihoods(logits: Floats) -> Floats:
+def log_likelihoods(logits: Array) -> Array:
     """Return the logarithms of the probabilities, in float64 [rows, vocab].
 
     BadInputError where a logit is NaN or no number is left to compare.
@@ -87,12 +81,7 @@ def log_likelihoods(logits: Floats) -> Floats:
     return np.asarray(exact - np.log(np.exp(exact).sum(axis=1, keepdims=True)))
 
 
-def negative_log_likelihoods(log_probabilities: Floats, targets: NDArray[np.int32]) -> Floats:
-    """Return the negative log-likelihood of each token that followed."""
-    return np.asarray(-log_probabilities[np.arange(len(targets)), targets])
-
-
-def mean(values: Floats) -> Estimate:
+def mean(values: Array) -> Estimate:
     """Return the mean of samples and its standard error."""
     value = float(values.mean())
     spread = float((values**2).mean()) - value**2
@@ -100,7 +89,7 @@ def mean(values: Floats) -> Estimate:
     return Estimate(value, error)
 
 
-def perplexity(nll: Floats) -> Estimate:
+def perplexity(nll: Array) -> Estimate:
     """Return e to the mean of negative log-likelihoods, with the error that it takes from them."""
     average = mean(nll)
     value = math.exp(average.value)

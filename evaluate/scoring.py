@@ -19,12 +19,12 @@ from minitron_trt.evaluate.evaluated_model import EvaluatedModel, opened_model
 from minitron_trt.evaluate.perplexity import (
     Chunk,
     Estimate,
-    Floats,
     chunks_of,
     log_likelihoods,
     perplexity,
 )
 from minitron_trt.evaluate.text_tokens import TextTokens
+from minitron_trt.quantization.number_formats import Array
 
 BASELINE_NAME: Final = "baseline.logits"
 _OWNER_NAME: Final = "baseline.key"
@@ -72,7 +72,7 @@ class Evaluation:
         self.state.mkdir(parents=True, exist_ok=True)
         results: list[Scored] = []
         baseline: _Baseline | None = None
-        baseline_nll: Floats | None = None
+        baseline_nll: Array | None = None
         for source in sources:
             opening = opened_model(
                 source, context=self.context, dtype=self.dtype, progress=progress
@@ -158,7 +158,7 @@ def _packed(scores: TokenScores) -> Any:
     return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
 
 
-def _scored(model: EvaluatedModel, scores: TokenScores, baseline_nll: Floats | None) -> Scored:
+def _scored(model: EvaluatedModel, scores: TokenScores, baseline_nll: Array | None) -> Scored:
     return Scored(
         name=model.name,
         size_bytes=model.size_bytes,

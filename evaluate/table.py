@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from minitron_trt.evaluate.perplexity import Estimate
 from minitron_trt.evaluate.scoring import Scored
+from minitron_trt.tables import Column, table_lines
 
 _HEADER: Final = ("model", "size MB", "PPL", "±", "size %", "accuracy %", "KL", "top-1 %")
 
@@ -32,14 +33,11 @@ def _row(result: Scored, baseline: Scored) -> tuple[str, ...]:
 
 def as_text(results: Sequence[Scored]) -> str:
     """Return the table for a terminal."""
-    rows = rows_of(results)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    columns = zip(*rows_of(results), strict=True)
     return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
+        table_lines(
+            [Column(title, cells, left=not at) for at, (title, *cells) in enumerate(columns)]
+        )
     )
 
 
