@@ -26,7 +26,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 Ranks = list[dict[str, Any]]
 PROGRESS = re.compile(
     r"calibrate: \d+ %, [\d,]+ tokens of [\d,]+ tokens in \d+ s"
-    r"(, [\d,]+ tokens/s, about \d+ (s|min) left)?"
+    r"(, [\d,]+ tokens/s, about (\d+ h )?\d+ (s|min) left)?"
 )
 
 
