@@ -7,6 +7,7 @@ httpcore hands a request's timeouts through to the connection as they are. Here 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from typing import Any, Final
 import httpcore2
 
 from minitron_trt.clients.deadlines import Deadlines
+from minitron_trt.clients.endpoint import Access, Endpoint
+from minitron_trt.errors import UsageError
 
 # A connection that has died without a word is found within about two minutes.
 SOCKET_OPTIONS: Final = (
@@ -22,6 +25,14 @@ SOCKET_OPTIONS: Final = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 20),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+LIBRARY_ERRORS: Final = (
+    httpcore2.ConnectionNotAvailable,
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.ProxyError,
+    httpcore2.TimeoutException,
+    httpcore2.UnsupportedProtocol,
 )
 _WRITE_BYTES: Final = 64 * 1024
 
@@ -154,3 +165,48 @@ def seconds_left(deadlines: Deadlines, late: type[Exception]) -> float:
     if deadlines.passed:
         raise late("the time is up")
     return deadlines.remaining_s or 0.001
+
+
+def tls_context(access: Access) -> ssl.SSLContext:
+    """Return the TLS of a connection; UsageError for files that are no certificates."""
+    try:
+        # Loading the certificate store takes longer than a short request.
+        context = (
+            ssl.create_default_context(cafile=access.ca)
+            if access.ca
+            else httpcore2.default_ssl_context()
+        )
+        if access.certificate is not None:
+            context.load_cert_chain(access.certificate, access.key)
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{access.ca or access.certificate} is not a certificate in PEM form"
+        ) from error
+    return context
+
+
+def environment_proxy(endpoint: Endpoint) -> httpcore2.Proxy | None:
+    """Return the proxy that the environment has for a server, by the rules of urllib."""
+    if not endpoint.environment_proxy:
+        return None
+    # Takes longer to import than most requests take.
+    from urllib.request import getproxies, proxy_bypass
+
+    proxies = getproxies()
+    url = proxies.get(endpoint.scheme) or proxies.get("all")
+    if not url or proxy_bypass(endpoint.address):
+        return None
+    return httpcore2.Proxy(url if "://" in url else f"http://{url}")
+
+
+def system_reason(error: BaseException) -> str:
+    """Return what the operating system said, under the wrappings of three libraries."""
+    inner: BaseException | None = error
+    while inner is not None:
+        # asyncio puts words of its own in place of the system's.
+        if isinstance(inner, ConnectionError) and inner.errno:
+            return os.strerror(inner.errno)
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return str(error) or type(error).__name__

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import ssl
 from collections.abc import AsyncGenerator, Generator, Iterator
 from typing import Any, Final, TypeVar
 
@@ -18,7 +16,15 @@ from minitron_trt.clients.faults import HTTP_FAULTS, BrokenProtocolError, Fault,
 from minitron_trt.clients.interface_http import HttpReply, Question, ask_interface, ask_ready
 from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.model_interface import InferCall, ModelInterface
-from minitron_trt.clients.network import SOCKET_OPTIONS, AsyncBoundedBackend, BoundedBackend
+from minitron_trt.clients.network import (
+    LIBRARY_ERRORS,
+    SOCKET_OPTIONS,
+    AsyncBoundedBackend,
+    BoundedBackend,
+    environment_proxy,
+    system_reason,
+    tls_context,
+)
 from minitron_trt.clients.protocol import (
     AnswerStream,
     EventReader,
@@ -27,7 +33,7 @@ from minitron_trt.clients.protocol import (
     http_body,
     http_path,
 )
-from minitron_trt.errors import RefusedError, ServerError, UnreachableError, UsageError
+from minitron_trt.errors import RefusedError, ServerError, UnreachableError
 
 T = TypeVar("T")
 # An idle connection is not worth more than that: servers and what lies between close theirs.
@@ -48,12 +54,12 @@ class _HttpParts:
         self._limits = limits
         self._interfaces: dict[str, ModelInterface] = {}
         self._is_closed = False
-        self._tls = _tls(access) if endpoint.is_encrypted else None
+        self._tls = tls_context(access) if endpoint.is_encrypted else None
 
     def _pool_settings(self) -> dict[str, Any]:
         return {
             "ssl_context": self._tls,
-            "proxy": _environment_proxy(self._endpoint),
+            "proxy": environment_proxy(self._endpoint),
             "max_connections": None,
             "max_keepalive_connections": None,
             "keepalive_expiry": _KEEPALIVE_S,
@@ -108,13 +114,13 @@ class _HttpParts:
         """Turn the library's errors into ours."""
         try:
             yield
-        except _LIBRARY_ERRORS as error:
+        except LIBRARY_ERRORS as error:
             known = (kind.__name__ for kind in type(error).__mro__ if kind.__name__ in HTTP_FAULTS)
             fault = HTTP_FAULTS[next(known, "ReadError")][0 if probing else 1]
             if self._is_closed:
                 fault = Fault.CANCELLED
             fault = deadlines.fault or fault
-            raised = self._error(fault, _reason(error), deadlines)
+            raised = self._error(fault, system_reason(error), deadlines)
             raised.is_passing = fault in (Fault.ABSENT, Fault.LOST)
             raise raised from error
         except BrokenProtocolError as error:
@@ -343,57 +349,3 @@ def _header(response: httpcore2.Response, name: bytes) -> str:
 
 def _timeouts(deadlines: Deadlines) -> dict[str, Any]:
     return {"timeout": {"connect": deadlines, "read": deadlines, "write": deadlines}}
-
-
-def _tls(access: Access) -> ssl.SSLContext:
-    try:
-        # Loading the certificate store takes longer than a short request.
-        context = (
-            ssl.create_default_context(cafile=access.ca)
-            if access.ca
-            else httpcore2.default_ssl_context()
-        )
-        if access.certificate is not None:
-            context.load_cert_chain(access.certificate, access.key)
-    except ssl.SSLError as error:
-        raise UsageError(
-            f"{access.ca or access.certificate} is not a certificate in PEM form"
-        ) from error
-    return context
-
-
-def _environment_proxy(endpoint: Endpoint) -> httpcore2.Proxy | None:
-    """Return the proxy that the environment has for a server, by the rules of urllib."""
-    if not endpoint.environment_proxy:
-        return None
-    # Takes longer to import than most requests take.
-    from urllib.request import getproxies, proxy_bypass
-
-    proxies = getproxies()
-    url = proxies.get(endpoint.scheme) or proxies.get("all")
-    if not url or proxy_bypass(endpoint.address):
-        return None
-    return httpcore2.Proxy(url if "://" in url else f"http://{url}")
-
-
-def _reason(error: BaseException) -> str:
-    """Return what the operating system said, under the wrappings of three libraries."""
-    inner: BaseException | None = error
-    while inner is not None:
-        # asyncio puts words of its own in place of the system's.
-        if isinstance(inner, ConnectionError) and inner.errno:
-            return os.strerror(inner.errno)
-        if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror
-        inner = inner.__cause__ or inner.__context__
-    return str(error) or type(error).__name__
-
-
-_LIBRARY_ERRORS: Final = (
-    httpcore2.ConnectionNotAvailable,
-    httpcore2.NetworkError,
-    httpcore2.ProtocolError,
-    httpcore2.ProxyError,
-    httpcore2.TimeoutException,
-    httpcore2.UnsupportedProtocol,
-)
