@@ -104,8 +104,9 @@ def build(
     """Build an engine from a checkpoint.
 
     Rules of TensorRT-LLM that reject or change a setting are applied before anything runs. Without
-    a GPU, TensorRT itself compiles for ampere, ada and blackwell-rtx; for hopper and blackwell use
-    a runner that has one.
+    a GPU, TensorRT itself compiles for ampere, ada and blackwell-rtx, for programs of your own:
+    Triton's backend loads engines of --compiler trtllm. For hopper and blackwell use a runner that
+    has a GPU.
 
     Example: minitron-trt build checkpoint -o engine --arch hopper --runner docker
     """
