@@ -188,8 +188,10 @@ bench-serve: $(COMPLETE) ## Time the text pipeline, the reference runtime and th
 bench-clients: $(COMPLETE) ## Time the clients against raw tritonclient and httpx
 	$(BIN)/python benchmarks/bench_clients.py
 
-package: $(COMPLETE) ## Build the wheel into dist/
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+# Where the repository lies, for the links of the package's page.
+URL = $(shell git remote get-url origin 2> /dev/null)
+package: $(COMPLETE) ## Build the wheel into dist/, its links those of URL=https://...
+	PROJECT_URL="$(URL)" $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## Remove caches and dist/, never build/
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

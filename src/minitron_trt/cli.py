@@ -34,6 +34,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "doctor": "minitron_trt.doctor:doctor",
         "sample": "minitron_trt.samples.command:sample",
         "demo": "minitron_trt.demo:demo",
+        "docs": "minitron_trt.documentation:docs",
         "completion": "minitron_trt.completion:completion",
     }
 )
@@ -49,7 +50,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "generate",
             "gateway",
         ),
-        "To begin with": ("doctor", "sample", "demo", "completion"),
+        "To begin with": ("doctor", "sample", "demo", "docs", "completion"),
     }
 )
 """The commands as help shows them; those of no section come last."""
