@@ -35,6 +35,11 @@ class CheckpointTensor:
     stored: Stored | None  # which of a quantized layer's tensors it is; None for a plain one
 
     @property
+    def place(self) -> Place:
+        """Return where in the model it lies; a KV cache's scale is a layer's."""
+        return self.rule.place if self.rule else Place.LAYER
+
+    @property
     def split(self) -> Split:
         """Return how the tensor-parallel ranks divide the weight that it belongs to."""
         return self.rule.split if self.rule else Split.WHOLE

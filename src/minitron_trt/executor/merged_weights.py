@@ -20,7 +20,7 @@ from minitron_trt.checkpoint import Checkpoint, rank_file
 from minitron_trt.checkpoint_tensors import CheckpointTensor, rank_tensors
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import BadInputError
-from minitron_trt.families import Split
+from minitron_trt.families import Place, Split
 from minitron_trt.quantization.precisions import Side
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
@@ -34,9 +34,10 @@ TORCH_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
 """What torch calls the dtypes of stored tensors; 1-byte floats are read as their codes."""
 
 
-def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+def read_weights(checkpoint: Checkpoint, layers: range | None = None) -> dict[str, torch.Tensor]:
     """Return the whole tensors of a checkpoint by name, layers counted through the model.
 
+    `layers` reads these alone; an empty range, what comes before and after all layers.
     BadInputError names the tensors that are missing, left over or of another shape or dtype, and
     those of which the ranks hold different copies.
     """
@@ -54,6 +55,8 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         )
         ranks = [_read_rank(checkpoint, pp_rank * tp + rank, expected) for rank in range(tp)]
         for tensor in expected:
+            if layers is not None and not _is_among(layers, tensor):
+                continue
             shards = [rank[tensor.name] for rank in ranks]
             try:
                 weights[tensor.whole_name] = _merge(tensor, checkpoint.spec, shards)
@@ -63,6 +66,11 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
                     "convert again"
                 ) from None
     return weights
+
+
+def _is_among(layers: range, tensor: CheckpointTensor) -> bool:
+    is_layers = tensor.place is Place.LAYER
+    return is_layers and tensor.layer in layers if layers else not is_layers
 
 
 def _query_rows(spec: ModelSpec, tp: int) -> int:

@@ -7,7 +7,7 @@ applies both scales last, and float32 products of the scaled numbers are the sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
@@ -42,6 +42,11 @@ class Linear:
         self._weight = weight.to(device=target.device, dtype=dtype)
         self._scale = _moved(tensors.get(_INPUT_SCALE), target.device, torch.float32)
         self._prequant = _moved(tensors.get(_PREQUANT), target.device, dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """Return the weight that inputs are multiplied by, [out, in], before AWQ's factors."""
+        return self._weight if self._prequant is None else self._weight * self._prequant
 
     def __call__(self, values: Tensor) -> Tensor:
         """Return the product with packed inputs [T, in]."""
@@ -80,30 +85,33 @@ class KVRounding:
 
 
 def linear_layers(
-    checkpoint: Checkpoint, weights: dict[str, Tensor], target: Tensor
+    checkpoint: Checkpoint, weights: dict[str, Tensor], target: Tensor, layers: Sequence[int]
 ) -> dict[str, Linear]:
     """Take the linear layers' tensors out of `weights`; return the layers by name."""
-    layers = {}
+    linears = {}
     precision = checkpoint.precision
     suffixes = [stored.suffix for stored in precision.tensors] or ["weight"]
     for rule in family_of(checkpoint.spec.architecture).rules:
-        for layer in range(checkpoint.spec.layers) if rule.linear else ():
+        for layer in layers if rule.linear else ():
             name = str(rule.linear).format(layer)
             tensors = {suffix: weights.pop(f"{name}.{suffix}") for suffix in suffixes}
-            layers[name] = Linear(precision, tensors, target)
-    return layers
+            linears[name] = Linear(precision, tensors, target)
+    return linears
 
 
 def kv_roundings(
-    checkpoint: Checkpoint, weights: dict[str, Tensor], target: Tensor
-) -> list[KVRounding]:
+    checkpoint: Checkpoint, weights: dict[str, Tensor], target: Tensor, layers: Sequence[int]
+) -> dict[int, KVRounding]:
     """Take the KV caches' scales out of `weights`; return each layer's rounding, if any."""
     if checkpoint.kv_cache is None:
-        return []
-    names = [
-        f"transformer.layers.{layer}.{KV_SCALE.suffix}" for layer in range(checkpoint.spec.layers)
-    ]
-    return [KVRounding(checkpoint.kv_cache, weights.pop(name).to(target.device)) for name in names]
+        return {}
+    return {
+        layer: KVRounding(
+            checkpoint.kv_cache,
+            weights.pop(f"transformer.layers.{layer}.{KV_SCALE.suffix}").to(target.device),
+        )
+        for layer in layers
+    }
 
 
 def to_e4m3(values: Tensor, scale: Tensor) -> Tensor:

@@ -7,9 +7,12 @@ code with the converter or transformers, so that agreement between the three mea
 from __future__ import annotations
 
 import logging
+from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from numpy.typing import NDArray
 from torch import Tensor
 
 from minitron_trt.checkpoint import Checkpoint
@@ -22,6 +25,7 @@ from minitron_trt.executor.step import Floats, StepBatch
 from minitron_trt.families import Norm, family_of
 
 log = logging.getLogger(__name__)
+_HEAD_ROWS: Final = 8192  # widened at a time
 
 
 class ReferenceModel:
@@ -35,7 +39,13 @@ class ReferenceModel:
         max_seq_len: int,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        layers: range | None = None,
     ) -> None:
+        """Read a checkpoint, or a part of it that is run by itself.
+
+        With `layers`, those alone, for `run_layer`; an empty range is for `embed` and `head`, whose
+        matrices then stay in the checkpoint's mapped file.
+        """
         for name, value in (("slots", slots), ("max_seq_len", max_seq_len)):
             if value < 1:
                 raise BadInputError(f"{name} is {value}; expected at least 1")
@@ -53,10 +63,16 @@ class ReferenceModel:
         self._family = family_of(spec.architecture)
         self._device = torch.device(device)
         dtype = dtype or TORCH_DTYPES[checkpoint.precision.storage]
-        weights, like = read_weights(checkpoint), torch.empty(0, dtype=dtype, device=device)
-        self._linears = linear_layers(checkpoint, weights, like)
-        self._kv_roundings = kv_roundings(checkpoint, weights, like)
-        self._weights = {name: tensor.to(like) for name, tensor in weights.items()}
+        weights = read_weights(checkpoint, layers)
+        like = torch.empty(0, dtype=dtype, device=device)
+        held = range(spec.layers) if layers is None else layers
+        self._linears = linear_layers(checkpoint, weights, like, held)
+        self._kv_roundings = kv_roundings(checkpoint, weights, like, held)
+        self._dtype = dtype
+        # In float32 embedding and head of an 8B model would take 4 GB each.
+        stay = layers is not None and not layers
+        self._head_rows = _HEAD_ROWS if stay else spec.vocab
+        self._weights = {n: tensor if stay else tensor.to(like) for n, tensor in weights.items()}
         self._rope = torch.from_numpy(rope_table(spec, max_seq_len)).to(self._device)
         self._cache = KVCache(spec, slots, max_seq_len, self._device, dtype)
         log.info(
@@ -77,22 +93,46 @@ class ReferenceModel:
         """Return float32 logits of the tokens that the batch names, or of every one [T, vocab]."""
         layout = Layout.of(batch, self._device)
         self._cache.begin(batch)
-        ids = torch.from_numpy(batch.input_ids).to(self._device)
-        hidden = F.embedding(ids, self._weights["transformer.vocab_embedding.weight"])
-        cosine, sine = self._rope[:, layout.positions, None]
+        hidden = self.embed(batch.input_ids)
         for layer in range(self._spec.layers):
-            name = f"transformer.layers.{layer}"
-            query, key, value = self._qkv(name, self._norm(f"{name}.input_layernorm", hidden))
-            query, key = _turned(query, cosine, sine), _turned(key, cosine, sine)
-            if self._kv_roundings:
-                key, value = map(self._kv_roundings[layer], (key, value))
-            attended = self._cache.attend(layer, query, key, value, layout)
-            hidden = hidden + self._linears[f"{name}.attention.dense"](attended.flatten(1))
-            hidden = hidden + self._mlp(name, self._norm(f"{name}.post_layernorm", hidden))
-        if not all_logits:
-            hidden = hidden[layout.logit_rows]
+            hidden = self._layer(layer, hidden, layout)
+        return self.head(hidden if all_logits else hidden[layout.logit_rows])
+
+    def weight(self, name: str) -> Tensor:
+        """Return a weight by its name in the checkpoint, as it is multiplied with."""
+        linear = self._linears.get(name.removesuffix(".weight"))
+        return linear.weight if linear else self._weights[name]
+
+    @torch.inference_mode()
+    def embed(self, ids: NDArray[np.int32]) -> Tensor:
+        """Return what goes into the first layer, [T, hidden]."""
+        known = self._weights["transformer.vocab_embedding.weight"]
+        return F.embedding(torch.from_numpy(ids).to(self._device), known).to(self._dtype)
+
+    @torch.inference_mode()
+    def run_layer(self, layer: int, hidden: Tensor, batch: StepBatch) -> Tensor:
+        """Return what comes out of one layer, of a batch's tokens [T, hidden]."""
+        self._cache.begin(batch)
+        return self._layer(layer, hidden, Layout.of(batch, self._device))
+
+    @torch.inference_mode()
+    def head(self, hidden: Tensor) -> Tensor:
+        """Return the float32 logits [T, vocab] of what comes out of the last layer."""
         hidden = self._norm("transformer.ln_f", hidden)
-        return F.linear(hidden, self._weights["lm_head.weight"]).float()
+        blocks = torch.split(self._weights["lm_head.weight"], self._head_rows)
+        logits = [F.linear(hidden, rows.to(hidden.dtype)) for rows in blocks]
+        return torch.cat(logits, dim=-1).float() if len(blocks) > 1 else logits[0].float()
+
+    def _layer(self, layer: int, hidden: Tensor, layout: Layout) -> Tensor:
+        cosine, sine = self._rope[:, layout.positions, None]
+        name = f"transformer.layers.{layer}"
+        query, key, value = self._qkv(name, self._norm(f"{name}.input_layernorm", hidden))
+        query, key = _turned(query, cosine, sine), _turned(key, cosine, sine)
+        if self._kv_roundings:
+            key, value = map(self._kv_roundings[layer], (key, value))
+        attended = self._cache.attend(layer, query, key, value, layout)
+        hidden = hidden + self._linears[f"{name}.attention.dense"](attended.flatten(1))
+        return hidden + self._mlp(name, self._norm(f"{name}.post_layernorm", hidden))
 
     def _norm(self, name: str, values: Tensor) -> Tensor:
         weight, epsilon = self._weights[f"{name}.weight"], self._spec.norm_epsilon
