@@ -16,6 +16,7 @@ from minitron_trt.build.security_bulletins import holes_of
 from minitron_trt.console import size_text
 from minitron_trt.gpus import GPUS, Target, support
 from minitron_trt.quantization.precisions import PRECISIONS
+from minitron_trt.verification_record import verification_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class LoadReport:
             "findings": [asdict(finding) for finding in self.findings],
             "images": list(self.images),
             "holes": self.holes,
+            **verification_facts(engine.verification),
         }
 
 

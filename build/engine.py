@@ -26,6 +26,7 @@ from minitron_trt.host.machine import TRTLLM_PACKAGE
 from minitron_trt.quantization.precisions import kv_cache_of, of_algorithm, precision_of
 from minitron_trt.records import OptionalSize, Size, read_record
 from minitron_trt.spec import ModelSpec, Parallelism, Rope, SpecialTokens
+from minitron_trt.verification_record import VerificationRecord, verification_facts
 
 PLAN_NAME: Final = "engine.plan"
 TRTLLM: Final = TRTLLM_PACKAGE
@@ -55,6 +56,7 @@ class EngineFacts:
     sm: Size | None = None
     tensorrt: str | None = None
     tokens: SpecialTokens | None = None
+    verification: VerificationRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class Engine:
     takes_drafts: bool  # of another model, as the clients of tensorrt_llm send them
     tokens: SpecialTokens | None  # as our own manifest says
     names: tuple[str, ...]  # of its files: those of our own manifest, or all that lie there
+    verification: VerificationRecord | None = None  # of the checkpoint, as our manifest says
 
     @classmethod
     def open(cls, folder: Path) -> Engine:
@@ -184,6 +187,7 @@ class Engine:
             takes_drafts=build.speculative_decoding_mode in (2, "DRAFT_TOKENS_EXTERNAL"),
             tokens=facts.tokens,
             names=names,
+            verification=facts.verification,
         )
 
     @property
@@ -300,6 +304,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "spec": checkpoint.spec.to_json(),
         "tokens": asdict(checkpoint.tokens),
         "precision": checkpoint.precision.name,
+        **verification_facts(checkpoint.verification),
     }
 
 

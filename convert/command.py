@@ -62,6 +62,11 @@ if TYPE_CHECKING:
     ),
     cloup.option("--dry-run", is_flag=True, help="Print the plan and write nothing"),
     cloup.option("--overwrite", is_flag=True, help="Replace a checkpoint that is already there"),
+    cloup.option(
+        "--verify",
+        is_flag=True,
+        help="Compare the checkpoint with its source, layer by layer, before it appears",
+    ),
     cloup.option("--digest", is_flag=True, help="Record the SHA-256 of every file in the manifest"),
 )
 @cloup.option_group(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, HUGGING_FACE, Manifest
 from minitron_trt.checkpoint import manifest_facts, trtllm_config
@@ -27,10 +28,11 @@ from minitron_trt.convert.source.opening import opened, unpacked
 from minitron_trt.convert.writing.blocks import check_weights
 from minitron_trt.convert.writing.quantize import Calibration
 from minitron_trt.convert.writing.ranks import write_ranks
-from minitron_trt.errors import OutputError
+from minitron_trt.errors import OutputError, UsageError
 from minitron_trt.outputs import check_output, output_errors, staged
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import Parallelism
+from minitron_trt.verification_record import verification_facts
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ class ConvertOptions:
 
     `precision` is a name in PRECISIONS; None is the source's own if that is FP8, else bf16.
     `kv_cache` is a name in KV_CACHES, or None for the model's own dtype; with `keep_kv_cache` a
-    source that brings a format of its own, and its scales, keeps it where none is named.
+    source that brings a format of its own, and its scales, keeps it where none is named. With
+    `verify` a checkpoint that departs from its source is an error.
     """
 
     precision: str | None = None
@@ -53,6 +56,7 @@ class ConvertOptions:
     pp: int = 1
     overwrite: bool = False
     digest: bool = False
+    verify: bool = False
     revision: str | None = None
     token: str | None = None
 
@@ -105,16 +109,25 @@ def convert(
     returned has been carried out: it knows what rounding has changed.
     """
     kind = CHECKPOINT if options.form == "trtllm" else HUGGING_FACE
+    if options.verify and kind != CHECKPOINT:
+        raise UsageError("--verify is for --format trtllm: nothing here computes an hf folder")
     check_output(output, overwrite=options.overwrite, kind=kind, inputs=(Path(source),))
     with staged(output, overwrite=options.overwrite) as scratch:
         # What is opened there is swept by the next run when this one is killed.
         with open_and_plan(source, options, scratch) as (model, plan):
             if not model.has_tokenizer:
                 log.warning("%s has no tokenizer; serving text will need one", source)
-            plan = _write(scratch, model, plan, options, progress)
-            facts = (plan.spec, plan.precision, plan.parallelism)
-            record = {**manifest_facts(*facts, model.tokens, plan.kv_cache), **plan.losses()}
-            manifest = Manifest(kind, model.identity(), record)
+            with unpacked(model, scratch, _storage(options), progress) as source_model:
+                if source_model is not model:
+                    plan = _plan(source_model, options)
+                plan = _write(scratch, source_model, plan, options.calibration, progress)
+                facts = (plan.spec, plan.precision, plan.parallelism)
+                record = {**manifest_facts(*facts, model.tokens, plan.kv_cache), **plan.losses()}
+                manifest = Manifest(kind, model.identity(), record)
+                if options.verify:
+                    # A checkpoint is opened by its manifest.
+                    manifest.write(scratch)
+                    record |= _verified(scratch, source_model, progress)
         manifest.write(scratch, digest=options.digest)
     return plan
 
@@ -123,24 +136,31 @@ def _write(
     scratch: Path,
     model: ModelSource,
     plan: ConversionPlan,
-    options: ConvertOptions,
+    text: CalibrationText,
     progress: ShowProgress,
 ) -> ConversionPlan:
     """Write everything but the manifest; return the plan as it was carried out."""
-    with unpacked(model, scratch, _storage(options), progress) as source_model:
-        if source_model is not model:
-            plan = _plan(source_model, options)
-        _check_space(scratch, plan)
-        calibration = _calibration(source_model, plan, options.calibration, progress)
-        with progress("convert", plan.output_bytes) as advance:
-            plan = replace(plan, roundings=write_ranks(plan, scratch, advance, calibration))
-        source_model.write_extras(scratch)
+    _check_space(scratch, plan)
+    calibration = _calibration(model, plan, text, progress)
+    with progress("convert", plan.output_bytes) as advance:
+        plan = replace(plan, roundings=write_ranks(plan, scratch, advance, calibration))
+    model.write_extras(scratch)
     if plan.form == "hf":
         write_hf_configs(scratch, model.config, plan)
     else:
         config = trtllm_config(plan.spec, plan.precision, plan.parallelism, plan.kv_cache)
         (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     return plan
+
+
+def _verified(folder: Path, source: ModelSource, progress: ShowProgress) -> dict[str, Any]:
+    """Return what the manifest says of a comparison with the source; BadInputError if it fails."""
+    # Only this needs torch and transformers.
+    from minitron_trt.convert.verification.gate import verified
+
+    verification = verified(folder, source, progress)
+    verification.require(folder)
+    return verification_facts(verification.record)
 
 
 def _calibration(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -15,12 +14,12 @@ from minitron_trt.convert.conversion_plan import BLOCK_BYTES
 from minitron_trt.convert.source.hf_config import config_record
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.writing.blocks import Files, read_blocks
-from minitron_trt.dtypes import DTYPES, UNQUANTIZED
+from minitron_trt.dtypes import DTYPES, FP8, UNQUANTIZED
 from minitron_trt.families import HEAD
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import TensorEntry
 
-_TORCH_DTYPES = {name: getattr(torch, DTYPES[name].name) for name in UNQUANTIZED}
+_TORCH_DTYPES = {name: getattr(torch, DTYPES[name].name) for name in (*UNQUANTIZED, FP8)}
 
 
 def load_model(source: ModelSource, device: str) -> Any:
@@ -49,8 +48,8 @@ def config_of(spec: ModelSpec) -> Any:
 
 
 def _tensor(entry: TensorEntry, files: Files) -> torch.Tensor:
-    if entry.dtype in _TORCH_DTYPES and entry.offset % 4 == 0:
-        return _mapped(entry.path, entry).to(torch.bfloat16)
+    if entry.dtype in UNQUANTIZED and entry.offset % 4 == 0:
+        return mapped_tensor(entry).to(torch.bfloat16)
     reader = files.descriptor(entry.path, os.O_RDONLY)
     whole = np.empty(entry.shape, ml_dtypes.bfloat16)
     flat = whole.reshape(len(whole), -1)
@@ -59,8 +58,12 @@ def _tensor(entry: TensorEntry, files: Files) -> torch.Tensor:
     return torch.from_numpy(whole.view(np.uint16)).view(torch.bfloat16)
 
 
-def _mapped(path: Path, entry: TensorEntry) -> torch.Tensor:
+def mapped_tensor(entry: TensorEntry) -> torch.Tensor:
+    """Return a tensor where it lies in its file, or a copy if the file has it at an odd place."""
+    path = entry.path
     # The mapping is private, so that no write to a tensor can reach the user's file.
     data = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     part = data[entry.offset : entry.offset + entry.size_bytes]
-    return part.view(_TORCH_DTYPES[entry.dtype]).view(entry.shape)
+    dtype = DTYPES[entry.dtype]
+    aligned = part if entry.offset % dtype.size_bytes == 0 else part.clone()
+    return aligned.view(_TORCH_DTYPES[entry.dtype]).view(entry.shape)

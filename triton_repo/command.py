@@ -174,11 +174,13 @@ def triton_repo(
     from minitron_trt.triton_repo.runtimes.choice import runtime_for
     from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
     from minitron_trt.triton_repo.serving_recipe import ServingRecipe
+    from minitron_trt.verification_record import verification_facts
 
     runtime = runtime_for(artifact, runtime)
     settings = parse_settings(pairs, runtime, LLM_ARGUMENTS)
     recipe = ServingRecipe(**options, settings=settings)
     repository = emit_repository(artifact, output, recipe, runtime=runtime, overwrite=overwrite)
+    verification = repository.facts.verification
     at_once = repository.configs[TENSORRT_LLM_BLS].instance_group[0].count
     console.result(
         {
@@ -186,7 +188,9 @@ def triton_repo(
             "runtime": runtime,
             "models": list(repository.configs),
             "bls_instances": at_once,
+            **verification_facts(verification),
         },
         f"{output}: {', '.join(repository.configs)} ({runtime} runtime; "
-        f"tensorrt_llm_bls answers {at_once} requests at once)",
+        f"tensorrt_llm_bls answers {at_once} requests at once)"
+        + (f"\n  its checkpoint was {verification}" if verification else ""),
     )

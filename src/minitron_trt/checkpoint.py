@@ -14,6 +14,7 @@ from minitron_trt.quantization.precisions import Precision, kv_cache_of, precisi
 from minitron_trt.records import Size, read_record
 from minitron_trt.spec import Llama3Scaling, ModelSpec, Parallelism, Rope, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry, read_header
+from minitron_trt.verification_record import VerificationRecord
 
 
 def trtllm_config(
@@ -159,6 +160,7 @@ class CheckpointFacts:
     parallelism: Parallelism
     tokens: SpecialTokens
     kv_cache: str | None = None
+    verification: VerificationRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class Checkpoint:
     tokens: SpecialTokens
     manifest: Manifest
     kv_cache: str | None = None  # a name in KV_CACHES
+    verification: VerificationRecord | None = None  # where it was compared with its source
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -193,6 +196,7 @@ class Checkpoint:
                 tokens=facts.tokens,
                 manifest=manifest,
                 kv_cache=kv_cache_of(algorithms.kv_cache_quant_algo),
+                verification=facts.verification,
             )
         except (ValueError, KeyError) as error:
             raise BadInputError(f"{path} cannot be read ({error!r}); convert again") from error

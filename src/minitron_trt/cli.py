@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "serve": "minitron_trt.triton_repo.serving.command:serve",
         "generate": "minitron_trt.clients.command:generate",
         "gateway": "minitron_trt.gateway.command:gateway",
+        "verify": "minitron_trt.convert.verification.command:verify",
         "eval": "minitron_trt.evaluate.command:evaluate",
         "doctor": "minitron_trt.doctor:doctor",
         "sample": "minitron_trt.samples.command:sample",

@@ -142,6 +142,8 @@ def describe_repository(report: RepositoryReport) -> str:
         + one_line(f"{finding.place:{width}}  {finding.message}")
         for finding in report.findings
     ]
+    if report.verification:
+        lines.append(f"{report.folder}: {report.verification}")
     return "\n".join([*lines, f"{report.folder}: {report.summary}"])
 
 
@@ -154,6 +156,8 @@ def describe(report: LoadReport) -> str:
         f"{engine.compiler} {engine.compiler_version or 'of unknown version'}, "
         f"{limits.max_batch_size} x {limits.max_seq_len} tokens",
     ]
+    if engine.verification:
+        lines.append(f"  its checkpoint was {engine.verification}")
     for finding in report.findings:
         lines.append(f"  {_MARKS[finding.fits]}  {finding.name}: {finding.found}")
         if finding.remedy:

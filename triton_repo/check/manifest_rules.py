@@ -24,6 +24,7 @@ from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, TRTLLM_BACKEND
 from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES, TRTLLM
+from minitron_trt.verification_record import VerificationRecord
 
 _AGAIN: Final = "make the repository again"
 
@@ -39,6 +40,7 @@ class RepositoryFacts:
     tensorrt_llm: str | None = None
     image: str | None = None
     max_request_bytes: Size | None = None
+    verification: VerificationRecord | None = None
 
 
 def read_facts(folder: Path) -> tuple[Mapping[str, Any] | None, list[Finding]]:

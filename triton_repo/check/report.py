@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from minitron_trt.verification_record import VerificationRecord, verification_facts
+
 
 class Severity(StrEnum):
     """How bad a finding is."""
@@ -63,14 +65,20 @@ class RepositoryReport:
 
     folder: Path
     findings: tuple[Finding, ...]
+    verification: VerificationRecord | None = None  # of the checkpoint that it serves
 
     @classmethod
-    def of(cls, folder: Path, findings: Iterable[Finding]) -> RepositoryReport:
+    def of(
+        cls,
+        folder: Path,
+        findings: Iterable[Finding],
+        verification: VerificationRecord | None = None,
+    ) -> RepositoryReport:
         """Return a report with its findings in reading order."""
         ordered = sorted(
             findings, key=lambda f: (f.file, f.line or 0, _ORDER[f.severity], f.field, f.found)
         )
-        return cls(folder, tuple(ordered))
+        return cls(folder, tuple(ordered), verification)
 
     def count(self, severity: Severity) -> int:
         """Return how many findings are of a severity."""
@@ -94,4 +102,5 @@ class RepositoryReport:
             "repository": str(self.folder),
             **{f"{severity}s": self.count(severity) for severity in Severity},
             "findings": [finding.to_json() for finding in self.findings],
+            **verification_facts(self.verification),
         }

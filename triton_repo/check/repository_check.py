@@ -22,6 +22,7 @@ from minitron_trt.triton_repo.check.runtime_rules import check_parameters, find_
 from minitron_trt.triton_repo.check.tokenizer_rules import check_tokenizers
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM, TENSORRT_LLM_BLS
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT
+from minitron_trt.verification_record import recorded_verification
 
 
 def is_repository(folder: Path) -> bool:
@@ -44,7 +45,7 @@ def check_repository(folder: Path) -> RepositoryReport:
     findings += _check_served(repository, findings)
     if repository.is_ours:
         findings += check_manifest(repository)
-    return RepositoryReport.of(folder, findings)
+    return RepositoryReport.of(folder, findings, recorded_verification(repository.facts or {}))
 
 
 def engine_of(folder: Path) -> Engine:

@@ -19,6 +19,7 @@ from minitron_trt.triton_repo.runtimes.runtime import (
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import REFERENCE
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
+from minitron_trt.verification_record import verification_facts
 
 DEFAULT_MAX_BATCH_SIZE: Final = 8
 DEFAULT_MAX_SEQ_LEN: Final = 4096
@@ -68,7 +69,7 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
         types=types,
         reports_streams=True,
         most_text_instances=2,
-        facts={"world_size": 1},
+        facts={"world_size": 1, **verification_facts(checkpoint.verification)},
     )
 
 

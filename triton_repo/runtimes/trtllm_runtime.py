@@ -37,6 +37,7 @@ from minitron_trt.triton_repo.runtimes.runtime import (
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import TRTLLM
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
+from minitron_trt.verification_record import verification_facts
 
 log = logging.getLogger(__name__)
 
@@ -203,4 +204,5 @@ def _facts(engine: Engine, recipe: ServingRecipe) -> dict[str, Any]:
         "sm": engine.sm,
         "image": images[-1].image if images else None,
         "mount": recipe.mount,
+        **verification_facts(engine.verification),
     }

@@ -1,0 +1,1 @@
+"""Whether a checkpoint computes what its source does."""
