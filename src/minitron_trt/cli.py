@@ -6,10 +6,8 @@ import contextlib
 import importlib
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -17,6 +15,7 @@ import click
 import cloup
 
 from minitron_trt.errors import BadInputError, MinitronError, one_line
+from minitron_trt.host.termination import Terminated, terminable
 from minitron_trt.version import __version__
 
 # By text, since importing a command's module loads what the other commands do not need.
@@ -101,14 +100,14 @@ class StageGroup(cloup.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command inside the error boundary."""
         try:
-            with _terminable():
+            with terminable():
                 return super().invoke(ctx)
         except MinitronError as error:
             click.echo(one_line(f"error: {error}"), err=True)
             ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort) as error:
             click.echo("interrupted", err=True)
-            ctx.exit(TERMINATED if isinstance(error, _Terminated) else INTERRUPTED)
+            ctx.exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
         except click.ClickException as error:
             # click says that nobody assigns it; it prints what a user typed as it is.
             vars(error)["message"] = one_line(error.message)
@@ -139,30 +138,6 @@ class StageGroup(cloup.Group):
             return super().main(*args, **kwargs)
         except OSError as error:
             sys.exit(_refused(error))
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, by which service managers and `kill` end a program: as Ctrl-C, it cleans up."""
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into an exception, unless a program around this one handles it already."""
-
-    def terminate(number: int, frame: object) -> None:
-        raise _Terminated
-
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _refused(error: OSError) -> int:

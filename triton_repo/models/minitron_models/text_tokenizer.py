@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minitron_models.config_parameters import parameter
+from minitron_models.template_source import template_source
 from tokenizers import AddedToken, Tokenizer
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_TOKENS = "special_tokens_map.json"
 _ADDED_TOKENS = "added_tokens.json"
-_CHAT_TEMPLATE = "chat_template.jinja"
 _LISTED = "added_tokens_decoder"
 _NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 # A list of special tokens without names: as transformers 5 calls it, and as 4 did.
@@ -76,26 +76,13 @@ class TextTokenizer:
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """Return the chat template; None without one, ValueError when it is not read."""
-        source = self._template()
+        source = template_source(self._folder, self._config)
         if not source:
             return None
         # Where nobody chats, jinja2 stays out of the process.
         from minitron_models.chat_template import ChatTemplate
 
         return ChatTemplate(source, self.special_tokens)
-
-    def _template(self) -> str | None:
-        path = self._folder / _CHAT_TEMPLATE
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        source = self._config.get("chat_template")
-        if isinstance(source, list):
-            source = {entry["name"]: entry["template"] for entry in source}
-        if isinstance(source, dict):
-            if "default" not in source:
-                raise ValueError(f"{self._folder} has several chat templates and none is `default`")
-            source = source["default"]
-        return None if source is None else str(source)
 
 
 def _read_backend(path: Path) -> Tokenizer:
