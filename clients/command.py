@@ -6,13 +6,13 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
 
-from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.clients.request_options import ACCESS, PLACE, SAMPLING, SEVERAL, WAITS, connect
+from minitron_trt.console import Console, console_options
 from minitron_trt.errors import UsageError, visible
 from minitron_trt.option_types import Count
 
@@ -23,77 +23,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-_SAMPLING = (
-    cloup.option(
-        "--temperature",
-        type=float,
-        help="Flatten (above 1) or sharpen (below 1) the odds by which --top-k or --top-p choose",
-    ),
-    cloup.option("--top-k", type=int, help="Choose among so many of the likeliest tokens"),
-    cloup.option("--top-p", type=float, help="Choose among the likeliest tokens up to this share"),
-    cloup.option("--seed", type=int, help="Make the choice of tokens repeatable"),
-    cloup.option("--repetition-penalty", type=float, help="Above 1: repeat less"),
-    cloup.option("--presence-penalty", type=float, help="Above 0: favour tokens not yet there"),
-    cloup.option("--frequency-penalty", type=float, help="Above 0: the more often, the less"),
-    cloup.option("--min-tokens", type=int, help="Do not end before so many tokens"),
-    cloup.option("--stop-word", "stop_words", multiple=True, help="End at this text; repeatable"),
-    cloup.option("--bad-word", "bad_words", multiple=True, help="Avoid this text; repeatable"),
-    cloup.option("--end-id", type=int, help="End at this token instead of the model's own"),
-    cloup.option("-n", "--num-return-sequences", type=int, help="Make so many answers"),
-    cloup.option("--beam-width", type=int, help="Search with so many beams"),
-    cloup.option("--length-penalty", type=float, help="Of beam search: above 0 favours length"),
-)
-_WAITS = (
-    cloup.option(
-        "--timeout",
-        "total_s",
-        type=float,
-        default=120.0,
-        show_default=True,
-        help="Seconds for the whole answer",
-    ),
-    cloup.option(
-        "--connect-timeout",
-        "connect_s",
-        type=float,
-        default=5.0,
-        show_default=True,
-        help="Seconds to find the server and its model",
-    ),
-    cloup.option("--first-token-timeout", "first_token_s", type=float, help="Seconds to the first"),
-    cloup.option(
-        "--between-tokens-timeout", "between_tokens_s", type=float, help="Seconds to each next"
-    ),
-    cloup.option(
-        "--retries",
-        type=int,
-        default=2,
-        show_default=True,
-        help="Further tries when the connection fails before the first token",
-    ),
-)
-_ACCESS = (
-    cloup.option("--ca", type=PATH, help="PEM file that signed the server's"),
-    cloup.option("--certificate", type=PATH, help="PEM file of your own"),
-    cloup.option("--key", type=PATH, help="PEM file of its private key"),
-    cloup.option("--header", "headers", multiple=True, metavar="NAME=VALUE", help="Header to send"),
-)
-
-
 @cloup.command()
 @cloup.argument("prompt", required=False)
 @cloup.option_group(
     "Request",
-    cloup.option(
-        "--url",
-        default="grpc://127.0.0.1:8001",
-        show_default=True,
-        help="Where the server is: grpc://, grpcs://, http:// or https:// with host and port; "
-        "localhost:8000 and :8001 are Triton's HTTP and gRPC",
-    ),
-    cloup.option(
-        "--model", default="ensemble", show_default=True, help="Model to ask on the server"
-    ),
+    *PLACE,
     cloup.option("--max-tokens", type=Count(), help="Tokens to make at most  [default: 64]"),
     cloup.option("--chat", is_flag=True, help="Apply the model's chat template to the prompt"),
     cloup.option(
@@ -106,20 +40,14 @@ _ACCESS = (
         "--stream/--no-stream", default=True, help="Print the text as it is made, or at once"
     ),
 )
-@cloup.option_group("How tokens are chosen", *_SAMPLING)
-@cloup.option_group("Waiting", *_WAITS)
-@cloup.option_group("Access", *_ACCESS)
+@cloup.option_group("How tokens are chosen", *SAMPLING, *SEVERAL)
+@cloup.option_group("Waiting", *WAITS)
+@cloup.option_group("Access", *ACCESS)
 @console_options
 def generate(
     console: Console,
     prompt: str | None,
     input_ids: str | None,
-    url: str,
-    retries: int,
-    ca: Path | None,
-    certificate: Path | None,
-    key: Path | None,
-    headers: tuple[str, ...],
     chat: bool,
     log_probs: bool,
     **options: Any,
@@ -132,12 +60,9 @@ def generate(
 
     Example: minitron-trt generate "Complete the paragraph: our solar system is" --max-tokens 32
     """
-    from minitron_trt.clients.client import Client
-    from minitron_trt.clients.endpoint import Access, Timeouts
     from minitron_trt.clients.messages import GenerateRequest
 
-    timeouts = Timeouts(**{field: options.pop(field) for field in Timeouts.__slots__})
-    access = Access(ca, certificate, key, dict(_header(header) for header in headers))
+    url, client = options["url"], connect(options)
     if input_ids is None:
         options["text_input"] = _read_stdin() if prompt in (None, "-") else prompt
     else:
@@ -150,7 +75,7 @@ def generate(
     )
     several = request.sequences > 1
     show = _ignore if console.as_json or several else _show
-    with Client.connect(url, timeouts=timeouts, max_retries=retries, access=access) as client:
+    with client:
         record = run(client, request, show)
     if console.as_json or several:
         console.result({**record, "url": url}, _numbered(record) if several else record["text"])
@@ -194,13 +119,6 @@ def run(client: Client, request: GenerateRequest, show: Callable[[str], None]) -
 def _numbered(record: dict[str, Any]) -> str:
     texts = "\n".join(f"[{index}] {text}" for index, text in enumerate(record["texts"]))
     return visible(texts) if sys.stdout.isatty() else texts
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise UsageError(f"--header is {text!r}; expected NAME=VALUE")
-    return name, value
 
 
 def _ids(text: str) -> list[int]:
