@@ -30,8 +30,9 @@ from minitron_trt.host.addresses import is_loopback
 )
 @click.option(
     "--chat-template",
-    type=PATH,
-    help="Jinja file that makes a prompt of messages  [default: the model's own]",
+    metavar="FILE",
+    help="What makes a prompt of messages: a jinja file, a tokenizer's folder, or llama, nemotron "
+    "or mistral for that family's plain one  [default: the model's own]",
 )
 @click.option(
     "--max-tokens",
@@ -102,7 +103,7 @@ def gateway(
     url: str,
     ca: Path | None,
     models: tuple[str, ...],
-    chat_template: Path | None,
+    chat_template: str | None,
     chat_max_tokens: int,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -124,6 +125,7 @@ def gateway(
         from minitron_trt.gateway.gateway_server import Listener, gateway_server
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "gateway", "the gateway") from error
+    from minitron_trt.chat_templates import read_template
     from minitron_trt.clients.aio import AsyncClient
     from minitron_trt.clients.endpoint import Access, Timeouts
     from minitron_trt.gateway.access import ApiKeys
@@ -145,7 +147,7 @@ def gateway(
         client,
         names=dict(map(_named_model, models)),
         chat_max_tokens=chat_max_tokens,
-        template=None if chat_template is None else _template(chat_template),
+        template=None if chat_template is None else read_template(chat_template),
     )
     app = gateway_app(client, served, GatewayOptions(keys, limits, cors_origins))
     with listener.open() as taken:
@@ -172,21 +174,3 @@ def _named_model(text: str) -> tuple[str, str]:
     if not name or (equals and not model):
         raise UsageError(f"--model is {text!r}; expected MODEL or NAME=MODEL")
     return name, model or name
-
-
-def _template(path: Path) -> Any:
-    """Return a chat template; UsageError when the file is none.
-
-    The model's own tokens at the begin are added where the prompt is tokenized, so a template finds
-    none here: what it needs of them it writes out.
-    """
-    from jinja2 import TemplateError
-
-    from minitron_trt.triton_repo.models.minitron_models.chat_template import ChatTemplate
-
-    try:
-        template = ChatTemplate(path.read_text(encoding="utf-8"), {})
-        template.render([{"role": "user", "content": "Hello"}])
-    except (OSError, UnicodeDecodeError, TemplateError) as error:
-        raise UsageError(f"the chat template {path} cannot be used: {error}") from error
-    return template

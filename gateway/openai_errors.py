@@ -90,7 +90,7 @@ def no_template(model: str) -> ApiError:
     """Return the error for a conversation with a model that has no chat template."""
     return ApiError(
         f"The model `{model}` has no chat template: ask /v1/completions, or start the gateway with "
-        "--chat-template FILE.",
+        "--chat-template FILE, or the name of a family's plain one.",
         param="messages",
     )
 

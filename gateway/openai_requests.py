@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from minitron_trt.chat_templates import PromptTemplate
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.clients.model_interface import ModelInterface
 from minitron_trt.gateway.openai_errors import ApiError, no_template
@@ -86,7 +87,7 @@ class ModelTarget:
     triton_name: str
     interface: ModelInterface
     chat_max_tokens: int
-    template: Any = None
+    template: PromptTemplate | None = None
 
 
 def asked_completion(fields: CompletionRequest, target: ModelTarget) -> AskedText:
@@ -138,6 +139,7 @@ def asked_chat(fields: ChatRequest, target: ModelTarget) -> AskedText:
     messages = [_message(message, index) for index, message in enumerate(fields.messages)]
     if target.template is not None:
         prompt = _rendered(target.template, messages)
+        options["stop_words"] += target.template.stop_words
     elif target.interface.takes("apply_chat_template"):
         prompt = json.dumps(messages, ensure_ascii=False)
         options["apply_chat_template"] = True
@@ -276,9 +278,9 @@ def _message(message: ChatMessage, index: int) -> dict[str, str]:
     return {"role": role, "content": content, **told}
 
 
-def _rendered(template: Any, messages: list[dict[str, str]]) -> str:
+def _rendered(template: PromptTemplate, messages: list[dict[str, str]]) -> str:
     try:
-        return str(template.render(messages))
+        return template.render(messages)
     except Exception as error:  # a template may raise anything, by its own words or a fault in it
         raise ApiError(
             f"the messages do not fit the chat template: {error}", param="messages"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
+from minitron_trt.chat_templates import PromptTemplate
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.errors import RefusedError
 from minitron_trt.gateway.openai_errors import ApiError, unknown_model
@@ -28,7 +29,7 @@ class ServedModels:
         *,
         names: Mapping[str, str] | None = None,
         chat_max_tokens: int,
-        template: Any = None,
+        template: PromptTemplate | None = None,
     ) -> None:
         self._client = client
         self._names = dict(names or {name: name for name in USUAL_NAMES})

@@ -15,6 +15,7 @@ from click.testing import Result
 from tests.gateway.conftest import UPSTREAM
 from tests.patience import PATIENCE_S
 
+from minitron_trt.chat_templates import read_template
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.gateway.openai_fields import ChatMessage, ChatRequest
 from minitron_trt.gateway.openai_requests import ModelTarget, asked_chat
@@ -58,11 +59,9 @@ def test_a_template_with_a_fault_is_refused(command: Callable[..., Result], tmp_
 
 
 def test_a_template_makes_the_prompt_in_the_gateway(tmp_path: Path) -> None:
-    from minitron_trt.gateway.command import _template
-
     path = tmp_path / "chat.jinja"
     path.write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>")
-    target = ModelTarget("ensemble", UPSTREAM, 99, _template(path))
+    target = ModelTarget("ensemble", UPSTREAM, 99, read_template(str(path)))
     fields = ChatRequest(model="m", messages=[ChatMessage(role="user", content="Hello")])
     (request,) = asked_chat(fields, target).requests
 
@@ -70,6 +69,14 @@ def test_a_template_makes_the_prompt_in_the_gateway(tmp_path: Path) -> None:
     assert request.text_input == "<user>Hello<assistant>"
     assert request.apply_chat_template is None
     assert request.max_tokens == 99
+
+
+def test_a_familys_template_ends_the_answer_beside_the_clients_own_words() -> None:
+    target = ModelTarget("ensemble", UPSTREAM, 99, read_template("nemotron"))
+    messages = [ChatMessage(role="user", content="Hello")]
+    (request,) = asked_chat(ChatRequest(model="m", messages=messages, stop=["."]), target).requests
+
+    assert request.stop_words == (".", "<extra_id_1>")
 
 
 def test_sigterm_ends_it_well(tmp_path: Path) -> None:

@@ -16,23 +16,22 @@ import numpy as np
 import pytest
 from tests.gateway.conftest import INPUTS
 
+from minitron_trt.chat_templates import PromptTemplate
 from minitron_trt.clients.model_interface import InferInput, ModelInterface
 from minitron_trt.gateway.openai_fields import ChatRequest, CompletionRequest, read_body
 from minitron_trt.gateway.openai_requests import ModelTarget, asked_chat, asked_completion
 from minitron_trt.triton_repo.contract.tensors import ElementTypes, text_model
+from minitron_trt.triton_repo.models.minitron_models.chat_template import ChatTemplate
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden" / "triton_openai_frontend.json"
 CASES: Final[list[dict[str, Any]]] = json.loads(GOLDEN.read_text(encoding="utf-8"))
 _NAMES: Final = {"STRING": "BYTES"}
 
 
-class Template:
-    """A chat template that both sides have."""
-
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """Return the one conversation of the table in its form."""
-        assert messages == [{"role": "user", "content": "Hello"}]
-        return "<user>Hello<assistant>"
+# A chat template that both sides have.
+TEMPLATE: Final = PromptTemplate(
+    ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>", {})
+)
 
 
 def interface() -> ModelInterface:
@@ -59,7 +58,7 @@ def plain(sent: InferInput) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES, ids=[json.dumps(case["body"])[14:70] for case in CASES])
 def test_the_tensors_are_those_of_tritons_frontend(case: dict[str, Any]) -> None:
-    target = ModelTarget("ensemble", interface(), 16, Template())
+    target = ModelTarget("ensemble", interface(), 16, TEMPLATE)
     body = msgspec.json.encode(case["body"])
     is_chat = "messages" in case["body"]
     if is_chat:
