@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import click
 import cloup
 
 from minitron_trt.clients.request_options import ACCESS, PLACE, SAMPLING, SEVERAL, WAITS, connect
-from minitron_trt.console import Console, console_options
+from minitron_trt.console import Console, console_options, show_piece
 from minitron_trt.errors import UsageError, visible
 from minitron_trt.option_types import Count
 
@@ -74,7 +73,7 @@ def generate(
         **options,
     )
     several = request.sequences > 1
-    show = _ignore if console.as_json or several else _show
+    show = _ignore if console.as_json or several else show_piece
     with client:
         record = run(client, request, show)
     if console.as_json or several:
@@ -126,11 +125,6 @@ def _ids(text: str) -> list[int]:
         return [int(word) for word in text.replace(",", " ").split()]
     except ValueError as error:
         raise UsageError(f"--input-ids is {text!r}; expected token ids like 1,2,3") from error
-
-
-def _show(text: str) -> None:
-    # Without `color` click would take escape sequences out of what goes through a pipe.
-    click.echo(visible(text) if sys.stdout.isatty() else text, nl=False, color=True)
 
 
 def _ignore(text: str) -> None:

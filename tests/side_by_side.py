@@ -12,6 +12,7 @@ from minitron_trt.samples import NAMES
 SERVED: Final = frozenset(
     {
         "tests/triton_repo/test_bounds.py",
+        "tests/triton_repo/test_chat_served.py",
         "tests/triton_repo/test_aiperf.py",
         "tests/triton_repo/test_foreign_clients.py",
         "tests/triton_repo/test_fuzz.py",

@@ -21,7 +21,7 @@ import cloup
 from click.core import ParameterSource
 
 from minitron_trt.config_file import read_config
-from minitron_trt.errors import one_line
+from minitron_trt.errors import one_line, visible
 from minitron_trt.progress import progress_bar, progress_lines
 from minitron_trt.version import __version__
 
@@ -58,6 +58,12 @@ def size_text(size_bytes: float) -> str:
 def coloured(text: str, colour: str) -> str:
     """Return a part of a result in a colour, where stdout is a terminal."""
     return click.style(text, colour) if sys.stdout.isatty() else text
+
+
+def show_piece(text: str) -> None:
+    """Print a piece of a model's text; on a terminal what that would obey is shown instead."""
+    # Without `color` click would take escape sequences out of what goes through a pipe.
+    click.echo(visible(text) if sys.stdout.isatty() else text, nl=False, color=True)
 
 
 def no_progress(_: int) -> None:

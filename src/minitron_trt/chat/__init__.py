@@ -1,0 +1,1 @@
+"""`minitron-trt chat`: a conversation with a served model in the terminal."""
