@@ -13,6 +13,7 @@ from typing import Any, Final
 # Workers and their servers share the cores. Read by numpy and torch when they are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import ml_dtypes
 import numpy as np
 import pytest
@@ -26,6 +27,19 @@ from minitron_trt.console import log
 # a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# On a busy machine any one example may take long; what hangs is ended by the time for a test.
+# A fixture that is a function's is a folder or a server that its examples share on purpose.
+hypothesis.settings.register_profile(
+    "shared",
+    deadline=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -34,7 +34,6 @@ EXAMPLES: Final = int(os.environ.get("FUZZ_EXAMPLES", "12"))
 PATIENCE_SECONDS: Final = 60
 bounded = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     derandomize="FUZZ_EXAMPLES" not in os.environ,
     suppress_health_check=list(HealthCheck),
     database=None,

@@ -38,7 +38,7 @@ def legal_cuts(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
 
 @pytest.mark.parametrize("kind", ["llama", "nemotron"])
 @given(cut=legal_cuts())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_merged_ranks_are_the_tensors_of_one_rank(
     kind: str, make_model: Callable[..., Path], cut: tuple[dict[str, Any], int, int]
 ) -> None:

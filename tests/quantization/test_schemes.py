@@ -104,7 +104,7 @@ def steps(name: str, weight: Any, tensors: dict[str, Any], prequant: Any) -> Any
 
 @pytest.mark.parametrize("name", ["fp8", "fp8-rowwise", "nvfp4", "w4a16-awq", "w4a8-awq"])
 @given(weight=weights())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_value_comes_back_within_the_step_of_its_format(name: str, weight: Any) -> None:
     scheme = SCHEMES[name]
     prequant = np.linspace(0.5, 2, weight.shape[1]).astype(BF16)
@@ -119,7 +119,7 @@ def test_a_value_comes_back_within_the_step_of_its_format(name: str, weight: Any
 
 @pytest.mark.parametrize("name", ["w8a16", "w4a16"])
 @given(weight=weights())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_weight_only_values_come_back_within_a_step_of_their_row(name: str, weight: Any) -> None:
     found = SCHEMES[name].dequantize({"weight": weight}).astype(np.float64)
     wide = weight.astype(np.float64)
@@ -130,7 +130,7 @@ def test_weight_only_values_come_back_within_a_step_of_their_row(name: str, weig
 
 
 @given(weight=weights())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_codes_from_tables_are_those_of_the_formulas(weight: Any) -> None:
     ranges, wide = Ranges(amax_of(weight), 1.0), weight.astype(np.float32)
     fp8, nvfp4 = SCHEMES["fp8"], SCHEMES["nvfp4"]
@@ -148,7 +148,7 @@ def test_codes_from_tables_are_those_of_the_formulas(weight: Any) -> None:
 
 
 @given(weight=weights(), cut=st.integers(1, 7))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rows_are_quantized_alike_in_one_block_and_in_several(weight: Any, cut: int) -> None:
     cut = min(2 * cut, len(weight))
     ranges = Ranges(amax_of(weight), 1.0, np.ones(weight.shape[1], BF16))

@@ -225,7 +225,7 @@ def fuzz_text(client: Client) -> None:
     """Ask for the continuation of any text with any words, one request after another."""
     words = st.lists(st.text(max_size=8), max_size=3)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
     @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40), words, words)
     def check(text: str, stop_words: list[str], bad_words: list[str]) -> None:
         request = GenerateRequest(

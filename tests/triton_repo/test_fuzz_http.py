@@ -242,7 +242,7 @@ def fuzz_json(endpoints: Endpoints, model: str) -> None:
     names = sorted({tensor.name for tensor in MODELS[model].inputs} - {"stop"})
     fields = st.dictionaries(st.sampled_from([*names, "id"]) | st.text(max_size=5), values)
 
-    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=80, suppress_health_check=list(HealthCheck))
     @given(fields, st.sampled_from(["generate", "generate_stream"]))
     def check(given_fields: dict[str, Any], verb: str) -> None:
         reply = ask(endpoints, model, verb, {**BODIES[model], **given_fields})
@@ -264,7 +264,7 @@ def fuzz_bytes(endpoints: Endpoints, model: str) -> None:
     whole = json.dumps(BODIES[model]).encode()
     places = st.integers(0, len(whole))
 
-    @settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=80, suppress_health_check=list(HealthCheck))
     @given(places, places, st.binary(max_size=12))
     def check(start: int, end: int, damage: bytes) -> None:
         reply = post(endpoints, f"{model}/generate", whole[:start] + damage + whole[end:])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.triton_repo.text_calls import ask
 from transformers import AutoTokenizer
@@ -79,9 +79,7 @@ def parrot(
 
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 @given(text=TEXTS)
 def test_streamed_pieces_are_the_tokenizers_text(parrot: Parrot, model: str, text: str) -> None:
     ids = parrot.tokenizer(text)["input_ids"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from minitron_trt.convert.gguf.header import TensorRecord, read_gguf_header
@@ -28,7 +28,6 @@ BOUNDED = settings(
     # Nothing here takes a second; only what waits, or counts to 2^60, takes this long.
     deadline=timedelta(seconds=60),
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 TOKENIZER_KEYS = (
     *("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tests.convert.plans import plan_of
@@ -88,7 +88,6 @@ def test_the_published_rope_scalings_are_recovered_number_by_number(name: str) -
     assert recover_scaling(factors, theta) == Llama3Scaling(factor, low, high, original)
 
 
-@settings(deadline=None)
 @given(
     theta=st.sampled_from([10000.0, 500000.0, 1e6]),
     size=st.sampled_from([64, 80, 96, 128, 256]),

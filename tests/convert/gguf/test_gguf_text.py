@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import AutoTokenizer
@@ -85,7 +85,6 @@ def test_the_rebuilt_tokenizer_encodes_and_decodes_as_the_original(rebuilt: Path
     assert ours.get_vocab() == original.get_vocab()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text())
 def test_the_rebuilt_tokenizer_encodes_any_text_as_the_original(text: str, rebuilt: Path) -> None:
     original = Tokenizer.from_file(str(sample_folder(NAMES[0]) / "tokenizer.json"))

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import quant_shape_to_byte_shape
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -161,7 +161,6 @@ def test_tensors_larger_than_a_block_are_whole(
         assert np.abs(tensors[name] - tensor.astype("f4")).max() <= step, name
 
 
-@settings(deadline=None)
 @given(heads=st.integers(1, 6), half=st.integers(1, 20), width=st.integers(1, 5))
 def test_the_order_of_rows_is_restored_for_any_shape(heads: int, half: int, width: int) -> None:
     rows = np.arange(heads * 2 * half * width).reshape(-1, width)

@@ -507,7 +507,7 @@ def converted_or_refused(source: Path, folder: Path) -> list[str]:
     return []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_no_damage_ends_in_anything_but_a_refusal(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -533,7 +533,7 @@ def test_no_damage_ends_in_anything_but_a_refusal(
     assert len(lines) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_no_value_of_a_config_ends_in_anything_but_a_refusal(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -254,7 +254,7 @@ def legal_cuts(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
 
 
 @given(legal_cuts(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_merging_the_ranks_gives_the_stored_bytes_back(
     make_model: MakeModel, cut: tuple[dict[str, Any], int, int], rowwise: bool
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tests.convert.source.transformers_reading import answer_of as ask_5
@@ -105,11 +105,7 @@ def check_spelling(
     check_logits(respelled(weights[kind], folder / "hf", record), folder / "checkpoint", ask)
 
 
-shared = settings(
-    max_examples=8,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+shared = settings(max_examples=8)
 
 
 @pytest.mark.transformers_5

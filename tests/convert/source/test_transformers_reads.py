@@ -121,14 +121,14 @@ def check_reading(record: dict[str, Any], ask: Ask) -> None:
 
 @pytest.mark.transformers_5
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(record=RECORDS)
 def test_what_is_read_is_what_transformers_5_computes(record: dict[str, Any]) -> None:
     check_reading(record, ask_5)
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(record=RECORDS.filter(lambda record: not record.get("rope_parameters")))
 def test_what_is_read_is_what_transformers_4_57_computes(
     record: dict[str, Any], ask_457: Ask

@@ -213,7 +213,7 @@ def legal_shardings(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
 
 
 @given(legal_shardings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_merging_the_ranks_gives_the_source_back(
     make_model: MakeModel, sharding: tuple[dict[str, Any], int, int]
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from minitron_models.text_tokenizer import TextTokenizer
 from minitron_models.token_texts import TokenTexts
 from tests.convert.source.test_tokenizers import CORPUS, MODEL, ask
@@ -279,7 +279,7 @@ NAMES = ("solar-llama", "solar-nemotron", *KINDS)
 
 
 @pytest.mark.parametrize("name", marking_5(NAMES, "saved_by_5"))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(text=TEXTS)
 def test_ids_and_text_are_transformers(name: str, folders: dict[str, Path], text: str) -> None:
     ours, theirs = _both(folders[name])
