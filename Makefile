@@ -1,6 +1,8 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
 .PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients package clean
 .DEFAULT_GOAL := help
+# Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON ?= python3
 BIN := .venv/bin
