@@ -15,6 +15,8 @@ MPIRUN_WRAPPER: Final = Path(__file__).with_name("mpirun_wrapper.py")
 # Two ranks would get a core each, models and tokenizers included.
 _MPIRUN: Final = ("mpirun", "--allow-run-as-root", "--bind-to", "none")
 _NO_SERVICE: Final = ("--allow-http=false", "--allow-grpc=false", "--allow-metrics=false")
+# Triton 2.59 brought --http-max-input-size; an earlier one does not start with it.
+_INPUT_BOUNDED: Final = "25.06"
 LLMAPI_LAUNCH: Final = "trtllm-llmapi-launch"
 
 
@@ -22,8 +24,8 @@ LLMAPI_LAUNCH: Final = "trtllm-llmapi-launch"
 class Program:
     """Where things are on the machine, or in the container, that runs the server.
 
-    The names of its regions in /dev/shm begin with `shm_prefix`; `bounds_input` is whether its
-    Triton has the option for that, which came with 2.59, in release 25.06.
+    The names of its regions in /dev/shm begin with `shm_prefix`; `release` is that of NVIDIA's
+    image whose Triton it is ("26.07"), None where nothing says it.
     """
 
     server: str
@@ -33,7 +35,7 @@ class Program:
     mpirun_wrapper: Path = MPIRUN_WRAPPER
     gpus: int = 0
     shm_prefix: str = "prefix"
-    bounds_input: bool = False
+    release: str | None = None
 
 
 def is_multi_model(served: ServedRepository, options: ServerOptions) -> bool:
@@ -62,7 +64,7 @@ def command_line(
     multi_model = is_multi_model(served, options)
     ranks = rank_count(served, options)
     first = _server(program, ["--disable-auto-complete-config", *options.arguments()])
-    if program.bounds_input and served.max_request_bytes:
+    if served.max_request_bytes and (program.release or "") >= _INPUT_BOUNDED:
         first.append(f"--http-max-input-size={served.max_request_bytes}")
     if multi_model:
         # The workers have the GPUs; the server itself takes nothing of them.

@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 _INSIDE: Final = Path("/minitron-trt")
 _TLS: Final = _INSIDE / "tls"
 _STOP_MARGIN_S: Final = 10
-_INPUT_BOUNDED: Final = "25.06"
 # Triton's own user in NVIDIA's images, for when this tool runs as root.
 _TRITON_USER: Final = "1000:1000"
 # The Python backend's tensors pass through /dev/shm; ranks and their GPUs talk through it.
@@ -49,13 +48,12 @@ def plan_docker(
     if holes:
         log.warning("%s", holes)
     multi_model = is_multi_model(served, options)
-    release = release_of(chosen.rpartition(":")[2])
     program = Program(
         server="tritonserver",
         repository=served.mount,
         mpirun_wrapper=_INSIDE / MPIRUN_WRAPPER.name,
         gpus=(len(options.gpus) or len(local_gpus())) if multi_model else 0,
-        bounds_input=release is not None and release >= _INPUT_BOUNDED,
+        release=release_of(chosen.rpartition(":")[2]),
     )
     argv = (
         "docker",

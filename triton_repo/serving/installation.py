@@ -39,13 +39,14 @@ class Installation:
     """A tritonserver binary, its environment, and its backends.
 
     `backends` is the folder of a whole installation; the embedded one has `backend_parts`, which
-    must be gathered in a folder `python`.
+    must be gathered in a folder `python`. `release` is what NVIDIA's image says that it is.
     """
 
     binary: Path
     environment: Mapping[str, str]
     backends: Path | None = None
     backend_parts: tuple[Path, ...] = ()
+    release: str = ""
 
     def backend_links(self, folder: Path) -> dict[Path, Path]:
         """Return the links that make `folder` a --backend-directory."""
@@ -64,7 +65,13 @@ def find_local() -> Installation | None:
     binary = Path(path)
     beside = binary.resolve().parent.parent / "backends"
     backends = beside if beside.is_dir() else _OPT / "backends"
-    return Installation(binary, dict(os.environ), backends if backends.is_dir() else None)
+    return Installation(
+        binary=binary,
+        environment=dict(os.environ),
+        backends=backends if backends.is_dir() else None,
+        # NVIDIA's images set it; a Triton from elsewhere may be of any age.
+        release=os.environ.get("NVIDIA_TRITON_SERVER_VERSION", ""),
+    )
 
 
 def find_embedded() -> Installation:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from minitron_trt.build.security_bulletins import release_of
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
 from minitron_trt.host.machine import local_gpus, trtllm_version
 from minitron_trt.triton_repo.model_config import PYTHON_BACKEND, TRTLLM_BACKEND
@@ -172,6 +173,7 @@ def _on_this_machine(
         python=sys.executable,
         gpus=(len(options.gpus) or len(local_gpus())) if is_multi_model(served, options) else 0,
         shm_prefix=shm_prefix,
+        release=release_of(installation.release),
     )
     environment = {**installation.environment, **environment_of(served, options)}
     if options.gpus:

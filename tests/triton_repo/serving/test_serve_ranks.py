@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
@@ -20,6 +21,10 @@ from tests.triton_repo.ticker import (
     wait_until_gone,
     write_ticker,
 )
+
+from minitron_trt.samples import sample_folder
+from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 SHM_PREFIX = "--backend-config=python,shm-region-prefix-name=minitron-trt-[0-9a-f]{{12}}-{}_"
 
@@ -191,3 +196,22 @@ def test_a_triton_without_the_backend_is_named(tmp_path: Path, two_ranks: Path) 
 
     assert code == 4
     assert f"{doubles.folder / 'tritonserver'} has no tensorrtllm backend" in message
+
+
+@pytest.mark.parametrize(("release", "bounded"), [("26.07", True), ("25.05", False), ("", False)])
+def test_the_image_that_it_runs_in_says_whether_its_triton_bounds_requests(
+    tmp_path: Path, doubles: Doubles, release: str, bounded: bool
+) -> None:
+    repository = tmp_path / "repository"
+    emit_repository(sample_folder("solar-llama"), repository, ServingRecipe())
+    options = ("--runner=local", "--dry-run", "--json")
+    result = subprocess.run(
+        [sys.executable, "-m", "minitron_trt", "serve", str(repository), *options],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": doubles.path, "NVIDIA_TRITON_SERVER_VERSION": release},
+    )
+
+    limits = [word for word in json.loads(result.stdout)["argv"] if "max-input-size" in word]
+    assert limits == ["--http-max-input-size=29360128"] * bounded
