@@ -66,6 +66,7 @@ def loaded_by(*arguments: str) -> list[str]:
     return result.stderr.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("--help",), ("--version",), ("convert", "--help")], ids=" ".join
 )
@@ -73,6 +74,7 @@ def test_help_is_light(arguments: tuple[str, ...]) -> None:
     assert loaded_by(*arguments) == []
 
 
+@pytest.mark.slow
 def test_a_conversion_needs_no_torch(tiny_llama: Path, tmp_path: Path) -> None:
     loaded = loaded_by("convert", str(tiny_llama), "-o", str(tmp_path / "checkpoint"))
 
@@ -363,6 +365,7 @@ def test_a_shell_gets_a_script(shell: str, command: Command) -> None:
     assert json.loads(command("completion", shell, "--json").stdout)["script"] + "\n" == text
 
 
+@pytest.mark.slow
 def test_bash_completes_commands_options_and_gpus(tmp_path: Path, command: Command) -> None:
     (tmp_path / "script").write_text(command("completion", "bash").stdout)
 

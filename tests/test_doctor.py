@@ -63,6 +63,7 @@ def test_a_docker_whose_engine_does_not_answer_is_not_ok(
     assert gpus["found"] is None
 
 
+@pytest.mark.slow
 def test_a_docker_that_hangs_is_not_waited_for(
     programs: Callable[[str, str], None], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_pipe_of_calibration_text_is_not_waited_for(
     )
 
 
+@pytest.mark.slow
 def test_a_pipe_in_a_repository_is_a_finding(command: Command, tmp_path: Path) -> None:
     checkpoint, repository = tmp_path / "checkpoint", tmp_path / "repository"
     convert(str(sample_folder("solar-llama")), checkpoint, ConvertOptions())
@@ -119,6 +120,7 @@ def test_a_pipe_in_a_repository_is_a_finding(command: Command, tmp_path: Path) -
     assert "config.pbtxt is not a regular file" in result.stdout
 
 
+@pytest.mark.slow
 def test_what_a_user_may_not_read_is_named(
     checkpoint: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -170,6 +172,7 @@ def test_a_pipe_as_a_log_is_not_waited_for(tmp_path: Path) -> None:
         ServerLog(tmp_path / "log", 1).open()
 
 
+@pytest.mark.slow
 def test_a_pipe_as_output_is_not_waited_for(command: Command, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "plot.svg")
     result = command("plan", "minitron-4b", "--gpu", "H100", "--plot", tmp_path / "plot.svg")
@@ -259,6 +262,7 @@ def test_a_file_that_may_not_grow_is_one_line(tiny_llama: Path, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--help",), ("plan", "minitron-4b", "--gpu", "H100")])
 def test_a_full_disk_behind_stdout_is_one_line(arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:

@@ -73,6 +73,7 @@ def test_an_engine_is_built_and_described(
     assert left(output) == ["engine"]
 
 
+@pytest.mark.slow
 def test_it_runs_the_recipe_and_says_which_stage_it_is_in(
     doubles: Doubles, checkpoint: Path, output: Path, command: Command
 ) -> None:
@@ -93,6 +94,7 @@ def test_it_runs_the_recipe_and_says_which_stage_it_is_in(
     assert result.stdout.startswith(f"{output}: 6 kB engine for SM90, built by trtllm in ")
 
 
+@pytest.mark.slow
 def test_the_timing_cache_is_kept_per_architecture_and_version(
     doubles: Doubles, checkpoint: Path, output: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_failure_is_one_line_and_leaves_only_the_log(
     assert left(output) == ["engine.build.log"]
 
 
+@pytest.mark.slow
 def test_a_compiler_that_hangs_is_ended_with_all_its_processes(
     doubles: Doubles, checkpoint: Path, output: Path, command: Command
 ) -> None:

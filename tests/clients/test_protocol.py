@@ -223,6 +223,7 @@ def test_tensors_may_come_element_by_element() -> None:
     assert decode_response(response) == Piece((b"a",), outputs={"num_output_tokens": [3]})
 
 
+@pytest.mark.slow
 @given(st.text(), st.lists(st.integers(0, 60)), st.booleans())
 def test_any_cut_of_the_bytes_gives_the_whole_text(
     text: str, cuts: list[int], marks_final: bool

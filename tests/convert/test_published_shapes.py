@@ -158,6 +158,7 @@ def test_every_rank_has_the_shapes_of_the_contract(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [

@@ -118,6 +118,7 @@ def test_min_p_draws_only_tokens_near_the_best(logits: Floats, share: float, see
     assert math.exp(float(logits[token]) - float(logits.max())) >= share * (1 - 1e-9)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_softmax_of_the_scaled_logits() -> None:
     logits = np.log(np.array([0.1, 0.2, 0.7], dtype=np.float32))
     found = draws(Sampling(temperature=0.5, top_p=1.0, seed=1), logits, 20_000)
@@ -135,6 +136,7 @@ def test_top_k_comes_before_top_p() -> None:
     assert len(draws(Sampling(top_p=0.5, seed=2), logits)) == 2
 
 
+@pytest.mark.slow
 def test_a_nucleus_of_more_than_a_thousand_tokens_is_found() -> None:
     logits = np.zeros(5000, dtype=np.float32)
     logits[:10] = -30.0

@@ -79,6 +79,7 @@ def test_a_familys_template_ends_the_answer_beside_the_clients_own_words() -> No
     assert request.stop_words == (".", "<extra_id_1>")
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_well(tmp_path: Path) -> None:
     argv = (sys.executable, "-m", "minitron_trt", "gateway", "--port", "0", "--json")
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:

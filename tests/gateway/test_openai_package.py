@@ -242,6 +242,7 @@ def test_a_whole_answer_that_nobody_waits_for_is_cancelled(gateway: Running) -> 
     until(lambda: len(gateway.triton.cancelled) == 2)
 
 
+@pytest.mark.slow
 def test_many_async_streams_run_side_by_side(gateway: Running) -> None:
     async def ask() -> list[str]:
         async with AsyncOpenAI(

@@ -50,6 +50,7 @@ def test_triton_is_behind_the_gateway_alone() -> None:
     assert argv[-6:] == ("--drain", "7", "--url", "grpc://127.0.0.1:8001", "--port", "0")
 
 
+@pytest.mark.slow
 def test_bad_options_of_the_gateway_end_it_before_triton_starts(
     command: Callable[..., Result], repository: Path
 ) -> None:

@@ -102,6 +102,7 @@ def steps(name: str, weight: Any, tensors: dict[str, Any], prequant: Any) -> Any
     return group / 2 + (np.abs(wide / prequant) + group) / 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fp8", "fp8-rowwise", "nvfp4", "w4a16-awq", "w4a8-awq"])
 @given(weight=weights())
 @settings(max_examples=40)

@@ -97,6 +97,7 @@ def test_every_parameter_is_listed_once_with_its_values(command: Command) -> Non
         assert all(f"{model}.{name}" in result.output for name in names)
 
 
+@pytest.mark.slow
 def test_the_runtime_follows_from_the_artifact(
     checkpoint: Checkpoint, tmp_path: Path, command: Command
 ) -> None:

@@ -289,6 +289,7 @@ def test_explain_gives_the_reason_of_each_setting(command: Command) -> None:
     assert "TensorRT-LLM would take all 131072 positions" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_plot_has_a_bar_for_each_row_as_long_as_the_gpus_memory() -> None:
     targets = tuple(find_target(name) for name in ("A100", "H100"))
     plan = make_plan(EngineModel("minitron-8b", PRESETS["minitron-8b"]), PlanRequest(targets))
@@ -300,6 +301,7 @@ def test_a_plot_has_a_bar_for_each_row_as_long_as_the_gpus_memory() -> None:
     assert lengths == pytest.approx([row.target.gpu.memory_bytes / 1e9 for row in plan.rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "begin"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
 def test_a_plot_is_what_its_name_says(
     suffix: str, begin: bytes, command: Command, tmp_path: Path
@@ -347,6 +349,7 @@ def test_what_makes_no_sense_is_said_in_one_line(
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"error: {message}\n")
 
 
+@pytest.mark.slow
 def test_it_answers_in_half_a_second_without_heavy_packages() -> None:
     program = (
         "import sys, atexit\n"

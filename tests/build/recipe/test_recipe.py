@@ -57,6 +57,7 @@ def parser_of(version: str) -> argparse.ArgumentParser:
     return parser
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.0.0", "1.1.0", "1.2.1"])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_profile_precision_and_gpu_gives_arguments_that_the_version_takes(

@@ -72,6 +72,7 @@ def test_a_truncated_tail_is_refused(refusal: Refusal, file: Path) -> None:
     assert line.endswith("; it is truncated: download it again")
 
 
+@pytest.mark.slow
 def test_any_cut_or_changed_byte_of_the_header_is_refused_or_harmless(
     file: Path, tmp_path: Path
 ) -> None:

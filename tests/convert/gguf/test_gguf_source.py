@@ -281,6 +281,7 @@ def test_the_config_of_a_hugging_face_folder_is_the_one_of_the_file(
     assert written["torch_dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_a_dry_run_unpacks_no_weights(
     make_model: MakeModel,
     write_gguf: WriteGguf,

@@ -148,6 +148,7 @@ def test_quantized_weights_are_rounded_once_to_the_format_of_the_checkpoint(
         assert (off <= 2.0**-digits * np.abs(exact[name]) + 2.0**-25).all()
 
 
+@pytest.mark.slow
 def test_tensors_larger_than_a_block_are_whole(
     make_model: MakeModel, write_gguf: WriteGguf, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_the_norms_of_nemotron_lose_the_one_that_was_added(
         assert np.allclose(tensors[name], tensor.astype("f4"), rtol=0, atol=2**-24), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "nemotron"])
 def test_transformers_own_reader_finds_the_same_tensors(
     kind: str, make_model: MakeModel, write_gguf: WriteGguf, tmp_path: Path

@@ -158,6 +158,7 @@ def test_a_config_is_computed_or_refused(
     assert refusal(pack(tmp_path / "model.nemo", files), exit_code) == message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -507,6 +508,7 @@ def converted_or_refused(source: Path, folder: Path) -> list[str]:
     return []
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(data=st.data())
 def test_no_damage_ends_in_anything_but_a_refusal(

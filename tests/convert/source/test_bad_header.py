@@ -194,6 +194,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=60)
     | st.dictionaries(st.text(max_size=3), ENTRY | VALUES, max_size=4).map(safetensors)

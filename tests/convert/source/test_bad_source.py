@@ -315,6 +315,7 @@ def run_without_hub(source: str, output: Path, **environment: str) -> tuple[int,
     return result.returncode, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}],
@@ -336,6 +337,7 @@ def test_what_cannot_be_a_hub_id_is_refused_as_such(refusal: Refusal) -> None:
     assert refusal("nvidia/Minitron..", 3) == "SOURCE is neither a folder here nor a valid hub id"
 
 
+@pytest.mark.slow
 def test_a_snapshot_in_the_hub_cache_is_found_offline(tiny_llama: Path, tmp_path: Path) -> None:
     cache = tmp_path / "hub" / "hub" / "models--some--model"
     (cache / "refs").mkdir(parents=True)

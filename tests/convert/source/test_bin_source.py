@@ -299,6 +299,7 @@ def test_a_file_that_torch_did_not_save_is_refused(
     assert refusal(source, 3) == f"SOURCE/pytorch_model.bin {message}"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_refused_or_points_at_what_it_holds(tmp_path: Path) -> None:
     """Cut it anywhere or change any byte: an error of ours, or tensors within the file."""
     path, saved = tmp_path / SINGLE, {"a": torch.randn(5, 3), "b": torch.randn(4).bfloat16()}

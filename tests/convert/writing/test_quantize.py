@@ -202,6 +202,7 @@ def test_progress_of_a_quantized_conversion_ends_at_its_bytes(
     assert sum(told) == plan.output_bytes - padding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp8-rowwise", "w8a16"])
 def test_a_precision_without_calibration_needs_no_torch(
     precision: str, tiny_llama: Path, tmp_path: Path
@@ -218,6 +219,7 @@ def test_a_precision_without_calibration_needs_no_torch(
     assert (tmp_path / "out" / "rank0.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_calibrated_precision_without_torch_says_what_to_install(
     tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -212,6 +212,7 @@ def legal_shardings(draw: st.DrawFn) -> tuple[dict[str, Any], int, int]:
     return config, tp, draw(st.integers(1, layers))
 
 
+@pytest.mark.slow
 @given(legal_shardings())
 @settings(max_examples=60)
 def test_merging_the_ranks_gives_the_source_back(

@@ -80,6 +80,7 @@ def test_short_reads_and_writes_are_continued(
     assert files_of(tmp_path / "other") == files_of(tmp_path / "usual")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [DOWN, EMBEDDING], ids=["changed", "copied"])
 def test_tensors_larger_than_a_block_arrive_whole(
     name: str, make_model: MakeModel, ranks_of: Callable[..., list[dict[str, Any]]]

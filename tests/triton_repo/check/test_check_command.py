@@ -67,6 +67,7 @@ def test_json_has_the_same_findings(repository: Path, command: Command) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_engine_inside_is_compared_with_a_place(repository: Path, command: Command) -> None:
     fits = command("check", repository, "--gpu", "H100", "--image", "26.07", "--sm", "90")
     fails = command("check", repository, "--gpu", "A100", "--sm", "90", "--json")

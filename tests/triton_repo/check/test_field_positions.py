@@ -93,6 +93,7 @@ def test_unknown_fields_and_repeated_keys_are_all_named() -> None:
     assert read.repeated == ('ensemble_scheduling.step[0].input_map["a"]',)
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.data())
 def test_no_text_stops_the_reading(data: st.DataObject) -> None:

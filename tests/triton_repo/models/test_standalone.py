@@ -76,6 +76,7 @@ def version_folder(path: Path) -> Path:
     return Path(*path.parts[:2])
 
 
+@pytest.mark.slow
 def test_what_is_imported_lies_beside_it_or_is_in_the_container(sources: dict[Path, str]) -> None:
     elsewhere = {
         f"{path} imports {name}"

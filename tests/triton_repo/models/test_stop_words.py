@@ -36,6 +36,7 @@ def feed(words: Sequence[str], text: str, sizes: Sequence[int]) -> tuple[list[st
     return [*out, matcher.finish()], False
 
 
+@pytest.mark.slow
 @given(words=WORDS, text=LETTERS, sizes=SIZES)
 def test_text_is_cut_before_the_first_word_wherever_pieces_end(
     words: list[str], text: str, sizes: list[int]

@@ -48,6 +48,7 @@ def test_the_config_of_each_gpu_is_the_reviewed_one(tmp_path: Path, gpu: str) ->
     assert from_text(text, gpu).backend == "tensorrtllm"
 
 
+@pytest.mark.slow
 def test_the_ensemble_asks_the_backend_for_nothing_of_ours(tmp_path: Path) -> None:
     repository = emit(engine_for(tmp_path / "engine", "H100"), tmp_path / "r")
 
@@ -57,6 +58,7 @@ def test_the_ensemble_asks_the_backend_for_nothing_of_ours(tmp_path: Path) -> No
     assert {"stream_id", "finish_reason"}.isdisjoint({*generate.input_map, *generate.output_map})
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_a_server_needs(tmp_path: Path) -> None:
     engine = engine_for(tmp_path / "engine", "B200")
 

@@ -126,6 +126,7 @@ def refused(repository: Path, path: str, *options: str) -> tuple[int, str]:
     return result.returncode, result.stderr
 
 
+@pytest.mark.slow
 def test_ranks_without_mpirun_are_refused(doubles: Doubles, two_ranks: Path) -> None:
     # The machine may have an mpirun of its own.
     code, message = refused(two_ranks, str(doubles.folder))
@@ -134,6 +135,7 @@ def test_ranks_without_mpirun_are_refused(doubles: Doubles, two_ranks: Path) -> 
     assert "needs mpirun for its ranks, which is not on PATH" in message
 
 
+@pytest.mark.slow
 def test_an_engine_without_triton_or_docker_names_the_ways(two_ranks: Path, tmp_path: Path) -> None:
     code, message = refused(two_ranks, str(tmp_path))
 
@@ -189,6 +191,7 @@ def test_the_embedded_server_says_that_it_has_no_engines(two_ranks: Path, tmp_pa
     assert "no tensorrtllm backend" in message
 
 
+@pytest.mark.slow
 def test_a_triton_without_the_backend_is_named(tmp_path: Path, two_ranks: Path) -> None:
     doubles = Doubles(tmp_path / "other")
     doubles.install_triton()

@@ -267,6 +267,7 @@ def refused(tmp_path: Path, *options: str) -> str:
     return result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--host", "--metrics-host"])
 def test_the_embedded_server_listens_on_this_machine_only(tmp_path: Path, option: str) -> None:
     assert refused(tmp_path, f"{option}=0.0.0.0") == (
