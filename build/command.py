@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import PATH, Console, console_options, retyped, size_text
 from minitron_trt.errors import BadInputError, MinitronError
 from minitron_trt.gpus import complete_gpu, find_target
+from minitron_trt.host.machine import cache_home
 from minitron_trt.host.machine import trtllm_version as local_trtllm_version
 from minitron_trt.outputs import check_output
 
@@ -119,7 +119,7 @@ def build(
         output=_output(output, dry_run=dry_run),
         overwrite=overwrite,
         timeout_s=timeout_s,
-        timing_folder=timing_cache or _cache_home() / "timing",
+        timing_folder=timing_cache or cache_home() / "timing",
         image=image,
     )
     if finished:
@@ -144,10 +144,6 @@ def _output(folder: Path | None, *, dry_run: bool) -> Path:
 def _version_for(runner: str) -> str:
     """Return the TensorRT-LLM to build for where the user names none."""
     return (local_trtllm_version() if runner == LOCAL else None) or TRTLLM_VERSION
-
-
-def _cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitron-trt"
 
 
 def _print_plan(

@@ -16,7 +16,9 @@ import click
 import cloup
 
 from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.host.machine import cache_home
 from minitron_trt.triton_repo.serving.gateway_process import GatewayProcess, gateway_argv
+from minitron_trt.triton_repo.serving.model_options import ModelOptions, model_options
 from minitron_trt.triton_repo.serving.server_options import (
     ADMIN_PROTOCOLS,
     Endpoints,
@@ -34,7 +36,8 @@ _PORT = click.IntRange(1, 65535)
 
 
 @cloup.command()
-@cloup.argument("repository", type=PATH)
+@cloup.argument("source")
+@model_options
 @cloup.option_group(
     "Server",
     cloup.option(
@@ -78,7 +81,7 @@ _PORT = click.IntRange(1, 65535)
         metavar="OPTIONS",
         help="Options of the gateway in one word, like '--port 9001 --api-keys keys.txt'",
     ),
-    cloup.option("--dry-run", is_flag=True, help="Print the command line and start nothing"),
+    cloup.option("--dry-run", is_flag=True, help="Print the commands and start nothing"),
 )
 @cloup.option_group(
     "Addresses",
@@ -126,7 +129,8 @@ _PORT = click.IntRange(1, 65535)
 @console_options
 def serve(
     console: Console,
-    repository: Path,
+    source: str,
+    model: ModelOptions,
     runner: str | None,
     image: str | None,
     timeout_s: float,
@@ -136,21 +140,38 @@ def serve(
     dry_run: bool,
     **server_options: Any,
 ) -> None:
-    """Run Triton on a model repository until SIGTERM or Ctrl-C.
+    """Run Triton on a model, or a model repository, until SIGTERM or Ctrl-C.
 
-    REPOSITORY is a folder that triton-repo wrote, or another Triton repository. Models cannot be
-    loaded or unloaded while it runs.
+    SOURCE is a repository that triton-repo wrote, or another Triton repository. Or it is a model: a
+    folder, a GGUF file, a NeMo archive, a hub id, a checkpoint or an engine. That is first made
+    into a repository, with an engine where this machine can build and serve one; what is made is
+    kept below ~/.cache and found the next time. Models cannot be loaded or unloaded while it runs.
 
     Example: minitron-trt serve repository --http-port 9000
+
+    Example: minitron-trt serve nvidia/Minitron-4B-Base
     """
     from minitron_trt.triton_repo.serving.runners import plan
-    from minitron_trt.triton_repo.serving.served_repository import ServedRepository
+    from minitron_trt.triton_repo.serving.served_repository import ServedRepository, names_model
     from minitron_trt.triton_repo.serving.server import TritonServer
 
     options = _server_options(server_options)
     gateway = None
     if has_gateway or gateway_words is not None:
         gateway = GatewayProcess(gateway_argv(gateway_words or "", options), options.drain_s)
+    if names_model(source):
+        # All the stages, of which a repository needs none.
+        from minitron_trt.triton_repo.serving.preparation import prepare
+
+        preparation = prepare(source, model, runner, console.progress)
+        if dry_run:
+            console.result(preparation.to_json(), preparation.text)
+            return
+        log.info("%s", preparation.reason)
+        repository = preparation.carry_out(cache_home() / "models", console.progress)
+    else:
+        model.refuse_for(source)
+        repository = Path(source)
     served = ServedRepository.open(repository)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
         launch = plan(served, options, Path(scratch), runner, image)

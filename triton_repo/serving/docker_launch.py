@@ -114,7 +114,7 @@ def _gpus(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]:
     if options.gpus:
         # A CSV field of its own: the quotes are docker's, not a shell's.
         return (f'--gpus="device={",".join(options.gpus)}"',)
-    if runs_anywhere(served):
+    if runs_anywhere(served.runtime):
         return ()
     return ("--gpus=all" if is_multi_model(served, options) else f"--gpus={served.world_size}",)
 

@@ -49,10 +49,10 @@ DOCKER: Final = "docker"
 RUNNERS: Final = (EMBEDDED, LOCAL, DOCKER)
 
 
-def choose(served: ServedRepository) -> str:
-    """Return the runner that can serve a repository here; UnsupportedError names the ways."""
+def choose(runtime: str) -> str:
+    """Return the runner that can serve a runtime here; UnsupportedError names the ways."""
     local = find_local()
-    if runs_anywhere(served):
+    if runs_anywhere(runtime):
         return _choose_for_anywhere(local)
     if local is not None and local.has(TRTLLM_BACKEND):
         return LOCAL
@@ -60,7 +60,7 @@ def choose(served: ServedRepository) -> str:
         return DOCKER
     problem = f"{local.binary} has no tensorrtllm backend" if local else f"there is no {SERVER}"
     raise UnsupportedError(
-        f"runtime {served.runtime} needs NVIDIA's Triton with TensorRT-LLM; {problem} and no "
+        f"runtime {runtime} needs NVIDIA's Triton with TensorRT-LLM; {problem} and no "
         "docker: run minitron-trt serve inside NVIDIA's container, or install docker"
     )
 
@@ -86,7 +86,7 @@ def plan(
 
     `scratch` is a folder for the launch's own files.
     """
-    runner = runner or choose(served)
+    runner = runner or choose(served.runtime)
     if options.tls:
         options.tls.check()
     if options.gpus and len(options.gpus) < rank_count(served, options):

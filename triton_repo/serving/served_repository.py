@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME
+from minitron_trt.artifacts import CONFIG_NAME, MANIFEST_NAME, REPOSITORY, kind_of
 from minitron_trt.build.containers import container_for, same_version
+from minitron_trt.convert.source.hub import HUB_ID
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 OTHER: Final = "other"
 """Runtime of a repository that this tool did not write and that has no TensorRT-LLM in it."""
 
+_CONFIGS: Final = f"*/{CONFIG_PBTXT}"
+# What lies in a folder of a model: Hugging Face's, llama.cpp's, NeMo's.
+_OF_MODELS: Final = (CONFIG_NAME, "*.gguf", "*.nemo", "model_config.yaml")
 _ENGINE: Final = "gpt_model_path"
 # Parameters of TensorRT-LLM's models that name files beside or outside the repository.
 PATHS: Final = (
@@ -90,7 +94,7 @@ class ServedRepository:
     def _open_by_configs(cls, folder: Path) -> ServedRepository:
         configs = {
             path.parent.name: from_text(read_text(path), str(path))
-            for path in sorted(folder.glob(f"*/{CONFIG_PBTXT}"))
+            for path in sorted(folder.glob(_CONFIGS))
         }
         if not configs:
             raise BadInputError(
@@ -199,6 +203,19 @@ def _outside(configs: Mapping[str, Any], folder: Path, mount: Path) -> tuple[Pat
     )
 
 
-def runs_anywhere(repository: ServedRepository) -> bool:
-    """Say whether a tritonserver without TensorRT-LLM can serve it."""
-    return repository.runtime not in WITH_TENSORRT_LLM
+def runs_anywhere(runtime: str) -> bool:
+    """Say whether a tritonserver without TensorRT-LLM can serve a runtime."""
+    return runtime not in WITH_TENSORRT_LLM
+
+
+def names_model(source: str) -> bool:
+    """Say whether a name stands for a model, or what was made of one, and not for a repository.
+
+    Nothing is downloaded: what is not here and has the form of a hub id counts as one.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return path.is_file() or HUB_ID.fullmatch(source) is not None
+    if (path / MANIFEST_NAME).is_file():
+        return kind_of(path) != REPOSITORY
+    return any(any(path.glob(name)) for name in _OF_MODELS) and not any(path.glob(_CONFIGS))

@@ -39,6 +39,11 @@ class Builder:
     version: str | None
 
 
+def cache_home() -> Path:
+    """Return the folder for what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitron-trt"
+
+
 def memory_bytes() -> int:
     """Return this machine's memory, or what its container may use of it if that is less."""
     return _limited(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
