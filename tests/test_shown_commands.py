@@ -41,8 +41,8 @@ STAND_INS: Final = {
     "nvidia/Minitron-8B-Base": "solar-nemotron",
     "nvidia/Llama-3.1-Minitron-4B-Width-Base": "solar-llama",
 }
-# They talk to a server, or are one: here only what is typed is looked at.
-WITH_SERVER: Final = frozenset({"generate", "chat", "gateway", "bench"})
+# They talk to a server, are one, or compute for long: here only what is typed is looked at.
+PARSED: Final = frozenset({"bench", "chat", "demo", "gateway", "generate", "verify"})
 # They run until they are stopped; a dry run says all that they would start.
 DRY: Final = frozenset({"serve"})
 OTHERS: Final = frozenset({"docker", "kubectl", "sbatch", "trtllm-serve", "vllm"})
@@ -124,7 +124,7 @@ def typed(shown: ShownCommand, place: Path) -> list[str]:
             words.append(str(folder if folder.exists() else stand_in(word, folder, fp8=fp8)))
         else:
             words.append(word)
-    if words[0] in DRY or (PRECISIONS[precision].calibrated and not fp8):
+    if words[0] in DRY or "--verify" in words or (PRECISIONS[precision].calibrated and not fp8):
         words.append("--dry-run")
     return words
 
@@ -149,7 +149,7 @@ def test_the_commands_of_a_page_run_one_after_another(
             PROVIDED[shown.needs](shown)
             there.add(shown.needs)
         words = typed(shown, workplace)
-        if words[0] in WITH_SERVER or words == ["demo"]:
+        if words[0] in PARSED:
             parse(words)
             continue
         result = command(*words)
