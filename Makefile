@@ -157,6 +157,9 @@ $(VLLM)/.ready: | $(COMPLETE)
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
+# A link that leads nowhere fails it; with --quiet it would not.
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(COMPLETE) ## Check style, format, types, import direction and docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -164,14 +167,16 @@ lint: $(COMPLETE) ## Check style, format, types, import direction and docs
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python docs/grafana.py --check
+	$(SITE)
 
 format: $(COMPLETE) ## Rewrite the code in the house format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(COMPLETE) ## Write docs/cli.md from the commands' own help, and the dashboard
+docs: $(COMPLETE) ## Write docs/cli.md from the commands' own help, the dashboard, and the site into site/
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/grafana.py
+	$(SITE)
 
 bench: $(COMPLETE) ## Time conversion against cp and ModelOpt (makes a 9 GB model, needs 30 GB of disk)
 	$(BIN)/python benchmarks/bench_convert.py $(MODEL)
@@ -196,5 +201,5 @@ package: $(COMPLETE) ## Build the wheel into dist/, its links those of URL=https
 	PROJECT_URL="$(URL)" $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## Remove caches and dist/, never build/
-	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
