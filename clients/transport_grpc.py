@@ -41,9 +41,11 @@ _TOO_LARGE: Final = re.compile(r"Received message larger than max|decompressed m
 _BROKEN: Final = re.compile(r"HTTP/?2|RST_STREAM|GOAWAY|Stream removed", re.IGNORECASE)
 
 
-def channel_options(endpoint: Endpoint, limits: SizeLimits) -> list[tuple[str, int]]:
+def channel_options(endpoint: Endpoint, limits: SizeLimits) -> list[tuple[str, int | str]]:
     """Return the settings of a channel."""
     return [
+        # A name with several addresses, as of a headless Service, is asked at all of them in turn.
+        ("grpc.lb_policy_name", "round_robin"),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
@@ -112,7 +114,7 @@ class _GrpcParts:
     def _answer(self, call: InferCall) -> AnswerStream:
         return AnswerStream(sequences=call.request.sequences, limit_bytes=self._limits.answer_bytes)
 
-    def _options(self) -> list[tuple[str, int]]:
+    def _options(self) -> list[tuple[str, int | str]]:
         return channel_options(self._endpoint, self._limits)
 
 
@@ -340,7 +342,9 @@ async def _responses(rpc: Any, deadlines: Deadlines, *, is_plain: bool) -> Async
             return
 
 
-def _open(library: Any, endpoint: Endpoint, access: Access, options: list[tuple[str, int]]) -> Any:
+def _open(
+    library: Any, endpoint: Endpoint, access: Access, options: list[tuple[str, int | str]]
+) -> Any:
     if endpoint.is_encrypted:
         ca, key, certificate = (
             path and path.read_bytes() for path in (access.ca, access.key, access.certificate)
