@@ -29,9 +29,11 @@ from minitron_trt.triton_repo.serving.server_options import ANYWHERE, Endpoints,
 
 log = logging.getLogger(__name__)
 
-_INSIDE: Final = Path("/minitron-trt")
-_TLS: Final = _INSIDE / "tls"
-_STOP_MARGIN_S: Final = 10
+INSIDE: Final = Path("/minitron-trt")
+"""Where a container has what this tool brings."""
+_TLS: Final = INSIDE / "tls"
+STOP_MARGIN_S: Final = 10
+"""How much longer than its drain a server may take to end."""
 # Triton's own user in NVIDIA's images, for when this tool runs as root.
 _TRITON_USER: Final = "1000:1000"
 # The Python backend's tensors pass through /dev/shm; ranks and their GPUs talk through it.
@@ -43,18 +45,12 @@ def plan_docker(
 ) -> Launch:
     """Return the launch of a container; docker is not called until it is prepared."""
     name = f"minitron-trt-{secrets.token_hex(4)}"
-    chosen = _choose_image(served, image)
+    chosen = choose_image(served, image)
     holes = holes_of(chosen.removeprefix(f"{REPOSITORY}:"))
     if holes:
         log.warning("%s", holes)
-    multi_model = is_multi_model(served, options)
-    program = Program(
-        server="tritonserver",
-        repository=served.mount,
-        mpirun_wrapper=_INSIDE / MPIRUN_WRAPPER.name,
-        gpus=(len(options.gpus) or len(local_gpus())) if multi_model else 0,
-        release=release_of(chosen.rpartition(":")[2]),
-    )
+    gpus = (len(options.gpus) or len(local_gpus())) if is_multi_model(served, options) else 0
+    program = program_in(chosen, served, gpus=gpus)
     argv = (
         "docker",
         "run",
@@ -62,7 +58,7 @@ def plan_docker(
         "--init",
         "--pull=never",
         f"--name={name}",
-        f"--stop-timeout={options.drain_s + _STOP_MARGIN_S}",
+        f"--stop-timeout={options.drain_s + STOP_MARGIN_S}",
         *_gpus(served, options),
         *_ports(options.endpoints),
         *_confinement(),
@@ -83,7 +79,19 @@ def plan_docker(
     )
 
 
-def _choose_image(served: ServedRepository, name: str | None) -> str:
+def program_in(image: str, served: ServedRepository, *, gpus: int = 0) -> Program:
+    """Return where things are in a container of an image; `gpus` are an orchestrator's."""
+    return Program(
+        server="tritonserver",
+        repository=served.mount,
+        mpirun_wrapper=INSIDE / MPIRUN_WRAPPER.name,
+        gpus=gpus,
+        release=release_of(image.rpartition(":")[2]),
+    )
+
+
+def choose_image(served: ServedRepository, name: str | None) -> str:
+    """Return the full name of the image of a tag or name, or of the engine's version."""
     if served.runtime == REFERENCE:
         raise UnsupportedError(
             f"{served.folder} is for the reference runtime, which needs minitron-trt beside the "
@@ -145,15 +153,20 @@ def _confinement() -> tuple[str, ...]:
 
 
 def _variables(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]:
-    # The user has no entry in the image's passwd, where libraries look for a name and a home.
-    variables = {"HOME": "/tmp", "USER": "triton", **environment_of(served, options)}
+    variables = container_environment(served, options)
     return tuple(f"--env={name}={value}" for name, value in variables.items())
+
+
+def container_environment(served: ServedRepository, options: ServerOptions) -> dict[str, str]:
+    """Return the variables of a container whose user has no entry in the image's passwd."""
+    # Libraries look there for a name and a home.
+    return {"HOME": "/tmp", "USER": "triton", **environment_of(served, options)}
 
 
 def _mounts(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]:
     mounts = {served.mount: served.folder, **{path: path for path in served.outside}}
     if rank_count(served, options) > 1 or is_multi_model(served, options):
-        mounts[_INSIDE / MPIRUN_WRAPPER.name] = MPIRUN_WRAPPER
+        mounts[INSIDE / MPIRUN_WRAPPER.name] = MPIRUN_WRAPPER
     if options.tls:
         names = ("cert.pem", "key.pem", "ca.pem")
         mounts |= {_TLS / name: path for name, path in zip(names, options.tls.files, strict=False)}

@@ -11,13 +11,13 @@ from minitron_trt.build.runners import KUBERNETES, SLURM
 from minitron_trt.build.trtllm.cluster.cluster_job import ClusterJob
 from minitron_trt.build.trtllm.cluster.kubernetes import (
     BUILD,
-    COMPONENT,
     FILES,
     KubernetesSettings,
     files_name,
     kubernetes_file,
     on_claim,
 )
+from minitron_trt.build.trtllm.cluster.pod_parts import COMPONENT
 from minitron_trt.build.trtllm.cluster.slurm import SlurmSettings, slurm_script
 from minitron_trt.errors import UsageError
 from minitron_trt.outputs import write_output

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
-
-import yaml
 
 from minitron_trt.build.recipe.engine_recipe import COMPILER
 from minitron_trt.build.trtllm.cluster.cluster_job import (
@@ -17,17 +14,24 @@ from minitron_trt.build.trtllm.cluster.cluster_job import (
     building_script,
     partial_of,
 )
+from minitron_trt.build.trtllm.cluster.pod_parts import (
+    COMPONENT,
+    capability_labels,
+    container_security,
+    gpu_tolerations,
+    is_name,
+    literal,
+    pod_security,
+)
 from minitron_trt.errors import UsageError
+from minitron_trt.yaml_text import yaml_text
 
 MODELS_AT: Final = PurePosixPath("/models")
-COMPONENT: Final = "app.kubernetes.io/component"
-"""The label that says what an object of the file is for."""
 BUILD: Final = "build"
 FILES: Final = "files"
 _SHM_GIB: Final = 2
 _FILES_S: Final = 3600
 _FILES_MEMORY: Final = "256Mi"
-_NAME: Final = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class KubernetesSettings:
         names |= {"--namespace": (self.namespace,)} if self.namespace else {}
         for option, values in names.items():
             for value in values:
-                if not _NAME.fullmatch(value):
+                if not is_name(value):
                     raise UsageError(
                         f"{option} {value!r} is no name of Kubernetes; expected small letters, "
                         "digits and -"
@@ -61,8 +65,7 @@ class KubernetesSettings:
 def kubernetes_file(job: ClusterJob, settings: KubernetesSettings, name: str) -> str:
     """Return the YAML of both objects; `kubectl -l` takes one of them by its component."""
     pod, build = _files_pod(job, settings, name), kubernetes_job(job, settings, name)
-    text: str = yaml.dump_all((pod, build), Dumper=_Dumper, sort_keys=False, width=1000)
-    return text
+    return yaml_text((pod, build))
 
 
 def on_claim(folder: Path) -> PurePosixPath:
@@ -86,7 +89,7 @@ def kubernetes_job(job: ClusterJob, settings: KubernetesSettings, name: str) -> 
     }
     container = {
         **_container(job, COMPILER, {"shm": "/dev/shm"}),
-        "command": ["bash", "-c", _literal("\n".join(script) + "\n")],
+        "command": ["bash", "-c", literal("\n".join(script) + "\n")],
         "resources": {"limits": resources, "requests": resources},
     }
     return {
@@ -130,29 +133,15 @@ def files_name(name: str) -> str:
 def _pod_spec(
     job: ClusterJob, settings: KubernetesSettings, container: dict[str, Any]
 ) -> dict[str, Any]:
-    major, minor = divmod(job.build.recipe.target.sm, 10)
     secrets = [{"name": secret} for secret in settings.image_pull_secret]
-    user = settings.user
     return {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         **({"imagePullSecrets": secrets} if secrets else {}),
-        # Labels of NVIDIA's GPU feature discovery.
-        "nodeSelector": {
-            "nvidia.com/gpu.compute.major": str(major),
-            "nvidia.com/gpu.compute.minor": str(minor),
-        },
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": user,
-            "runAsGroup": user,
-            # The claim's folders are given to this group.
-            "fsGroup": user,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "nodeSelector": capability_labels(job.build.recipe.target.sm),
+        "tolerations": gpu_tolerations(),
+        "securityContext": pod_security(settings.user),
         "containers": [container],
         "volumes": [
             {"name": "models", "persistentVolumeClaim": {"claimName": settings.claim}},
@@ -171,11 +160,7 @@ def _container(job: ClusterJob, name: str, mounts: dict[str, str]) -> dict[str, 
         "workingDir": "/tmp",
         "env": [{"name": "HOME", "value": "/tmp"}],
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": container_security(),
         "volumeMounts": [{"name": name, "mountPath": at} for name, at in places.items()],
     }
 
@@ -194,23 +179,3 @@ def _labels(job_name: str, component: str) -> dict[str, str]:
         COMPONENT: component,
         "app.kubernetes.io/managed-by": "minitron-trt",
     }
-
-
-def _literal(text: str) -> str:
-    """Return what Kubernetes makes `text` of: it fills in $(NAME), and takes $$ for a $."""
-    return text.replace("$", "$$")
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """YAML as people write it: no anchors, and text of several lines stands line by line."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_Dumper.add_representer(str, _represent_text)

@@ -26,9 +26,19 @@ CONTAINERS: Final = (PYXIS, APPTAINER, BARE)
 _TIME: Final = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
 # TensorRT-LLM starts MPI, which takes the variables of a step for a launch by Slurm and ends, or
 # hangs for more of its nodes. NVIDIA's documentation has one process below mpirun on Slurm's nodes.
-_ALONE: Final = """alone='unset "${!SLURM@}" "${!PMI@}"; exec mpirun -n 1 "$@"'"""
-_LAUNCH: Final = 'bash -c "$alone" -'
-_AS_ROOT: Final = "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
+ALONE: Final = """alone='unset "${!SLURM@}" "${!PMI@}"; exec mpirun -n 1 "$@"'"""
+LAUNCH: Final = 'bash -c "$alone" -'
+AS_ROOT: Final = "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
+
+PYXIS_CHECK: Final = (
+    "srun --help | grep -e --container-image > /dev/null || refuse"
+    " \"this cluster's Slurm has no pyxis; write the job again with --container apptainer or"
+    ' none"',
+)
+APPTAINER_CHECK: Final = (
+    'command -v apptainer > /dev/null || refuse "this node has no apptainer; write the job'
+    ' again with --container pyxis or none"',
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +67,15 @@ def slurm_script(job: ClusterJob, settings: SlurmSettings, name: str) -> str:
     """Return an sbatch script that builds on a node's GPU; the engine appears when it is whole."""
     output = PurePosixPath(job.build.output.resolve())
     run = _RUNS[settings.container](job, partial_of(output))
+    target = job.build.recipe.target
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in _options(job, settings, name)),
-        f"# Written by minitron-trt: an engine for {job.build.recipe.target.label}.",
+        f"# Written by minitron-trt: an engine for {target.label}.",
         *_ABOUT[settings.container],
         *building_script(
             output,
-            [*_gpu_check(job), *run],
+            [*gpu_check(target.sm, target.label), *run],
             checkpoint=PurePosixPath(job.checkpoint),
             overwrite=job.build.overwrite,
         ),
@@ -93,54 +104,55 @@ def _options(job: ClusterJob, settings: SlurmSettings, name: str) -> list[str]:
     return [*options, *settings.sbatch]
 
 
-def _gpu_check(job: ClusterJob) -> list[str]:
+def gpu_check(sm: int, label: str) -> list[str]:
     """Return the lines that end a job on a node with other GPUs, before anything is loaded."""
-    target = job.build.recipe.target
-    wanted = f"{target.sm / 10:.1f}"
+    wanted = f"{sm / 10:.1f}"
     return [
         "capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u) || true",
         f'[ "$capability" = {wanted} ] ||'
         f' refuse "this node has GPUs of compute capability ${{capability:-none}}, the engine is'
-        f' for {target.label}, {wanted}; choose its partition"',
+        f' for {label}, {wanted}; choose its partition"',
     ]
 
 
-def _pyxis(job: ClusterJob, partial: PurePosixPath) -> list[str]:
-    # enroot divides a registry from an image's name by a #.
-    image = job.build.image_name
+def pyxis_image(image: str) -> str:
+    """Return an image as enroot has it, which divides a registry from the name by a #."""
     registry, slash, rest = image.partition("/")
-    if slash and "." in registry and not image.startswith("."):
-        image = f"{registry}#{rest}"
+    return (
+        f"{registry}#{rest}" if slash and "." in registry and not image.startswith(".") else image
+    )
+
+
+def apptainer_image(image: str) -> str:
+    """Return an image as apptainer has it: a file, or one of a registry."""
+    return image if image.endswith(".sif") or "://" in image else f"docker://{image}"
+
+
+def _pyxis(job: ClusterJob, partial: PurePosixPath) -> list[str]:
     step = (
-        f"--container-image={image}",
+        f"--container-image={pyxis_image(job.build.image_name)}",
         f"--container-mounts={_mounts(job, partial)}",
         f"--container-workdir={OUTPUT_AT}",
     )
     return [
-        "srun --help | grep -e --container-image > /dev/null || refuse"
-        " \"this cluster's Slurm has no pyxis; write the job again with --container apptainer or"
-        ' none"',
-        _ALONE,
-        _AS_ROOT,
+        *PYXIS_CHECK,
+        ALONE,
+        AS_ROOT,
         *_step(step, job.build.recipe.argv(CHECKPOINT_AT, OUTPUT_AT)),
     ]
 
 
 def _apptainer(job: ClusterJob, partial: PurePosixPath) -> list[str]:
-    image = job.build.image_name
-    if not image.endswith(".sif") and "://" not in image:
-        image = f"docker://{image}"
     step = (
         "apptainer exec --nv --cleanenv --no-home",
         "--env=HOME=/tmp,OMPI_ALLOW_RUN_AS_ROOT=1,OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
         f"--bind={_mounts(job, partial)}",
         f"--pwd={OUTPUT_AT}",
-        image,
+        apptainer_image(job.build.image_name),
     )
     return [
-        'command -v apptainer > /dev/null || refuse "this node has no apptainer; write the job'
-        ' again with --container pyxis or none"',
-        _ALONE,
+        *APPTAINER_CHECK,
+        ALONE,
         *_step(step, job.build.recipe.argv(CHECKPOINT_AT, OUTPUT_AT)),
     ]
 
@@ -149,8 +161,8 @@ def _bare(job: ClusterJob, partial: PurePosixPath) -> list[str]:
     return [
         'command -v trtllm-build > /dev/null || refuse "this node has no trtllm-build on its PATH;'
         ' load its module in your profile, or write the job again with --container pyxis"',
-        _ALONE,
-        _AS_ROOT,
+        ALONE,
+        AS_ROOT,
         *_step((), job.build.recipe.argv(job.checkpoint, Path(partial))),
     ]
 
@@ -173,7 +185,7 @@ def _step(options: Sequence[str], argv: Sequence[str]) -> list[str]:
         # A step does not inherit the processors of a task from its job.
         f"srun --cpus-per-task={CPUS}",
         *(option if option.startswith("apptainer") else shlex.quote(option) for option in options),
-        f"{_LAUNCH} {compiler}",
+        f"{LAUNCH} {compiler}",
         *(shlex.quote(argument) for argument in arguments),
     ]
     return [
