@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, UsageError
 from minitron_trt.host.addresses import is_loopback
+
+PORT: Final = 9000
+"""Where it listens unless told otherwise."""
 
 
 @click.command()
@@ -44,7 +47,7 @@ from minitron_trt.host.addresses import is_loopback
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=9000, show_default=True, help="0: a free one"
+    "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: a free one"
 )
 @click.option("--tls-cert", type=PATH, help="PEM certificate: the gateway speaks HTTPS")
 @click.option("--tls-key", type=PATH, help="PEM key of the certificate")

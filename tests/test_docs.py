@@ -12,6 +12,7 @@ FOLDERS = (
     "build",
     "clients",
     "convert",
+    "deploy",
     "docs",
     "evaluate",
     "gateway",

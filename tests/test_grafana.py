@@ -14,6 +14,8 @@ from typing import Final
 
 import pytest
 
+from minitron_trt.deploy.dashboard import ROWS, dashboard
+
 SCRIPT = Path(__file__).parents[1] / "docs" / "grafana.py"
 # TensorRT-LLM's custom_metrics_reporter: the label of each family, and what it can be.
 FAMILIES: Final[dict[str, tuple[str, set[str]]]] = {
@@ -57,8 +59,8 @@ def test_the_file_is_what_the_script_writes(script: SimpleNamespace) -> None:
     assert json.loads(script.TARGET.read_text()) == script.dashboard()
 
 
-def test_every_query_names_a_metric_and_a_label_that_exist(script: SimpleNamespace) -> None:
-    queries = [query for row in script.ROWS.values() for p in row for query in p.queries.values()]
+def test_every_query_names_a_metric_and_a_label_that_exist() -> None:
+    queries = [query for row in ROWS.values() for p in row for query in p.queries.values()]
     assert len(queries) > 30
 
     for query in queries:
@@ -77,8 +79,8 @@ def test_every_query_names_a_metric_and_a_label_that_exist(script: SimpleNamespa
                 assert not found
 
 
-def test_panels_lie_side_by_side(script: SimpleNamespace) -> None:
-    panels = script.dashboard()["panels"]
+def test_panels_lie_side_by_side() -> None:
+    panels = dashboard()["panels"]
     cells = [
         (p["gridPos"]["x"] + dx, p["gridPos"]["y"] + dy)
         for p in panels
@@ -91,11 +93,11 @@ def test_panels_lie_side_by_side(script: SimpleNamespace) -> None:
     assert len({p["id"] for p in panels}) == len(panels)
 
 
-def test_prometheus_can_parse_every_query(script: SimpleNamespace, tmp_path: Path) -> None:
+def test_prometheus_can_parse_every_query(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not on PATH; Debian has it in the package prometheus")
-    queries = [query for row in script.ROWS.values() for p in row for query in p.queries.values()]
+    queries = [query for row in ROWS.values() for p in row for query in p.queries.values()]
     rules = [
         {"record": f"panel:{n}", "expr": query.replace("$__rate_interval", "1m")}
         for n, query in enumerate(queries)

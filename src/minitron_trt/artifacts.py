@@ -18,6 +18,7 @@ from minitron_trt.version import __version__
 CHECKPOINT: Final = "checkpoint"
 ENGINE: Final = "engine"
 REPOSITORY: Final = "repository"
+DEPLOYMENT: Final = "deployment"
 HUGGING_FACE: Final = "huggingface"
 """The kinds of artifacts; a model folder without a manifest counts as the last one, too."""
 

@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "chat": "minitron_trt.chat.command:chat",
         "gateway": "minitron_trt.gateway.command:gateway",
         "verify": "minitron_trt.convert.verification.command:verify",
+        "deploy": "minitron_trt.deploy.command:deploy",
         "eval": "minitron_trt.evaluate.command:evaluate",
         "doctor": "minitron_trt.doctor:doctor",
         "sample": "minitron_trt.samples.command:sample",
@@ -51,6 +52,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "generate",
             "chat",
             "gateway",
+            "deploy",
         ),
         "To begin with": ("doctor", "sample", "demo", "docs", "completion"),
     }

@@ -28,18 +28,21 @@ SERVED_AS = {
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
-def engine_for(folder: Path, gpu: str) -> Path:
-    """Write a Llama-3.1-Minitron engine with the limits that our recipe gives a GPU."""
-    name, profile, tp = SERVED_AS[gpu]
+def engine_for(
+    folder: Path, gpu: str, *, tp: int | None = None, size_bytes: int = 10_000, **changes: Any
+) -> Path:
+    """Write a Llama-3.1-Minitron engine with the limits that our recipe gives a GPU, or others."""
+    name, profile, own_tp = SERVED_AS[gpu]
+    tp = tp or own_tp
     precision = PRECISIONS[name]
     model = EngineModel("llama", PRESETS["llama-3.1-minitron-4b-width"])
     facts = model.stored_as(precision.name).sharded_for(tp)
     recipe = choose_recipe(facts, find_target(gpu), BuildRequest(profile=profile))
     write_engine(
         folder,
-        size_bytes=10_000,
+        size_bytes=size_bytes,
         tp=tp,
-        build=dataclasses.asdict(recipe.limits),
+        build=dataclasses.asdict(recipe.limits) | changes,
         pretrained={
             "dtype": precision.dtype,
             "quantization": {"quant_algo": precision.algorithm, "kv_cache_quant_algo": None},

@@ -1,0 +1,202 @@
+"""`minitron-trt deploy`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import cloup
+
+from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.deploy.settings import AUTOSCALERS, KEDA, TARGETS, DeploySettings
+from minitron_trt.gpus import complete_gpu
+
+_WRITE: Final = "write"
+
+
+class _WritesByDefault(cloup.Group):
+    """A group whose first command may be left out: `deploy REPOSITORY` writes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the command there where none is named."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [_WRITE, *args]
+        return super().parse_args(ctx, args)
+
+
+@cloup.group(cls=_WritesByDefault)
+def deploy() -> None:
+    """Write what Kubernetes, KServe, compose or Slurm serve a repository with, and check it.
+
+    `write` may be left out: minitron-trt deploy repository --target kubernetes -o deployment
+    """
+
+
+@deploy.command(_WRITE)
+@cloup.argument("repository", type=PATH)
+@cloup.option("-o", "--output", required=True, type=PATH, help="Folder to write")
+@cloup.option(
+    "--target", required=True, type=click.Choice(TARGETS), help="What will run the server"
+)
+@cloup.option("--name", help="Name of everything  [default: the repository's]")
+@cloup.option("--overwrite", is_flag=True, help="Replace a deployment that is there")
+@cloup.option("--dry-run", is_flag=True, help="Print the files and write nothing")
+@cloup.option("--helm", is_flag=True, help="Write a Helm chart beside the kustomize base")
+@cloup.option_group(
+    "Server",
+    cloup.option("--image", help="Tag or name of the server's image  [default: the engine's]"),
+    cloup.option(
+        "--gpu",
+        shell_complete=complete_gpu,
+        help="GPU that it runs on  [default: the smallest claim of the engine's architecture]",
+    ),
+    cloup.option(
+        "--gpu-product",
+        multiple=True,
+        help="Only nodes with this label nvidia.com/gpu.product; may be repeated",
+    ),
+    cloup.option(
+        "--gpus-per-node",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="GPUs of a node; more ranks are spread over several",
+    ),
+    cloup.option(
+        "--storage",
+        default="claim:models",
+        show_default=True,
+        help="Where Pods find the repository: claim:NAME[/FOLDER], image:REFERENCE (an OCI image "
+        "as a volume), or fetch:URL (fetched and checked at the start)",
+    ),
+    cloup.option(
+        "--disk",
+        "disk_mb_s",
+        type=click.IntRange(1),
+        default=200,
+        show_default=True,
+        help="MB/s at which a node reads it, by which probes wait",
+    ),
+    cloup.option(
+        "--drain",
+        "drain_s",
+        type=click.IntRange(0),
+        default=20,
+        show_default=True,
+        help="Seconds that running requests may go on when a server is stopped",
+    ),
+    cloup.option("--user", type=int, default=10000, show_default=True, help="Whom it runs as"),
+    cloup.option("--image-pull-secret", multiple=True, help="Secret of the registry"),
+)
+@cloup.option_group(
+    "Gateway",
+    cloup.option("--gateway-image", help="Its image  [default: what image/Containerfile makes]"),
+    cloup.option("--keys-secret", help="Secret with its API keys  [default: NAME-gateway-keys]"),
+    cloup.option("--route", help="Gateway API: [NAMESPACE/]GATEWAY that leads to it"),
+    cloup.option(
+        "--inference-pool",
+        is_flag=True,
+        help="Offer Triton's own API by a pool for an endpoint picker, and its gRPC, past the "
+        "gateway",
+    ),
+)
+@cloup.option_group(
+    "Replicas and objectives",
+    cloup.option(
+        "--replicas", type=click.IntRange(1), default=2, show_default=True, help="At least"
+    ),
+    cloup.option(
+        "--max-replicas", type=click.IntRange(1), default=8, show_default=True, help="At most"
+    ),
+    cloup.option(
+        "--autoscaler",
+        type=click.Choice(AUTOSCALERS),
+        default=KEDA,
+        show_default=True,
+        help="KEDA, or Kubernetes' own with prometheus-adapter",
+    ),
+    cloup.option(
+        "--prometheus",
+        default="http://prometheus-operated.monitoring.svc:9090",
+        show_default=True,
+        help="Where KEDA asks",
+    ),
+    cloup.option(
+        "--monitoring-namespace",
+        default="monitoring",
+        show_default=True,
+        help="Namespace that may read metrics",
+    ),
+    cloup.option(
+        "--ttft",
+        "ttft_s",
+        type=click.FloatRange(min=0, min_open=True),
+        default=2.0,
+        show_default=True,
+        help="Seconds to the first token, of which an alert tells",
+    ),
+    cloup.option(
+        "--itl",
+        "itl_s",
+        type=click.FloatRange(min=0, min_open=True),
+        default=0.1,
+        show_default=True,
+        help="Seconds between tokens, of which an alert tells",
+    ),
+)
+@cloup.option_group(
+    "Job of --target slurm",
+    cloup.option("--partition", help="Partition, of nodes with the engine's GPU"),
+    cloup.option("--account", help="Account that pays"),
+    cloup.option("--time", help="Time limit, like 2:00:00  [default: a day]"),
+    cloup.option(
+        "--container",
+        type=click.Choice(["pyxis", "apptainer", "none"]),
+        help="How a node runs the image; none: the node's own minitron-trt  [default: pyxis]",
+    ),
+    cloup.option("--sbatch", multiple=True, help="Another option of sbatch, like --qos=high"),
+)
+@console_options
+def write(
+    console: Console,
+    repository: Path,
+    output: Path,
+    name: str | None,
+    overwrite: bool,
+    dry_run: bool,
+    helm: bool,
+    image: str | None,
+    gpu: str | None,
+    **options: Any,
+) -> None:
+    """Write a folder of files, in which every number says where it comes from.
+
+    REPOSITORY is a folder that triton-repo wrote.
+
+    Example: minitron-trt deploy repository --target kubernetes --gpu L40 -o deployment
+    """
+    from minitron_trt.deploy.writing import plan_files, write_files
+
+    job = {key: options.pop(key) for key in _JOB}
+    settings = DeploySettings(name=name or _name(repository), **options)
+    files = plan_files(repository, settings, image=image, gpu=gpu, helm=helm, job=job)
+    if dry_run:
+        text = "\n".join(f"=== {path}\n{content}" for path, content in files.texts.items())
+        console.result({"files": dict(files.texts)}, text)
+        return
+    write_files(files, output, overwrite=overwrite)
+    record = {"deployment": str(output), "files": list(files.texts), "next": list(files.steps)}
+    steps = "\n".join(f"  {step}" for step in files.steps)
+    console.result(
+        record, f"{output}: {len(files.texts)} files; next, as its README.md says:\n{steps}"
+    )
+
+
+_JOB: Final = ("partition", "account", "time", "container", "sbatch")
+
+
+def _name(repository: Path) -> str:
+    text = re.sub(r"[^a-z0-9]+", "-", repository.resolve().name.lower()).strip("-")
+    return text if text[:1].isalpha() else f"m-{text}".rstrip("-")

@@ -1,0 +1,122 @@
+"""The gateway as a Deployment of its own: OpenAI's API before the servers, with its keys."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from minitron_trt.build.trtllm.cluster.pod_parts import container_security
+from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
+from minitron_trt.deploy.pods import GATEWAY, labels, metadata, security, selector
+from minitron_trt.gateway.command import PORT
+from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
+from minitron_trt.version import __version__
+from minitron_trt.yaml_text import Figure
+
+KEYS_AT: Final = "/keys"
+KEYS_FILE: Final = "keys.txt"
+OWN_IMAGE: Final = f"minitron-trt:{__version__}"
+"""The image that the Containerfile beside the manifests makes."""
+
+
+def gateway_argv(deployment: Deployment, host: str) -> tuple[str, ...]:
+    """Return the command line of a gateway before the servers at a host."""
+    return (
+        *("minitron-trt", "gateway", "--host", "0.0.0.0", "--port", str(PORT)),
+        *("--url", f"grpc://{host}:{port('grpc').value}"),
+        *("--api-keys", f"{KEYS_AT}/{KEYS_FILE}"),
+        *("--drain", str(deployment.settings.drain_s)),
+    )
+
+
+def gateway_image(deployment: Deployment) -> Figure:
+    """Return the gateway's image."""
+    image = deployment.settings.gateway_image
+    why = "named by --gateway-image" if image else "made by image/Containerfile"
+    return Figure(image or OWN_IMAGE, why, "gateway.image")
+
+
+def gateway_deployment(deployment: Deployment) -> dict[str, Any]:
+    """Return the Deployment of the gateway."""
+    settings = deployment.settings
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(settings, GATEWAY, "-gateway"),
+        "spec": {
+            "replicas": Figure(2, "one may go", "gateway.replicas"),
+            "selector": {"matchLabels": selector(settings, GATEWAY)},
+            "template": {
+                "metadata": {"labels": labels(settings, GATEWAY)},
+                "spec": _pod(deployment),
+            },
+        },
+    }
+
+
+def _pod(deployment: Deployment) -> dict[str, Any]:
+    settings = deployment.settings
+    grace = PRE_STOP_S + settings.drain_s + STOP_MARGIN_S
+    why = f"preStop {PRE_STOP_S} + --drain {settings.drain_s} + {STOP_MARGIN_S} to end"
+    secrets = [{"name": name} for name in settings.image_pull_secret]
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": Figure(grace, why, "gateway.graceSeconds"),
+        **({"imagePullSecrets": secrets} if secrets else {}),
+        "securityContext": security(settings),
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": Figure(1, "replicas on different nodes, where there are enough"),
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector(settings, GATEWAY)},
+            }
+        ],
+        "containers": [_container(deployment)],
+        "volumes": [
+            # Made by whoever deploys: keys stand in no file of this folder.
+            {
+                "name": "keys",
+                "secret": {"secretName": settings.keys, "defaultMode": Figure(0o440, "0440")},
+            },
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+
+
+def _container(deployment: Deployment) -> dict[str, Any]:
+    amounts = {
+        "cpu": Figure("1", "one process, whose work is waiting", "gateway.cpu"),
+        "memory": Figure("512Mi", "256 sequences at a time, bodies of 1 MiB", "gateway.memory"),
+        "ephemeral-storage": Figure("64Mi", "its log", "gateway.ephemeralStorage"),
+    }
+    health = {
+        "httpGet": {"path": "/health", "port": "openai"},
+        "timeoutSeconds": Figure(5, "seconds for an answer"),
+    }
+    return {
+        "name": GATEWAY,
+        "image": gateway_image(deployment),
+        "imagePullPolicy": "IfNotPresent",
+        "workingDir": "/tmp",
+        "command": list(gateway_argv(deployment, f"{deployment.name}-headless")),
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "ports": [{"name": "openai", "containerPort": Figure(PORT, "the gateway's port")}],
+        "resources": {"requests": amounts, "limits": amounts},
+        # /health says whether Triton is ready, so only readiness goes by it.
+        "readinessProbe": {**health, "periodSeconds": Figure(5, "Triton's end is seen soon")},
+        "livenessProbe": {
+            "tcpSocket": {"port": "openai"},
+            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+        },
+        "lifecycle": {
+            "preStop": {
+                "sleep": {"seconds": Figure(PRE_STOP_S, "until proxies have dropped the Pod")}
+            }
+        },
+        "securityContext": container_security(),
+        "volumeMounts": [
+            {"name": "keys", "mountPath": KEYS_AT, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }

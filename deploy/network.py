@@ -1,0 +1,246 @@
+"""Who reaches whom: services, routes, network policies, and a pool for an endpoint picker."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from minitron_trt.build.trtllm.cluster.pod_parts import COMPONENT
+from minitron_trt.deploy.deployment import Deployment, port
+from minitron_trt.deploy.metric_names import BLOCKS, REQUESTS
+from minitron_trt.deploy.pods import GATEWAY, INSTANCE, SERVER, WORKER, metadata, selector
+from minitron_trt.deploy.storage import FETCH
+from minitron_trt.gateway.command import PORT
+from minitron_trt.yaml_text import Figure
+
+_NAMESPACE: Final = "kubernetes.io/metadata.name"
+PICKER_PORT: Final = 9002
+PICKER_FLAGS: Final = {
+    "total-queued-requests-metric": f"{REQUESTS}{{request_type=waiting}}",
+    "kv-cache-usage-percentage-metric": f"{BLOCKS}{{kv_cache_block_type=fraction}}",
+    "model-server-metrics-port": str(port("metrics").value),
+}
+"""What the endpoint picker of Gateway API's inference extension is told of TensorRT-LLM."""
+
+
+def services(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the services: of all servers, of each by its own address (gRPC), of the gateway."""
+    settings = deployment.settings
+    one_address = {"clusterIP": "None"}
+    server = {"selector": selector(settings, SERVER)}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(settings, SERVER),
+            "spec": {**server, "ports": [_service_port("http"), _service_port("grpc", "grpc")]},
+        },
+        {
+            # A connection of gRPC lasts: a client that sees every server spreads its requests.
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(settings, SERVER, "-headless"),
+            "spec": {**one_address, **server, "ports": [_service_port("grpc", "grpc")]},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata(settings, GATEWAY, "-gateway"),
+            "spec": {
+                "selector": selector(settings, GATEWAY),
+                "ports": [
+                    {
+                        "name": "openai",
+                        "port": _openai(),
+                        "targetPort": "openai",
+                        "appProtocol": "http",
+                    }
+                ],
+            },
+        },
+    ]
+
+
+def _service_port(name: str, protocol: str = "http") -> dict[str, Any]:
+    return {
+        "name": name,
+        "port": port(name),
+        "targetPort": name,
+        "appProtocol": "kubernetes.io/h2c" if protocol == "grpc" else protocol,
+    }
+
+
+def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return who may reach servers and gateway, and whom they may reach."""
+    settings = deployment.settings
+    monitoring = {"namespaceSelector": {"matchLabels": {_NAMESPACE: settings.monitoring_namespace}}}
+    gateways = {"podSelector": {"matchLabels": selector(settings, GATEWAY)}}
+    servers = {"podSelector": {"matchLabels": selector(settings, SERVER)}}
+    group = {"podSelector": _group(settings.name)}
+    ingress: list[dict[str, Any]] = [
+        {"from": [gateways], "ports": _ports("http", "grpc")},
+        {"from": [monitoring], "ports": _ports("metrics")},
+    ]
+    egress: list[dict[str, Any]] = []
+    if deployment.nodes > 1:
+        # MPI and NCCL choose their ports as they go.
+        ingress.append({"from": [group]})
+        egress += [{"to": [group]}, _dns()]
+    if deployment.storage.form == FETCH:
+        egress += [
+            _dns(),
+            {
+                "ports": [
+                    {"protocol": "TCP", "port": Figure(each, "of the URL")} for each in (80, 443)
+                ]
+            },
+        ]
+    if settings.inference_pool:
+        ingress.append({"from": [_of_route(settings.route)], "ports": _ports("http", "metrics")})
+    workers = []
+    if deployment.nodes > 1:
+        inside = [{"from": [group]}]
+        workers.append(_policy(deployment, WORKER, "-worker", ingress=inside, egress=egress))
+    return [
+        _policy(deployment, SERVER, "", ingress=ingress, egress=egress),
+        *workers,
+        _policy(
+            deployment,
+            GATEWAY,
+            "-gateway",
+            ingress=[{"ports": [{"protocol": "TCP", "port": _openai()}]}],
+            egress=[{"to": [servers], "ports": _ports("http", "grpc")}, _dns()],
+        ),
+    ]
+
+
+def _openai() -> Figure:
+    return Figure(PORT, "the gateway's port")
+
+
+def _whole_answer() -> Figure:
+    return Figure("600s", "the gateway's limit of a whole answer")
+
+
+def _policy(
+    deployment: Deployment,
+    component: str,
+    suffix: str,
+    *,
+    ingress: list[dict[str, Any]],
+    egress: list[dict[str, Any]],
+) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(deployment.settings, component, suffix),
+        "spec": {
+            "podSelector": {"matchLabels": selector(deployment.settings, component)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    }
+
+
+def _group(name: str) -> dict[str, Any]:
+    """Return what selects all Pods that share a replica's ranks."""
+    ranks = {"key": COMPONENT, "operator": "In", "values": [SERVER, WORKER]}
+    return {"matchLabels": {INSTANCE: name}, "matchExpressions": [ranks]}
+
+
+def _ports(*names: str) -> list[dict[str, Any]]:
+    return [{"protocol": "TCP", "port": port(name)} for name in names]
+
+
+def _dns() -> dict[str, Any]:
+    return {"ports": [{"protocol": kind, "port": Figure(53, "names")} for kind in ("UDP", "TCP")]}
+
+
+def _of_route(route: str | None) -> dict[str, Any]:
+    namespace, slash, _ = (route or "").partition("/")
+    if not slash:
+        return {"podSelector": {}}
+    return {"namespaceSelector": {"matchLabels": {_NAMESPACE: namespace}}}
+
+
+def routes(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the routes of Gateway API: OpenAI's over HTTP, and the servers' gRPC."""
+    settings = deployment.settings
+    if settings.route is None:
+        return []
+    namespace, slash, name = settings.route.rpartition("/")
+    parents = [{"name": name, **({"namespace": namespace} if slash else {})}]
+    openai = {"name": f"{settings.name}-gateway", "port": _openai()}
+    rules: list[dict[str, Any]] = [
+        {
+            "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
+            "backendRefs": [openai],
+            "timeouts": {"request": _whole_answer()},
+        }
+    ]
+    if settings.inference_pool:
+        rules.append(_pool_rule(settings.name))
+    return [
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
+            "metadata": metadata(settings, GATEWAY),
+            "spec": {"parentRefs": parents, "rules": rules},
+        },
+    ]
+
+
+def _pool_rule(name: str) -> dict[str, Any]:
+    pool = {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": name}
+    return {
+        "matches": [{"path": {"type": "PathPrefix", "value": "/v2/models"}}],
+        "backendRefs": [pool],
+        "timeouts": {"request": _whole_answer()},
+    }
+
+
+def grpc_route(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the route of Triton's gRPC, which goes past the gateway and its keys."""
+    settings = deployment.settings
+    if settings.route is None or not settings.inference_pool:
+        return []
+    namespace, slash, name = settings.route.rpartition("/")
+    return [
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "GRPCRoute",
+            "metadata": metadata(settings, SERVER, "-grpc"),
+            "spec": {
+                "parentRefs": [{"name": name, **({"namespace": namespace} if slash else {})}],
+                "rules": [
+                    {
+                        "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],
+                        "backendRefs": [{"name": settings.name, "port": port("grpc")}],
+                    }
+                ],
+            },
+        }
+    ]
+
+
+def inference_pool(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the pool of servers that an endpoint picker chooses from."""
+    settings = deployment.settings
+    if not settings.inference_pool:
+        return []
+    return [
+        {
+            "apiVersion": "inference.networking.k8s.io/v1",
+            "kind": "InferencePool",
+            "metadata": metadata(settings, SERVER),
+            "spec": {
+                "selector": {"matchLabels": selector(settings, SERVER)},
+                "targetPorts": [{"number": port("http")}],
+                "endpointPickerRef": {
+                    "name": f"{settings.name}-epp",
+                    "port": {"number": Figure(PICKER_PORT, "the endpoint picker's own default")},
+                    "failureMode": "FailOpen",
+                },
+            },
+        }
+    ]

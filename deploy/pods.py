@@ -1,0 +1,260 @@
+"""The Pods of a server: its containers, where they may run, and how they start and end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from minitron_trt.build.trtllm.cluster.pod_parts import (
+    COMPONENT,
+    GPU,
+    capability_labels,
+    container_security,
+    gpu_tolerations,
+    literal,
+    pod_security,
+)
+from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
+from minitron_trt.deploy.settings import DeploySettings
+from minitron_trt.deploy.storage import FETCH, VOLUME
+from minitron_trt.triton_repo.serving.docker_launch import INSIDE
+from minitron_trt.yaml_text import Figure
+
+SERVER: Final = "server"
+WORKER: Final = "worker"
+GATEWAY: Final = "gateway"
+SCRIPTS: Final = "scripts"
+INSTANCE: Final = "app.kubernetes.io/instance"
+_CLOSED_ENVIRONMENT: Final = "CLOSED"
+
+
+def labels(settings: DeploySettings, component: str) -> dict[str, str]:
+    """Return the labels of an object, by which selectors find it too."""
+    return {
+        "app.kubernetes.io/name": "minitron-trt",
+        INSTANCE: settings.name,
+        COMPONENT: component,
+        "app.kubernetes.io/managed-by": "minitron-trt",
+    }
+
+
+def selector(settings: DeploySettings, component: str) -> dict[str, str]:
+    """Return the labels that no other object's Pods have."""
+    return {INSTANCE: settings.name, COMPONENT: component}
+
+
+def metadata(settings: DeploySettings, component: str, suffix: str = "") -> dict[str, Any]:
+    """Return the metadata of an object; its namespace is the overlay's."""
+    return {"name": f"{settings.name}{suffix}", "labels": labels(settings, component)}
+
+
+def server_pod(deployment: Deployment, *, argv: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Return the template of a Pod with the server, or of the first of several."""
+    settings = deployment.settings
+    return {
+        "metadata": {"labels": labels(settings, SERVER)},
+        "spec": {
+            **placement(deployment),
+            **initial(deployment),
+            "containers": [server_container(deployment, argv or deployment.facts.argv)],
+            "volumes": volumes(deployment),
+        },
+    }
+
+
+def server_container(deployment: Deployment, argv: tuple[str, ...]) -> dict[str, Any]:
+    """Return the container of tritonserver, or of mpirun over several of them."""
+    return {
+        "name": SERVER,
+        **base_container(deployment),
+        # After the image's own entry point, as `serve --runner docker` has it.
+        "args": [_argument(word) for word in argv],
+        "env": environment(deployment.facts.environment),
+        "ports": [{"name": name, "containerPort": port(name)} for name in _PORTS],
+        "resources": resources(deployment),
+        **_probes(deployment),
+        "lifecycle": {
+            "preStop": {
+                "sleep": {"seconds": Figure(PRE_STOP_S, "until proxies have dropped the Pod")}
+            }
+        },
+        "volumeMounts": mounts(deployment),
+    }
+
+
+_PORTS: Final = ("http", "grpc", "metrics")
+
+
+def base_container(deployment: Deployment) -> dict[str, Any]:
+    """Return what every container of the server's image has."""
+    return {
+        "image": deployment.image(),
+        "imagePullPolicy": "IfNotPresent",
+        "workingDir": "/tmp",
+        "securityContext": container_security(),
+    }
+
+
+def _argument(word: str) -> str:
+    """Return a word of the command line as Kubernetes passes it on; closed calls get a secret."""
+    closed, marker, rest = word.partition(":Closed= ")
+    if marker and not rest:
+        return f"{literal(closed)}{marker}$({_CLOSED_ENVIRONMENT})"
+    return literal(word)
+
+
+def environment(variables: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the variables of a container, and the one that closed calls would have to know."""
+    uid = {"fieldRef": {"fieldPath": "metadata.uid"}}
+    return [
+        {"name": _CLOSED_ENVIRONMENT, "valueFrom": uid},
+        *({"name": name, "value": literal(value)} for name, value in variables.items()),
+    ]
+
+
+def resources(deployment: Deployment) -> dict[str, Any]:
+    """Return requests that are limits, too: nobody takes from the Pod what it was promised."""
+    amounts: dict[str, Any] = {
+        "cpu": deployment.cpus(),
+        "memory": deployment.memory(),
+        "ephemeral-storage": deployment.ephemeral(),
+    }
+    if deployment.facts.gpu is not None:
+        amounts[GPU] = deployment.gpus()
+    return {"requests": amounts, "limits": amounts}
+
+
+def _probes(deployment: Deployment) -> dict[str, Any]:
+    period = Figure(PROBE_S, "seconds between probes")
+    live = {"httpGet": {"path": "/v2/health/live", "port": "http"}, "timeoutSeconds": _patience()}
+    ready = {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "timeoutSeconds": _patience()}
+    return {
+        "startupProbe": {
+            **ready,
+            "periodSeconds": period,
+            "failureThreshold": deployment.startup_failures(),
+        },
+        "readinessProbe": {
+            **ready,
+            "periodSeconds": Figure(5, "a full server is left out soon"),
+            "failureThreshold": Figure(2, "one late answer is none"),
+        },
+        "livenessProbe": {
+            **live,
+            "periodSeconds": period,
+            "failureThreshold": Figure(6, "a minute: a long prompt may hold a server up"),
+        },
+    }
+
+
+def _patience() -> Figure:
+    return Figure(5, "seconds for an answer")
+
+
+def placement(deployment: Deployment) -> dict[str, Any]:
+    """Return where a Pod may run, as whom, and how long its end may take."""
+    settings = deployment.settings
+    secrets = [{"name": name} for name in settings.image_pull_secret]
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": deployment.grace_s(),
+        **({"imagePullSecrets": secrets} if secrets else {}),
+        "securityContext": security(settings),
+        **gpu_placement(deployment),
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": Figure(1, "replicas on different nodes, where there are enough"),
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector(settings, SERVER)},
+            }
+        ],
+    }
+
+
+def security(settings: DeploySettings) -> dict[str, Any]:
+    """Return the security context of a Pod of anybody's but root."""
+    return pod_security(settings.user) | {
+        name: Figure(settings.user, "--user") for name in ("runAsUser", "runAsGroup", "fsGroup")
+    }
+
+
+def gpu_placement(deployment: Deployment) -> dict[str, Any]:
+    """Return the nodes whose GPUs can run the engine, by NVIDIA's feature discovery."""
+    need = deployment.facts.gpu
+    if need is None:
+        return {}
+    why = f"the engine's SM{need.sm}"
+    expressions: list[dict[str, Any]] = [
+        {"key": key, "operator": "In", "values": [Figure(value, why)]}
+        for key, value in capability_labels(need.sm).items()
+    ]
+    expressions.append({"key": f"{GPU}.memory", "operator": "Gt", "values": [deployment.gpu_mib()]})
+    if deployment.settings.gpu_product:
+        products = list(deployment.settings.gpu_product)
+        expressions.append({"key": f"{GPU}.product", "operator": "In", "values": products})
+    terms = {"nodeSelectorTerms": [{"matchExpressions": expressions}]}
+    return {
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
+        "tolerations": gpu_tolerations(),
+    }
+
+
+def initial(deployment: Deployment) -> dict[str, Any]:
+    """Return the container that fetches a repository, where it is not mounted."""
+    if deployment.storage.form != FETCH:
+        return {}
+    script = INSIDE / "fetch_repository.py"
+    amounts = {
+        "cpu": Figure("1", "one connection"),
+        "memory": Figure("512Mi", "Python, and blocks of 1 MiB"),
+        "ephemeral-storage": deployment.ephemeral(),
+    }
+    container = {
+        "name": "fetch",
+        **base_container(deployment),
+        "command": ["python3", str(script)],
+        "args": [deployment.storage.place, str(INSIDE / DIGESTS), deployment.facts.mount],
+        "resources": {"requests": amounts, "limits": amounts},
+        "volumeMounts": [
+            deployment.storage.mount(deployment.facts.mount, read_only=False),
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": SCRIPTS, "mountPath": str(INSIDE), "readOnly": True},
+        ],
+    }
+    return {"initContainers": [container]}
+
+
+DIGESTS: Final = "files.sha256"
+"""The list of a fetched repository's files, as sha256sum writes one."""
+
+
+def needs_scripts(deployment: Deployment) -> bool:
+    """Say whether the containers need programs of this tool."""
+    return deployment.facts.ranks > 1 or deployment.storage.form == FETCH
+
+
+def volumes(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the volumes of a Pod."""
+    scripts = {
+        "configMap": {"name": f"{deployment.name}-scripts", "defaultMode": Figure(0o444, "0444")}
+    }
+    return [
+        {"name": VOLUME, **deployment.storage.volume()},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": deployment.shm()}},
+        *([{"name": SCRIPTS, **scripts}] if needs_scripts(deployment) else ()),
+    ]
+
+
+def mounts(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return where a server's container has them."""
+    scripts = {"name": SCRIPTS, "mountPath": str(PurePosixPath(INSIDE)), "readOnly": True}
+    return [
+        deployment.storage.mount(deployment.facts.mount),
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+        *([scripts] if needs_scripts(deployment) else ()),
+    ]

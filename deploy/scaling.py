@@ -1,0 +1,170 @@
+"""How many replicas there are: a budget for disruptions, KEDA or Kubernetes' autoscaler."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from minitron_trt.deploy.deployment import Deployment
+from minitron_trt.deploy.monitoring import KV_SHARE, kv_query, waiting_limit, waiting_query
+from minitron_trt.deploy.pods import GATEWAY, SERVER, metadata, selector
+from minitron_trt.deploy.settings import HPA, KEDA, LEADERWORKERSET
+from minitron_trt.yaml_text import Figure
+
+CALM_S: Final = 300
+
+
+def disruption_budgets(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return that nodes are drained one Pod at a time."""
+    settings = deployment.settings
+    return [
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": metadata(settings, component, suffix),
+            "spec": {
+                "maxUnavailable": Figure(1, "one Pod at a time"),
+                "selector": {"matchLabels": selector(settings, component)},
+            },
+        }
+        for component, suffix in ((SERVER, ""), (GATEWAY, "-gateway"))
+    ]
+
+
+def autoscaler(deployment: Deployment, target: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the autoscaler of `target`, an object by apiVersion, kind and name."""
+    writers = {KEDA: _scaled_object, HPA: _pod_autoscaler}
+    chosen = deployment.settings.autoscaler
+    return [writers[chosen](deployment, target)] if chosen in writers else []
+
+
+def scale_target(deployment: Deployment) -> dict[str, str]:
+    """Return what has the server's replicas."""
+    if deployment.settings.target == LEADERWORKERSET:
+        version = "leaderworkerset.x-k8s.io/v1"
+        return {"apiVersion": version, "kind": "LeaderWorkerSet", "name": deployment.name}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment.name}
+
+
+def _calm(deployment: Deployment) -> Figure:
+    start = deployment.startup_s()
+    why = f"5 minutes, and not below the {start} s that a start takes"
+    return Figure(max(CALM_S, start), why, "autoscaling.calmSeconds")
+
+
+def _most(deployment: Deployment) -> Figure:
+    return Figure(deployment.settings.max_replicas, "--max-replicas", "autoscaling.maxReplicas")
+
+
+def _kv_percent() -> Figure:
+    return Figure(str(round(100 * KV_SHARE)), "per cent of the KV caches", "autoscaling.kvPercent")
+
+
+def _behaviour(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "scaleUp": {"policies": [_pace(2)]},
+        "scaleDown": {
+            "stabilizationWindowSeconds": _calm(deployment),
+            "policies": [_pace(1)],
+        },
+    }
+
+
+def _pace(pods: int) -> dict[str, Any]:
+    minute = Figure(60, "seconds")
+    return {"type": "Pods", "value": Figure(pods, "Pods a minute"), "periodSeconds": minute}
+
+
+def _scaled_object(deployment: Deployment, target: dict[str, str]) -> dict[str, Any]:
+    server = deployment.settings.prometheus
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": metadata(deployment.settings, SERVER),
+        "spec": {
+            "scaleTargetRef": target,
+            "minReplicaCount": deployment.replicas(),
+            "maxReplicaCount": _most(deployment),
+            "advanced": {
+                "horizontalPodAutoscalerConfig": {"behavior": _behaviour(deployment)},
+            },
+            "triggers": [
+                {
+                    "type": "prometheus",
+                    "name": "waiting",
+                    # The sum of all replicas, divided by their number.
+                    "metricType": "AverageValue",
+                    "metadata": {
+                        "serverAddress": server,
+                        "query": waiting_query(deployment),
+                        "threshold": waiting_limit(deployment),
+                    },
+                },
+                {
+                    "type": "prometheus",
+                    "name": "kv-cache",
+                    "metricType": "Value",
+                    "metadata": {
+                        "serverAddress": server,
+                        "query": f"100 * {kv_query(deployment)}",
+                        "threshold": _kv_percent(),
+                    },
+                },
+            ],
+        },
+    }
+
+
+def _pod_autoscaler(deployment: Deployment, target: dict[str, str]) -> dict[str, Any]:
+    """Return the autoscaler that asks prometheus-adapter for external metrics."""
+    name = deployment.name.replace("-", "_")
+    return {
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": metadata(deployment.settings, SERVER),
+        "spec": {
+            "scaleTargetRef": target,
+            "minReplicas": deployment.replicas(),
+            "maxReplicas": _most(deployment),
+            "behavior": _behaviour(deployment),
+            "metrics": [
+                {
+                    "type": "External",
+                    "external": {
+                        "metric": {"name": f"{name}_waiting"},
+                        "target": {
+                            "type": "AverageValue",
+                            "averageValue": waiting_limit(deployment),
+                        },
+                    },
+                },
+                {
+                    "type": "External",
+                    "external": {
+                        "metric": {"name": f"{name}_kv_cache_percent"},
+                        "target": {"type": "Value", "value": _kv_percent()},
+                    },
+                },
+            ],
+        },
+    }
+
+
+def adapter_values(deployment: Deployment) -> dict[str, Any]:
+    """Return the values of prometheus-adapter's chart that make the external metrics."""
+    name = deployment.name.replace("-", "_")
+    queries = {
+        f"{name}_waiting": waiting_query(deployment),
+        f"{name}_kv_cache_percent": f"100 * {kv_query(deployment)}",
+    }
+    return {
+        "rules": {
+            "external": [
+                {
+                    "seriesQuery": query.partition("(")[2].partition(")")[0],
+                    "name": {"as": metric},
+                    "metricsQuery": query,
+                }
+                for metric, query in queries.items()
+            ]
+        }
+    }

@@ -1,0 +1,274 @@
+"""What a repository says of the server that runs it: image, arguments, ranks, bytes, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
+from minitron_trt.build.compatibility import check_engine
+from minitron_trt.build.engine import Engine
+from minitron_trt.build.engine_model import EngineModel, find_model
+from minitron_trt.build.recipe.engine_memory import (
+    KV_FRACTION,
+    Forecast,
+    activation_bytes,
+    kv_bytes_per_token,
+    reserve_bytes,
+)
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
+from minitron_trt.gpus import Target, check_support, find_target
+from minitron_trt.spec import Parallelism
+from minitron_trt.triton_repo.contract.model_names import (
+    POSTPROCESSING,
+    PREPROCESSING,
+    TENSORRT_LLM,
+    TENSORRT_LLM_BLS,
+)
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
+from minitron_trt.triton_repo.serving.command_line import command_line, is_multi_model
+from minitron_trt.triton_repo.serving.docker_launch import (
+    choose_image,
+    container_environment,
+    program_in,
+)
+from minitron_trt.triton_repo.serving.served_repository import ServedRepository
+from minitron_trt.triton_repo.serving.server_options import ANYWHERE, Endpoints, ServerOptions
+from minitron_trt.triton_repo.serving_recipe import MOUNT
+
+ENDPOINTS: Final = Endpoints(host=ANYWHERE, metrics_host=ANYWHERE)
+"""Where a server listens in a container of its own; the ports are Triton's."""
+CLOSED: Final = "Closed= "
+"""The header that closed calls ask for, which nobody can send; a random value may follow."""
+_ENGINE_PATH: Final = "gpt_model_path"
+_TEXT_MODELS: Final = (PREPROCESSING, POSTPROCESSING, TENSORRT_LLM_BLS)
+# The LLM class's own default, where model.yaml does not say it.
+_LLM_MAX_NUM_TOKENS: Final = 8192
+_TOKENS_PER_BLOCK: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class GpuNeed:
+    """What each rank takes of its GPU; the cache is that of the longest sequence, once."""
+
+    sm: int
+    gpu: str
+    weights_bytes: int
+    activation_bytes: int
+    reserve_bytes: int
+    longest_bytes: int
+    sequences: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """Return the memory that a GPU must have for one longest sequence to run."""
+        cache = ceil(self.longest_bytes / KV_FRACTION)
+        return self.weights_bytes + self.activation_bytes + self.reserve_bytes + cache
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFacts:
+    """A repository as its server sees it; `gpu` is None where no GPU is needed.
+
+    `argv` and `environment` are those of `serve --dry-run` in the image; `processes` are the Python
+    processes that handle text, by model.
+    """
+
+    repository: str
+    runtime: str
+    image: str
+    image_why: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    mount: str
+    tp: int
+    pp: int
+    repository_bytes: int
+    batch: int
+    max_seq_len: int
+    vocab: int
+    processes: Mapping[str, int]
+    gpu: GpuNeed | None = None
+    tensorrt_llm: str | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Return how many GPUs share the model; 1 without any."""
+        return self.tp * self.pp
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that a manifest keeps."""
+        return asdict(self)
+
+
+def read_facts(
+    repository: Path, *, image: str | None, gpu: str | None, drain_s: int, local: bool = False
+) -> ServedFacts:
+    """Read a repository that this tool wrote; `local` has the server reached from its node alone.
+
+    UnsupportedError where its engine cannot run on the GPU, UsageError where a GPU or an image must
+    be named.
+    """
+    served = ServedRepository.open(repository)
+    folder = served.folder
+    if not (folder / MANIFEST_NAME).is_file():
+        raise BadInputError(
+            f"{repository} has no {MANIFEST_NAME}; expected a repository that triton-repo wrote"
+        )
+    endpoints = Endpoints() if local else ENDPOINTS
+    options = ServerOptions(endpoints, closed=CLOSED, drain_s=drain_s)
+    if is_multi_model(served, options):
+        raise UnsupportedError(f"{repository} has several engines; deploy them one by one")
+    if served.runtime != TRTLLM:
+        # Only engines name the place where they will be mounted.
+        served = replace(served, mount=Path(MOUNT))
+    chosen, why = _image(served, image)
+    manifest = Manifest.read_unchecked(folder, REPOSITORY)
+    model = _READERS[served.runtime](served, gpu)
+    return ServedFacts(
+        repository=str(folder),
+        runtime=served.runtime,
+        image=chosen,
+        image_why=why,
+        argv=command_line(program_in(chosen, served), served, options),
+        environment=container_environment(served, options),
+        mount=str(served.mount),
+        repository_bytes=sum(manifest.files.values()),
+        processes=_processes(served.configs),
+        tensorrt_llm=served.trtllm,
+        **model,
+    )
+
+
+def _image(served: ServedRepository, image: str | None) -> tuple[str, str]:
+    if served.runtime == REFERENCE:
+        if image is None:
+            raise UsageError(
+                f"{served.folder} is for the reference runtime, whose image must have "
+                "minitron-trt[reference] beside tritonserver; name yours: --image"
+            )
+        return image, "named by --image"
+    chosen = choose_image(served, image)
+    if image is not None:
+        return chosen, "named by --image"
+    return chosen, f"the newest with the repository's TensorRT-LLM {served.trtllm}"
+
+
+def _processes(configs: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        name: sum(group.count or 1 for group in configs[name].instance_group) or 1
+        for name in _TEXT_MODELS
+        if name in configs
+    }
+
+
+def _of_engine(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
+    """Return what an engine says; what `check` finds against the GPU ends it."""
+    path = Path(served.configs[TENSORRT_LLM].parameters[_ENGINE_PATH].string_value)
+    if path.is_relative_to(served.mount):
+        path = served.folder / path.relative_to(served.mount)
+    engine = Engine.open(path)
+    target = _target(served, gpu, engine.sm)
+    for finding in check_engine(engine, target, None, None).findings:
+        if finding.fits is False:
+            raise UnsupportedError(f"{path}: {finding.found}; {finding.remedy}")
+    need = _need(engine.forecast(target.gpu), target, engine.limits.max_seq_len, engine.sm)
+    return {
+        "tp": engine.model.parallelism.tp,
+        "pp": engine.model.parallelism.pp,
+        "batch": engine.limits.max_batch_size,
+        "max_seq_len": engine.limits.max_seq_len,
+        "vocab": engine.model.spec.vocab,
+        "gpu": need,
+    }
+
+
+def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
+    """Return what a Hugging Face folder says; it fits any GPU, so one must be named."""
+    target = _target(served, gpu, None)
+    version = served.folder / TENSORRT_LLM / "1"
+    arguments = yaml.safe_load((version / "model.yaml").read_text(encoding="utf-8"))
+    folder = version / str(arguments["model"])
+    read = find_model(str(folder))
+    tp, pp = arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]
+    parallelism = Parallelism(tp, pp)
+    parallelism.check(read.spec)
+    model = EngineModel(
+        read.name, read.spec, read.precision, read.kv_cache, parallelism, read.dtype, sharded=True
+    )
+    if read.precision != "bf16":
+        check_support(read.precision, target)
+    batch = arguments["max_batch_size"]
+    length = arguments.get("max_seq_len") or read.spec.max_positions
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    forecast = Forecast(
+        gpu_bytes=target.gpu.memory_bytes,
+        weights_bytes=ceil(weights / parallelism.world_size),
+        activation_bytes=activation_bytes(
+            model, arguments.get("max_num_tokens") or _LLM_MAX_NUM_TOKENS, batch
+        ),
+        reserve_bytes=reserve_bytes(model),
+        kv_bytes_per_token=kv_bytes_per_token(model),
+        tokens_per_block=_TOKENS_PER_BLOCK,
+    )
+    need = _need(forecast, target, length, None)
+    if need.needed_bytes > forecast.gpu_bytes:
+        raise UnsupportedError(
+            f"{folder} needs {need.needed_bytes / 1e9:.1f} GB of each GPU, {target.gpu.name} has "
+            f"{forecast.gpu_bytes / 1e9:.1f} GB; make the repository again with more --tp"
+        )
+    return {
+        "tp": tp,
+        "pp": pp,
+        "batch": batch,
+        "max_seq_len": length,
+        "vocab": read.spec.vocab,
+        "gpu": need,
+    }
+
+
+def _of_reference(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
+    """Return what a checkpoint for the reference runtime says, which computes on processors."""
+    if gpu is not None:
+        raise UsageError("--gpu is for engines and llmapi; the reference runtime has none")
+    parameters = served.configs[TENSORRT_LLM].parameters
+    path = parameters[_ENGINE_PATH].string_value
+    spec = Checkpoint.open(served.folder / TENSORRT_LLM / "1" / path).spec
+    return {
+        "tp": 1,
+        "pp": 1,
+        "batch": int(parameters["max_batch_size"].string_value),
+        "max_seq_len": int(parameters["max_seq_len"].string_value),
+        "vocab": spec.vocab,
+    }
+
+
+_READERS: Final = {TRTLLM: _of_engine, LLMAPI: _of_llm, REFERENCE: _of_reference}
+
+
+def _target(served: ServedRepository, gpu: str | None, sm: int | None) -> Target:
+    if gpu is not None:
+        return find_target(gpu)
+    if sm is None:
+        raise UsageError(
+            f"{served.folder} does not say which GPU it is for; name one: --gpu H100, say"
+        )
+    return find_target(f"sm{sm}")
+
+
+def _need(forecast: Forecast, target: Target, seq_len: int, sm: int | None) -> GpuNeed:
+    return GpuNeed(
+        sm=target.sm if sm is None else sm,
+        gpu=target.gpu.name,
+        weights_bytes=forecast.weights_bytes,
+        activation_bytes=forecast.activation_bytes,
+        reserve_bytes=forecast.reserve_bytes,
+        longest_bytes=seq_len * forecast.kv_bytes_per_token,
+        sequences=forecast.sequences(seq_len),
+    )

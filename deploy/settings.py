@@ -1,0 +1,83 @@
+"""What whoever deploys decides, beside what the repository says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from minitron_trt.build.trtllm.cluster.pod_parts import is_name
+from minitron_trt.errors import UsageError
+
+KUBERNETES: Final = "kubernetes"
+LEADERWORKERSET: Final = "leaderworkerset"
+KSERVE: Final = "kserve"
+COMPOSE: Final = "compose"
+SLURM: Final = "slurm"
+TARGETS: Final = (KUBERNETES, LEADERWORKERSET, KSERVE, COMPOSE, SLURM)
+KEDA: Final = "keda"
+HPA: Final = "hpa"
+NONE: Final = "none"
+AUTOSCALERS: Final = (KEDA, HPA, NONE)
+# Services want a letter first; the longest suffix, ours or a controller's, must fit into 63.
+_NAME: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_LONGEST: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class DeploySettings:
+    """A deployment's name, size, objectives and surroundings; storage is as `--storage` has it."""
+
+    target: str
+    name: str
+    storage: str
+    gpus_per_node: int = 8
+    replicas: int = 2
+    max_replicas: int = 8
+    disk_mb_s: int = 200
+    drain_s: int = 20
+    ttft_s: float = 2.0
+    itl_s: float = 0.1
+    user: int = 10000
+    gpu_product: tuple[str, ...] = ()
+    image_pull_secret: tuple[str, ...] = ()
+    gateway_image: str | None = None
+    keys_secret: str | None = None
+    monitoring_namespace: str = "monitoring"
+    prometheus: str = "http://prometheus-operated.monitoring.svc:9090"
+    autoscaler: str = KEDA
+    route: str | None = None
+    inference_pool: bool = False
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or len(self.name) > _LONGEST:
+            raise UsageError(
+                f"--name {self.name!r} is no name of Kubernetes; expected a small letter, then "
+                f"small letters, digits and -, at most {_LONGEST}"
+            )
+        names = {
+            "--image-pull-secret": self.image_pull_secret,
+            "--keys-secret": () if self.keys_secret is None else (self.keys_secret,),
+            "--monitoring-namespace": (self.monitoring_namespace,),
+            "--route": () if self.route is None else tuple(self.route.split("/")),
+        }
+        for option, values in names.items():
+            for value in values:
+                if not is_name(value):
+                    raise UsageError(
+                        f"{option} {value!r} is no name of Kubernetes; expected small letters, "
+                        "digits and -"
+                    )
+        if self.route is not None and self.route.count("/") > 1:
+            raise UsageError(f"--route {self.route!r}; expected GATEWAY or NAMESPACE/GATEWAY")
+        if self.user < 1:
+            raise UsageError(f"--user {self.user} is root or no user; expected 1 or more")
+        if self.max_replicas < self.replicas:
+            raise UsageError(
+                f"--max-replicas {self.max_replicas} is below --replicas {self.replicas}"
+            )
+
+    @property
+    def keys(self) -> str:
+        """Return the name of the Secret with the gateway's API keys."""
+        return self.keys_secret or f"{self.name}-gateway-keys"

@@ -1,0 +1,84 @@
+"""Where a Pod's repository comes from: a volume claim, an OCI image, or a fetch at its start."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from minitron_trt.build.trtllm.cluster.pod_parts import is_name
+from minitron_trt.errors import UsageError
+
+CLAIM: Final = "claim"
+IMAGE: Final = "image"
+FETCH: Final = "fetch"
+FORMS: Final = (CLAIM, IMAGE, FETCH)
+VOLUME: Final = "models"
+_EXPECTED: Final = "expected claim:NAME[/FOLDER], image:REFERENCE or fetch:URL"
+_REFERENCE: Final = re.compile(r"[a-z0-9][\w.:/@-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One form, and what it names: a claim with a folder of it, an image's reference, or a URL."""
+
+    form: str
+    place: str
+    folder: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Storage:
+        """Read what `--storage` says; UsageError names the forms that there are."""
+        form, _, place = text.partition(":")
+        if form not in FORMS or not place:
+            raise UsageError(f"--storage {text!r} is no known form of storage; {_EXPECTED}")
+        folder = ""
+        if form == CLAIM:
+            place, _, folder = place.partition("/")
+            if not is_name(place):
+                raise UsageError(
+                    f"--storage {text!r}: {place!r} is no name of a claim; {_EXPECTED}"
+                )
+            if ".." in PurePosixPath(folder).parts or folder.startswith("/"):
+                raise UsageError(f"--storage {text!r}: {folder!r} leads out of the claim")
+        elif form == IMAGE and not _REFERENCE.fullmatch(place):
+            raise UsageError(
+                f"--storage {text!r}: {place!r} is no reference of an image; {_EXPECTED}"
+            )
+        elif form == FETCH:
+            _check_url(text, place)
+        return cls(form, place, folder)
+
+    def __str__(self) -> str:
+        """Return the storage as `--storage` takes it."""
+        return f"{self.form}:{self.place}" + (f"/{self.folder}" if self.folder else "")
+
+    def volume(self) -> dict[str, Any]:
+        """Return the volume of a Pod; one that is fetched lies in the Pod's own scratch space."""
+        if self.form == CLAIM:
+            return {"persistentVolumeClaim": {"claimName": self.place, "readOnly": True}}
+        if self.form == IMAGE:
+            return {"image": {"reference": self.place, "pullPolicy": "IfNotPresent"}}
+        return {"emptyDir": {}}
+
+    def mount(self, at: str, *, read_only: bool = True) -> dict[str, Any]:
+        """Return where a container has it."""
+        folder = {"subPath": self.folder} if self.folder else {}
+        return {"name": VOLUME, "mountPath": at, "readOnly": read_only, **folder}
+
+
+def _check_url(text: str, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(f"--storage {text!r}: {url!r} is no http or https URL; {_EXPECTED}")
+    if parts.username or parts.password or parts.query:
+        raise UsageError(
+            "--storage fetch: the URL has a user, a password or a query, which would stand in "
+            "plain text in the files; serve the repository without, or use a claim"
+        )

@@ -1,0 +1,166 @@
+"""What runs the servers: a Deployment, a LeaderWorkerSet over several nodes, or KServe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.deploy.deployment import PROBE_S, Deployment
+from minitron_trt.deploy.pods import (
+    SERVER,
+    WORKER,
+    base_container,
+    environment,
+    initial,
+    labels,
+    metadata,
+    mounts,
+    placement,
+    resources,
+    selector,
+    server_container,
+    server_pod,
+    volumes,
+)
+from minitron_trt.triton_repo.serving.docker_launch import INSIDE
+from minitron_trt.yaml_text import Figure
+
+SSH_PORT: Final = 2222
+_SSH_AT: Final = "/ssh"
+LEADER_SCRIPT: Final = Path(__file__).with_name("leader.sh")
+WORKER_SCRIPT: Final = Path(__file__).with_name("worker.sh")
+FETCH_SCRIPT: Final = Path(__file__).with_name("fetch_repository.py")
+
+
+def server_deployment(deployment: Deployment) -> dict[str, Any]:
+    """Return a Deployment whose Pods have a replica each."""
+    settings = deployment.settings
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(settings, SERVER),
+        "spec": {
+            "replicas": deployment.replicas(),
+            "selector": {"matchLabels": selector(settings, SERVER)},
+            "strategy": {"rollingUpdate": _rolling()},
+            "progressDeadlineSeconds": Figure(
+                2 * deployment.startup_s() + deployment.settings.drain_s + 60,
+                "an end, and a start at half the expected speed",
+                "server.progressSeconds",
+            ),
+            "template": server_pod(deployment),
+        },
+    }
+
+
+def _rolling() -> dict[str, Figure]:
+    return {
+        "maxSurge": Figure(0, "GPUs for one more are seldom free"),
+        "maxUnavailable": Figure(1, "one replica at a time"),
+    }
+
+
+def leader_worker_set(deployment: Deployment) -> dict[str, Any]:
+    """Return groups of Pods, each a replica; one that ends takes its group with it."""
+    settings = deployment.settings
+    size = Figure(
+        deployment.nodes,
+        f"{deployment.facts.ranks} ranks over nodes of {settings.gpus_per_node} GPUs",
+        "server.nodes",
+    )
+    template: dict[str, Any] = {"size": size, "restartPolicy": "RecreateGroupOnPodRestart"}
+    if deployment.nodes == 1:
+        template["workerTemplate"] = server_pod(deployment)
+    else:
+        template |= {"leaderTemplate": _leader(deployment), "workerTemplate": _worker(deployment)}
+    return {
+        "apiVersion": "leaderworkerset.x-k8s.io/v1",
+        "kind": "LeaderWorkerSet",
+        "metadata": metadata(settings, SERVER),
+        "spec": {
+            "replicas": deployment.replicas(),
+            "startupPolicy": "LeaderCreated",
+            "rolloutStrategy": {
+                "type": "RollingUpdate",
+                "rollingUpdateConfiguration": _rolling(),
+            },
+            "leaderWorkerTemplate": template,
+        },
+    }
+
+
+def _leader(deployment: Deployment) -> dict[str, Any]:
+    argv = ("/bin/bash", str(INSIDE / LEADER_SCRIPT.name), *deployment.facts.argv)
+    pod = server_pod(deployment, argv=argv)
+    container = pod["spec"]["containers"][0]
+    ranks = {"name": "NODE_RANKS", "value": Figure(str(deployment.node_ranks), "ranks of a Pod")}
+    container["env"] = [*container["env"], ranks]
+    _add_keys(deployment, pod["spec"])
+    return pod
+
+
+def _worker(deployment: Deployment) -> dict[str, Any]:
+    """Return the template of the other Pods: sshd, below which mpirun starts their ranks."""
+    alive = {
+        "tcpSocket": {"port": "ssh"},
+        "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+    }
+    container = {
+        "name": WORKER,
+        **base_container(deployment),
+        "args": ["/bin/bash", str(INSIDE / WORKER_SCRIPT.name)],
+        "env": environment(deployment.facts.environment),
+        "ports": [{"name": "ssh", "containerPort": Figure(SSH_PORT, "sshd as no root user")}],
+        "resources": resources(deployment),
+        "readinessProbe": alive,
+        "livenessProbe": alive,
+        "volumeMounts": mounts(deployment),
+    }
+    # Clients are sent to the first Pod only; the others have a component of their own.
+    spec = {
+        **placement(deployment),
+        **initial(deployment),
+        "containers": [container],
+        "volumes": volumes(deployment),
+    }
+    _add_keys(deployment, spec)
+    return {"metadata": {"labels": labels(deployment.settings, WORKER)}, "spec": spec}
+
+
+def ssh_secret(deployment: Deployment) -> str:
+    """Return the name of the Secret with the key by which the first Pod reaches the others."""
+    return f"{deployment.name}-ssh"
+
+
+def _add_keys(deployment: Deployment, spec: dict[str, Any]) -> None:
+    secret = {"secretName": ssh_secret(deployment), "defaultMode": Figure(0o440, "0440")}
+    spec["volumes"] = [*spec["volumes"], {"name": "ssh", "secret": secret}]
+    container = spec["containers"][0]
+    mount = {"name": "ssh", "mountPath": _SSH_AT, "readOnly": True}
+    container["volumeMounts"] = [*container["volumeMounts"], mount]
+
+
+def inference_service(deployment: Deployment) -> dict[str, Any]:
+    """Return an InferenceService of KServe whose predictor is our container, as a Deployment."""
+    settings = deployment.settings
+    pod = server_pod(deployment)
+    container = server_container(deployment, deployment.facts.argv)
+    described = metadata(settings, SERVER)
+    described["annotations"] = {
+        "serving.kserve.io/deploymentMode": "Standard",
+        # The autoscaler beside it knows the queue, KServe's does not.
+        "serving.kserve.io/autoscalerClass": "external",
+    }
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": described,
+        "spec": {
+            "predictor": {
+                "minReplicas": deployment.replicas(),
+                "labels": pod["metadata"]["labels"],
+                **pod["spec"],
+                "containers": [{**container, "name": "kserve-container"}],
+            }
+        },
+    }

@@ -1,0 +1,186 @@
+"""A deployment's folder: planned as texts, then written whole, with a README of what to do."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.artifacts import DEPLOYMENT, Manifest
+from minitron_trt.build.trtllm.cluster.slurm import SlurmSettings
+from minitron_trt.deploy.compose import compose_files
+from minitron_trt.deploy.deployment import Deployment
+from minitron_trt.deploy.gateway_pod import KEYS_FILE, OWN_IMAGE
+from minitron_trt.deploy.manifests import BASE, OVERLAY, chart_files, kustomize_files
+from minitron_trt.deploy.served_facts import read_facts
+from minitron_trt.deploy.settings import COMPOSE, SLURM, DeploySettings
+from minitron_trt.deploy.slurm import SCRIPT_NAME, slurm_files
+from minitron_trt.deploy.storage import CLAIM
+from minitron_trt.deploy.workloads import ssh_secret
+from minitron_trt.errors import UsageError
+from minitron_trt.outputs import check_output, staged
+from minitron_trt.version import __version__
+
+README: Final = "README.md"
+_CONTAINERFILE: Final = "image/Containerfile"
+_SERVER_CONTAINERFILE: Final = "image/Server.Containerfile"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFiles:
+    """The texts of a deployment by their paths, and the commands that come after."""
+
+    deployment: Deployment
+    texts: Mapping[str, str]
+    steps: tuple[str, ...]
+
+
+def plan_files(
+    repository: Path,
+    settings: DeploySettings,
+    *,
+    image: str | None = None,
+    gpu: str | None = None,
+    helm: bool = False,
+    job: Mapping[str, Any] | None = None,
+) -> PlannedFiles:
+    """Return the files of a repository's deployment; nothing is written.
+
+    `job` has the options of Slurm's job, None for those that were not given.
+    """
+    options = {name: value for name, value in (job or {}).items() if value not in (None, ())}
+    if options and settings.target != SLURM:
+        raise UsageError(f"--{next(iter(options))} is for --target slurm, not {settings.target}")
+    on_kubernetes = settings.target not in (COMPOSE, SLURM)
+    if helm and not on_kubernetes:
+        raise UsageError(f"--helm is for what runs on Kubernetes, not for {settings.target}")
+    facts = read_facts(
+        repository,
+        image=image,
+        gpu=gpu,
+        drain_s=settings.drain_s,
+        local=settings.target == SLURM,
+    )
+    deployment = Deployment(facts, settings)
+    if settings.target == COMPOSE:
+        texts = compose_files(deployment)
+    elif settings.target == SLURM:
+        texts = slurm_files(deployment, SlurmSettings(**options))
+    else:
+        texts = {**kustomize_files(deployment), **(chart_files(deployment) if helm else {})}
+    texts |= _images(deployment)
+    steps = _steps(deployment)
+    return PlannedFiles(deployment, {**texts, README: _readme(deployment, steps)}, steps)
+
+
+def write_files(files: PlannedFiles, output: Path, *, overwrite: bool = False) -> None:
+    """Write the folder whole, or not at all."""
+    inputs = (Path(files.deployment.facts.repository),)
+    check_output(output, overwrite=overwrite, kind=DEPLOYMENT, inputs=inputs)
+    with staged(output, overwrite=overwrite) as scratch:
+        for name, text in files.texts.items():
+            path = scratch / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        source = {"path": files.deployment.facts.repository}
+        Manifest(DEPLOYMENT, source, files.deployment.to_json()).write(scratch)
+
+
+def _images(deployment: Deployment) -> dict[str, str]:
+    """Return how the images are made that no registry has."""
+    settings = deployment.settings
+    texts = {}
+    if settings.target != SLURM and settings.gateway_image is None:
+        texts[_CONTAINERFILE] = (
+            "# The gateway. Build it in a folder with a wheel of minitron-trt (make package).\n"
+            "FROM python:3.12-slim\n"
+            f"COPY minitron_trt-{__version__}-py3-none-any.whl /tmp/\n"
+            f"RUN pip install --no-cache-dir "
+            f"'/tmp/minitron_trt-{__version__}-py3-none-any.whl[gateway]'\n"
+            f"USER {settings.user}\n"
+        )
+    if deployment.nodes > 1 and settings.target != SLURM:
+        texts[_SERVER_CONTAINERFILE] = (
+            "# The server's image with sshd, by which mpirun starts ranks on other nodes.\n"
+            f"FROM {deployment.facts.image}\n"
+            "RUN apt-get update \\\n"
+            "    && apt-get install --yes --no-install-recommends openssh-server \\\n"
+            "    && rm -rf /var/lib/apt/lists/* && mkdir -p /run/sshd \\\n"
+            f"    && useradd --uid {settings.user} --no-create-home --home-dir /tmp ranks\n"
+        )
+    return texts
+
+
+def _steps(deployment: Deployment) -> tuple[str, ...]:
+    """Return the commands, in their order."""
+    settings, name = deployment.settings, deployment.name
+    build = f"docker build -t {OWN_IMAGE} -f {_CONTAINERFILE} DIST"
+    images = () if settings.gateway_image else (build,)
+    if settings.target == SLURM:
+        return (f"sbatch --export=ALL,KEYS=keys.txt {SCRIPT_NAME}",)
+    if settings.target == COMPOSE:
+        folder = shlex.quote(deployment.facts.repository)
+        return (*images, f"MODELS={folder} KEYS=$PWD/{KEYS_FILE} docker compose up --detach")
+    keys = (
+        f"kubectl --namespace {name} create secret generic {settings.keys} "
+        f"--from-file={KEYS_FILE}=keys.txt"
+    )
+    ssh = (
+        "ssh-keygen -q -t ed25519 -N '' -f id_ed25519",
+        f"kubectl --namespace {name} create secret generic {ssh_secret(deployment)} "
+        "--from-file=id_ed25519 --from-file=id_ed25519.pub",
+    )
+    return (
+        *images,
+        f"kubectl create namespace {name}",
+        keys,
+        *(ssh if deployment.nodes > 1 else ()),
+        f"kubectl apply --kustomize {OVERLAY}",
+    )
+
+
+def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
+    facts, settings = deployment.facts, deployment.settings
+    need = facts.gpu
+    gpus = (
+        f"{deployment.gpus().value} GPU(s) of SM{need.sm} (sized for {need.gpu})"
+        if need
+        else "no GPU"
+    )
+    lines = [
+        f"# {settings.name}",
+        "",
+        f"Written by minitron-trt {__version__} for `--target {settings.target}`: the repository",
+        f"`{facts.repository}` (runtime {facts.runtime}) on {deployment.nodes} node(s),",
+        f"each with {gpus}.",
+        "",
+        "In this order:",
+        "",
+        *(f"    {step}" for step in steps),
+        "",
+        "After a change, `minitron-trt deploy check .` compares the files with the engine, with",
+        "each other and with Kubernetes' schemas.",
+        "",
+        "Keys are in no file of this folder: `keys.txt` has one a line, and stays with you.",
+    ]
+    if settings.target not in (COMPOSE, SLURM) and deployment.storage.form == CLAIM:
+        folder = f"/{deployment.storage.folder}" if deployment.storage.folder else ""
+        lines += [
+            "",
+            f"The volume claim `{deployment.storage.place}` must be readable from every node, and",
+            f"have the repository's files in its folder `{folder or '/'}`.",
+        ]
+    if deployment.nodes > 1 and settings.target not in (COMPOSE, SLURM):
+        lines += [
+            "",
+            f"A replica spans {deployment.nodes} nodes. The server's image needs sshd: build",
+            f"`{_SERVER_CONTAINERFILE}`, and name the result in the overlay or by --image.",
+        ]
+    if settings.target not in (COMPOSE, SLURM):
+        lines += [
+            "",
+            f"`{BASE}/` stays as it is; what differs from place to place is `{OVERLAY}/`.",
+        ]
+    return "\n".join(lines) + "\n"
