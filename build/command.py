@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from minitron_trt.gpus import complete_gpu, find_target
 from minitron_trt.host.machine import cache_home
 from minitron_trt.host.machine import trtllm_version as local_trtllm_version
 from minitron_trt.outputs import check_output
+from minitron_trt.tables import folded, output_width
 
 
 @cloup.command()
@@ -170,7 +172,7 @@ def _print_plan(
     lines = [
         f"{recipe.model.name}, {recipe.model.precision}, for {recipe.target.label}, "
         f"TensorRT-LLM {recipe.version}, {recipe.profile}",
-        recipe.explain() if explain else shlex.join(argv),
+        folded(recipe.explain(), output_width()) if explain else shlex.join(argv),
         f"GPU: weights {size_text(memory.weights_bytes)}, activations "
         f"{size_text(memory.activation_bytes)}, KV cache {size_text(memory.kv_pool_bytes)} "
         f"({memory.kv_tokens:,} tokens) of {size_text(memory.gpu_bytes)}",
@@ -196,7 +198,7 @@ def _build(
 
     check_output(job.output, overwrite=job.overwrite, kind=ENGINE, inputs=(job.checkpoint.folder,))
     if explain:
-        click.echo(job.recipe.explain(), err=True)
+        click.echo(folded(job.recipe.explain(), output_width(sys.stderr)), err=True)
     built = build_engine(
         job, compiler=compiler, runner=runner, cache=cache, progress=console.progress
     )
@@ -208,7 +210,7 @@ def _write_job(
 ) -> None:
     """Write a cluster's job file, and say what to type next, to the engine that is an artifact."""
     if explain:
-        click.echo(job.recipe.explain(), err=True)
+        click.echo(folded(job.recipe.explain(), output_width(sys.stderr)), err=True)
     check_output(job.output, overwrite=job.overwrite, kind=ENGINE, inputs=(job.checkpoint.folder,))
     finish_it = retyped(
         click.get_current_context(),

@@ -28,7 +28,7 @@ class _WritesByDefault(cloup.Group):
 
 @cloup.group(cls=_WritesByDefault)
 def deploy() -> None:
-    """Write what Kubernetes, KServe, compose or Slurm serve a repository with, and check it.
+    """Write files by which Kubernetes, KServe, compose or Slurm serve.
 
     `write` may be left out: minitron-trt deploy repository --target kubernetes -o deployment
     """

@@ -116,7 +116,7 @@ def gateway(
     total_s: float,
     **options: Any,
 ) -> None:
-    """Serve OpenAI's API, and a page to talk on, before a Triton server.
+    """Serve OpenAI's API, and a page to talk on, before Triton.
 
     Runs until SIGTERM or Ctrl-C. Whatever repository Triton serves, the inputs that its models
     declare decide what a request may ask for.

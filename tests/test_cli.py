@@ -22,6 +22,7 @@ from minitron_trt.console import Console
 from minitron_trt.option_types import Count
 from minitron_trt.progress import progress_line
 from minitron_trt.quantization.precisions import PRECISIONS
+from minitron_trt.tables import folded
 
 Command = Callable[..., Result]
 HEAVY = (
@@ -89,6 +90,17 @@ def test_help_lists_every_command_once_in_sections(command: Command) -> None:
 
     assert titles[:2] == ["From a model to an answer:", "To begin with:"]
     assert sorted(names) == sorted(COMMANDS)
+    assert "..." not in listing
+
+
+def test_long_lines_are_folded_for_a_terminal_below_where_their_text_begins() -> None:
+    text = "  ok  torch: some words\n  ok  docker: the words of a long line\nshort\n"
+
+    assert folded(text, 26) == (
+        "  ok  torch: some words\n  ok  docker: the words of\n      a long line\nshort\n"
+    )
+    assert folded(text, None) == text
+    assert folded("a-path-that-is-longer and more", 12) == "a-path-that-is-longer\nand more"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

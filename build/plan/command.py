@@ -31,7 +31,7 @@ from minitron_trt.hub_options import HUB_OPTIONS
 from minitron_trt.option_types import Count
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import ModelSpec
-from minitron_trt.tables import Column, fitting, output_width, table_lines
+from minitron_trt.tables import Column, fitting, folded, output_width, table_lines
 
 _PROFILE_LEN: Final = min(profile.seq_len for profile in PROFILE_SIZES.values())
 _TEXT_WIDTH: Final = 80
@@ -230,7 +230,7 @@ def describe(
     if explain:
         for row in result.rows:
             if row.recipe is not None:
-                lines += ["", f"{_name(row)}:", row.recipe.explain()]
+                lines += ["", f"{_name(row)}:", folded(row.recipe.explain(), width)]
     for each in recommended:
         gpu, count = each.row.target.gpu.name, each.row.tp
         lines += [

@@ -38,7 +38,7 @@ def verify(
     revision: str | None,
     token: str | None,
 ) -> None:
-    """Compare a checkpoint with the model that it was made of, layer by layer.
+    """Compare a checkpoint with its source, layer by layer.
 
     SOURCE is a model folder, a GGUF file, a NeMo archive or a hub id. It runs in transformers, the
     checkpoint in the reference model: in float32 on the CPU, one layer at a time from the disk. A

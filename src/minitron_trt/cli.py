@@ -55,6 +55,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "deploy",
         ),
         "To begin with": ("doctor", "sample", "demo", "docs", "completion"),
+        "How good it is": ("verify", "eval"),
     }
 )
 """The commands as help shows them; those of no section come last."""

@@ -23,6 +23,7 @@ from click.core import ParameterSource
 from minitron_trt.config_file import read_config
 from minitron_trt.errors import one_line, visible
 from minitron_trt.progress import progress_bar, progress_lines
+from minitron_trt.tables import folded, output_width
 from minitron_trt.version import __version__
 
 R = TypeVar("R")
@@ -116,8 +117,11 @@ class _LineHandler(logging.Handler):
         """Write one record; what is worse than a note begins with its level."""
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         text = self.format(record).strip()
-        # The trace of a fault has lines; everything else is one.
-        click.echo(prefix + (text if record.exc_info else one_line(text)), err=True)
+        # The trace of a fault has lines; everything else is one. What is worse than a note may end
+        # with a command, which is pasted whole.
+        line = prefix + (text if record.exc_info else one_line(text))
+        width = None if prefix else output_width(sys.stderr)
+        click.echo(folded(line, width), err=True)
 
 
 def _configure_logging(verbose: int, quiet: bool) -> None:

@@ -23,6 +23,7 @@ from minitron_trt.host.machine import (
     usable_cores,
 )
 from minitron_trt.host.processes import output_of
+from minitron_trt.tables import folded, output_width
 from minitron_trt.version import __version__
 
 _DOCKER: Final = ("docker", "info", "--format", "{{json .}}")
@@ -156,7 +157,8 @@ def doctor(console: Console) -> None:
         "tasks": lacking,
         "findings": [asdict(one) for one in looked_for],
     }
-    console.result(record, "\n".join([*_summary(lacking), *(_line(one) for one in looked_for)]))
+    lines = (*_summary(lacking), *(line for one in looked_for for line in _lines(one)))
+    console.result(record, "\n".join(lines))
 
 
 def _summary(lacking: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -172,9 +174,17 @@ def _summary(lacking: Mapping[str, Sequence[str]]) -> Iterator[str]:
     yield "What was looked for:"
 
 
-def _line(capability: Capability) -> str:
+def _lines(capability: Capability) -> Iterator[str]:
+    """Yield what is said of a capability; a command to get it has a line of its own."""
     gives = f" ({capability.gives})" if capability.gives else ""
-    if capability.found is None:
-        return f"  -   {capability.name}{gives}: {capability.remedy}"
-    caution = f"\n      {capability.caution}" if capability.caution else ""
-    return f"  ok  {capability.name}{gives}: {capability.found}{caution}"
+    head = f"{capability.name}{gives}"
+    width = output_width()
+    if capability.found is not None:
+        yield folded(f"  ok  {head}: {capability.found}", width)
+        if capability.caution:
+            yield folded(f"      {capability.caution}", width)
+    elif capability.remedy.startswith("pip "):
+        yield f"  -   {head}"
+        yield f"      {capability.remedy}"
+    else:
+        yield folded(f"  -   {head}: {capability.remedy}", width)

@@ -1,13 +1,17 @@
-"""Tables of text that fit their terminal: what matters least is left out, and named."""
+"""Text that fits its terminal: of tables what matters least is left out, and lines are folded."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final, TextIO
 
 _GAP = 2
+# What comes before a line's last column: text, and the gap that no sentence has.
+_BEFORE_LAST: Final = re.compile(r".*\S {2,}| *")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +34,33 @@ class Column:
         return [adjust(text, self.width) for text in (self.title, *self.cells)]
 
 
-def output_width() -> int | None:
-    """Return the columns of the terminal that stdout is; None where it is a file or a pipe."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def output_width(stream: TextIO | None = None) -> int | None:
+    """Return the columns of the terminal that a stream is (stdout), None for a file or a pipe."""
+    is_terminal = (stream or sys.stdout).isatty()
+    return shutil.get_terminal_size().columns if is_terminal else None
+
+
+def folded(text: str, width: int | None) -> str:
+    """Return text with lines that fit a width, folded at spaces below where their text begins.
+
+    Not for what somebody may paste into a shell.
+    """
+    if width is None:
+        return text
+    return "\n".join(_folded(line, width) for line in text.split("\n"))
+
+
+def _folded(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    # Only a long line needs it.
+    from textwrap import wrap
+
+    match = _BEFORE_LAST.match(line)
+    begin = match.end() if match else 0
+    indent = begin if begin <= width // 2 else 0
+    parts = wrap(line[indent:], width - indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([line[:indent] + parts[0], *(" " * indent + part for part in parts[1:])])
 
 
 def fitting(columns: Sequence[Column], width: int | None) -> tuple[list[Column], list[Column]]:

@@ -140,12 +140,13 @@ def serve(
     dry_run: bool,
     **server_options: Any,
 ) -> None:
-    """Run Triton on a model, or a model repository, until SIGTERM or Ctrl-C.
+    """Run Triton on a model or a model repository.
 
-    SOURCE is a repository that triton-repo wrote, or another Triton repository. Or it is a model: a
-    folder, a GGUF file, a NeMo archive, a hub id, a checkpoint or an engine. That is first made
-    into a repository, with an engine where this machine can build and serve one; what is made is
-    kept below ~/.cache and found the next time. Models cannot be loaded or unloaded while it runs.
+    It runs until SIGTERM or Ctrl-C. SOURCE is a repository that triton-repo wrote, or another
+    Triton repository. Or it is a model: a folder, a GGUF file, a NeMo archive, a hub id, a
+    checkpoint or an engine. That is first made into a repository, with an engine where this machine
+    can build and serve one; what is made is kept below ~/.cache and found the next time. Models
+    cannot be loaded or unloaded while it runs.
 
     Example: minitron-trt serve repository --http-port 9000
 

@@ -52,7 +52,7 @@ from minitron_trt.version import __version__
 
 log = logging.getLogger(__name__)
 
-_REFERENCE_IS: Final = "the reference runtime serves it, which is for correctness, not for speed"
+_REFERENCE: Final = "the reference runtime serves it, rightly but slowly"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +106,18 @@ class Preparation:
         """Return the repository, below `cache`, made as far as it was not there."""
         made = locate(self.source, revision=self.options.revision, token=self.options.token)
         folder = cache / _key(made, self.options.precision, progress)
+        log.info("what is made is kept in %s", folder)
         count = len(self.stages) + 1
         for number, stage in enumerate(self.stages, 1):
             step, output = f"{number} of {count}: {shlex.join(stage.words)}", folder / stage.name
             if _is_whole(output, stage.kind):
-                log.info("%s: made before, %s", step, output)
+                log.info("%s: made before", step)
             else:
-                log.info("%s", step)
+                log.info("%s ...", step)
                 start = time.monotonic()
                 stage.make(made, output)
                 seconds = time.monotonic() - start
-                log.info("  %s in %.1f s, kept in %s", size_text(_size(output)), seconds, output)
+                log.info("%s: %s in %.1f s", step, size_text(_size(output)), seconds)
             made = output
         log.info("%d of %d: serve %s", count, count, REPOSITORY)
         return made
@@ -163,11 +164,11 @@ def _choose_runtime(requested: str | None, kind: str | None) -> tuple[str, str]:
         return TRTLLM, "it is an engine, which NVIDIA's backend serves"
     gpus = local_gpus()
     if not gpus:
-        return REFERENCE, f"there is no NVIDIA GPU here: {_REFERENCE_IS}"
+        return REFERENCE, f"no NVIDIA GPU here: {_REFERENCE}"
     try:
         choose(TRTLLM)
     except MinitronError as error:
-        return REFERENCE, f"{error}; until then {_REFERENCE_IS}"
+        return REFERENCE, f"{error}; until then {_REFERENCE}"
     return TRTLLM, f"here is {gpus[0].name}: an engine is built for it (or --runtime reference)"
 
 
