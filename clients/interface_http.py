@@ -14,7 +14,7 @@ import msgspec
 
 from minitron_trt.clients.faults import BrokenProtocolError, Fault, refusal
 from minitron_trt.clients.model_interface import TEXT_MODEL, ModelInterface
-from minitron_trt.clients.protocol import json_object, model_path, text_of
+from minitron_trt.clients.protocol_http import json_object, model_path, text_of
 from minitron_trt.errors import RefusedError
 
 T = TypeVar("T")

@@ -162,9 +162,10 @@ class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
 def seconds_left(deadlines: Deadlines, late: type[Exception]) -> float:
     """Return how long to wait now; the error of the library when the time is up."""
     # A limit of 0 s would mean "do not wait" to a socket.
-    if deadlines.passed:
+    left_s = deadlines.remaining_s
+    if left_s == 0.0:
         raise late("the time is up")
-    return deadlines.remaining_s or 0.001
+    return left_s
 
 
 def tls_context(access: Access) -> ssl.SSLContext:

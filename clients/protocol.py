@@ -1,18 +1,17 @@
-"""The exchange with Triton apart from the connection: bodies, events, the state of an answer.
+"""The exchange with Triton apart from the connection: pieces, events, the state of an answer.
 
-The protobuf half is in `protocol_grpc`, so that HTTP clients do without grpc.
+What is in JSON is in `protocol_http`, what is in protocol buffers in `protocol_grpc`, so that each
+client loads its own.
 """
 
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
-from urllib.parse import quote
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
-from minitron_trt.clients.faults import BrokenProtocolError, Fault, refusal
+from minitron_trt.clients.faults import BrokenProtocolError, Fault
 from minitron_trt.clients.messages import (
     FINISH_REASON,
     OUTPUT_IDS,
@@ -22,13 +21,9 @@ from minitron_trt.clients.messages import (
     Chunk,
     can_be_encoded,
 )
-from minitron_trt.clients.model_interface import InferCall
-
-_HEADER: Final = ("model_name", "model_version", "id")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What one message from the server carries; bytes may end inside a character.
 
     `texts` are of as many sequences, the first of which is number `sequence`. `final` is None where
@@ -39,7 +34,7 @@ class Piece:
     final: bool | None = None
     sequence: int = 0
     finish_reason: str | None = None
-    outputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    outputs: Mapping[str, Sequence[Any]] = MappingProxyType({})
     token_ids: Sequence[int] = ()
     size: int = 0
 
@@ -101,8 +96,9 @@ class AnswerStream:
             raise BrokenProtocolError(
                 f"sequence {last - 1} of an answer that has {self._sequences}"
             )
-        if not all(can_be_encoded(text) for text in piece.texts if isinstance(text, str)):
-            raise BrokenProtocolError("half a surrogate pair as text")
+        for text in piece.texts:
+            if isinstance(text, str) and not can_be_encoded(text):
+                raise BrokenProtocolError("half a surrogate pair as text")
 
     def _close(self) -> list[Chunk]:
         """Return the replacement of any character that was cut off, and the final chunk."""
@@ -130,12 +126,16 @@ def piece_of(tensors: dict[str, Sequence[Any]], *, final: bool | None, size: int
     # TensorRT-LLM pads the ids behind a sequence's length.
     if lengths and _is_count(lengths[0]):
         token_ids = token_ids[: lengths[0]]
-    if not all(map(_is_count, (*token_ids, *indices))):
-        raise BrokenProtocolError(f"{OUTPUT_IDS} or {SEQUENCE_INDEX} that are no numbers")
-    if not all(isinstance(reason, str) for reason in reasons):
-        raise BrokenProtocolError(f"{FINISH_REASON} that is no text")
-    if not all(isinstance(text, (str, bytes)) for text in texts):
-        raise BrokenProtocolError(f"{TEXT} that is no text")
+    # Loops, since this is done for each token: a generator costs more than what it looks at.
+    for number in (*token_ids, *indices):
+        if not _is_count(number):
+            raise BrokenProtocolError(f"{OUTPUT_IDS} or {SEQUENCE_INDEX} that are no numbers")
+    for reason in reasons:
+        if not isinstance(reason, str):
+            raise BrokenProtocolError(f"{FINISH_REASON} that is no text")
+    for text in texts:
+        if not isinstance(text, (str, bytes)):
+            raise BrokenProtocolError(f"{TEXT} that is no text")
     return Piece(
         # A model of token ids has no text, which is as good as an empty one.
         texts=tuple(texts) or (("",) if token_ids else ()),
@@ -152,90 +152,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def http_path(call: InferCall) -> str:
-    """Return the path that a request is posted to."""
-    # Triton refuses a second response of generate.
-    streams = call.streams or call.request.sequences > 1
-    verb = "infer" if call.is_plain else "generate_stream" if streams else "generate"
-    return f"{model_path(call.request.model)}/{verb}"
-
-
-def model_path(model: str) -> str:
-    """Return where a model says what it takes and gives."""
-    return f"/v2/models/{quote(model, safe='')}"
-
-
-def http_body(call: InferCall) -> dict[str, Any]:
-    """Return the JSON object to post: for generate keyed by tensor, for KServe with its shapes."""
-    if not call.is_plain:
-        return {"id": call.request.request_id, **{each.name: each.value for each in call.inputs}}
-    return {
-        "id": call.request.request_id,
-        "inputs": [
-            {
-                "name": each.name,
-                "shape": each.shape,
-                "datatype": each.datatype,
-                "data": each.values,
-            }
-            for each in call.inputs
-        ],
-        "outputs": [{"name": name} for name in call.outputs],
-    }
-
-
-def decode_event(data: str | bytes) -> Piece:
-    """Read the data of one event, or the body of a plain answer.
-
-    RefusedError when the server reports an error, BrokenProtocolError for what is not Triton's.
-    """
-    record = json_object(data)
-    if record is None:
-        raise _not_triton(data)
-    if "error" in record:
-        raise refusal(text_of(record["error"]))
-    if isinstance(record.get("outputs"), list):
-        tensors = _plain_tensors(record["outputs"])
-    else:
-        tensors = {name: _values(record[name]) for name in record if name not in _HEADER}
-    if not (tensors.get(TEXT) or tensors.get(OUTPUT_IDS)):
-        raise _not_triton(data)
-    return piece_of(tensors, final=None, size=len(data))
-
-
-def json_object(data: str | bytes) -> dict[str, Any] | None:
-    """Return a JSON object, None for anything else."""
-    try:
-        record = json.loads(data if isinstance(data, str) else data.decode(errors="replace"))
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _plain_tensors(outputs: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    """Return the tensors of KServe's own answer."""
-    try:
-        return {output["name"]: _values(output["data"]) for output in outputs}
-    except (TypeError, KeyError, IndexError) as error:
-        raise BrokenProtocolError("outputs that are no list of tensors") from error
-
-
-def _values(value: Any) -> Sequence[Any]:
-    # A tensor of one element comes as the element itself, a longer one as a list.
-    values = value if isinstance(value, list) else () if value is None else (value,)
-    if any(isinstance(each, (list, dict)) for each in values):
-        raise BrokenProtocolError("a tensor whose elements are no numbers and no texts")
-    return values
-
-
-def text_of(reason: Any) -> str:
-    """Return a server's reason as text, whatever JSON it is."""
-    return reason if isinstance(reason, str) else json.dumps(reason, ensure_ascii=False)
-
-
-def _not_triton(data: str | bytes) -> BrokenProtocolError:
-    text = data if isinstance(data, str) else data[:200].decode(errors="replace")
-    return BrokenProtocolError(f"an answer without {TEXT}: {text[:60]!r}")
+_EMPTY: Final = b"data: \n\n"
 
 
 class EventReader:
@@ -250,28 +167,37 @@ class EventReader:
 
     def feed(self, received: bytes) -> list[bytes]:
         """Return the data of each event that is complete now."""
+        if self._is_event(received):
+            return [received[6:-2]]
         self._parts.append(received)
         self._parts_size += len(received)
-        events = []
+        events: list[bytes] = []
         # Joining for every few bytes of a long line would take the square of its length.
         if b"\n" in received or b"\r" in received:
             *lines, rest = _lines(b"".join(self._parts))
             self._parts, self._parts_size = [rest], len(rest)
-            events = [event for line in lines if (event := self._line(line))]
+            for line in lines:
+                if line.startswith(b"data:"):
+                    self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+                    self._data_size += len(line)
+                elif not line and self._data:
+                    if event := b"\n".join(self._data):
+                        events.append(event)
+                    self._data, self._data_size = [], 0
         if self._data_size + self._parts_size > self._limit:
             raise BrokenProtocolError(f"an event of more than {self._limit} bytes", Fault.TOO_LARGE)
         return events
 
-    def _line(self, line: bytes) -> bytes | None:
-        """Take a line; return the data of the event that it ends."""
-        if line.startswith(b"data:"):
-            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
-            self._data_size += len(line)
-        elif not line and self._data:
-            event = b"\n".join(self._data)
-            self._data, self._data_size = [], 0
-            return event
-        return None
+    def _is_event(self, received: bytes) -> bool:
+        """Say whether this is one whole event in one line, as servers send them when they can."""
+        return (
+            received.endswith(b"\n\n")
+            and received.startswith(b"data: ")
+            and received.count(b"\n") == 2
+            and b"\r" not in received
+            and not (self._parts_size or self._data)
+            and len(_EMPTY) < len(received) <= self._limit
+        )
 
 
 def _lines(data: bytes) -> list[bytes]:

@@ -25,14 +25,8 @@ from minitron_trt.clients.network import (
     system_reason,
     tls_context,
 )
-from minitron_trt.clients.protocol import (
-    AnswerStream,
-    EventReader,
-    Piece,
-    decode_event,
-    http_body,
-    http_path,
-)
+from minitron_trt.clients.protocol import AnswerStream, EventReader, Piece
+from minitron_trt.clients.protocol_http import decode_event, http_body, http_path
 from minitron_trt.errors import RefusedError, ServerError, UnreachableError
 
 T = TypeVar("T")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import struct
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,15 +14,9 @@ from minitron_trt.clients.faults import BrokenProtocolError, Fault
 from minitron_trt.clients.grpc_api import service_pb2
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.clients.model_interface import TEXT_MODEL, InferCall
-from minitron_trt.clients.protocol import (
-    AnswerStream,
-    EventReader,
-    Piece,
-    decode_event,
-    http_body,
-    http_path,
-)
+from minitron_trt.clients.protocol import AnswerStream, EventReader, Piece
 from minitron_trt.clients.protocol_grpc import decode, decode_response, encode, pack_bytes
+from minitron_trt.clients.protocol_http import decode_event, http_body, http_path
 from minitron_trt.errors import RefusedError
 
 FULL = TEXT_MODEL.call(
@@ -128,7 +121,7 @@ def test_a_short_request_sends_only_what_is_set() -> None:
     ],
 )
 def test_an_event_carries_text(data: str, piece: Piece) -> None:
-    assert replace(decode_event(data), size=0) == piece
+    assert decode_event(data)._replace(size=0) == piece
 
 
 @pytest.mark.parametrize(
@@ -144,7 +137,7 @@ def test_an_event_carries_text(data: str, piece: Piece) -> None:
 def test_a_response_carries_text(message: Any, piece: Piece) -> None:
     found = decode(message)
 
-    assert replace(found, outputs={}, size=0) == piece
+    assert found._replace(outputs={}, size=0) == piece
     assert found.outputs == ({"cum_log_probs": [0.0]} if piece.texts else {})
 
 
@@ -160,7 +153,7 @@ def test_a_response_carries_what_else_was_asked_for() -> None:
         message.infer_response.outputs.add(name=name, datatype=datatype, shape=(1,))
         message.infer_response.raw_output_contents.append(data)
 
-    assert replace(decode(message), size=0) == Piece(
+    assert decode(message)._replace(size=0) == Piece(
         (b"a",),
         sequence=3,
         finish_reason="length",
@@ -340,3 +333,23 @@ def test_many_small_events_are_no_large_one() -> None:
     reader = EventReader(100)
 
     assert sum(len(reader.feed(b"data: x\n\n" * 7)) for _ in range(100)) == 700
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [b"data: a\n\n", b"data: b\n\n"],
+        [b"data: \n\n", b"data: b\n\n"],
+        [b"data: a", b"data: b\n\n", b"data: c\n\n"],
+        [b"data: a\n", b"data: b\n\n", b"data: c\n\n"],
+        [b"data: a\n\r", b"\ndata: b\n\n"],
+        [b"data: a\rb\n\n", b"data: c\n\n"],
+        [b": comment\n\n", b"data:a\n\n"],
+    ],
+    ids=str,
+)
+def test_events_that_come_each_by_itself_are_those_that_come_together(events: list[bytes]) -> None:
+    reader = EventReader(100)
+    apart = [data for event in events for data in reader.feed(event)]
+
+    assert apart == EventReader(100).feed(b"".join(events))
