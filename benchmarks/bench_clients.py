@@ -43,11 +43,12 @@ PAIRS: Final = (
     ("AsyncClient HTTP", "httpx async"),
 )
 IMPORTS: Final = {
-    "the client, no grpc": (
+    "the client": ("from minitron_trt import Client", "pass"),
+    "the client, connected by HTTP": (
         "from minitron_trt import Client; Client.connect('http://127.0.0.1:1')",
-        "pass",
+        "import httpcore2",
     ),
-    "the client with grpc": (
+    "the client, connected by gRPC": (
         "from minitron_trt import Client; Client.connect('grpc://127.0.0.1:1')",
         "import tritonclient.grpc",
     ),

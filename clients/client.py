@@ -6,9 +6,8 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitron_trt.clients.completions import Collector, Completion, check_single
 from minitron_trt.clients.deadlines import Deadlines
@@ -25,6 +24,9 @@ from minitron_trt.clients.retries import Retries
 from minitron_trt.clients.tracing import request_span
 from minitron_trt.clients.transport import Transport
 from minitron_trt.errors import ServerError, UsageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 class TextStream(Iterator[Chunk]):
@@ -243,6 +245,9 @@ class Client:
         ordered: bool,
         on_error: Callable[[GenerateRequest, ServerError], object] | None,
     ) -> Generator[Completion, None, None]:
+        # Who asks one thing at a time need not load it.
+        from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
         running: deque[tuple[Future[Completion], TextStream]] = deque()
         threads = ThreadPoolExecutor(concurrency, thread_name_prefix="minitron-trt")
         # Answers that wait for an earlier one hold nobody up, up to as many again.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
 from minitron_trt.errors import UsageError
 from minitron_trt.host.addresses import is_loopback
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
     {"grpc": 8001, "grpcs": 443, "http": 80, "https": 443}

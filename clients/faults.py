@@ -116,7 +116,8 @@ HTTP_FAULTS: Final[Faults] = MappingProxyType(
 )
 """By the name of an exception class of httpcore2."""
 
-_FIELD: Final = re.compile(
+# Compiled when something went wrong, as those below.
+_FIELD: Final = (
     r"(?:^|[ '\"])(" + "|".join(sorted(INPUT_NAMES, key=len, reverse=True)) + r")"
     r"(?:['\"]| (?:is|are|has|have|must|needs) )"
 )
@@ -124,11 +125,8 @@ _FIELD: Final = re.compile(
 
 # The libraries say the same in words of their own.
 _WORDS: Final = (
-    (
-        re.compile(r"peer closed|disconnected without|socket closed|socket is closed", re.I),
-        "closed",
-    ),
-    (re.compile(r"connection reset|reset by peer|broken pipe", re.I), "reset"),
+    ("(?i)peer closed|disconnected without|socket closed|socket is closed", "closed"),
+    ("(?i)connection reset|reset by peer|broken pipe", "reset"),
 )
 
 
@@ -145,7 +143,7 @@ def server_error(fault: Fault, detail: str, endpoint: Endpoint, timeouts: Timeou
     if fault is Fault.REFUSED:
         return refusal(detail)
     if fault is Fault.LOST:
-        words = (words for pattern, words in _WORDS if pattern.search(detail))
+        words = (words for pattern, words in _WORDS if re.search(pattern, detail))
         detail = f"connection {word}" if (word := next(words, None)) else detail
     message = fault.value.format(
         url=endpoint,
@@ -163,7 +161,7 @@ def server_error(fault: Fault, detail: str, endpoint: Endpoint, timeouts: Timeou
 
 def refusal(detail: str) -> RefusedError:
     """Return the error for what the server itself said."""
-    named = _FIELD.search(detail)
+    named = re.search(_FIELD, detail)
     return RefusedError(
         Fault.REFUSED.value.format(detail=_one_line(detail)), field=named and named[1]
     )

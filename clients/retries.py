@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,6 +31,9 @@ class Retries:
         """Return how long to wait before the next try; None when the error is the answer."""
         if not error.is_passing or done >= self.most or deadlines.cancelled:
             return None
+        # Loaded only here: it takes longer than all of this package.
+        from random import uniform
+
         # Clients that lost one server come back at different moments.
-        delay_s = min(_FIRST_S * 2**done, _LONGEST_S) * random.uniform(0.5, 1.0)
+        delay_s = min(_FIRST_S * 2**done, _LONGEST_S) * uniform(0.5, 1.0)
         return delay_s if delay_s < deadlines.total_s else None

@@ -31,14 +31,15 @@ _KEEPALIVE_MS: Final = 310_000
 _KEEPALIVE_TIMEOUT_MS: Final = 20_000
 _RECONNECT_MS: Final = 500
 # "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:8001: " says nothing new.
-_ROUTE: Final = re.compile(
+# These patterns are for what went wrong, and compiled when that happens.
+_ROUTE: Final = (
     r"^.*last error: (?:[A-Z_]+: )?(?:ipv[46]:\S+: )?(?:Failed to connect to remote host: )?"
 )
 _PASSING: Final = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
-_TOO_LARGE: Final = re.compile(r"Received message larger than max|decompressed message is larger")
+_TOO_LARGE: Final = "Received message larger than max|decompressed message is larger"
 
 # Of a connection that carries something else; the library calls it an internal error.
-_BROKEN: Final = re.compile(r"HTTP/?2|RST_STREAM|GOAWAY|Stream removed", re.IGNORECASE)
+_BROKEN: Final = "(?i)HTTP/?2|RST_STREAM|GOAWAY|Stream removed"
 
 
 def channel_options(endpoint: Endpoint, limits: SizeLimits) -> list[tuple[str, int | str]]:
@@ -79,9 +80,9 @@ class _GrpcParts:
             fault = GRPC_FAULTS[code][0 if probing else 1]
             if code in ("CANCELLED", "DEADLINE_EXCEEDED"):
                 fault = deadlines.fault or fault
-            if _TOO_LARGE.search(detail):
+            if re.search(_TOO_LARGE, detail):
                 fault = Fault.TOO_LARGE
-            elif code in ("INTERNAL", "UNKNOWN") and _BROKEN.search(detail):
+            elif code in ("INTERNAL", "UNKNOWN") and re.search(_BROKEN, detail):
                 fault = Fault.ABSENT if probing else Fault.LOST
             raised = self._error(fault, detail, deadlines)
             raised.is_passing = code in _PASSING and fault is not Fault.TOO_LARGE
@@ -100,7 +101,7 @@ class _GrpcParts:
 
     def _error(self, fault: Fault, detail: str, deadlines: Deadlines) -> ServerError:
         if fault is not Fault.REFUSED:
-            detail = _ROUTE.sub("", detail)
+            detail = re.sub(_ROUTE, "", detail)
         error = server_error(fault, detail, self._endpoint, deadlines.timeouts)
         if isinstance(error, UnreachableError):
             # Who answers there next time may have other models.
