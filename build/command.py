@@ -172,7 +172,7 @@ def _print_plan(
     lines = [
         f"{recipe.model.name}, {recipe.model.precision}, for {recipe.target.label}, "
         f"TensorRT-LLM {recipe.version}, {recipe.profile}",
-        folded(recipe.explain(), output_width()) if explain else shlex.join(argv),
+        recipe.explain() if explain else shlex.join(argv),
         f"GPU: weights {size_text(memory.weights_bytes)}, activations "
         f"{size_text(memory.activation_bytes)}, KV cache {size_text(memory.kv_pool_bytes)} "
         f"({memory.kv_tokens:,} tokens) of {size_text(memory.gpu_bytes)}",
@@ -181,7 +181,7 @@ def _print_plan(
         *([f"here it would end with: {problem}"] if problem else ()),
         *([] if explain else [f"note: {note}" for note in recipe.notes]),
     ]
-    console.result(record, "\n".join(lines))
+    console.result(record, folded("\n".join(lines), output_width()))
 
 
 def _build(
@@ -202,7 +202,7 @@ def _build(
     built = build_engine(
         job, compiler=compiler, runner=runner, cache=cache, progress=console.progress
     )
-    console.result(built.to_json(), built.text)
+    console.result(built.to_json(), folded(built.text, output_width()))
 
 
 def _write_job(

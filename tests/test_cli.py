@@ -100,6 +100,7 @@ def test_long_lines_are_folded_for_a_terminal_below_where_their_text_begins() ->
         "  ok  torch: some words\n  ok  docker: the words of\n      a long line\nshort\n"
     )
     assert folded(text, None) == text
+    assert folded("run: docker pull nvcr.io/nvidia/tritonserver", 20).count("\n") == 0
     assert folded("a-path-that-is-longer and more", 12) == "a-path-that-is-longer\nand more"
 
 

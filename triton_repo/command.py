@@ -10,6 +10,7 @@ import cloup
 
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.option_types import Count
+from minitron_trt.tables import folded, output_width
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM_BLS
 from minitron_trt.triton_repo.parameters import table
 from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES
@@ -190,7 +191,10 @@ def triton_repo(
             "bls_instances": at_once,
             **verification_facts(verification),
         },
-        f"{output}: {', '.join(repository.configs)} ({runtime} runtime; "
-        f"tensorrt_llm_bls answers {at_once} requests at once)"
-        + (f"\n  its checkpoint was {verification}" if verification else ""),
+        folded(
+            f"{output}: {', '.join(repository.configs)} ({runtime} runtime; "
+            f"tensorrt_llm_bls answers {at_once} requests at once)"
+            + (f"\n  its checkpoint was {verification}" if verification else ""),
+            output_width(),
+        ),
     )

@@ -158,7 +158,7 @@ def doctor(console: Console) -> None:
         "findings": [asdict(one) for one in looked_for],
     }
     lines = (*_summary(lacking), *(line for one in looked_for for line in _lines(one)))
-    console.result(record, "\n".join(lines))
+    console.result(record, folded("\n".join(lines), output_width()))
 
 
 def _summary(lacking: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -178,13 +178,12 @@ def _lines(capability: Capability) -> Iterator[str]:
     """Yield what is said of a capability; a command to get it has a line of its own."""
     gives = f" ({capability.gives})" if capability.gives else ""
     head = f"{capability.name}{gives}"
-    width = output_width()
     if capability.found is not None:
-        yield folded(f"  ok  {head}: {capability.found}", width)
+        yield f"  ok  {head}: {capability.found}"
         if capability.caution:
-            yield folded(f"      {capability.caution}", width)
+            yield f"      {capability.caution}"
     elif capability.remedy.startswith("pip "):
         yield f"  -   {head}"
         yield f"      {capability.remedy}"
     else:
-        yield folded(f"  -   {head}: {capability.remedy}", width)
+        yield f"  -   {head}: {capability.remedy}"

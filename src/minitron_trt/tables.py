@@ -13,6 +13,8 @@ _GAP = 2
 # What comes before a line's last column: text, and the gap that no sentence has.
 _BEFORE_LAST: Final = re.compile(r".*\S {2,}| *")
 
+_COMMAND: Final = re.compile(r"\b(?:docker|minitron-trt|pip|trtllm-build) [-a-z]")
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -43,7 +45,7 @@ def output_width(stream: TextIO | None = None) -> int | None:
 def folded(text: str, width: int | None) -> str:
     """Return text with lines that fit a width, folded at spaces below where their text begins.
 
-    Not for what somebody may paste into a shell.
+    A line with a command stays whole, for whoever pastes it into a shell.
     """
     if width is None:
         return text
@@ -51,7 +53,7 @@ def folded(text: str, width: int | None) -> str:
 
 
 def _folded(line: str, width: int) -> str:
-    if len(line) <= width:
+    if len(line) <= width or _COMMAND.search(line):
         return line
     # Only a long line needs it.
     from textwrap import wrap

@@ -17,6 +17,7 @@ import cloup
 
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.host.machine import cache_home
+from minitron_trt.tables import folded, output_width
 from minitron_trt.triton_repo.serving.gateway_process import GatewayProcess, gateway_argv
 from minitron_trt.triton_repo.serving.model_options import ModelOptions, model_options
 from minitron_trt.triton_repo.serving.server_options import (
@@ -200,7 +201,7 @@ def _run_until_stopped(
         try:
             record = _record(launch, server.options, server.pid)
             record |= gateway.addresses if gateway else {}
-            console.result(record, describe(record))
+            console.result(record, folded(describe(record), output_width()))
             server.wait(None if gateway is None else gateway.check)
         except KeyboardInterrupt:
             log.info("stopping")
