@@ -11,6 +11,7 @@ import cloup
 
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.deploy.settings import AUTOSCALERS, KEDA, TARGETS, DeploySettings
+from minitron_trt.errors import BadInputError
 from minitron_trt.gpus import complete_gpu
 
 _WRITE: Final = "write"
@@ -192,6 +193,35 @@ def write(
     console.result(
         record, f"{output}: {len(files.texts)} files; next, as its README.md says:\n{steps}"
     )
+
+
+@deploy.command("check")
+@cloup.argument("folder", type=PATH)
+@cloup.option(
+    "--crds",
+    multiple=True,
+    type=PATH,
+    help="Definitions of the cluster's own kinds, as kubectl get crds -o yaml writes them; may be "
+    "repeated",
+)
+@console_options
+def check(console: Console, folder: Path, crds: tuple[Path, ...]) -> None:
+    """Compare a deployment's files with schemas, with the engine, and with each other.
+
+    FOLDER is one that deploy wrote, however it was edited since. Exits with 3 when something will
+    not work.
+
+    Example: minitron-trt deploy check deployment --crds crds.yaml
+    """
+    from minitron_trt.deploy.check.deployment_check import check_deployment
+    from minitron_trt.triton_repo.check.command import describe_repository
+
+    report = check_deployment(folder, crds)
+    record = report.to_json()
+    console.result({"deployment": record.pop("repository"), **record}, describe_repository(report))
+    if report.errors:
+        first = report.errors[0]
+        raise BadInputError(f"{folder} has {report.summary}; {first.place} {first.message}")
 
 
 _JOB: Final = ("partition", "account", "time", "container", "sbatch")

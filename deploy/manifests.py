@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
+from minitron_trt.artifacts import REPOSITORY, Manifest, sha256
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.gateway_pod import gateway_deployment, gateway_image
 from minitron_trt.deploy.monitoring import dashboard_map, pod_monitor, prometheus_rule
@@ -106,12 +105,10 @@ def _scripts(deployment: Deployment) -> dict[str, Any]:
 
 def digests_text(repository: Path) -> str:
     """Return the digest of every file of a repository, as sha256sum writes a list."""
-    manifest = Manifest.read(repository, REPOSITORY)
-    lines = []
-    for name in sorted((*manifest.files, MANIFEST_NAME)):
-        with (repository / name).open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    return "".join(lines)
+    Manifest.read(repository, REPOSITORY)
+    # A manifest does not list the manifests below its folder, such as that of an engine.
+    paths = sorted(path for path in repository.rglob("*") if path.is_file())
+    return "".join(f"{sha256(path)}  {path.relative_to(repository)}\n" for path in paths)
 
 
 def kustomize_files(deployment: Deployment) -> dict[str, str]:

@@ -1,0 +1,243 @@
+"""What files promise a server, whatever their format: GPUs, memory and times, with the places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from minitron_trt.build.trtllm.cluster.pod_parts import COMPONENT, GPU
+from minitron_trt.deploy.check.files import Document, Path_, entries, mapping
+from minitron_trt.deploy.compose import COMPOSE_NAME
+from minitron_trt.deploy.pods import SERVER, WORKER
+from minitron_trt.deploy.slurm import SCRIPT_NAME
+from minitron_trt.records import read_text
+from minitron_trt.triton_repo.check.report import Finding, Severity
+
+_UNITS: Final = {
+    "": 1,
+    **{f"{letter}i": 1024**power for power, letter in enumerate("KMGT", 1)},
+    **{letter: 1000**power for power, letter in enumerate(("k", "M", "G", "T"), 1)},
+}
+_QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
+_SECONDS: Final = re.compile(r"(?:(\d+)m)?(?:(\d+)s)?")
+_EXIT: Final = re.compile(r"--exit-timeout-secs=(\d+)")
+_TEMPLATES: Final[Mapping[str, tuple[Path_, ...]]] = {
+    "Deployment": (("spec", "template"),),
+    "StatefulSet": (("spec", "template"),),
+    "LeaderWorkerSet": (
+        ("spec", "leaderWorkerTemplate", "leaderTemplate"),
+        ("spec", "leaderWorkerTemplate", "workerTemplate"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A number that a file promises, and where; `finding` makes one of it."""
+
+    value: float
+    file: str
+    field: str
+    line: int
+
+    def finding(self, found: str, *, expected: str, remedy: str = "") -> Finding:
+        """Return what is wrong with it."""
+        return Finding(
+            Severity.ERROR,
+            file=self.file,
+            field=self.field,
+            found=found,
+            expected=expected,
+            remedy=remedy,
+            line=self.line,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerClaims:
+    """What one server is promised: bytes, seconds and counts; what nothing is said of is absent."""
+
+    what: Claim
+    numbers: Mapping[str, Claim]
+
+
+@dataclass(frozen=True, slots=True)
+class PodTemplate:
+    """A Pod that an object makes: where its template stands, its labels and its spec."""
+
+    document: Document
+    path: Path_
+    labels: Mapping[str, str]
+    spec: Mapping[str, Any]
+
+    @property
+    def component(self) -> str:
+        """Return what the Pod is for."""
+        return str(self.labels.get(COMPONENT, ""))
+
+    @property
+    def spec_path(self) -> Path_:
+        """Return where its spec stands."""
+        return self.path if self.document.kind == "InferenceService" else (*self.path, "spec")
+
+    @property
+    def container(self) -> Mapping[str, Any]:
+        """Return its first container."""
+        containers = self.spec.get("containers")
+        first = containers[0] if isinstance(containers, list) and containers else {}
+        return first if isinstance(first, dict) else {}
+
+
+def pod_templates(documents: list[Document]) -> Iterator[PodTemplate]:
+    """Yield the Pods of every object that makes some."""
+    for document in documents:
+        if document.kind == "InferenceService":
+            path: Path_ = ("spec", "predictor")
+            predictor = document.at(*path)
+            if isinstance(predictor, dict):
+                found = mapping(predictor.get("labels"))
+                yield PodTemplate(document, path, found, predictor)
+        for path in _TEMPLATES.get(document.kind, ()):
+            spec = document.at(*path, "spec")
+            if isinstance(spec, dict):
+                found = mapping(document.at(*path, "metadata", "labels"))
+                yield PodTemplate(document, path, found, spec)
+
+
+def read_claims(folder: Path, documents: list[Document]) -> Iterator[ServerClaims]:
+    """Yield what is promised to each server, of whatever format the files are."""
+    for pod in pod_templates(documents):
+        if pod.component in (SERVER, WORKER):
+            yield _of_pod(pod)
+    for document in documents:
+        if document.file == COMPOSE_NAME and isinstance(document.at("services", SERVER), dict):
+            yield _of_compose(document)
+    if (folder / SCRIPT_NAME).is_file():
+        yield _of_script(read_text(folder / SCRIPT_NAME))
+
+
+def _of_pod(pod: PodTemplate) -> ServerClaims:
+    container = (*pod.spec_path, "containers", 0)
+    resources = (*container, "resources", "limits")
+    shm: Path_ = next(
+        (
+            (*pod.spec_path, "volumes", place, "emptyDir", "sizeLimit")
+            for place, volume in entries(pod.spec.get("volumes"))
+            if mapping(volume.get("emptyDir")).get("medium") == "Memory"
+        ),
+        (),
+    )
+    places: dict[str, Path_] = {
+        "gpus": (*resources, GPU),
+        "memory": (*resources, "memory"),
+        "shm": shm,
+        "grace": (*pod.spec_path, "terminationGracePeriodSeconds"),
+        "pre_stop": (*container, "lifecycle", "preStop", "sleep", "seconds"),
+    }
+    numbers = {
+        name: _claim(pod.document, path, value)
+        for name, path in places.items()
+        if path and (value := quantity(pod.document.at(*path))) is not None
+    }
+    if pod.component == SERVER:
+        # Without a startup probe, the first liveness probes that fail end the Pod.
+        probes = [(*container, name) for name in ("startupProbe", "livenessProbe")]
+        for probe in (path for path in probes if mapping(pod.document.at(*path))):
+            numbers["startup"] = _claim(pod.document, probe, _patience(pod.document.at(*probe)))
+            break
+    words = _words(pod.container.get("command")) + _words(pod.container.get("args"))
+    numbers |= _exit_timeout(words, _claim(pod.document, (*container, "args"), 0))
+    return ServerClaims(_claim(pod.document, container, 0), numbers)
+
+
+def _patience(probe: Mapping[str, Any]) -> float:
+    """Return the seconds after which a probe that never succeeds counts as failed."""
+    period, failures, delay = (
+        quantity(probe.get(name, default)) or 0
+        for name, default in (
+            ("periodSeconds", 10),
+            ("failureThreshold", 3),
+            ("initialDelaySeconds", 0),
+        )
+    )
+    return delay + period * failures
+
+
+def _words(value: Any) -> list[str]:
+    return [str(word) for word in value] if isinstance(value, list) else []
+
+
+def _claim(document: Document, path: Path_, value: float) -> Claim:
+    field = f"{document.kind} {document.name} {'.'.join(map(str, path))}".strip()
+    return Claim(value, document.file, field, document.line(*path))
+
+
+def _exit_timeout(words: list[str], place: Claim) -> dict[str, Claim]:
+    match = next((found for word in words if (found := _EXIT.fullmatch(word))), None)
+    if match is None:
+        return {}
+    return {"exit_timeout": Claim(int(match[1]), place.file, place.field, place.line)}
+
+
+def _of_compose(document: Document) -> ServerClaims:
+    service = ("services", SERVER)
+    device = (*service, "deploy", "resources", "reservations", "devices", 0, "count")
+    places: dict[str, Path_] = {
+        "gpus": device,
+        "memory": (*service, "mem_limit"),
+        "shm": (*service, "shm_size"),
+    }
+    numbers = {
+        name: _claim(document, path, value)
+        for name, path in places.items()
+        if (value := quantity(document.at(*path), binary=True)) is not None
+    }
+    times: dict[str, Path_] = {
+        "grace": (*service, "stop_grace_period"),
+        "startup": (*service, "healthcheck", "start_period"),
+    }
+    for name, path in times.items():
+        match = _SECONDS.fullmatch(str(document.at(*path) or ""))
+        if match and match[0]:
+            seconds = int(match[1] or 0) * 60 + int(match[2] or 0)
+            numbers[name] = _claim(document, path, seconds)
+    words = _words(document.at(*service, "command"))
+    numbers |= _exit_timeout(words, _claim(document, (*service, "command"), 0))
+    return ServerClaims(_claim(document, service, 0), numbers)
+
+
+def _of_script(text: str) -> ServerClaims:
+    """Return what a script of Slurm asks for; memory is of a node, in MiB where no unit is."""
+    options: dict[str, Claim] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        head, mark, rest = line.partition("#SBATCH --")
+        if mark and not head:
+            name, _, value = rest.partition("=")
+            word = value.split("#")[0].strip().strip("'\"")
+            size = quantity(
+                word if not word.isdigit() or name != "mem" else f"{word}M", binary=True
+            )
+            if name == "signal":
+                size = quantity(word.partition("@")[2])
+            options[name] = Claim(size or 0, SCRIPT_NAME, f"--{name}", number)
+    names = {"gpus": "gpus-per-node", "memory": "mem", "grace": "signal", "nodes": "nodes"}
+    numbers = {key: options[name] for key, name in names.items() if name in options}
+    timeout = _EXIT.search(text)
+    if timeout:
+        before = text[: timeout.start()].count("\n")
+        numbers["exit_timeout"] = Claim(int(timeout[1]), SCRIPT_NAME, timeout[0], before + 1)
+    return ServerClaims(Claim(0, SCRIPT_NAME, "", 1), numbers)
+
+
+def quantity(value: Any, *, binary: bool = False) -> float | None:
+    """Return what a quantity comes to; None where it is none. `binary`: m and g are of 1024."""
+    match = _QUANTITY.fullmatch(str(value)) if isinstance(value, str | int | float) else None
+    if match is None or isinstance(value, bool):
+        return None
+    unit = match[2]
+    if binary and unit:
+        unit = f"{unit[0].upper()}i"
+    return float(match[1]) * _UNITS[unit] if unit in _UNITS else None

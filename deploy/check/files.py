@@ -1,0 +1,153 @@
+"""The files of a deployment as they lie on the disk, with the line of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from minitron_trt.errors import BadInputError
+from minitron_trt.records import read_text
+from minitron_trt.triton_repo.check.report import Finding, Severity
+
+Path_ = tuple[str | int, ...]
+"""Where a value stands in a document: keys and places in lists."""
+_CHART: Final = "chart/"
+_KUSTOMIZATION: Final = "kustomization.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a YAML file: its value, and the lines of what is in it."""
+
+    file: str
+    value: dict[str, Any]
+    root: Any
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of an object of Kubernetes; "" of anything else."""
+        return str(self.value.get("kind", ""))
+
+    @property
+    def name(self) -> str:
+        """Return the name of an object of Kubernetes."""
+        described = self.value.get("metadata")
+        return str(described.get("name", "")) if isinstance(described, dict) else ""
+
+    def at(self, *path: str | int) -> Any:
+        """Return the value at a place; None where there is none."""
+        value: Any = self.value
+        for step in path:
+            try:
+                value = value[step]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
+    def line(self, *path: str | int) -> int:
+        """Return the line of the value at a place, or of the nearest around it."""
+        node = self.root
+        for step in path:
+            below = _child(node, step)
+            if below is None:
+                break
+            node = below
+        return int(node.start_mark.line) + 1
+
+    def finding(
+        self,
+        path: Path_,
+        found: str,
+        *,
+        expected: str = "",
+        remedy: str = "",
+        severity: Severity = Severity.ERROR,
+    ) -> Finding:
+        """Return a finding about the value at a place."""
+        field = ".".join(map(str, path))
+        return Finding(
+            severity,
+            file=self.file,
+            field=f"{self.kind} {self.name} {field}".strip(),
+            found=found,
+            expected=expected,
+            remedy=remedy,
+            line=self.line(*path),
+        )
+
+
+def _child(node: Any, step: str | int) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return next((below for key, below in node.value if key.value == str(step)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step]
+    return None
+
+
+def read_documents(folder: Path) -> tuple[list[Document], list[Finding]]:
+    """Read every YAML file but a chart's templates; what cannot be read is a finding."""
+    documents: list[Document] = []
+    findings: list[Finding] = []
+    for path in sorted(folder.rglob("*.y*ml")):
+        name = str(path.relative_to(folder))
+        if name.startswith(_CHART):
+            continue
+        try:
+            documents += _documents(name, read_text(path))
+        except (yaml.YAMLError, BadInputError, RecursionError, ValueError) as error:
+            mark = getattr(error, "problem_mark", None)
+            said = getattr(error, "problem", None) or str(error)
+            findings.append(
+                Finding(
+                    Severity.ERROR,
+                    file=name,
+                    field="",
+                    found=f"not YAML that can be read: {said}",
+                    line=mark.line + 1 if mark else None,
+                )
+            )
+    return documents, findings
+
+
+def _documents(name: str, text: str) -> Iterator[Document]:
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            # What stands for something else may stand for very much.
+            raise yaml.MarkedYAMLError(
+                problem=f"an alias *{event.anchor}; write out what it stands for",
+                problem_mark=event.start_mark,
+            )
+    for root in yaml.compose_all(text, Loader=yaml.SafeLoader):
+        if root is None:
+            continue
+        value = _Constructor().construct_document(root)
+        if not isinstance(value, dict):
+            raise yaml.MarkedYAMLError(
+                problem="a document that is no object", problem_mark=root.start_mark
+            )
+        yield Document(name, value, root)
+
+
+class _Constructor(yaml.constructor.SafeConstructor):  # type: ignore[misc]
+    """What makes values of nodes, without a stream to read."""
+
+
+def objects(documents: list[Document]) -> list[Document]:
+    """Return the objects of Kubernetes, without what tells kustomize of them."""
+    return [each for each in documents if each.kind and not each.file.endswith(_KUSTOMIZATION)]
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """Return an object, an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def entries(value: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Return the objects of a list with their places; what is none has no say in a rule."""
+    if not isinstance(value, list):
+        return []
+    return [(place, each) for place, each in enumerate(value) if isinstance(each, dict)]

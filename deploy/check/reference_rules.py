@@ -1,0 +1,249 @@
+"""Files against each other: names, selectors, ports, references, and no secrets in plain text."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from minitron_trt.build.trtllm.cluster.pod_parts import is_name
+from minitron_trt.deploy.check.claims import PodTemplate, pod_templates
+from minitron_trt.deploy.check.files import Document, Path_, entries, objects
+from minitron_trt.triton_repo.check.report import Finding
+
+_LONGEST_NAME: Final = 253
+_LONGEST_SERVICE: Final = 63
+_SECRET_WORD: Final = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)")
+# Kinds that choose Pods, and where.
+_SELECTORS: Final[Mapping[str, Path_]] = {
+    "Service": ("spec", "selector"),
+    "Deployment": ("spec", "selector", "matchLabels"),
+    "PodDisruptionBudget": ("spec", "selector", "matchLabels"),
+    "NetworkPolicy": ("spec", "podSelector", "matchLabels"),
+    "PodMonitor": ("spec", "selector", "matchLabels"),
+    "InferencePool": ("spec", "selector", "matchLabels"),
+}
+
+
+def check_references(folder: Path, documents: list[Document]) -> Iterator[Finding]:
+    """Check everything that one object says of another."""
+    found = objects(documents)
+    pods = list(pod_templates(found))
+    yield from _names(found)
+    yield from _selectors(found, pods)
+    yield from _scale_targets(found)
+    yield from _routes(found)
+    for pod in pods:
+        yield from _volumes(pod, found)
+        yield from _gateway(pod, found)
+    for document in documents:
+        yield from _plain_secrets(document)
+    yield from _resources(folder, documents)
+
+
+def _names(documents: list[Document]) -> Iterator[Finding]:
+    counts = Counter((each.kind, each.name) for each in documents)
+    for each in documents:
+        longest = _LONGEST_SERVICE if each.kind == "Service" else _LONGEST_NAME
+        if not is_name(each.name) or len(each.name) > longest:
+            yield each.finding(
+                ("metadata", "name"),
+                f"{each.name!r} is no name that Kubernetes allows",
+                expected=f"small letters, digits and -, at most {longest}",
+            )
+        if counts[each.kind, each.name] > 1:
+            yield each.finding(("metadata", "name"), "another object has kind and name, too")
+
+
+def _selectors(documents: list[Document], pods: list[PodTemplate]) -> Iterator[Finding]:
+    for each in documents:
+        path = _SELECTORS.get(each.kind)
+        labels = each.at(*path) if path else None
+        if not path or not isinstance(labels, dict):
+            continue
+        chosen = [
+            pod
+            for pod in pods
+            if all(pod.labels.get(key) == value for key, value in labels.items())
+        ]
+        if not chosen:
+            yield each.finding(
+                path, f"no Pod here has the labels {_text(labels)}", expected="those of a Pod"
+            )
+        for pod in chosen:
+            yield from _ports(each, pod)
+
+
+def _text(labels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in labels.items())
+
+
+def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:
+    """Check the ports that an object names in the Pods that it chooses."""
+    there = _ports_of(pod)
+    wanted: list[tuple[Path_, Any]] = []
+    if document.kind == "Service":
+        for place, port in entries(document.at("spec", "ports")):
+            path: Path_ = ("spec", "ports", place)
+            wanted.append((path, port.get("targetPort", port.get("port"))))
+    if document.kind == "PodMonitor":
+        for place, port in entries(document.at("spec", "podMetricsEndpoints")):
+            wanted.append((("spec", "podMetricsEndpoints", place, "port"), port.get("port")))
+    if document.kind == "InferencePool":
+        for place, port in entries(document.at("spec", "targetPorts")):
+            wanted.append((("spec", "targetPorts", place), port.get("number")))
+    if document.kind == "NetworkPolicy":
+        for rule, each in entries(document.at("spec", "ingress")):
+            for place, port in entries(each.get("ports")):
+                path = ("spec", "ingress", rule, "ports", place)
+                wanted.append((path, port.get("port")))
+    for path, port in wanted:
+        if port not in there:
+            names = ", ".join(map(str, sorted(there, key=str)))
+            yield document.finding(
+                path,
+                f"{pod.document.kind} {pod.document.name} has no port {port}",
+                expected=f"one of {names}",
+            )
+
+
+def _ports_of(pod: PodTemplate) -> set[Any]:
+    ports = [
+        port
+        for _, container in entries(pod.spec.get("containers"))
+        for _, port in entries(container.get("ports"))
+    ]
+    return {port.get(key) for port in ports for key in ("name", "containerPort")} - {None}
+
+
+def _scale_targets(documents: list[Document]) -> Iterator[Finding]:
+    there = {(each.kind, each.name) for each in documents}
+    # KServe makes a Deployment of each.
+    there |= {
+        ("Deployment", f"{each.name}-predictor")
+        for each in documents
+        if each.kind == "InferenceService"
+    }
+    for each in documents:
+        target = each.at("spec", "scaleTargetRef")
+        if isinstance(target, dict) and (target.get("kind"), target.get("name")) not in there:
+            yield each.finding(
+                ("spec", "scaleTargetRef"),
+                f"there is no {target.get('kind')} {target.get('name')} here",
+                expected="what has the server's replicas",
+            )
+
+
+def _routes(documents: list[Document]) -> Iterator[Finding]:
+    services = {each.name: each for each in documents if each.kind == "Service"}
+    pools = {each.name for each in documents if each.kind == "InferencePool"}
+    for each in documents:
+        if each.kind not in ("HTTPRoute", "GRPCRoute"):
+            continue
+        for rule, found in entries(each.at("spec", "rules")):
+            for place, backend in entries(found.get("backendRefs")):
+                path: Path_ = ("spec", "rules", rule, "backendRefs", place)
+                name, port = backend.get("name"), backend.get("port")
+                if backend.get("kind") == "InferencePool":
+                    if name not in pools:
+                        yield each.finding(path, f"there is no InferencePool {name} here")
+                elif name not in services:
+                    yield each.finding(path, f"there is no Service {name} here")
+                elif port not in _service_ports(services[name]):
+                    yield each.finding(path, f"Service {name} has no port {port}")
+
+
+def _service_ports(service: Document) -> set[Any]:
+    return {port.get("port") for _, port in entries(service.at("spec", "ports"))}
+
+
+def _volumes(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
+    maps = {each.name: each for each in documents if each.kind == "ConfigMap"}
+    volumes = entries(pod.spec.get("volumes"))
+    names = {volume.get("name") for _, volume in volumes}
+    for place, volume in volumes:
+        source = volume.get("configMap")
+        name = source.get("name") if isinstance(source, dict) else None
+        if name is not None and name not in maps:
+            path: Path_ = (*pod.spec_path, "volumes", place)
+            yield pod.document.finding(path, f"there is no ConfigMap {name} here")
+    for number, container in entries(pod.spec.get("containers")):
+        for place, mount in entries(container.get("volumeMounts")):
+            if mount.get("name") not in names:
+                path = (*pod.spec_path, "containers", number, "volumeMounts", place)
+                yield pod.document.finding(path, f"the Pod has no volume {mount.get('name')}")
+
+
+def _gateway(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
+    """Check that the URL by which a gateway asks Triton is that of a Service with such a port."""
+    command = pod.container.get("command")
+    words = list(map(str, command if isinstance(command, list) else ()))
+    if "--url" not in words[:-1]:
+        return
+    path: Path_ = (*pod.spec_path, "containers", 0, "command", words.index("--url") + 1)
+    try:
+        parts = urlsplit(words[words.index("--url") + 1])
+        port = parts.port
+    except ValueError as error:
+        yield pod.document.finding(path, f"no URL: {error}")
+        return
+    services = {each.name: each for each in documents if each.kind == "Service"}
+    name = (parts.hostname or "").partition(".")[0]
+    if name not in services:
+        yield pod.document.finding(path, f"there is no Service {name} here")
+    elif port not in _service_ports(services[name]):
+        yield pod.document.finding(path, f"Service {name} has no port {port}")
+
+
+def _plain_secrets(document: Document) -> Iterator[Finding]:
+    if document.kind == "Secret" and (document.at("data") or document.at("stringData")):
+        yield document.finding(
+            ("metadata", "name"),
+            "a Secret's values stand here, where everybody who has the files can read them",
+            remedy="make it with kubectl create secret, and leave it out of the folder",
+        )
+    for path, name, value in _variables(document.value, ()):
+        if _SECRET_WORD.search(name) and value:
+            yield document.finding(
+                path,
+                f"{name} has its value in plain text",
+                remedy="take it from a Secret: valueFrom.secretKeyRef",
+            )
+
+
+def _variables(value: Any, path: Path_) -> Iterator[tuple[Path_, str, str]]:
+    """Yield the variables of an object's containers, or of a compose file's services."""
+    if isinstance(value, dict):
+        name, text = value.get("name"), value.get("value")
+        if path and path[-2:-1] == ("env",) and isinstance(name, str) and isinstance(text, str):
+            yield path, name, text
+        for key, below in value.items():
+            if key == "environment" and isinstance(below, dict):
+                for variable, each in below.items():
+                    if not str(each).startswith("${"):
+                        yield (*path, key, variable), str(variable), str(each)
+            yield from _variables(below, (*path, key))
+    if isinstance(value, list):
+        for place, below in enumerate(value):
+            yield from _variables(below, (*path, place))
+
+
+def _resources(folder: Path, documents: list[Document]) -> Iterator[Finding]:
+    """Check that a kustomization names files that are there, and all of those beside it."""
+    for document in documents:
+        if document.kind != "Kustomization":
+            continue
+        beside = (folder / document.file).parent
+        resources = document.at("resources")
+        listed = [str(each) for each in (resources if isinstance(resources, list) else ())]
+        for place, name in enumerate(listed):
+            if not (beside / name).exists():
+                yield document.finding(("resources", place), f"{name} is not there")
+        for path in sorted(beside.glob("*.yaml")):
+            if path.name not in (*listed, "kustomization.yaml"):
+                yield document.finding(
+                    ("resources",), f"{path.name} lies beside it and is not listed"
+                )

@@ -1,0 +1,144 @@
+"""Files against the schemas of Kubernetes' API, and those that a cluster's own kinds have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from minitron_trt.deploy.check.claims import pod_templates
+from minitron_trt.deploy.check.files import Document, Path_, objects
+from minitron_trt.errors import BadInputError, MissingExtraError
+from minitron_trt.records import read_text
+from minitron_trt.triton_repo.check.report import Finding, Severity
+
+KUBERNETES: Final = "1.37"
+"""The version whose schemas the core kinds are held against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    """The schemas of kinds that a cluster has beside its own, by group, version and kind."""
+
+    schemas: Mapping[tuple[str, str], Any]
+
+    @classmethod
+    def read(cls, paths: tuple[Path, ...]) -> Definitions:
+        """Read CustomResourceDefinitions, as `kubectl get crds -o yaml` writes them."""
+        schemas: dict[tuple[str, str], Any] = {}
+        for path in paths:
+            try:
+                loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+                documents = list(yaml.load_all(read_text(path), Loader=loader))
+            except yaml.YAMLError as error:
+                raise BadInputError(f"{path} is not YAML: {error}") from error
+            found = [
+                item
+                for document in documents
+                if isinstance(document, dict)
+                for item in document.get("items", [document])
+            ]
+            before = len(schemas)
+            for definition in found:
+                schemas |= dict(_versions(definition))
+            if len(schemas) == before:
+                raise BadInputError(
+                    f"{path} has no CustomResourceDefinition; expected what kubectl get crds -o "
+                    "yaml writes"
+                )
+        return cls(schemas)
+
+
+def _versions(definition: Any) -> Iterator[tuple[tuple[str, str], Any]]:
+    try:
+        spec = definition["spec"]
+        for version in spec["versions"]:
+            schema = version["schema"]["openAPIV3Schema"]
+            yield (f"{spec['group']}/{version['name']}", spec["names"]["kind"]), schema
+    except (KeyError, TypeError):
+        return
+
+
+def check_schemas(documents: list[Document], definitions: Definitions) -> Iterator[Finding]:
+    """Check every object; a kind without a schema here is a note, its Pods are checked."""
+    try:
+        import kubernetes_validate
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("kubernetes-validate", "deploy", "deploy check") from error
+    noted = set()
+    for document in objects(documents):
+        if _is_core(kubernetes_validate, document):
+            yield from _core(kubernetes_validate, document, document.value, ())
+            continue
+        schema = definitions.schemas.get((str(document.value.get("apiVersion")), document.kind))
+        if schema is not None:
+            yield from _own(document, schema)
+        elif document.kind not in noted:
+            noted.add(document.kind)
+            yield document.finding(
+                ("kind",),
+                f"no schema of {document.value.get('apiVersion')} is at hand",
+                remedy="give the cluster's, of kubectl get crds -o yaml, by --crds",
+                severity=Severity.NOTE,
+            )
+    for pod in pod_templates(documents):
+        if pod.document.kind in ("LeaderWorkerSet", "InferenceService"):
+            known = {key: value for key, value in pod.spec.items() if key not in _PREDICTOR}
+            template = {"metadata": {"labels": dict(pod.labels)}, "spec": known}
+            value = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
+            yield from _core(kubernetes_validate, pod.document, value, pod.path)
+
+
+# What KServe's predictor has beside a Pod's spec.
+_PREDICTOR: Final = frozenset({"minReplicas", "maxReplicas", "labels", "annotations"})
+
+
+def _is_core(library: Any, document: Document) -> bool:
+    try:
+        library.validate(document.value, KUBERNETES, strict=True)
+    except library.SchemaNotFoundError:
+        return False
+    except (library.ValidationError, KeyError, AttributeError):
+        return True
+    return True
+
+
+def _core(library: Any, document: Document, value: dict[str, Any], at: Path_) -> Iterator[Finding]:
+    try:
+        library.validate(value, KUBERNETES, strict=True)
+    except library.ValidationError as error:
+        path = tuple(error.path)
+        if at:
+            # A template of ours stands for the object around it.
+            path = (*at, *path[1:])
+        yield document.finding(path, str(error.message), expected=f"Kubernetes {KUBERNETES}")
+
+
+def _own(document: Document, schema: Any) -> Iterator[Finding]:
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(_strict(schema))
+    for error in validator.iter_errors(document.value):
+        yield document.finding(tuple(error.absolute_path), error.message)
+
+
+def _strict(schema: Any) -> Any:
+    """Return a CRD's schema as a cluster applies it: unknown fields are none, null is absent."""
+    if isinstance(schema, list):
+        return [_strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    strict = {key: _strict(value) for key, value in schema.items() if key != "format"}
+    if isinstance(strict.get("properties"), dict) and not schema.get(
+        "x-kubernetes-preserve-unknown-fields"
+    ):
+        # Every object has these; a CRD need not repeat them.
+        for name in ("apiVersion", "kind", "metadata"):
+            strict["properties"].setdefault(name, {})
+        strict.setdefault("additionalProperties", False)
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    return strict

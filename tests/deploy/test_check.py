@@ -1,0 +1,295 @@
+"""`deploy check`: what is written is right, and each thing that people change wrongly is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from tests.deploy.conftest import RepositoryOf
+from tests.deploy.repositories import planned
+
+from minitron_trt.deploy.check.deployment_check import check_deployment
+from minitron_trt.deploy.settings import COMPOSE, KSERVE, KUBERNETES, LEADERWORKERSET, SLURM
+from minitron_trt.deploy.writing import write_files
+from minitron_trt.triton_repo.check.report import Severity
+
+pytestmark = pytest.mark.slow
+Deployed = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def written(repository_of: RepositoryOf, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """Return what writes the deployment of a target, once."""
+
+    @cache
+    def write(target: str) -> Path:
+        options = {"gpus_per_node": 1} if target == LEADERWORKERSET else {}
+        if target == KUBERNETES:
+            options |= {"route": "public", "inference_pool": True}  # type: ignore[dict-item]
+        output = tmp_path_factory.mktemp("check") / target
+        write_files(planned(repository_of("H100"), target, **options), output)
+        return output
+
+    return write
+
+
+@pytest.mark.parametrize("target", [KUBERNETES, LEADERWORKERSET, KSERVE, COMPOSE, SLURM])
+def test_what_is_written_has_nothing_wrong(target: str, written: Deployed) -> None:
+    report = check_deployment(written(target))
+
+    assert [f.message for f in report.findings if f.severity is not Severity.NOTE] == []
+
+
+# By target: the file, what stands there, what somebody makes of it, and what is said of that.
+DAMAGES = {
+    "another-gpu": (
+        (KUBERNETES, "base/server.yaml", "- '9'  # the engine's SM90", "- '8'"),
+        "cannot run the engine for SM90; expected In 9",
+    ),
+    "no-gpu-selector": (
+        (KUBERNETES, "base/server.yaml", "nvidia.com/gpu.compute.major", "zone"),
+        "no node is required to have nvidia.com/gpu.compute.major",
+    ),
+    "small-gpu": (
+        (
+            KUBERNETES,
+            "base/server.yaml",
+            "operator: Gt\n                values:\n                - '",
+            "operator: Gt\n                values:\n                - '1' #",
+        ),
+        "GPUs with more than 1 MiB, below the forecast",
+    ),
+    "memory": (
+        (KUBERNETES, "base/server.yaml", "            memory: ", "            memory: 1Gi #"),
+        "below the forecast; expected at least",
+    ),
+    "shm": (
+        (KUBERNETES, "base/server.yaml", "sizeLimit: ", "sizeLimit: 64Mi  # "),
+        "67.1 MB, below the forecast",
+    ),
+    "gpus": (
+        (KUBERNETES, "base/server.yaml", "nvidia.com/gpu: 2", "nvidia.com/gpu: 1"),
+        "1 GPU(s); expected 2: tp 2 x pp 1",
+    ),
+    "short-probe": (
+        (KUBERNETES, "base/server.yaml", "failureThreshold: 13", "failureThreshold: 4"),
+        "probes give up after 40 s, while the engine may still load",
+    ),
+    "no-startup-probe": (
+        (KUBERNETES, "base/server.yaml", "startupProbe", "readinessProbeOld"),
+        "probes give up after 60 s",
+    ),
+    "grace": (
+        (KUBERNETES, "base/server.yaml", "GracePeriodSeconds: 35", "GracePeriodSeconds: 20"),
+        "running requests are cut; expected at least 35",
+    ),
+    "old-image": (
+        (KUBERNETES, "base/server.yaml", "tritonserver:26.07-", "tritonserver:25.12-"),
+        "25.12 has TensorRT-LLM 1.1.0; expected an image with 1.2.1",
+    ),
+    "schema": (
+        (KUBERNETES, "base/services.yaml", "clusterIP:", "clusterIp:"),
+        "('clusterIp' was unexpected); expected Kubernetes 1.37",
+    ),
+    "selector": (
+        (KUBERNETES, "base/services.yaml", "component: server\n  ports", "component: web\n  ports"),
+        "no Pod here has the labels",
+    ),
+    "port-name": (
+        (KUBERNETES, "base/services.yaml", "targetPort: http", "targetPort: web"),
+        "Deployment llama has no port web; expected one of",
+    ),
+    "policy-port": (
+        (KUBERNETES, "base/network-policies.yaml", "port: 8002", "port: 9102"),
+        "Deployment llama has no port 9102",
+    ),
+    "gateway-url": (
+        (KUBERNETES, "base/gateway.yaml", "grpc://llama-headless:8001", "grpc://llama:9001"),
+        "Service llama has no port 9001",
+    ),
+    "route": (
+        (KUBERNETES, "base/routes.yaml", "name: llama-gateway", "name: gateway"),
+        "there is no Service gateway here",
+    ),
+    "scaled": (
+        (KUBERNETES, "base/autoscaling.yaml", "kind: Deployment", "kind: StatefulSet"),
+        "there is no StatefulSet llama here",
+    ),
+    "unlisted": (
+        (KUBERNETES, "base/kustomization.yaml", "- routes.yaml\n", ""),
+        "routes.yaml lies beside it and is not listed",
+    ),
+    "name": (
+        (KUBERNETES, "base/services.yaml", "  name: llama\n", "  name: Llama_1\n"),
+        "'Llama_1' is no name that Kubernetes allows",
+    ),
+    "plain-secret": (
+        (
+            KUBERNETES,
+            "base/gateway.yaml",
+            "- name: HOME\n          value: /tmp",
+            "- name: HF_TOKEN\n          value: hf_abc",
+        ),
+        "HF_TOKEN has its value in plain text",
+    ),
+    "secret-object": (
+        (
+            KUBERNETES,
+            "base/services.yaml",
+            "---\n",
+            "---\napiVersion: v1\nkind: Secret\nmetadata:\n  name: k\nstringData:\n  a: b\n---\n",
+        ),
+        "a Secret's values stand here",
+    ),
+    "broken-yaml": (
+        (KUBERNETES, "base/services.yaml", "kind: Service\n", "kind: [Service\n"),
+        "not YAML that can be read",
+    ),
+    "alias": (
+        (KUBERNETES, "base/services.yaml", "kind: Service\n", "kind: &a Service\nalso: *a\n"),
+        "an alias *a; write out what it stands for",
+    ),
+    "odd-shapes": (
+        (KUBERNETES, "base/services.yaml", "  ports:\n", "  ports: none\n  others:\n"),
+        "is not of type 'array'",
+    ),
+    "worker-memory": (
+        (LEADERWORKERSET, "base/server.yaml", "sizeLimit: ", "sizeLimit: 1Mi  # "),
+        "LeaderWorkerSet llama spec.leaderWorkerTemplate.workerTemplate",
+    ),
+    "lws-pods": (
+        (LEADERWORKERSET, "base/server.yaml", "workingDir: /tmp", "workDir: /tmp"),
+        "'workDir' was unexpected",
+    ),
+    "kserve-grace": (
+        (KSERVE, "base/server.yaml", "GracePeriodSeconds: 35", "GracePeriodSeconds: 25"),
+        "running requests are cut",
+    ),
+    "compose-gpus": ((COMPOSE, "compose.yaml", "count: 2", "count: 1"), "1 GPU(s); expected 2"),
+    "compose-grace": (
+        (COMPOSE, "compose.yaml", "stop_grace_period: 30s", "stop_grace_period: 10s"),
+        "10 s to end",
+    ),
+    "compose-token": (
+        (COMPOSE, "compose.yaml", "      HOME: /tmp\n    user", "      API_KEY: abc\n    user"),
+        "API_KEY has its value in plain text",
+    ),
+    "slurm-memory": ((SLURM, "serve.sbatch", "--mem=", "--mem=4096 #"), "4.29 GB, below"),
+    "slurm-nodes": ((SLURM, "serve.sbatch", "--nodes=1", "--nodes=2"), "2 nodes; expected 1"),
+}
+
+
+# What hides others: these are tried by themselves.
+ALONE = (
+    "selector",
+    "name",
+    "no-startup-probe",
+    "no-gpu-selector",
+    "broken-yaml",
+    "alias",
+    "odd-shapes",
+)
+TOGETHER = {
+    target: tuple(name for name, damage in DAMAGES.items() if damage[0][0] == target)
+    for target in (KUBERNETES, LEADERWORKERSET, KSERVE, COMPOSE, SLURM)
+}
+TRIED = {
+    **{
+        target: tuple(name for name in names if name not in ALONE)
+        for target, names in TOGETHER.items()
+    },
+    **{name: (name,) for name in ALONE},
+}
+
+
+@pytest.mark.parametrize("tried", TRIED)
+def test_what_will_not_work_is_named(tried: str, written: Deployed, tmp_path: Path) -> None:
+    damages = [DAMAGES[name] for name in TRIED[tried]]
+    folder = tmp_path / "deployment"
+    shutil.copytree(written(damages[0][0][0]), folder)
+    for (_, name, old, new), _said in damages:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+    messages = [f.message for f in check_deployment(folder).errors if f.line]
+
+    unsaid = [said for _, said in damages if not any(said in message for message in messages)]
+    assert unsaid == []
+
+
+def crd(schema: object) -> str:
+    """Return a definition of KEDA's kind that knows only what the test is about."""
+    properties = {"spec": {"type": "object", "properties": schema}}
+    return json.dumps(
+        {
+            "kind": "List",
+            "items": [
+                {
+                    "kind": "CustomResourceDefinition",
+                    "spec": {
+                        "group": "keda.sh",
+                        "names": {"kind": "ScaledObject"},
+                        "versions": [
+                            {
+                                "name": "v1alpha1",
+                                "schema": {"openAPIV3Schema": {"properties": properties}},
+                            }
+                        ],
+                    },
+                }
+            ],
+        }
+    )
+
+
+def test_a_clusters_own_kinds_have_the_schemas_that_it_gives(
+    written: Deployed, tmp_path: Path
+) -> None:
+    path = tmp_path / "crds.yaml"
+    path.write_text(crd({"minReplicaCount": {"type": "string"}}))
+    report = check_deployment(written(KUBERNETES), (path,))
+    messages = [f.message for f in report.errors if f.file == "base/autoscaling.yaml"]
+
+    assert any("2 is not of type 'string'" in message for message in messages)
+    assert any("('advanced', " in message for message in messages), messages
+    assert not any("keda" in finding.message for finding in report.findings if not finding.line)
+
+
+def test_the_command_ends_with_3_and_names_the_worst(
+    written: Deployed, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    folder = tmp_path / "deployment"
+    shutil.copytree(written(COMPOSE), folder)
+    (folder / "compose.yaml").write_text("services: [\n")
+    result = command("deploy", "check", folder)
+
+    assert result.exit_code == 3
+    assert result.stderr.startswith("error: ")
+    assert "compose.yaml:2 not YAML that can be read" in result.stderr
+
+
+@pytest.mark.parametrize("crds", ["nothing", "kind: Pod\n", "{"])
+def test_definitions_that_are_none_are_refused(
+    crds: str, written: Deployed, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    path = tmp_path / "crds.yaml"
+    if crds != "nothing":
+        path.write_text(crds)
+    result = command("deploy", "check", written(COMPOSE), "--crds", path)
+
+    assert result.exit_code == 3
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_is_no_deployment_is_refused(
+    repository_of: RepositoryOf, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    for folder, said in ((tmp_path, "has no minitron.json"), (repository_of("H100"), "repository")):
+        result = command("deploy", "check", folder)
+
+        assert (result.exit_code, said in result.stderr) == (3, True)

@@ -1,0 +1,250 @@
+"""Each number changes when what it comes from does, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import threading
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from tests.deploy.conftest import RepositoryOf
+from tests.deploy.repositories import settings_of
+
+from minitron_trt.deploy import fetch_repository
+from minitron_trt.deploy.deployment import Deployment
+from minitron_trt.deploy.manifests import digests_text, objects_of
+from minitron_trt.deploy.served_facts import ServedFacts, read_facts
+from minitron_trt.deploy.settings import LEADERWORKERSET
+from minitron_trt.yaml_text import Figure, figures_of
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def facts(repository_of: RepositoryOf) -> ServedFacts:
+    """What is read of a repository for an H100."""
+    return read_facts(repository_of("H100"), image=None, gpu=None, drain_s=20)
+
+
+def numbers(deployment: Deployment) -> dict[str, Any]:
+    """Return what the files let people set, by its name."""
+    found = (figure for each in objects_of(deployment).values() for figure in figures_of(each))
+    return {figure.knob: figure.value for figure in found if figure.knob}
+
+
+def gpu(facts: ServedFacts, **changes: Any) -> dict[str, Any]:
+    """Return the change of what each rank takes of its GPU."""
+    assert facts.gpu is not None
+    return {"gpu": dataclasses.replace(facts.gpu, **changes)}
+
+
+# A source, and all the numbers that come from it.
+SOURCES: dict[str, tuple[Callable[[ServedFacts], dict[str, Any]], dict[str, Any], set[str]]] = {
+    "weights": (
+        lambda facts: gpu(facts, weights_bytes=9 * GB),
+        {},
+        {"server.gpuMemoryMiB", "server.memory"},
+    ),
+    "activations": (lambda f: gpu(f, activation_bytes=3 * GB), {}, {"server.gpuMemoryMiB"}),
+    "runtime": (lambda f: gpu(f, reserve_bytes=4 * GB), {}, {"server.gpuMemoryMiB"}),
+    "cache": (lambda f: gpu(f, longest_bytes=4 * GB), {}, {"server.gpuMemoryMiB"}),
+    "sequences": (lambda f: gpu(f, sequences=16), {}, {"autoscaling.waitingPerReplica"}),
+    "batch": (lambda _: {"batch": 24}, {}, {"autoscaling.waitingPerReplica"}),
+    "vocabulary": (lambda _: {"vocab": 256_000}, {}, {"server.memory"}),
+    "processes": (
+        lambda _: {"processes": {"preprocessing": 9, "postprocessing": 1, "tensorrt_llm_bls": 32}},
+        {},
+        {"server.memory", "server.shm", "server.cpu"},
+    ),
+    "ranks": (
+        lambda _: {"tp": 4},
+        {},
+        {"server.gpus", "server.memory", "server.cpu"},
+    ),
+    "image": (lambda _: {"image": "registry.example/triton:1"}, {}, {"server.image"}),
+    "engine-bytes": (
+        lambda _: {"repository_bytes": 90 * GB},
+        {},
+        {"server.startupFailures", "server.progressSeconds", "autoscaling.calmSeconds"},
+    ),
+    "disk": (
+        lambda _: {},
+        {"disk_mb_s": 1},
+        {"server.startupFailures", "server.progressSeconds", "autoscaling.calmSeconds"},
+    ),
+    "drain": (
+        lambda _: {},
+        {"drain_s": 90},
+        {"server.graceSeconds", "gateway.graceSeconds", "server.progressSeconds"},
+    ),
+    "replicas": (lambda _: {}, {"replicas": 5}, {"server.replicas"}),
+    "max-replicas": (lambda _: {}, {"max_replicas": 50}, {"autoscaling.maxReplicas"}),
+    "fetch": (lambda _: {}, {"storage": "fetch:https://example.org"}, {"server.ephemeralStorage"}),
+    "gateway-image": (lambda _: {}, {"gateway_image": "gateway:2"}, {"gateway.image"}),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_number_changes_with_its_source_and_with_nothing_else(
+    source: str, facts: ServedFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is fetched would be read for its digests.
+    monkeypatch.setattr("minitron_trt.deploy.manifests.digests_text", lambda _: "")
+    change, options, changing = SOURCES[source]
+    before = numbers(Deployment(facts, settings_of()))
+    changed = dataclasses.replace(facts, **change(facts))
+    after = numbers(Deployment(changed, settings_of(**options)))
+
+    assert {name for name in before if before[name] != after[name]} == changing
+
+
+def test_every_number_that_people_may_set_has_a_source_above(facts: ServedFacts) -> None:
+    """But for those of the gateway, which has the same size before every server."""
+    alike = {"gateway.replicas", "gateway.cpu", "gateway.memory", "gateway.ephemeralStorage"}
+    sources = set().union(*(changing for _, _, changing in SOURCES.values()))
+
+    known = numbers(Deployment(facts, settings_of()))
+    assert set(known) - alike - {"autoscaling.kvPercent"} == sources
+
+
+def test_ranks_over_nodes_divide_what_each_has(facts: ServedFacts) -> None:
+    several = dataclasses.replace(facts, tp=8, pp=2)
+    deployment = Deployment(several, settings_of(LEADERWORKERSET))
+    one = Deployment(several, settings_of(LEADERWORKERSET, gpus_per_node=16))
+
+    assert (deployment.nodes, deployment.node_ranks, one.nodes) == (2, 8, 1)
+    assert deployment.gpus() == Figure(8, "tp 8 x pp 2 over 2 nodes, a GPU a rank", "server.gpus")
+    assert deployment.loaded_bytes() == one.loaded_bytes() // 2
+
+
+REFUSED = {
+    "ranks-beyond-a-node": (
+        ("--target", "kubernetes", "--gpus-per-node", 1),
+        4,
+        "has 2 ranks, a node 1 GPUs (--gpus-per-node); --target kubernetes has one node: use "
+        "--target leaderworkerset or slurm",
+    ),
+    "other-gpu": (("--target", "kubernetes", "--gpu", "L40"), 4, "engine for SM90, L40 (SM89)"),
+    "unknown-gpu": (("--target", "kubernetes", "--gpu", "H1000"), 2, "did you mean"),
+    "other-image": (("--target", "kubernetes", "--image", "25.12"), 4, "TensorRT-LLM 1.2.1"),
+    "storage-form": (
+        ("--target", "kubernetes", "--storage", "s3:bucket"),
+        2,
+        "no known form of storage; expected claim:NAME[/FOLDER], image:REFERENCE or fetch:URL",
+    ),
+    "storage-out": (("--target", "kubernetes", "--storage", "claim:a/../b"), 2, "leads out of"),
+    "storage-name": (("--target", "kubernetes", "--storage", "claim:A_b"), 2, "no name of a claim"),
+    "storage-secret": (
+        ("--target", "kubernetes", "--storage", "fetch:https://me:word@example.org/r"),
+        2,
+        "would stand in plain text",
+    ),
+    "storage-query": (
+        ("--target", "kubernetes", "--storage", "fetch:https://example.org/r?sig=abc"),
+        2,
+        "would stand in plain text",
+    ),
+    "name": (("--target", "kubernetes", "--name", "My_Model"), 2, "is no name of Kubernetes"),
+    "long-name": (("--target", "kubernetes", "--name", "a" * 41), 2, "at most 40"),
+    "digit-first": (("--target", "kubernetes", "--name", "3b"), 2, "a small letter, then"),
+    "secret-for-a-name": (
+        ("--target", "kubernetes", "--keys-secret", "sk-ABC=="),
+        2,
+        "--keys-secret 'sk-ABC==' is no name of Kubernetes",
+    ),
+    "root": (("--target", "kubernetes", "--user", 0), 2, "is root or no user"),
+    "replicas": (("--target", "kubernetes", "--replicas", 9), 2, "--max-replicas 8 is below"),
+    "helm-for-compose": (("--target", "compose", "--helm"), 2, "--helm is for what runs on"),
+    "job-elsewhere": (("--target", "compose", "--partition", "gpu"), 2, "is for --target slurm"),
+    "bare-nodes": (
+        ("--target", "slurm", "--container", "none", "--gpus-per-node", 1),
+        4,
+        "--container none has one node",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(
+    case: str, repository_of: RepositoryOf, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    options, code, said = REFUSED[case]
+    output = tmp_path / "deployment"
+    named = () if "--name" in options else ("--name", "llama")
+    result = command("deploy", repository_of("H100"), "-o", output, *named, *options)
+
+    assert (result.exit_code, output.exists()) == (code, False), result.output
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(
+    repository_of: RepositoryOf, tmp_path: Path, command: Callable[..., Result]
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    arguments = ("deploy", repository_of("H100"), "--target", "compose", "-o", tmp_path)
+    result = command(*arguments, "--overwrite")
+
+    assert result.exit_code == 2
+    assert "is not something this tool wrote" in result.stderr
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder of files that is served, and the list of their digests."""
+    folder = tmp_path / "served"
+    (folder / "1").mkdir(parents=True)
+    (folder / "1/weights of a model").write_bytes(os.urandom(3 * 2**20 + 7))
+    (folder / "config").write_text("settings")
+    return folder
+
+
+def listed(folder: Path) -> str:
+    """Return the digests of a folder's files as the script takes them."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return "".join(
+        f"{fetch_repository._digest(path)}  {path.relative_to(folder)}\n" for path in paths
+    )
+
+
+def test_what_is_fetched_is_what_was_listed(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    (tmp_path / "list").write_text(listed(files))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(files))) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        first = fetch_repository.main(url, tmp_path / "list", tmp_path / "fetched")
+        again = listed(tmp_path / "fetched")
+        (files / "config").write_text("other")
+        (tmp_path / "fetched/config").unlink()
+        second = fetch_repository.main(url, tmp_path / "list", tmp_path / "fetched")
+        (files / "1/weights of a model").unlink()
+        third = fetch_repository.main(url, tmp_path / "list", tmp_path / "elsewhere")
+        server.shutdown()
+
+    assert (first, second, third) == (0, 1, 1)
+    assert again == (tmp_path / "list").read_text()
+    assert not (tmp_path / "fetched/config").exists()
+    said = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: config: \S+ has sha256 \w+; expected \w+", said[0])
+    assert "404" in said[1]
+
+
+def test_a_list_has_every_file_of_the_repository(repository_of: RepositoryOf) -> None:
+    repository = repository_of("H100")
+    paths = sorted(path for path in repository.rglob("*") if path.is_file())
+    names = [line.partition("  ")[2] for line in digests_text(repository).splitlines()]
+
+    assert names == [str(path.relative_to(repository)) for path in paths]
