@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.executor.slow_sampling import SlowSampler
 
 from minitron_trt.errors import BadInputError, MinitronError
-from minitron_trt.executor.sampling import Sampler, Sampling, _largest, log_prob
+from minitron_trt.executor.row_scores import RowScores
+from minitron_trt.executor.sampling import Sampler, Sampling, log_prob
 from minitron_trt.executor.step import Floats
 
 VOCAB = 8
@@ -311,10 +315,72 @@ def test_log_probs_are_those_of_the_model_and_add_up_to_one(logits: Floats) -> N
 
 @given(
     st.lists(st.integers(-3, 3), min_size=1, max_size=300),
+    st.sets(st.integers(0, 299), max_size=9),
     st.integers(1, 300),
 )
-def test_the_largest_are_those_of_a_full_sort(values: list[int], count: int) -> None:
-    weights = np.array(values, dtype=np.float64)
-    found = weights[_largest(weights, count)]
+def test_the_largest_are_those_of_a_full_sort(
+    values: list[int], special: set[int], count: int
+) -> None:
+    ids = np.array(sorted(at for at in special if at < len(values)), np.intp)
+    own = ids.astype(np.float64) % 5 - 1
+    row = np.array(values, np.float32)
+    every = row / 2.0
+    every[ids] = own
+    found, scores = RowScores(row, 2.0, ids, own).largest(count)
+    expected = np.argsort(-every, kind="stable")[:count]
 
-    assert found.tolist() == sorted(values, reverse=True)[:count]
+    assert found.tolist() == expected.tolist()
+    assert scores.tolist() == every[expected].tolist()
+
+
+def test_a_nan_that_a_penalty_meets_is_no_number() -> None:
+    logits = np.array([1.0, math.nan, 0.0], dtype=np.float32)
+
+    with pytest.raises(MinitronError, match="the model's best logit is nan"):
+        Sampler(Sampling(presence_penalty=1.0), (1,), 3).choose(logits)
+
+
+# Logits as a model has them, rounded to bf16 with its many ties, flat, and all alike.
+SHAPES: Final[dict[str, Callable[[np.random.Generator], Any]]] = {
+    "peaked": lambda draw: draw.standard_normal(5000) * 2 + draw.exponential(0.2, 5000) ** 3,
+    "rounded": lambda draw: (draw.standard_normal(5000) * 3).astype(ml_dtypes.bfloat16),
+    "flat": lambda draw: draw.standard_normal(5000) * 0.1,
+    "alike": lambda draw: np.repeat([1.0, -math.inf], [4000, 1000]),
+}
+options = st.fixed_dictionaries(
+    {"seed": st.integers(0, 2**32)},
+    optional={
+        "temperature": st.sampled_from([1e-8, 0.3, 0.8, 1.0, 3.0]),
+        "top_k": st.sampled_from([1, 2, 50, 1000, 4999, 10_000]),
+        "top_p": st.sampled_from([1e-3, 0.5, 0.9, 0.999, 1.0]),
+        "min_p": st.sampled_from([0.01, 0.2]),
+        "repetition_penalty": st.sampled_from([0.5, 1.2]),
+        "presence_penalty": st.sampled_from([-2.0, 0.7]),
+        "frequency_penalty": st.sampled_from([-0.5, 0.3]),
+        "min_tokens": st.just(2),
+        "end_ids": st.just((7, 4999)),
+        "bad_words": st.just(((3,), (11,))),
+        "embedding_bias": st.just(np.linspace(-2, 2, 5000, dtype=np.float32)),
+    },
+)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=60, deadline=None)
+@given(options, st.integers(0, 2**32), st.integers(0, 300))
+def test_the_tokens_are_those_of_whole_vocabularies(
+    shape: str, chosen: dict[str, Any], seed: int, prompt_tokens: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    prompt = draw.integers(0, 5000, prompt_tokens).tolist()
+    sampling = Sampling(**chosen)
+    fast, slow = Sampler(sampling, prompt, 5000), SlowSampler(sampling, prompt)
+    for _ in range(4):
+        logits = SHAPES[shape](draw).astype(np.float32)
+        before = logits.copy()
+        token = slow.choose(logits)
+
+        assert fast.choose(logits, int(logits.argmax())) == token
+        assert np.array_equal(logits, before)
+        fast.accept(token)
+        slow.generated.append(token)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from minitron_trt.errors import BadInputError, MinitronError
+from minitron_trt.executor.row_scores import Doubles, Ids, RowScores
 from minitron_trt.executor.step import Floats
 
-Doubles = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.intp]
 Counts = npt.NDArray[np.int64]
 
 _RANGES: Final[tuple[tuple[str, Callable[[float], bool], str], ...]] = (
@@ -33,8 +32,6 @@ _RANGES: Final[tuple[tuple[str, Callable[[float], bool], str], ...]] = (
     ("seed", lambda x: 0 <= x < 2**64, "a whole number from 0 to 2**64 - 1"),
     ("min_tokens", lambda x: x >= 0, "0 or more"),
 )
-# A nucleus this small is found without sorting the whole vocabulary, most of a draw's cost.
-_SMALL_NUCLEUS: Final = 1024
 # Stands for 0 where logits are divided, so that penalties keep a meaning.
 _SMALLEST_TEMPERATURE: Final = 1e-6
 
@@ -121,7 +118,9 @@ class Sampler:
         for word in words:
             if len(word) > 1:
                 self._bad_words.setdefault(word[-2], []).append(word)
-        self._counts: Counts | None = None  # of each token, once they matter
+        # Of each token, and the ids of those above 0, once they matter.
+        self._counts: Counts | None = None
+        self._seen: Ids = np.empty(0, np.intp)
 
     @property
     def plain(self) -> bool:
@@ -132,39 +131,51 @@ class Sampler:
         """Take note of a token that became part of the output."""
         self.generated.append(token)
         if self._counts is not None:
+            if not self._counts[token]:
+                self._seen = np.append(self._seen, token)
             self._counts[token] += 1
 
-    def choose(self, logits: Floats) -> int:
-        """Return the next token for a row of logits; MinitronError when they are not numbers."""
-        scores = self._adjusted(logits)
-        best = int(scores.argmax())
-        if not math.isfinite(scores[best]):
-            raise MinitronError(f"the model's best logit is {scores[best]}; expected a number")
-        return best if self._random is None else self._draw(scores, self._random)
+    def choose(self, logits: Floats, largest: int | None = None) -> int:
+        """Return the next token for a row of logits; MinitronError when they are not numbers.
 
-    def _adjusted(self, logits: Floats) -> Doubles:
-        sampling, scores = self._sampling, logits.astype(np.float64)
-        if sampling.embedding_bias is not None:
-            scores += sampling.embedding_bias
-        if sampling.temperature is not None and sampling.temperature != 1:
-            scores /= max(sampling.temperature, _SMALLEST_TEMPERATURE)
-        if sampling.penalizes:
-            self._penalize(scores)
+        `largest` is the id of the largest logit, the first of equal ones, where it is known.
+        """
+        scores = self._scores(logits, largest)
+        best, top = scores.best()
+        if not math.isfinite(top):
+            raise MinitronError(f"the model's best logit is {top}; expected a number")
+        return best if self._random is None else self._draw(scores, top, self._random)
+
+    def _scores(self, logits: Floats, largest: int | None) -> RowScores:
+        sampling = self._sampling
+        bias, divisor = sampling.embedding_bias, 1.0
+        row: npt.NDArray[Any] = logits if bias is None else logits.astype(np.float64) + bias
+        if sampling.temperature is not None:
+            divisor = max(sampling.temperature, _SMALLEST_TEMPERATURE)
+        banned = [*self._banned, *self._ending_a_bad_word()]
         if len(self.generated) < sampling.min_tokens:
-            scores[self._end_ids] = -math.inf
-        scores[self._banned] = -math.inf
-        scores[self._ending_a_bad_word()] = -math.inf
-        return scores
+            banned += self._end_ids
+        seen = self._seen_ids() if sampling.penalizes else np.empty(0, np.intp)
+        special = np.unique(np.concatenate([seen, np.array(banned, np.intp)]))
+        values = np.full(len(special), -math.inf)
+        if len(seen):
+            values = self._penalized(row[special].astype(np.float64) / divisor, special)
+            values[np.isin(special, banned)] = -math.inf
+        # A bias may have made another token the largest.
+        return RowScores(row, divisor, special, values, largest if bias is None else None)
 
-    def _penalize(self, scores: Doubles) -> None:
+    def _seen_ids(self) -> Ids:
         if self._counts is None:
             self._counts = np.bincount([*self._prompt, *self.generated], minlength=self._vocab)
-        sampling, ids = self._sampling, np.flatnonzero(self._counts)
-        seen, factor = scores[ids], sampling.repetition_penalty
-        seen = np.where(seen < 0, seen * factor, seen / factor)
-        scores[ids] = (
-            seen - sampling.presence_penalty - sampling.frequency_penalty * self._counts[ids]
-        )
+            self._seen = np.flatnonzero(self._counts)
+        return self._seen
+
+    def _penalized(self, scores: Doubles, ids: Ids) -> Doubles:
+        assert self._counts is not None
+        sampling, counts = self._sampling, self._counts[ids]
+        factor = sampling.repetition_penalty
+        seen = np.where(scores < 0, scores * factor, scores / factor)
+        return np.asarray(seen - sampling.presence_penalty - sampling.frequency_penalty * counts)
 
     def _ending_a_bad_word(self) -> list[int]:
         """Return the tokens that would complete a bad word of several tokens."""
@@ -180,13 +191,21 @@ class Sampler:
         before = self._prompt[-missing:] if missing > 0 else ()
         return (*before, *self.generated[-len(start) :]) == start
 
-    def _draw(self, scores: Doubles, random: np.random.Generator) -> int:
+    def _draw(self, scores: RowScores, top: float, random: np.random.Generator) -> int:
         sampling = self._sampling
-        ids = _largest(scores, sampling.top_k) if sampling.top_k else np.arange(len(scores))
-        weights = np.exp(scores[ids] - scores.max())
-        if sampling.top_p is not None and sampling.top_p < 1:
-            kept = _nucleus(weights, sampling.top_p)
-            ids, weights = ids[kept], weights[kept]
+        fraction = sampling.top_p if sampling.top_p is not None and sampling.top_p < 1 else None
+        if sampling.top_k:
+            ids, values = scores.largest(sampling.top_k)
+            weights = np.exp(values - top)
+            if fraction is not None:
+                mass = weights.cumsum()
+                end = np.searchsorted(mass, fraction * weights.sum()) + 1
+                ids, weights = ids[:end], weights[:end]
+        elif fraction is not None:
+            ids, weights = scores.nucleus(fraction, top)
+        else:
+            weights = np.exp(scores.every() - top)
+            ids = np.arange(len(weights))
         if sampling.min_p:
             likely = weights >= sampling.min_p * weights.max()
             ids, weights = ids[likely], weights[likely]
@@ -203,29 +222,3 @@ def log_prob(logits: Floats, token: int) -> float:
     """
     shifted = logits - logits.max()
     return float(shifted[token] - np.log(np.exp(shifted).sum(dtype=np.float64)))
-
-
-def _largest(weights: Doubles, count: int) -> Ids:
-    """Return the ids of the largest weights, largest first, equal ones by id."""
-    ids: Ids = np.arange(len(weights))
-    if count < len(weights):
-        # Of several blocks each, `count` have a maximum of at least this: nothing below it can be
-        # among the largest, and a comparison is far cheaper than a partition of everything.
-        size = max(len(weights) // (4 * count), 1)
-        blocks = weights[: len(weights) // size * size].reshape(-1, size).max(axis=1)
-        ids = np.flatnonzero(weights >= np.partition(blocks, -count)[-count])
-    if count < len(ids):
-        ids = np.sort(ids[np.argpartition(weights[ids], -count)[-count:]])
-    return ids[np.argsort(-weights[ids], kind="stable")]
-
-
-def _nucleus(weights: Doubles, fraction: float) -> Ids:
-    """Return the ids of the fewest weights that make up a fraction of the sum, largest first."""
-    wanted = fraction * weights.sum()
-    count = _SMALL_NUCLEUS
-    while True:
-        ids = _largest(weights, count)
-        mass = weights[ids].cumsum()
-        if mass[-1] >= wanted or len(ids) == len(weights):
-            return ids[: np.searchsorted(mass, wanted) + 1]
-        count *= 16

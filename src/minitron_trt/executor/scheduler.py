@@ -235,7 +235,7 @@ class Executor:
                 continue
             try:
                 if not (is_number and flight.sampler.plain):
-                    token = flight.sampler.choose(row)
+                    token = flight.sampler.choose(row, token)
                 reason = flight.accept(token, row, now)
                 if reason is None:
                     flight.send()
