@@ -422,3 +422,19 @@ def test_on_a_pipe_progress_is_lines(
         pass
 
     assert caplog.messages[0].startswith("convert: 50 %, 500 B of 1 kB in 0 s, ")
+
+
+def test_what_the_hubs_library_says_in_passing_is_not_on_the_screen(tmp_path: Path) -> None:
+    program = (
+        "from minitron_trt.cli import main\n"
+        "main(['doctor'], standalone_mode=False)\n"
+        "from huggingface_hub.utils import logging\n"
+        "logging.get_logger('huggingface_hub.utils._http').warning('Retrying in 1s')\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_VERBOSITY", None)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")

@@ -42,7 +42,9 @@ class _Watch:
         held = private_bytes(self._process)
         self.peak = max(self.peak, held)
         written = self._plan.stat().st_size if self._plan.is_file() else 0
+        # The compiler's own memory is more than the weights of a small model.
         stage, done = ("write", written) if written else ("compile", held)
+        done = min(done, self._weights_bytes)
         if stage != self._stage:
             self._shown.close()
             self._advance = self._shown.enter_context(self._progress(stage, self._weights_bytes))

@@ -8,8 +8,10 @@ all of them are told apart in one table.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from types import ModuleType
 from typing import Final
 
 from minitron_trt.errors import BadInputError
+
+log = logging.getLogger(__name__)
+_TELL_S: Final = 5.0
 
 HUB_ID: Final = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+?)(?:/([\w./ -]+\.(?:gguf|nemo)))?")
 """`owner/name`, or `owner/name/file.gguf` (or `.nemo`) for one file of a repository."""
@@ -129,6 +134,10 @@ class HubRepository:
 
         if not sys.stderr.isatty():
             disable_progress_bars()
+        # A download may have no bar, and a hub that is not reached is asked for half a minute.
+        waiting = threading.Timer(_TELL_S, log.info, ("waiting for the hub: %s", self.name))
+        waiting.daemon = True
+        waiting.start()
         try:
             yield
         except BadInputError:
@@ -137,6 +146,8 @@ class HubRepository:
             if (line := refusal(self, error)) is None:
                 raise
             raise BadInputError(line) from error
+        finally:
+            waiting.cancel()
 
 
 def refusal(repository: HubRepository, error: Exception) -> str | None:

@@ -132,7 +132,7 @@ def _configure_logging(verbose: int, quiet: bool) -> None:
     if verbose:
         return
     # What libraries say in passing is no news of this program's; bars are for people.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
