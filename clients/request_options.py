@@ -11,6 +11,7 @@ from minitron_trt.errors import UsageError
 
 if TYPE_CHECKING:
     from minitron_trt.clients.client import Client
+    from minitron_trt.clients.endpoint import Access
 
 PLACE = (
     cloup.option(
@@ -89,17 +90,23 @@ def connect(options: dict[str, Any]) -> Client:
     The model stays: it is a field of the request.
     """
     from minitron_trt.clients.client import Client
-    from minitron_trt.clients.endpoint import Access, Timeouts
+    from minitron_trt.clients.endpoint import Timeouts
 
     timeouts = Timeouts(**{field: options.pop(field) for field in Timeouts.__slots__})
-    files = {name: options.pop(name) for name in ("ca", "certificate", "key")}
-    access = Access(**files, headers=dict(map(_header, options.pop("headers"))))
     return Client.connect(
         options.pop("url"),
         timeouts=timeouts,
         max_retries=options.pop("retries"),
-        access=access,
+        access=access(options),
     )
+
+
+def access(options: dict[str, Any]) -> Access:
+    """Return what ACCESS describes; its values leave `options`."""
+    from minitron_trt.clients.endpoint import Access
+
+    files = {name: options.pop(name) for name in ("ca", "certificate", "key")}
+    return Access(**files, headers=dict(map(_header, options.pop("headers"))))
 
 
 def _header(text: str) -> tuple[str, str]:
