@@ -16,6 +16,7 @@ FOLDERS = (
     "docs",
     "evaluate",
     "gateway",
+    "loadtest",
     "src",
     "tests",
     "triton_repo",

@@ -32,6 +32,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "gateway": "minitron_trt.gateway.command:gateway",
         "verify": "minitron_trt.convert.verification.command:verify",
         "deploy": "minitron_trt.deploy.command:deploy",
+        "bench": "minitron_trt.loadtest.command:bench",
         "eval": "minitron_trt.evaluate.command:evaluate",
         "doctor": "minitron_trt.doctor:doctor",
         "sample": "minitron_trt.samples.command:sample",
@@ -55,7 +56,7 @@ SECTIONS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "deploy",
         ),
         "To begin with": ("doctor", "sample", "demo", "docs", "completion"),
-        "How good it is": ("verify", "eval"),
+        "How good it is": ("verify", "eval", "bench"),
     }
 )
 """The commands as help shows them; those of no section come last."""

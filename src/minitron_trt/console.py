@@ -205,7 +205,7 @@ def _told(context: click.Context) -> Iterator[None]:
         )
 
 
-_SECRET: Final = frozenset({"token", "headers", "restrict_admin"})
+_SECRET: Final = frozenset({"api_key", "token", "headers", "restrict_admin"})
 
 
 def retyped(context: click.Context, *, without: Sequence[str], plus: Sequence[str]) -> str:
