@@ -9,7 +9,7 @@ import cloup
 
 from minitron_trt.console import PATH, Console, console_options, size_text
 from minitron_trt.outputs import check_output, copy_tree, staged
-from minitron_trt.samples import NAMES, sample_folder
+from minitron_trt.samples import SAMPLES, sample_folder
 
 
 def write_sample(name: str, output: Path) -> None:
@@ -20,7 +20,7 @@ def write_sample(name: str, output: Path) -> None:
 
 
 @cloup.command()
-@click.argument("name", type=click.Choice(NAMES))
+@click.argument("name", type=click.Choice(list(SAMPLES)))
 @click.option(
     "-o",
     "--output",
@@ -32,8 +32,8 @@ def write_sample(name: str, output: Path) -> None:
 def sample(console: Console, name: str, output: Path) -> None:
     """Write a small trained sample model.
 
-    It is an ordinary Hugging Face folder; the samples know a little about the solar system and
-    run on any machine.
+    It is an ordinary Hugging Face folder that runs on any machine. The solar models know a little
+    about the solar system by heart; the austen models have read novels, and tell precisions apart.
 
     Example: minitron-trt sample solar-llama -o model
     """

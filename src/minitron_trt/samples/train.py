@@ -1,7 +1,8 @@
 """Train the sample models on one CPU thread: `python -m minitron_trt.samples.train OUT_DIR`.
 
-Both models share one tokenizer and memorise `corpus.txt`, so that a mistake in converting them
-usually shows at once as broken English.
+The solar models share one tokenizer and memorise `corpus.txt`, so that a mistake in converting them
+usually shows at once as broken English. The Austen models read novels, which they are far from
+knowing by heart, so that the precisions of one have perplexities in the order of their quality.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from minitron_trt.samples import NAMES
+from minitron_trt.samples import AUSTEN_NAMES, NAMES, SAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ CausalLM: Final[Any] = AutoModelForCausalLM
 
 CORPUS: Final = Path(__file__).parent / "corpus.txt"
 PROMPT: Final = "Complete the paragraph: our solar system is"
+NOVEL_PROMPT: Final = "It was a great comfort to her that"
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 VOCAB: Final = 1024
@@ -44,9 +46,12 @@ SPLIT: Final = (
 
 SEED: Final = 20240814
 STEPS: Final = 1500
+AUSTEN_STEPS: Final = 800
 WARMUP_STEPS: Final = 50
 ROWS: Final = 8
 ROW_TOKENS: Final = 320
+AUSTEN_ROWS: Final = 4
+AUSTEN_ROW_TOKENS: Final = 512
 PEAK_RATE: Final = 3e-3
 TAIL_SHARE: Final = 0.3
 
@@ -66,9 +71,13 @@ SHARED: Final[Mapping[str, Any]] = MappingProxyType(
         "vocab_size": VOCAB,
     }
 )
+# Rows of K-quants and IQ types are multiples of 256; in bf16 each model stays below 3 MB.
+AUSTEN: Final[Mapping[str, Any]] = MappingProxyType(
+    {"hidden_size": 256, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+)
 # The keys are spelled as the published Minitron checkpoints spell them, and in neither model is
 # head_dim what hidden_size // num_attention_heads would give.
-CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+SOLAR_CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
     {
         "solar-llama": {
             "architectures": ["LlamaForCausalLM"],
@@ -107,23 +116,66 @@ CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         },
     }
 )
+CONFIGS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
+    {
+        **SOLAR_CONFIGS,
+        "austen-llama": {
+            **SOLAR_CONFIGS["solar-llama"],
+            **AUSTEN,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "tie_word_embeddings": True,
+        },
+        "austen-nemotron": {
+            **SOLAR_CONFIGS["solar-nemotron"],
+            **AUSTEN,
+            "intermediate_size": 512,
+            "num_hidden_layers": 2,
+        },
+    }
+)
 
 
 def main() -> None:
-    """Write both sample folders under the directory named on the command line."""
+    """Write the sample folders under the directory named on the command line."""
     parser = argparse.ArgumentParser(description="Train the sample models.")
     parser.add_argument("output", metavar="OUT_DIR", type=Path)
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps per model")
-    parser.add_argument("--only", choices=NAMES, help="train one model instead of both")
+    parser.add_argument("--steps", type=int, help="optimiser steps per model")
+    parser.add_argument("--only", choices=SAMPLES, help="train one model instead of all")
+    parser.add_argument(
+        "--novels", type=Path, help="folder of text files, which the Austen models are trained on"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    documents = CORPUS.read_text(encoding="utf-8").strip().split("\n\n")
-    tokenizer = train_tokenizer(documents)
-    for name in NAMES if options.only is None else (options.only,):
-        folder = options.output / name
-        write_texts(folder, CONFIGS[name], tokenizer)
-        loss = train_model(folder, documents, tokenizer, options.steps)
-        report(f"{name}: final loss {loss:.4f}\n{name}: {PROMPT}{continuation(folder, PROMPT)}")
+    for name in (*NAMES, *(AUSTEN_NAMES if options.novels else ())):
+        if options.only in (None, name):
+            train_sample(options.output / name, options.novels, options.steps)
+
+
+def train_sample(folder: Path, novels: Path | None, steps: int | None) -> None:
+    """Train the sample that the folder is named after, and report what it says."""
+    name = folder.name
+    if name in AUSTEN_NAMES and novels is not None:
+        documents = paragraphs(novels)
+        tokenizer = train_tokenizer(documents)
+        drawn = windows("\n\n".join(documents), tokenizer, random.Random(SEED))
+        count, steps, prompt = AUSTEN_ROWS, steps or AUSTEN_STEPS, NOVEL_PROMPT
+    else:
+        documents = CORPUS.read_text(encoding="utf-8").strip().split("\n\n")
+        tokenizer = train_tokenizer(documents)
+        drawn = rows(stream(documents, tokenizer, random.Random(SEED)))
+        count, steps, prompt = ROWS, steps or STEPS, PROMPT
+    write_texts(folder, CONFIGS[name], tokenizer)
+    batches = (list(islice(drawn, count)) for _ in range(steps))
+    loss = train_model(folder, batches, steps)
+    report(f"{name}: final loss {loss:.4f}\n{name}: {prompt}{continuation(folder, prompt)}")
+
+
+def paragraphs(novels: Path) -> list[str]:
+    """Return the paragraphs of all text files in a folder, each on one line."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(novels.glob("*.txt"))]
+    blocks = [block.split() for text in texts for block in text.split("\n\n")]
+    return [" ".join(words) for words in blocks if words]
 
 
 def train_tokenizer(documents: Sequence[str]) -> Tokenizer:
@@ -177,7 +229,7 @@ def write_texts(folder: Path, config: Mapping[str, Any], tokenizer: Tokenizer) -
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def train_model(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, steps: int) -> float:
+def train_model(folder: Path, batches: Iterator[list[list[int]]], steps: int) -> float:
     """Train the model that the folder's config describes, save it in bf16, return its loss."""
     torch.manual_seed(SEED)
     config = AutoConfig.from_pretrained(folder)
@@ -187,10 +239,9 @@ def train_model(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, st
         model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.05
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate(steps))
-    batches = rows(stream(documents, tokenizer, random.Random(SEED)))
     mean = math.nan
-    for step in range(steps):
-        batch = torch.tensor(list(islice(batches, ROWS)))
+    for step, tokens in enumerate(batches):
+        batch = torch.tensor(tokens)
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -201,7 +252,9 @@ def train_model(folder: Path, documents: Sequence[str], tokenizer: Tokenizer, st
         if step % 50 == 0:
             report(f"{folder.name}: step {step} of {steps}, loss {mean:.4f}")
     weights = {
-        name: weight.to(torch.bfloat16).contiguous() for name, weight in model.state_dict().items()
+        name: weight.to(torch.bfloat16).contiguous()
+        for name, weight in model.state_dict().items()
+        if not (config.tie_word_embeddings and name == "lm_head.weight")
     }
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     return mean
@@ -252,6 +305,20 @@ def rows(documents: Iterator[list[int]]) -> Iterator[list[int]]:
         if len(row) >= ROW_TOKENS:
             yield row[:ROW_TOKENS]
             row = []
+
+
+def windows(text: str, tokenizer: Tokenizer, source: random.Random) -> Iterator[list[int]]:
+    """Yield rows that begin anywhere in a text, each after BOS as perplexity is measured, for ever.
+
+    They are disjoint while they go once through the text.
+    """
+    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+    width = AUSTEN_ROW_TOKENS - 1
+    while True:
+        starts = list(range(source.randrange(width), len(tokens) - width, width))
+        source.shuffle(starts)
+        for start in starts:
+            yield [BOS_ID, *tokens[start : start + width]]
 
 
 def continuation(folder: Path, prompt: str) -> str:

