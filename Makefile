@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients bench-gateway package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -197,6 +197,9 @@ bench-clients: $(COMPLETE) ## Time the clients against raw tritonclient and http
 
 # Where the repository lies, for the links of the package's page.
 URL = $(shell git remote get-url origin 2> /dev/null)
+bench-gateway: $(COMPLETE) ## Time what the gateway adds to Triton, and look at what it keeps after 10,000 requests
+	$(BIN)/python benchmarks/bench_gateway.py
+
 package: $(COMPLETE) ## Build the wheel into dist/, its links those of URL=https://...
 	PROJECT_URL="$(URL)" $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 

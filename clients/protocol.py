@@ -140,8 +140,8 @@ def piece_of(tensors: dict[str, Sequence[Any]], *, final: bool | None, size: int
         # A model of token ids has no text, which is as good as an empty one.
         texts=tuple(texts) or (("",) if token_ids else ()),
         final=final,
-        sequence=next(iter(indices), 0),
-        finish_reason=next(filter(None, reasons), None),
+        sequence=indices[0] if indices else 0,
+        finish_reason=next(filter(None, reasons), None) if reasons else None,
         outputs=tensors,
         token_ids=token_ids,
         size=size,

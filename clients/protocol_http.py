@@ -15,6 +15,9 @@ from minitron_trt.clients.model_interface import InferCall
 from minitron_trt.clients.protocol import Piece, piece_of
 
 _HEADER: Final = frozenset({"model_name", "model_version", "id"})
+# Parameters of the response, which gRPC has beside the tensors and JSON among them.
+_PARAMETERS: Final = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+_NO_TENSORS: Final = _HEADER | _PARAMETERS
 _ELEMENTS: Final = frozenset({str, int, float, bool})
 
 
@@ -67,7 +70,7 @@ def decode_event(data: str | bytes) -> Piece:
             # Of nearly every tensor the one element, which is looked at no further.
             name: (value,) if type(value) in _ELEMENTS else _values(value)
             for name, value in record.items()
-            if name not in _HEADER
+            if name not in _NO_TENSORS
         }
     if not (tensors.get(TEXT) or tensors.get(OUTPUT_IDS)):
         raise _not_triton(data)
