@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients bench-gateway package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-langchain test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -19,6 +19,7 @@ DYNAMO := .venv-dynamo
 OLDEST := .venv-oldest
 GRAFANA := .npm-grafana
 AIPERF := .venv-aiperf
+LANGCHAIN := .venv-langchain
 CHECKOV := .venv-checkov
 LLAMA_CPP := .llama-cpp
 VLLM := .venv-vllm
@@ -68,6 +69,14 @@ test-aiperf: $(COMPLETE) $(AIPERF)/.ready ## Have NVIDIA's aiperf, in an environ
 $(AIPERF)/.ready:
 	$(PYTHON) -m venv $(AIPERF)
 	$(AIPERF)/bin/python -m pip install --quiet "aiperf==0.13.0"
+	@touch $@
+
+test-langchain: $(COMPLETE) $(LANGCHAIN)/.ready ## Have langchain-openai, in an environment of its own, ask the gateway
+	LANGCHAIN_PYTHON=$(abspath $(LANGCHAIN))/bin/python $(BIN)/python -m pytest tests/gateway/test_langchain.py
+
+$(LANGCHAIN)/.ready:
+	$(PYTHON) -m venv $(LANGCHAIN)
+	$(LANGCHAIN)/bin/python -m pip install --quiet "langchain-openai==1.7.4"
 	@touch $@
 
 test-soak: $(COMPLETE) ## Send 3,000 requests whose clients leave, crash and read slowly; look for what leaks
@@ -197,6 +206,9 @@ bench-clients: $(COMPLETE) ## Time the clients against raw tritonclient and http
 
 # Where the repository lies, for the links of the package's page.
 URL = $(shell git remote get-url origin 2> /dev/null)
+soak-clients: $(COMPLETE) ## Look at what each client holds after 10,000 requests
+	$(BIN)/python benchmarks/bench_clients.py --many 10000
+
 bench-gateway: $(COMPLETE) ## Time what the gateway adds to Triton, and look at what it keeps after 10,000 requests
 	$(BIN)/python benchmarks/bench_gateway.py
 

@@ -15,7 +15,10 @@ own; with one stream for all that is not so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
+import os
 import queue
 import statistics
 import subprocess
@@ -23,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -260,17 +263,35 @@ def measure(name: str, url: str) -> list[tuple[float, float]]:
     return seconds
 
 
+def held_after(name: str, url: str, requests: int) -> list[tuple[float, int]]:
+    """Return megabytes of memory and descriptors of this process, after a tenth and after all."""
+    run = WORKS[name](url)
+    figures = []
+    for part in (requests // 10, requests - requests // 10):
+        run(part, 1)
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        memory_mb = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+        figures.append((round(memory_mb, 1), len(list(Path("/proc/self/fd").iterdir()))))
+    return figures
+
+
 def turn(name: str, urls: dict[str, str]) -> list[tuple[float, float]]:
     """Do the same in a process of its own."""
+    return [tuple(each) for each in in_a_child(name, urls)]
+
+
+def in_a_child(name: str, urls: dict[str, str], *options: str) -> Any:
+    """Return what a process of its own says of a work."""
     is_http = "HTTP" in name or "httpx" in name
     url = urls["http" if is_http else "grpc"]
     done = subprocess.run(
-        [sys.executable, __file__, "--child", name, "--url", url],
+        [sys.executable, __file__, "--child", name, "--url", url, *options],
         stdout=subprocess.PIPE,
         check=True,
         text=True,
     )
-    return [tuple(each) for each in json.loads(done.stdout)]
+    return json.loads(done.stdout)
 
 
 def import_seconds(code: str) -> float:
@@ -297,9 +318,9 @@ def imports(runs: int) -> list[str]:
     return lines
 
 
-def report(runs: int) -> None:
-    """Run everything and print the tables."""
-    from bench_convert import machine, spread
+@contextlib.contextmanager
+def running_stub() -> Iterator[dict[str, str]]:
+    """Run the server whose engine emits at once; yield its URLs by protocol."""
     from bench_serve import SAMPLE, make_stub_repository
 
     from minitron_trt.convert.conversion import ConvertOptions, convert
@@ -307,19 +328,37 @@ def report(runs: int) -> None:
     from minitron_trt.triton_repo.serving.runners import running_server
     from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 
-    found: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         convert(str(sample_folder(SAMPLE)), folder / "checkpoint", ConvertOptions())
         repository = make_stub_repository(folder, folder / "checkpoint", 1, 0)
         options = ServerOptions(free_endpoints())
         with running_server(repository, options, "embedded", timeout_s=600) as server:
-            urls = {"grpc": server.endpoints.grpc_url, "http": server.endpoints.http_url}
-            for index in range(runs):
-                for work in WORKS:
-                    found[work].append(turn(work, urls))
-                    click.echo(f"{index + 1}/{runs} {work}: {found[work][-1]}", err=True)
-        click.echo(machine(folder))
+            yield {"grpc": server.endpoints.grpc_url, "http": server.endpoints.http_url}
+
+
+def report_held(requests: int) -> None:
+    """Print what each client holds after many short requests."""
+    click.echo(
+        f"| after {requests // 10} and {requests} requests | memory | descriptors |\n|---|--:|--:|"
+    )
+    with running_stub() as urls:
+        for name in (name for name in WORKS if "Client" in name):
+            (early_mb, early), (late_mb, late) = in_a_child(name, urls, "--many", str(requests))
+            click.echo(f"| {name} | {early_mb} MB, {late_mb} MB | {early}, {late} |")
+
+
+def report(runs: int) -> None:
+    """Run everything and print the tables."""
+    from bench_convert import machine, spread
+
+    found: dict[str, list[list[tuple[float, float]]]] = defaultdict(list)
+    with running_stub() as urls:
+        for index in range(runs):
+            for work in WORKS:
+                found[work].append(turn(work, urls))
+                click.echo(f"{index + 1}/{runs} {work}: {found[work][-1]}", err=True)
+    click.echo(machine(Path(tempfile.gettempdir())))
     click.echo(
         f"| of the yardstick's | {TOKENS} tokens: processor | wall | "
         f"{REQUESTS} requests: processor | wall |\n|---|--:|--:|--:|--:|"
@@ -342,12 +381,15 @@ def report(runs: int) -> None:
 
 @click.command()
 @click.option("--runs", default=5, show_default=True, help="Turns of every work")
+@click.option("--many", type=int, help="Look at what is held after so many requests instead")
 @click.option("--child", help="Measure one work here")
 @click.option("--url", default="", help="Where its server is")
-def main(runs: int, child: str | None, url: str) -> None:
+def main(runs: int, many: int | None, child: str | None, url: str) -> None:
     """Measure the clients against the least code that does the same."""
     if child:
-        click.echo(json.dumps(measure(child, url)))
+        click.echo(json.dumps(held_after(child, url, many) if many else measure(child, url)))
+    elif many:
+        report_held(many)
     else:
         report(runs)
 

@@ -120,8 +120,10 @@ def put(load: StreamLoad) -> float:
 @contextlib.contextmanager
 def running_gateway(triton: str) -> Iterator[tuple[int, int]]:
     """Run a gateway; yield its process and its port."""
-    argv = (sys.executable, "-m", "minitron_trt", "gateway", "--url", triton, "--port", "0")
-    with subprocess.Popen((*argv, "--json", "-q"), stdout=subprocess.PIPE, text=True) as process:
+    argv = [sys.executable, "-m", "minitron_trt", "gateway", "--url", triton, "--port", "0"]
+    # A place is free a moment after its answer has ended: as many again are never wanted.
+    argv += ["--max-running", "512", "--json", "-q"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         page = json.loads(process.stdout.readline())["page"]
         try:
@@ -143,7 +145,10 @@ def measure(triton: StreamLoad, gateway: StreamLoad, pid: int, runs: int) -> lis
         costs.append(1000 * spent / (gateway.requests * gateway.tokens))
         rates.append(through)
         ratios.append(through / direct)
-        click.echo(f"{index + 1}/{runs}: {direct:.0f}, {through:.0f} tokens/s", err=True)
+        click.echo(
+            f"{index + 1}/{runs}: {direct:.0f}, {through:.0f} tokens/s, {costs[-1]:.3f} ms",
+            err=True,
+        )
     return [
         f"| {gateway.streams} streams | |",
         "|---|--:|",
