@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-policy test-grafana test-aiperf test-langchain test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-alerts test-policy test-grafana test-aiperf test-langchain test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -128,14 +128,17 @@ $(OLDEST)/.complete: pyproject.toml constraints-oldest.txt
 	@touch $@
 
 test-slurm: $(COMPLETE) ## Run job files on a Slurm of one node (Debian: slurm-wlm munge openmpi-bin)
-	SLURM_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_slurm.py
+	SLURM_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_slurm.py tests/deploy/test_slurm_served.py
 
 test-podman: $(COMPLETE) ## Run the docker runner's containers (Debian: podman runc catatonit busybox-static)
 	PODMAN_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_podman.py
 
-test-policy: $(COMPLETE) $(CHECKOV)/.ready ## Hold the Kubernetes job against checkov's policies, in .venv-checkov
+test-alerts: $(COMPLETE) ## Have Prometheus' own promtool try a deployment's alerts (Debian: prometheus)
+	$(BIN)/python -m pytest tests/deploy/test_alerts.py tests/test_grafana.py
+
+test-policy: $(COMPLETE) $(CHECKOV)/.ready ## Hold what is written for Kubernetes against checkov's policies, in .venv-checkov
 	CHECKOV=$(abspath $(CHECKOV))/bin/checkov \
-		$(BIN)/python -m pytest tests/build/trtllm/test_cluster_policy.py
+		$(BIN)/python -m pytest tests/build/trtllm/test_cluster_policy.py tests/deploy/test_policy.py
 
 $(CHECKOV)/.ready:
 	$(PYTHON) -m venv $(CHECKOV)

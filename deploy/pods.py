@@ -16,6 +16,7 @@ from minitron_trt.build.trtllm.cluster.pod_parts import (
     pod_security,
 )
 from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
+from minitron_trt.deploy.served_facts import CLOSED
 from minitron_trt.deploy.settings import DeploySettings
 from minitron_trt.deploy.storage import FETCH, VOLUME
 from minitron_trt.triton_repo.serving.docker_launch import INSIDE
@@ -98,9 +99,8 @@ def base_container(deployment: Deployment) -> dict[str, Any]:
 
 def _argument(word: str) -> str:
     """Return a word of the command line as Kubernetes passes it on; closed calls get a secret."""
-    closed, marker, rest = word.partition(":Closed= ")
-    if marker and not rest:
-        return f"{literal(closed)}{marker}$({_CLOSED_ENVIRONMENT})"
+    if word.endswith(f":{CLOSED}"):
+        return f"{literal(word)}$({_CLOSED_ENVIRONMENT})"
     return literal(word)
 
 

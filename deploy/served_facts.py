@@ -44,8 +44,11 @@ from minitron_trt.triton_repo.serving_recipe import MOUNT
 
 ENDPOINTS: Final = Endpoints(host=ANYWHERE, metrics_host=ANYWHERE)
 """Where a server listens in a container of its own; the ports are Triton's."""
-CLOSED: Final = "Closed= "
-"""The header that closed calls ask for, which nobody can send; a random value may follow."""
+CLOSED: Final = "Closed= -"
+"""The header that closed calls ask for, which nobody can send: HTTP drops the space before a value.
+
+A value of nothing but a space would be the one that Triton reads in a header without any.
+"""
 _ENGINE_PATH: Final = "gpt_model_path"
 _TEXT_MODELS: Final = (PREPROCESSING, POSTPROCESSING, TENSORRT_LLM_BLS)
 # The LLM class's own default, where model.yaml does not say it.

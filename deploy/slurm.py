@@ -110,11 +110,12 @@ def _bare(deployment: Deployment) -> list[str]:
         *("--drain", str(deployment.settings.drain_s)),
         *("--timeout", str(2 * deployment.startup_s())),
     ]
-    words = f"--host 0.0.0.0 --port {PORT} --api-keys $KEYS"
+    words = f"--host 0.0.0.0 --port ${{PORT:-{PORT}}} --api-keys $KEYS"
     return [
         'command -v minitron-trt > /dev/null || refuse "this node has no minitron-trt on its PATH"',
         f'gateway=(); [ -z "${{KEYS:-}}" ] || gateway=(--gateway-options "{words}")',
-        f'{" ".join(serve)} "${{gateway[@]}}" &',
+        # What is given to the script is the server's.
+        f'{" ".join(serve)} "${{gateway[@]}}" "$@" &',
     ]
 
 

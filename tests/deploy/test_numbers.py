@@ -20,7 +20,7 @@ from tests.deploy.repositories import settings_of
 from minitron_trt.deploy import fetch_repository
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.manifests import digests_text, objects_of
-from minitron_trt.deploy.served_facts import ServedFacts, read_facts
+from minitron_trt.deploy.served_facts import CLOSED, ServedFacts, read_facts
 from minitron_trt.deploy.settings import LEADERWORKERSET
 from minitron_trt.yaml_text import Figure, figures_of
 
@@ -183,6 +183,15 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert (result.exit_code, output.exists()) == (code, False), result.output
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_closed_calls_ask_for_what_no_header_holds() -> None:
+    """Triton 2.51 took a header without a value for one whose value is a space."""
+    name, _, value = CLOSED.partition("=")
+
+    assert name != name.lower()
+    assert value.startswith(" ")
+    assert value.strip()
 
 
 def test_a_folder_of_somebody_else_is_not_replaced(
