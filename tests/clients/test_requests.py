@@ -299,6 +299,16 @@ def test_an_async_client_works_in_loops_of_several_threads(triton: TritonDouble)
     assert answers == [[word] * 5 for word in "abcd"]
 
 
+def test_a_stream_that_nobody_holds_is_cancelled(triton: TritonDouble) -> None:
+    with Client.connect(triton.url) as client:
+        stream = client.stream("forever on")
+        next(stream)
+        del stream
+        gc.collect()
+
+        assert triton.cancelled.wait(PATIENCE_S)
+
+
 def test_an_async_stream_that_nobody_holds_is_cancelled(triton: TritonDouble) -> None:
     async def ask() -> None:
         async with AsyncClient.connect(triton.url) as client:
