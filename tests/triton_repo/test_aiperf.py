@@ -5,9 +5,12 @@ Its pins are not those of this project, so it has an environment of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +44,19 @@ def profile(aiperf: str, endpoints: Endpoints, model: str, folder: Path, *, stre
     template = folder / "payload.json"
     template.write_text(PAYLOAD % TOKENS)
     verb = "generate_stream" if stream else "generate"
-    command = [
-        *(aiperf, "profile", "--model", model, "--url", endpoints.http_url),
+    options = [
+        *("--url", endpoints.http_url),
         *("--endpoint-type", "template", "--endpoint", f"/v2/models/{model}/{verb}"),
         *("--extra-inputs", f"payload_template:{template}"),
         *("--extra-inputs", "response_field:text_output"),
+    ]
+    run(aiperf, model, options, folder, stream=stream)
+
+
+def run(aiperf: str, model: str, options: list[str], folder: Path, *, stream: bool) -> None:
+    """Have aiperf send a few requests as its options say."""
+    command = [
+        *(aiperf, "profile", "--model", model, *options),
         *(["--streaming"] if stream else []),
         *("--request-count", str(REQUESTS), "--concurrency", "2"),
         *("--synthetic-input-tokens-mean", "12"),
@@ -96,3 +107,33 @@ def test_models_that_send_one_response_are_measured(
     aiperf: str, one_response: Endpoints, model: str, tmp_path: Path
 ) -> None:
     assert_is_measured(aiperf, one_response, model, tmp_path, stream=False)
+
+
+@contextlib.contextmanager
+def gateway_of(endpoints: Endpoints) -> Iterator[str]:
+    """Run the gateway before a server; yield its URL."""
+    argv = [sys.executable, "-m", "minitron_trt", "gateway", "--url", endpoints.grpc_url]
+    with subprocess.Popen(
+        [*argv, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield json.loads(process.stdout.readline())["page"].rstrip("/")
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("served", ["solar-llama"], indirect=True, scope="session")
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_the_gateway_is_measured(aiperf: str, served: Served, stream: bool, tmp_path: Path) -> None:
+    options = ["--endpoint-type", "completions", "--output-tokens-mean", str(TOKENS)]
+    options += ["--extra-inputs", "temperature:0", "--use-server-token-count"]
+    with gateway_of(served.endpoints) as url:
+        run(aiperf, "ensemble", ["--url", url, *options], tmp_path, stream=stream)
+    figures = read(tmp_path / "profile_export_aiperf.json")
+    answers = read(tmp_path / "outputs.json")["data"]
+
+    assert figures["request_count"]["avg"] == REQUESTS == len(answers)
+    assert 0 < figures["output_sequence_length"]["max"] <= TOKENS
+    assert ("inter_token_latency" in figures) is stream
+    assert all(answer["response_text"] for answer in answers)
