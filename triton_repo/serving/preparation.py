@@ -38,7 +38,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.convert.gguf.part_names import PartName
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.tokenizer_folder import TOKENIZER_JSON
-from minitron_trt.errors import BadInputError, MinitronError, UsageError
+from minitron_trt.errors import BadInputError, MinitronError, UnsupportedError, UsageError
 from minitron_trt.gpus import find_target
 from minitron_trt.host.docker import check_docker
 from minitron_trt.host.machine import local_gpus, trtllm_version
@@ -47,6 +47,7 @@ from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, T
 from minitron_trt.triton_repo.serving.installation import check_packages
 from minitron_trt.triton_repo.serving.model_options import ModelOptions
 from minitron_trt.triton_repo.serving.runners import DOCKER, EMBEDDED, choose
+from minitron_trt.triton_repo.serving.served_repository import runs_anywhere
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 from minitron_trt.version import __version__
 
@@ -137,6 +138,10 @@ def prepare(
     if kind is not None and options.precision is not None:
         raise UsageError(f"--precision is for a model; {source} is of kind {kind!r}: leave it out")
     runtime, reason = _choose_runtime(options.runtime, kind)
+    if runner == DOCKER and runs_anywhere(runtime):
+        raise UnsupportedError(
+            f"{reason}, and no image has the {runtime} runtime: leave out --runner docker"
+        )
     runner = runner or choose(runtime)
     if runner == EMBEDDED:
         check_packages(runtime)

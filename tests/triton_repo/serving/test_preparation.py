@@ -229,6 +229,17 @@ def test_what_is_said_of_a_model_is_refused_for_a_repository(
     assert result.stderr.startswith(f"error: {message} {repository} is a repository")
 
 
+def test_docker_without_a_gpu_is_refused_before_the_work(
+    doubles: Doubles, model: Path, command: Command
+) -> None:
+    result = command("serve", model, "--runner", "docker", "--dry-run")
+
+    assert (result.exit_code, result.stdout) == (4, "")
+    assert result.stderr == (
+        f"error: {NO_GPU}, and no image has the reference runtime: leave out --runner docker\n"
+    )
+
+
 def test_a_checkpoint_has_its_precision(
     doubles: Doubles, model: Path, tmp_path: Path, command: Command
 ) -> None:
