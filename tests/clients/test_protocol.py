@@ -110,6 +110,7 @@ def test_a_short_request_sends_only_what_is_set() -> None:
     [
         ('{"text_output": "a"}', Piece(("a",))),
         ('{"model_name": "ensemble", "text_output": ""}', Piece(("",))),
+        ('{"sequence_id": 0, "sequence_start": false, "text_output": "a"}', Piece(("a",))),
         ('{"text_output": ["a", "b"]}', Piece(("a", "b"))),
         ('{"text_output": "a", "sequence_index": 2}', Piece(("a",), sequence=2)),
         ('{"text_output": "a", "finish_reason": ""}', Piece(("a",))),
