@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-alerts test-policy test-grafana test-aiperf test-langchain test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -21,6 +21,7 @@ GRAFANA := .npm-grafana
 AIPERF := .venv-aiperf
 LANGCHAIN := .venv-langchain
 CHECKOV := .venv-checkov
+CRDS := .npm-crds
 LLAMA_CPP := .llama-cpp
 VLLM := .venv-vllm
 MODEL ?= .bench/llama-width-4b
@@ -135,6 +136,14 @@ test-podman: $(COMPLETE) ## Run the docker runner's containers (Debian: podman r
 
 test-alerts: $(COMPLETE) ## Have Prometheus' own promtool try a deployment's alerts (Debian: prometheus)
 	$(BIN)/python -m pytest tests/deploy/test_alerts.py tests/test_grafana.py
+
+test-crds: $(COMPLETE) $(CRDS)/.ready ## Hold objects of KEDA, Gateway API and prometheus-operator against their schemas, from npm
+	CRD_MODULES=$(abspath $(CRDS))/node_modules $(BIN)/python -m pytest tests/deploy/test_npm_schemas.py
+
+$(CRDS)/.ready:
+	npm install --silent --no-audit --no-fund --prefix $(CRDS) @kubernetes-models/gateway-api@2.0.0 \
+		@kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0
+	@touch $@
 
 test-policy: $(COMPLETE) $(CHECKOV)/.ready ## Hold what is written for Kubernetes against checkov's policies, in .venv-checkov
 	CHECKOV=$(abspath $(CHECKOV))/bin/checkov \
