@@ -51,7 +51,7 @@ def deploy() -> None:
     cloup.option(
         "--gpu",
         shell_complete=complete_gpu,
-        help="GPU that it runs on  [default: the smallest claim of the engine's architecture]",
+        help="GPU that it runs on  [default: the typical one of the engine's SM]",
     ),
     cloup.option(
         "--gpu-product",

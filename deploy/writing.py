@@ -165,6 +165,11 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
         "",
         "Keys are in no file of this folder: `keys.txt` has one a line, and stays with you.",
     ]
+    if settings.target == COMPOSE:
+        lines += [
+            "",
+            f"The gateway reads it as user {settings.user}: chown {settings.user} keys.txt.",
+        ]
     if settings.target not in (COMPOSE, SLURM) and deployment.storage.form == CLAIM:
         folder = f"/{deployment.storage.folder}" if deployment.storage.folder else ""
         lines += [
