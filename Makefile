@@ -65,7 +65,7 @@ $(GRAFANA)/.ready:
 	@touch $@
 
 test-aiperf: $(COMPLETE) $(AIPERF)/.ready ## Have NVIDIA's aiperf, in an environment of its own, measure served samples
-	AIPERF=$(abspath $(AIPERF))/bin/aiperf $(BIN)/python -m pytest tests/triton_repo/test_aiperf.py
+	AIPERF=$(abspath $(AIPERF))/bin/aiperf $(BIN)/python -m pytest tests/triton_repo/test_aiperf.py --log-cli-level INFO
 
 $(AIPERF)/.ready:
 	$(PYTHON) -m venv $(AIPERF)

@@ -14,6 +14,7 @@ SERVED: Final = frozenset(
         "tests/triton_repo/test_bounds.py",
         "tests/triton_repo/test_chat_served.py",
         "tests/triton_repo/test_aiperf.py",
+        "tests/triton_repo/test_bench.py",
         "tests/triton_repo/test_foreign_clients.py",
         "tests/triton_repo/test_fuzz.py",
         "tests/triton_repo/test_fuzz_http.py",

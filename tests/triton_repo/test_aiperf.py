@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,12 +19,18 @@ import pytest
 from tests.triton_repo.conftest import Served
 from tests.triton_repo.text_calls import ask
 
+from minitron_trt.loadtest.aiperf_files import AIPERF_SCHEMA
+from minitron_trt.loadtest.load_test import UNITS
+from minitron_trt.loadtest.metrics import figures_of
+from minitron_trt.loadtest.request_record import RequestRecord
+from minitron_trt.loadtest.significance import interval
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.serving.server_options import Endpoints
 
 # One sample: what is looked at here does not depend on the model.
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
+log = logging.getLogger(__name__)
 REQUESTS = 4
 TOKENS = 8
 PAYLOAD = """{
@@ -62,6 +69,7 @@ def run(aiperf: str, model: str, options: list[str], folder: Path, *, stream: bo
         *("--synthetic-input-tokens-mean", "12"),
         *("--tokenizer", str(sample_folder("solar-llama"))),
         *("--artifact-dir", str(folder), "--ui", "none", "--export-outputs-json"),
+        *("--export-level", "raw"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -137,3 +145,131 @@ def test_the_gateway_is_measured(aiperf: str, served: Served, stream: bool, tmp_
     assert 0 < figures["output_sequence_length"]["max"] <= TOKENS
     assert ("inter_token_latency" in figures) is stream
     assert all(answer["response_text"] for answer in answers)
+
+
+BENCH = (*("--request-count", str(REQUESTS), "--concurrency", "2"), *("--isl", "12"))
+TIMES = ("time_to_first_token", "inter_token_latency", "request_latency")
+RATES = ("output_token_throughput", "request_throughput")
+RUNS = 3
+
+
+def bench(endpoints: Endpoints, folder: Path) -> None:
+    """Run the same load with the project's own generator."""
+    command = [
+        *(sys.executable, "-m", "minitron_trt", "bench", "--url", endpoints.http_url),
+        *(*BENCH, "--osl", str(TOKENS), "--extra-inputs", "end_id:0", "--force-min-tokens"),
+        *("--tokenizer", str(sample_folder("solar-llama")), "-o", str(folder)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def beside(
+    aiperf: str, served: Served, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Path]]:
+    """Return the folders of both generators, which took turns on one server."""
+    folders: dict[str, list[Path]] = {"aiperf": [], "bench": []}
+    for number in range(RUNS):
+        folder = tmp_path_factory.mktemp(f"turn{number}")
+        bench(served.endpoints, folder / "bench")
+        (folder / "aiperf").mkdir()
+        profile(aiperf, served.endpoints, "ensemble", folder / "aiperf", stream=True)
+        for name, taken in folders.items():
+            taken.append(folder / name)
+    return folders
+
+
+@pytest.mark.parametrize("served", ["solar-llama"], indirect=True, scope="session")
+def test_bench_and_aiperf_agree_within_their_spread(beside: dict[str, list[Path]]) -> None:
+    found = {
+        name: [read(folder / "profile_export_aiperf.json") for folder in folders]
+        for name, folders in beside.items()
+    }
+
+    for records in found.values():
+        assert {record["request_count"]["avg"] for record in records} == {REQUESTS}
+    assert {record["total_osl"]["avg"] for record in found["bench"]} == {REQUESTS * TOKENS}
+    for metric in (*TIMES, *RATES):
+        theirs, ours = (
+            interval([record[metric]["avg"] for record in found[name]])
+            for name in ("aiperf", "bench")
+        )
+        log.info(
+            "%s: aiperf %.2f (%.2f to %.2f), bench %.2f (%.2f to %.2f)",
+            metric,
+            *(theirs.mean, theirs.ci_low, theirs.ci_high),
+            *(ours.mean, ours.ci_low, ours.ci_high),
+        )
+        assert ours.ci_low <= theirs.ci_high, metric
+        assert theirs.ci_low <= ours.ci_high, metric
+
+
+@pytest.mark.parametrize("served", ["solar-llama"], indirect=True, scope="session")
+def test_of_the_same_moments_both_make_the_same_figures(beside: dict[str, list[Path]]) -> None:
+    folder = beside["aiperf"][0]
+    raw, told_each = (
+        {(line := json.loads(text))["metadata"]["x_request_id"]: line for text in file.open()}
+        for file in (folder / "profile_export_raw.jsonl", folder / "profile_export.jsonl")
+    )
+    # Its tokens are those of a tokenizer of its own over the whole text.
+    tokens = {
+        key: int(line["metrics"]["output_sequence_length"]["value"])
+        for key, line in told_each.items()
+    }
+    records = [moments(line, tokens[key]) for key, line in raw.items()]
+    figures = figures_of([records], limits=None, streams=True)
+    told = read(folder / "profile_export_aiperf.json")
+
+    for tag in (*SAME, "request_count", "total_osl"):
+        there = {name: value for name, value in told[tag].items() if name in figures[tag]}
+        assert figures[tag] == pytest.approx(there), tag
+
+
+SAME = (
+    *(*TIMES, "time_to_second_token", "inter_chunk_latency", "decode_duration"),
+    *("output_token_throughput_per_user", "e2e_output_token_throughput"),
+    "output_sequence_length",
+)
+
+
+def moments(raw: dict[str, Any], tokens: int) -> RequestRecord:
+    """Return what aiperf saw of a request as a record of bench."""
+    record = RequestRecord(0, 0, counted_tokens=tokens, start_ns=raw["start_perf_ns"])
+    for response in raw["responses"]:
+        data = json.loads(response["packets"][0]["value"])
+        if data.get("text_output"):
+            record.pieces_ns.append(response["perf_ns"])
+    record.end_ns = record.pieces_ns[-1]
+    return record
+
+
+@pytest.mark.parametrize("served", ["solar-llama"], indirect=True, scope="session")
+def test_aiperfs_own_models_read_what_bench_writes(
+    aiperf: str, beside: dict[str, list[Path]]
+) -> None:
+    program = """
+import json, sys
+from aiperf.common.models.export_models import JsonExportData, JsonMetricResult
+from aiperf.common.models.record_models import MetricRecordInfo
+from aiperf.metrics.metric_registry import MetricRegistry
+folder = sys.argv[1]
+data = JsonExportData.model_validate_json(open(folder + "/profile_export_aiperf.json").read())
+for line in open(folder + "/profile_export.jsonl"):
+    MetricRecordInfo.model_validate_json(line)
+units = {}
+for tag in sys.argv[2:]:
+    kind = MetricRegistry.get_class(tag)
+    units[tag] = str(kind.display_unit or kind.unit)
+print(json.dumps([units, data.request_count.avg, data.schema_version]))
+"""
+    derived = {"credit_to_start_latency", "effective_latency", "effective_concurrency"}
+    tags = sorted(UNITS.keys() - derived)
+    python = Path(aiperf).with_name("python")
+    command = [str(python), "-c", program, str(beside["bench"][0]), *tags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+    units, count, schema = json.loads(done.stdout.splitlines()[-1])
+    assert units == {tag: UNITS[tag] for tag in tags}
+    assert (count, schema) == (REQUESTS, AIPERF_SCHEMA)
