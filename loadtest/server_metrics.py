@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -18,6 +19,7 @@ _EVERY_S: Final = 1.0
 _LIMIT_S: Final = 5.0
 _OK: Final = 200
 _PARTS: Final = ("_bucket", "_created")
+_NAMES: Final = re.compile(r"^[A-Za-z_:][\w:]*", re.MULTILINE)
 _LARGEST_BYTES: Final = 2**24
 _TRITONS_METRICS: Final[Mapping[int, int]] = {8000: 8002, 8001: 8002}
 
@@ -142,6 +144,7 @@ def _values(page: str) -> dict[Key, tuple[str, float]]:
     from prometheus_client.parser import text_string_to_metric_families
 
     values: dict[Key, tuple[str, float]] = {}
+    published = set(_NAMES.findall(page))
     try:
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
@@ -152,7 +155,10 @@ def _values(page: str) -> dict[Key, tuple[str, float]]:
                 if is_part or not math.isfinite(sample.value):
                     continue
                 grows = family.type == "counter" or sample.name.endswith(("_sum", "_count"))
-                key = (sample.name, tuple(sorted(sample.labels.items())))
+                # The library adds to a counter's name what Triton's lack.
+                name = sample.name
+                name = name if name in published else name.removesuffix("_total")
+                key = (name, tuple(sorted(sample.labels.items())))
                 values[key] = ("counter" if grows else "gauge", float(sample.value))
     except (ValueError, KeyError, IndexError) as error:
         raise ServerError(f"the page of metrics cannot be read ({error})") from error

@@ -157,7 +157,8 @@ def bench(endpoints: Endpoints, folder: Path) -> None:
     """Run the same load with the project's own generator."""
     command = [
         *(sys.executable, "-m", "minitron_trt", "bench", "--url", endpoints.http_url),
-        *(*BENCH, "--osl", str(TOKENS), "--extra-inputs", "end_id:0", "--force-min-tokens"),
+        *(*BENCH, "--osl", str(TOKENS), "--extra-inputs", "end_id:0"),
+        *("--force-min-tokens", "--warmup-request-count", "4"),
         *("--tokenizer", str(sample_folder("solar-llama")), "-o", str(folder)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -209,8 +210,11 @@ def test_bench_and_aiperf_agree_within_their_spread(beside: dict[str, list[Path]
 def test_of_the_same_moments_both_make_the_same_figures(beside: dict[str, list[Path]]) -> None:
     folder = beside["aiperf"][0]
     raw, told_each = (
-        {(line := json.loads(text))["metadata"]["x_request_id"]: line for text in file.open()}
-        for file in (folder / "profile_export_raw.jsonl", folder / "profile_export.jsonl")
+        {
+            (line := json.loads(text))["metadata"]["x_request_id"]: line
+            for text in (folder / name).read_text().splitlines()
+        }
+        for name in ("profile_export_raw.jsonl", "profile_export.jsonl")
     )
     # Its tokens are those of a tokenizer of its own over the whole text.
     tokens = {
@@ -250,12 +254,13 @@ def test_aiperfs_own_models_read_what_bench_writes(
 ) -> None:
     program = """
 import json, sys
+from pathlib import Path
 from aiperf.common.models.export_models import JsonExportData, JsonMetricResult
 from aiperf.common.models.record_models import MetricRecordInfo
 from aiperf.metrics.metric_registry import MetricRegistry
 folder = sys.argv[1]
-data = JsonExportData.model_validate_json(open(folder + "/profile_export_aiperf.json").read())
-for line in open(folder + "/profile_export.jsonl"):
+data = JsonExportData.model_validate_json(Path(folder, "profile_export_aiperf.json").read_text())
+for line in Path(folder, "profile_export.jsonl").read_text().splitlines():
     MetricRecordInfo.model_validate_json(line)
 units = {}
 for tag in sys.argv[2:]:

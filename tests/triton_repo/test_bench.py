@@ -22,7 +22,7 @@ def test_a_served_sample_is_measured(
     result = command(
         *("bench", "--url", url, "--concurrency", "2", "--request-count", "4", "--json"),
         *("--isl", "12", "--tokenizer", served.model, "--osl", "6", "--force-min-tokens"),
-        *("--metrics-url", f"{endpoints.metrics_url}"),
+        *("--metrics-url", endpoints.metrics_url),
     )
 
     assert result.exit_code == 0, result.stderr
