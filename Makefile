@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-gpu test-soak lint format docs bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -115,6 +115,11 @@ $(LLAMA_CPP)/.ready: $(COMPLETE) tests/convert/gguf/llama_cpp_probe.cpp
 		-I $(LLAMA_CPP)/source/llama.cpp/include -I $(LLAMA_CPP)/source/llama.cpp/ggml/include \
 		-L $(LLAMA_CPP)/build/bin -lllama -lggml -lggml-base -Wl,-rpath,'$$ORIGIN'
 	@touch $@
+
+# llama.cpp takes half an hour to build, so only where `make test-llama-cpp` has done it.
+quality: $(COMPLETE) ## Write docs/quality.md: every precision, KV cache and GGUF type of the Austen samples
+	$(BIN)/python benchmarks/quality.py docs/quality.md \
+		$(if $(wildcard $(LLAMA_CPP)/.ready),--llama-cpp $(abspath $(LLAMA_CPP)))
 
 test-oldest: $(OLDEST)/.complete ## Run what depends on libraries with the oldest that work, in .venv-oldest
 	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder \

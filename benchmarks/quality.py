@@ -31,6 +31,27 @@ from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 from minitron_trt.samples import AUSTEN_NAMES, HELD_OUT_TEXT, sample_folder
 
 CONTEXT = 512
+PAGE = """\
+# What each precision costs
+
+```
+make quality  # the tables below; GGUF types where .llama-cpp is built
+python benchmarks/quality.py table.md --model nvidia/Minitron-4B-Base --text wiki.test.raw
+```
+
+The published models could not be downloaded where this was made, so the figures are of the two
+Austen samples (`minitron-trt sample austen-llama -o model`), which have 1.4 million parameters
+and are scored by a novel that they have not read. They show the order of the precisions and what
+each does to a model's probabilities; how much a model of 4 or 8 billion parameters loses is for
+the second command to say.
+
+The figures are llama.cpp's (`minitron-trt eval perplexity`): chunks of 512 tokens of which the
+last 255 are scored; ± is the perplexity's standard error; accuracy is the first model's
+perplexity as a share of a model's own; KL is the mean Kullback-Leibler divergence from the first
+model; top-1 the share of tokens of which both think the same likeliest. All are computed in
+float32 on a CPU, by the reference model. Size is what the weights take on a GPU, of a GGUF file
+its own.
+"""
 # The files in which the 4B model is published; those below four bits need an importance matrix.
 FILE_TYPES = (
     *("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1"),
@@ -84,12 +105,16 @@ def _run(*command: object) -> None:
 
 
 def table(
-    source: str, text: Path, *, llama_cpp: Path | None, chunks: int | None, samples: int
+    source: str,
+    text: Path,
+    calibration: CalibrationText,
+    *,
+    llama_cpp: Path | None,
+    chunks: int | None,
 ) -> str:
     """Return a model's table in Markdown."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        calibration = CalibrationText(samples=samples)
         models = [*checkpoints(source, folder, calibration)]
         if llama_cpp is not None:
             # Its matrix is of another text than the one that is scored, as the calibration is.
@@ -111,31 +136,27 @@ def table(
 @click.option("--text", type=click.Path(path_type=Path), default=HELD_OUT_TEXT)
 @click.option("--llama-cpp", type=click.Path(path_type=Path), help="Where it is built")
 @click.option("--chunks", type=int, help="Of the text; the default is all")
-@click.option("--samples", type=int, default=64, show_default=True, help="To calibrate with")
+@click.option("--calib-samples", type=int, default=64, show_default=True, help="Pieces of text")
+@click.option("--calib-length", type=int, default=512, show_default=True, help="Tokens in each")
 def main(
     output: Path,
     models: tuple[str, ...],
     text: Path,
     llama_cpp: Path | None,
     chunks: int | None,
-    samples: int,
+    calib_samples: int,
+    calib_length: int,
 ) -> None:
-    """Write the tables between the page's markers, or a page of their own."""
+    """Write the page and its tables."""
     logging.getLogger("minitron_trt").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     parts = []
     for source in models or [str(sample_folder(name)) for name in AUSTEN_NAMES]:
-        found = table(source, text, llama_cpp=llama_cpp, chunks=chunks, samples=samples)
+        calibration = CalibrationText(samples=calib_samples, length=calib_length)
+        found = table(source, text, calibration, llama_cpp=llama_cpp, chunks=chunks)
         parts.append(f"## {Path(source).name}\n\n{found}")
         click.echo(parts[-1])
-    tables = "\n".join(parts)
-    before, begin, rest = (
-        output.read_text(encoding="utf-8").partition("<!-- tables -->\n")
-        if output.exists()
-        else ("", "<!-- tables -->\n", "")
-    )
-    output.write_text(f"{before}{begin}\n{tables}", encoding="utf-8")
-    del rest
+    output.write_text("\n".join([PAGE, *parts]), encoding="utf-8")
 
 
 if __name__ == "__main__":
