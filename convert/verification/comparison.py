@@ -304,4 +304,5 @@ def _logits_error(found: Tensor, expected: Tensor) -> LogitsError:
 
 
 def _cosine(found: Tensor, expected: Tensor) -> float:
-    return torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0).item()
+    # Float32 sums of a whole vocabulary's products make more than 1 of what is equal.
+    return torch.cosine_similarity(found.flatten().double(), expected.flatten(), dim=0).item()
