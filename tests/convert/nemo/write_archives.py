@@ -111,12 +111,9 @@ def sentencepiece_model() -> bytes:
     )
 
 
-def build(graph: str, first: bool, last: bool) -> Any:
-    """Return this rank's part of a model, with weights that follow from their global place."""
+def norm_class(graph: str) -> Any:
+    """Return the graph's norm, as NeMo's own code has it, for a CPU."""
     import torch
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
     class LayerNorm1P(torch.nn.Module):
         def __init__(self, config: Any, hidden_size: int, eps: float) -> None:
@@ -138,18 +135,19 @@ def build(graph: str, first: bool, last: bool) -> Any:
         def forward(self, x: Any) -> Any:
             return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
+    return LayerNorm1P if GRAPHS[graph]["normalization"] == "layernorm1p" else RmsNorm
+
+
+def transformer_config(graph: str) -> Any:
+    """Return megatron-core's config of the graph, for this process's place among the ranks."""
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
     facts = GRAPHS[graph]
     gated = facts["activation"].endswith("glu")
-    norm = LayerNorm1P if facts["normalization"] == "layernorm1p" else RmsNorm
-    layer = get_gpt_layer_local_spec()
-    layer.submodules.input_layernorm = norm
-    layer.submodules.pre_mlp_layernorm = norm
-    import megatron.core.transformer.transformer_block as block
-
-    block.LayerNormImpl = norm
-    from megatron.core import parallel_state
-
-    config = TransformerConfig(
+    layer_norm = facts["normalization"] == "layernorm1p"
+    return TransformerConfig(
         **{key: SIZES[key] for key in list(SIZES)[:6]},
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
@@ -158,8 +156,8 @@ def build(graph: str, first: bool, last: bool) -> Any:
         add_bias_linear=False,
         gated_linear_unit=gated,
         activation_func=torch.nn.functional.silu if gated else squared_relu,
-        normalization="RMSNorm" if norm is RmsNorm else "LayerNorm",
-        layernorm_zero_centered_gamma=norm is LayerNorm1P,
+        normalization="LayerNorm" if layer_norm else "RMSNorm",
+        layernorm_zero_centered_gamma=layer_norm,
         layernorm_epsilon=facts["layernorm_epsilon"],
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -169,8 +167,22 @@ def build(graph: str, first: bool, last: bool) -> Any:
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=False,
     )
+
+
+def build(graph: str, first: bool, last: bool) -> Any:
+    """Return this rank's part of a model, with weights that follow from their global place."""
+    import megatron.core.transformer.transformer_block as block
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+
+    facts, norm = GRAPHS[graph], norm_class(graph)
+    layer = get_gpt_layer_local_spec()
+    layer.submodules.input_layernorm = norm
+    layer.submodules.pre_mlp_layernorm = norm
+    # The final norm is no part of the layer's spec.
+    block.LayerNormImpl = norm
     return GPTModel(
-        config,
+        transformer_config(graph),
         layer,
         vocab_size=PADDED,
         max_sequence_length=SIZES["max_position_embeddings"],
