@@ -92,7 +92,7 @@ test-megatron: $(COMPLETE) $(MEGATRON)/.ready ## Write the NeMo archives of the 
 # 0.8.0 is of the time of NeMo 24.05 and writes zarr; beside today's torch only newer ones write torch_dist.
 $(MEGATRON)/.ready:
 	$(PYTHON) -m venv $(MEGATRON)
-	$(MEGATRON)/bin/python -m pip install --quiet torch==2.13.0 "numpy<2" "setuptools<70" "zarr<3" \
+	$(MEGATRON)/bin/python -m pip install --quiet torch==2.13.0 "numpy<2" "setuptools<81" "zarr<3" \
 		"numcodecs<0.16" "tensorstore<0.1.73" einops packaging psutil pyyaml
 	$(MEGATRON)/bin/python -m pip install --quiet --no-deps megatron-core==0.8.0
 	$(MEGATRON)/bin/python -m pip install --quiet --no-deps --target $(MEGATRON)/newer megatron-core==0.16.1
