@@ -42,10 +42,10 @@ STAND_INS: Final = {
     "nvidia/Llama-3.1-Minitron-4B-Width-Base": "solar-llama",
 }
 # They talk to a server, are one, or compute for long: here only what is typed is looked at.
-PARSED: Final = frozenset({"bench", "chat", "demo", "gateway", "generate", "verify"})
+PARSED: Final = frozenset({"bench", "chat", "demo", "gateway", "generate", "pull", "push", "verify"})
 # They run until they are stopped; a dry run says all that they would start.
 DRY: Final = frozenset({"serve"})
-OTHERS: Final = frozenset({"docker", "kubectl", "sbatch", "trtllm-serve", "vllm"})
+OTHERS: Final = frozenset({"docker", "kubectl", "openssl", "sbatch", "trtllm-serve", "vllm"})
 
 each_page = pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -181,5 +181,5 @@ def test_what_others_run_is_marked_with_what_it_needs(page: Path) -> None:
         elif not shown.is_ours:
             assert program in OTHERS, shown
             assert shown.needs, shown
-        if words[:1] == ["pull"]:
+        if program == "docker" and words[:1] == ["pull"]:
             assert find_container(words[1]) == find_container(RECOMMENDED), shown

@@ -1,0 +1,1 @@
+"""Artifacts as OCI images: packed, pushed to a registry, pulled from one, signed and verified."""
