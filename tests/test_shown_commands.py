@@ -42,7 +42,9 @@ STAND_INS: Final = {
     "nvidia/Llama-3.1-Minitron-4B-Width-Base": "solar-llama",
 }
 # They talk to a server, are one, or compute for long: here only what is typed is looked at.
-PARSED: Final = frozenset({"bench", "chat", "demo", "gateway", "generate", "pull", "push", "verify"})
+PARSED: Final = frozenset(
+    {"bench", "chat", "demo", "gateway", "generate", "pull", "push", "verify"}
+)
 # They run until they are stopped; a dry run says all that they would start.
 DRY: Final = frozenset({"serve"})
 OTHERS: Final = frozenset({"docker", "kubectl", "openssl", "sbatch", "trtllm-serve", "vllm"})

@@ -25,10 +25,11 @@ _plain_http = click.option(
 @click.option("-o", "--output", type=PATH, required=True, help="Folder of the image")
 @console_options
 def pack(console: Console, artifact: Path, output: Path) -> None:
-    """Write an artifact as an OCI image: a checkpoint, an engine, a repository.
+    """Write an artifact as an OCI image.
 
-    The image's files are the artifact's, so that an image volume of Kubernetes mounts it as it is;
-    skopeo, podman and minitron-trt push take the folder. Equal artifacts give equal images.
+    It may be a checkpoint, an engine, a repository or a folder of convert --format hf. The image's
+    files are the artifact's, so that an image volume of Kubernetes mounts it as it is; skopeo,
+    podman and minitron-trt push take the folder. Equal artifacts give equal images.
 
     Example: minitron-trt pack repository -o image
     """
@@ -52,9 +53,9 @@ def pack(console: Console, artifact: Path, output: Path) -> None:
 def push(
     console: Console, folder: Path, place: str, sign_key: Path | None, plain_http: bool
 ) -> None:
-    """Send an image, or an artifact that is packed for it, to a registry.
+    """Send an artifact to a registry.
 
-    Without a tag it gets one of its model, precision, GPU and TensorRT-LLM. What the registry has
+    It may be packed already. Without a tag it gets one of its model, precision, GPU and TensorRT-LLM. What the registry has
     is not sent again. Packing takes the artifact's size in the folder for temporary files, TMPDIR.
 
     Example: minitron-trt push repository registry.example.org/models/minitron-8b
@@ -105,7 +106,9 @@ def pull(
     verify_key: Path | None,
     plain_http: bool,
 ) -> None:
-    """Fetch an artifact from a registry; every byte is checked against its digest.
+    """Fetch an artifact from a registry.
+
+    Every byte is checked against its digest.
 
     Example: minitron-trt pull registry.example.org/models/minitron-8b:fp8 -o repository
     """
