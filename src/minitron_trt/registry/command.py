@@ -55,8 +55,9 @@ def push(
 ) -> None:
     """Send an artifact to a registry.
 
-    It may be packed already. Without a tag it gets one of its model, precision, GPU and TensorRT-LLM. What the registry has
-    is not sent again. Packing takes the artifact's size in the folder for temporary files, TMPDIR.
+    It may be packed already. Without a tag it gets one of its model, precision, GPU and
+    TensorRT-LLM. What the registry has is not sent again. Packing takes the artifact's size in the
+    folder for temporary files, TMPDIR.
 
     Example: minitron-trt push repository registry.example.org/models/minitron-8b
     """
