@@ -90,7 +90,13 @@ def gguf_files(source: Path, folder: Path, llama_cpp: Path, text: Path) -> Itera
     tools, whole = llama_cpp / "build" / "bin", folder / "F32.gguf"
     modules = f"{llama_cpp}/source/llama.cpp:{llama_cpp}/packages"
     arguments = (modules, str(source), "--outtype", "f32", "--outfile", str(whole))
-    _run(sys.executable, "-c", CONVERTER, *arguments)
+    try:
+        _run(sys.executable, "-c", CONVERTER, *arguments)
+    except subprocess.CalledProcessError as error:
+        # It takes no Nemotron without a SentencePiece tokenizer.
+        said = error.stderr.decode(errors="replace").splitlines()[-1:]
+        click.echo(f"left out: GGUF types of {source}, {said}", err=True)
+        return
     matrix = folder / "imatrix.gguf"
     options = ("-o", matrix, "-c", CONTEXT, "--chunks", 16)
     _run(tools / "llama-imatrix", "-m", whole, "-f", text, *options)
