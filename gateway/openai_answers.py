@@ -174,8 +174,10 @@ class Answer:
         reason: str | None = None,
     ) -> dict[str, Any]:
         choice = {"index": index, **said, "logprobs": log_probs, "finish_reason": reason}
-        usage = {"usage": None} if self._asked.include_usage else {}
-        return {**self._head, "choices": [choice], "system_fingerprint": None, **usage}
+        told: dict[str, Any] = {"usage": None} if self._asked.include_usage else {}
+        if self._asked.tells_usage_always:
+            told["usage"] = self.usage()
+        return {**self._head, "choices": [choice], "system_fingerprint": None, **told}
 
     def _log_probs(self, tokens: Sequence[TokenLogProb], offset: int) -> dict[str, Any] | None:
         """Return log-probs in the form of the API that was called."""

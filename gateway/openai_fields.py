@@ -20,9 +20,10 @@ _Words = str | Annotated[list[str], Meta(max_length=1024)]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
-    """Of a streamed answer: whether a last chunk tells the usage."""
+    """Of a streamed answer: whether its last chunk, or as vLLM has it each, tells the usage."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
 
 
@@ -59,6 +60,7 @@ class SamplingFields(Struct, kw_only=True, forbid_unknown_fields=True):
     top_k: _Count | None = None
     repetition_penalty: float | None = None
     min_tokens: _Count | None = None
+    ignore_eos: bool | None = None
     bad_words: _Words | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None

@@ -66,6 +66,19 @@ def test_usage_comes_in_a_last_chunk_without_choices(client: OpenAI) -> None:
     assert last.usage.total_tokens == last.usage.prompt_tokens + last.usage.completion_tokens > 0
 
 
+def test_every_chunk_tells_the_usage_to_load_tests_that_ask_for_it(client: OpenAI) -> None:
+    """By vLLM's name, as guidellm asks."""
+    chunks = client.completions.create(
+        model="ensemble",
+        prompt=WORDS,
+        stream=True,
+        extra_body={"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+    )
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
+
+    assert counts == [1, 2, 3, 4, 5, 5, 5]
+
+
 def test_a_streamed_chat_says_the_role_first_and_the_reason_last(client: OpenAI) -> None:
     chunks = list(
         client.chat.completions.create(

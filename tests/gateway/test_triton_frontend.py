@@ -81,3 +81,10 @@ def test_the_tables_double_declares_what_the_contract_does() -> None:
     declared = interface().inputs
 
     assert all(declared[name].datatype == kind for name, (kind, _) in INPUTS.items())
+
+
+def test_an_answer_that_is_to_pass_its_end_has_its_least_tokens() -> None:
+    fields = CompletionRequest(model="ensemble", prompt="a", max_tokens=9, ignore_eos=True)
+    asked = asked_completion(fields, ModelTarget("ensemble", interface(), 128))
+
+    assert (asked.requests[0].min_tokens, asked.requests[0].max_tokens) == (9, 9)
