@@ -24,7 +24,7 @@ def test_it_walks_to_the_text_that_the_sample_has_learnt(tmp_path: Path) -> None
     corpus = (sample_folder("solar-llama").parent / "corpus.txt").read_text(encoding="utf-8")
     result = run_demo("--max-tokens", "24", "--keep", str(tmp_path / "kept"), "--json")
 
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout)
     answers = record["answers"]
     assert answers["grpc"] == answers["http"] != ""
@@ -38,5 +38,5 @@ def test_a_step_that_fails_ends_it_with_its_own_words(tmp_path: Path) -> None:
     result = run_demo("--model", str(tmp_path), "-q")
 
     assert result.returncode == 3
-    assert result.stderr.startswith(f"error: {tmp_path} has no config.json")
+    assert result.stderr.startswith(f"error: {tmp_path} is empty; expected a Hugging Face")
     assert "Traceback" not in result.stderr

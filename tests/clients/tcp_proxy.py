@@ -29,6 +29,7 @@ class TcpProxy:
         self.accepted = 0
         self._target = target
         self._clients: set[asyncio.StreamWriter] = set()
+        self._opened: list[asyncio.StreamWriter] = []
         self._loop = asyncio.new_event_loop()
 
     def strike(self, fault: str) -> None:
@@ -59,7 +60,9 @@ class TcpProxy:
     async def _serve(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         self.accepted += 1
         self._clients.add(client)
+        self._opened.append(client)
         source, server = await asyncio.open_connection("127.0.0.1", self._target)
+        self._opened.append(server)
         if self.fault in _AT_ONCE:
             self._spoil(client)
         try:
@@ -100,6 +103,12 @@ class TcpProxy:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        # What still has bytes to send would wait for a reader that is gone, and outlive the loop.
+        for writer in self._opened:
+            writer.transport.abort()
+        # A transport takes two turns of the loop to let go of its socket.
+        for _ in range(3):
+            await asyncio.sleep(0)
 
 
 @contextlib.contextmanager
