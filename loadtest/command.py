@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -202,6 +201,7 @@ def bench(
         _compare(console, compare)
         return
     from minitron_trt.artifacts import LOAD_TEST
+    from minitron_trt.host.async_termination import run_terminable
     from minitron_trt.outputs import check_output
 
     if output is not None:
@@ -209,7 +209,7 @@ def bench(
     target, settings = _target(options)
     test = _load_test(console, target, options)
     with _interrupted() as interruption:
-        asyncio.run(test.run())
+        run_terminable(test.run())
     settings["model"] = target.model
     results = [result for result in test.results if result.records]
     test.count_tokens()
@@ -374,6 +374,7 @@ def _workload(
 
 def _scraper(options: Mapping[str, Any]) -> MetricsScraper | None:
     """Return what reads the server's metrics; those that nobody named may be missing."""
+    from minitron_trt.host.async_termination import run_terminable
     from minitron_trt.loadtest.server_metrics import MetricsScraper, usual_metrics_url
 
     url = options["metrics_url"] or usual_metrics_url(options["url"])
@@ -381,7 +382,7 @@ def _scraper(options: Mapping[str, Any]) -> MetricsScraper | None:
         return None
     try:
         scraper = MetricsScraper(url)
-        asyncio.run(scraper.check())
+        run_terminable(scraper.check())
     except (MissingExtraError, ServerError) as error:
         if options["metrics_url"]:
             raise
