@@ -9,6 +9,7 @@ from typing import Any, Final
 import click
 import cloup
 
+from minitron_trt.build.trtllm.cluster.slurm_options import SLURM_NAMES, slurm_options
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.deploy.settings import AUTOSCALERS, KEDA, TARGETS, DeploySettings
 from minitron_trt.errors import BadInputError
@@ -37,14 +38,17 @@ def deploy() -> None:
 
 @deploy.command(_WRITE)
 @cloup.argument("repository", type=PATH)
-@cloup.option("-o", "--output", required=True, type=PATH, help="Folder to write")
-@cloup.option(
-    "--target", required=True, type=click.Choice(TARGETS), help="What will run the server"
+@cloup.option_group(
+    "Deployment",
+    cloup.option("-o", "--output", required=True, type=PATH, help="Folder to write"),
+    cloup.option(
+        "--target", required=True, type=click.Choice(TARGETS), help="What will run the server"
+    ),
+    cloup.option("--name", help="Name of everything  [default: the repository's]"),
+    cloup.option("--overwrite", is_flag=True, help="Replace a deployment that is there"),
+    cloup.option("--dry-run", is_flag=True, help="Print the files and write nothing"),
+    cloup.option("--helm", is_flag=True, help="Write a Helm chart beside the kustomize base"),
 )
-@cloup.option("--name", help="Name of everything  [default: the repository's]")
-@cloup.option("--overwrite", is_flag=True, help="Replace a deployment that is there")
-@cloup.option("--dry-run", is_flag=True, help="Print the files and write nothing")
-@cloup.option("--helm", is_flag=True, help="Write a Helm chart beside the kustomize base")
 @cloup.option_group(
     "Server",
     cloup.option("--image", help="Tag or name of the server's image  [default: the engine's]"),
@@ -88,7 +92,9 @@ def deploy() -> None:
         show_default=True,
         help="Seconds that running requests may go on when a server is stopped",
     ),
-    cloup.option("--user", type=int, default=10000, show_default=True, help="Whom it runs as"),
+    cloup.option(
+        "--user", type=int, default=10000, show_default=True, help="User id of its processes"
+    ),
     cloup.option("--image-pull-secret", multiple=True, help="Secret of the registry"),
 )
 @cloup.option_group(
@@ -147,17 +153,11 @@ def deploy() -> None:
         help="Seconds between tokens, of which an alert tells",
     ),
 )
-@cloup.option_group(
+@slurm_options(
     "Job of --target slurm",
-    cloup.option("--partition", help="Partition, of nodes with the engine's GPU"),
-    cloup.option("--account", help="Account that pays"),
-    cloup.option("--time", help="Time limit, like 2:00:00  [default: a day]"),
-    cloup.option(
-        "--container",
-        type=click.Choice(["pyxis", "apptainer", "none"]),
-        help="How a node runs the image; none: the node's own minitron-trt  [default: pyxis]",
-    ),
-    cloup.option("--sbatch", multiple=True, help="Another option of sbatch, like --qos=high"),
+    whose_gpu="engine",
+    default_time="a day",
+    bare_program="minitron-trt",
 )
 @console_options
 def write(
@@ -172,7 +172,7 @@ def write(
     gpu: str | None,
     **options: Any,
 ) -> None:
-    """Write a folder of files, in which every number says where it comes from.
+    """Write the files, in which every number says where it comes from.
 
     REPOSITORY is a folder that triton-repo wrote.
 
@@ -180,7 +180,7 @@ def write(
     """
     from minitron_trt.deploy.writing import plan_files, write_files
 
-    job = {key: options.pop(key) for key in _JOB}
+    job = {key: options.pop(key) for key in SLURM_NAMES}
     settings = DeploySettings(name=name or _name(repository), **options)
     files = plan_files(repository, settings, image=image, gpu=gpu, helm=helm, job=job)
     if dry_run:
@@ -206,7 +206,7 @@ def write(
 )
 @console_options
 def check(console: Console, folder: Path, crds: tuple[Path, ...]) -> None:
-    """Compare a deployment's files with schemas, with the engine, and with each other.
+    """Compare the files with schemas, with the engine and with each other.
 
     FOLDER is one that deploy wrote, however it was edited since. Exits with 3 when something will
     not work.
@@ -222,9 +222,6 @@ def check(console: Console, folder: Path, crds: tuple[Path, ...]) -> None:
     if report.errors:
         first = report.errors[0]
         raise BadInputError(f"{folder} has {report.summary}; {first.place} {first.message}")
-
-
-_JOB: Final = ("partition", "account", "time", "container", "sbatch")
 
 
 def _name(repository: Path) -> str:

@@ -13,6 +13,7 @@ from minitron_trt.build.trtllm.cluster.slurm import (
     AS_ROOT,
     BARE,
     LAUNCH,
+    PYXIS,
     PYXIS_CHECK,
     SlurmSettings,
     apptainer_image,
@@ -210,4 +211,4 @@ def _lines(words: Sequence[str]) -> list[str]:
     ]
 
 
-_RUNS: Final = {BARE: _bare, APPTAINER: _apptainer, "pyxis": _pyxis}
+_RUNS: Final = {BARE: _bare, APPTAINER: _apptainer, PYXIS: _pyxis}

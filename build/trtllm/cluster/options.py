@@ -13,21 +13,10 @@ import cloup
 from minitron_trt.build.runners import CLUSTERS, DOCKER, KUBERNETES, SLURM
 from minitron_trt.build.trtllm.cluster.job_file import ClusterSettings
 from minitron_trt.build.trtllm.cluster.kubernetes import KubernetesSettings
-from minitron_trt.build.trtllm.cluster.slurm import CONTAINERS, PYXIS, SlurmSettings
+from minitron_trt.build.trtllm.cluster.slurm import SlurmSettings
+from minitron_trt.build.trtllm.cluster.slurm_options import SLURM_NAMES, slurm_options
 
 R = TypeVar("R")
-_SLURM_OPTIONS: Final = (
-    cloup.option("--partition", help="Partition, of nodes with the target's GPU"),
-    cloup.option("--account", help="Account that pays"),
-    cloup.option("--time", help="Time limit, like 2:00:00  [default: --timeout, or 4 h]"),
-    cloup.option(
-        "--container",
-        type=click.Choice(CONTAINERS),
-        help="How a node runs the image: by the plugin pyxis (with enroot), by apptainer, "
-        f"or none: the node's own trtllm-build  [default: {PYXIS}]",
-    ),
-    cloup.option("--sbatch", multiple=True, help="Another option of sbatch, like --qos=high"),
-)
 _KUBERNETES_OPTIONS: Final = (
     cloup.option("--claim", help="Volume claim with the folders  [default: models]"),
     cloup.option("--namespace", help="Namespace  [default: kubectl's]"),
@@ -39,14 +28,18 @@ _KUBERNETES_OPTIONS: Final = (
     ),
 )
 _OPTIONS: Final = (
-    cloup.option_group("Job of --runner slurm", *_SLURM_OPTIONS),
+    slurm_options(
+        "Job of --runner slurm",
+        whose_gpu="target",
+        default_time="--timeout, or 4 h",
+        bare_program="trtllm-build",
+    ),
     cloup.option_group("Job of --runner kubernetes", *_KUBERNETES_OPTIONS),
 )
-_SLURM: Final = tuple(field.name for field in fields(SlurmSettings))
 _KUBERNETES: Final = tuple(field.name for field in fields(KubernetesSettings))
 _RUNNERS: Final = {
     "image": (DOCKER, *CLUSTERS),
-    **dict.fromkeys(_SLURM, (SLURM,)),
+    **dict.fromkeys(SLURM_NAMES, (SLURM,)),
     **dict.fromkeys(_KUBERNETES, (KUBERNETES,)),
 }
 
@@ -68,7 +61,7 @@ def cluster_options(command: Callable[..., R]) -> Callable[..., R]:
                 runners = " or ".join(_RUNNERS[name])
                 raise click.UsageError(f"{option} is for --runner {runners}, not {runner}")
         cluster = ClusterSettings(
-            slurm=SlurmSettings(**{name: options[name] for name in _SLURM if name in options}),
+            slurm=SlurmSettings(**{name: options[name] for name in SLURM_NAMES if name in options}),
             kubernetes=KubernetesSettings(
                 **{name: options[name] for name in _KUBERNETES if name in options}
             ),
