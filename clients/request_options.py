@@ -1,8 +1,9 @@
-"""The options that commands share which ask a server: where it is, how tokens are chosen, waits."""
+"""The options of the commands that ask a server: where it is, how tokens are chosen, waits."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cloup
 
@@ -13,14 +14,29 @@ if TYPE_CHECKING:
     from minitron_trt.clients.client import Client
     from minitron_trt.clients.endpoint import Access
 
-PLACE = (
-    cloup.option(
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def url_option(what: str, *, more: str) -> Callable[[C], C]:
+    """Return a decorator: the command gets `url`, by default Triton's gRPC on this machine."""
+    return cloup.option(
         "--url",
         default="grpc://127.0.0.1:8001",
         show_default=True,
-        help="Where the server is: grpc://, grpcs://, http:// or https:// with host and port; "
-        "localhost:8000 and :8001 are Triton's HTTP and gRPC",
-    ),
+        help=f"Where {what} is: grpc://, grpcs://, http:// or https:// with host and port; {more}",
+    )
+
+
+_SHORT_URLS = "localhost:8000 and :8001 are Triton's HTTP and gRPC"
+TRITON_URL = url_option("Triton", more=_SHORT_URLS)
+CHAT_TEMPLATE = cloup.option(
+    "--chat-template",
+    metavar="FILE",
+    help="What makes a prompt of messages: a jinja file, a tokenizer's folder, or llama, nemotron "
+    "or mistral for that family's plain one  [default: the model's own]",
+)
+PLACE = (
+    url_option("the server", more=_SHORT_URLS),
     cloup.option(
         "--model", default="ensemble", show_default=True, help="Model to ask on the server"
     ),

@@ -12,8 +12,10 @@ import cloup
 from minitron_trt.build.trtllm.cluster.slurm_options import SLURM_NAMES, slurm_options
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.deploy.settings import AUTOSCALERS, KEDA, TARGETS, DeploySettings
+from minitron_trt.drain_option import drain_option
 from minitron_trt.errors import BadInputError
 from minitron_trt.gpus import complete_gpu
+from minitron_trt.option_types import POSITIVE
 
 _WRITE: Final = "write"
 
@@ -84,14 +86,7 @@ def deploy() -> None:
         show_default=True,
         help="MB/s at which a node reads it, by which probes wait",
     ),
-    cloup.option(
-        "--drain",
-        "drain_s",
-        type=click.IntRange(0),
-        default=20,
-        show_default=True,
-        help="Seconds that running requests may go on when a server is stopped",
-    ),
+    drain_option("when a server is stopped"),
     cloup.option(
         "--user", type=int, default=10000, show_default=True, help="User id of its processes"
     ),
@@ -139,7 +134,7 @@ def deploy() -> None:
     cloup.option(
         "--ttft",
         "ttft_s",
-        type=click.FloatRange(min=0, min_open=True),
+        type=POSITIVE,
         default=2.0,
         show_default=True,
         help="Seconds to the first token, of which an alert tells",
@@ -147,7 +142,7 @@ def deploy() -> None:
     cloup.option(
         "--itl",
         "itl_s",
-        type=click.FloatRange(min=0, min_open=True),
+        type=POSITIVE,
         default=0.1,
         show_default=True,
         help="Seconds between tokens, of which an alert tells",

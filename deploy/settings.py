@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
+from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
 
 KUBERNETES: Final = "kubernetes"
@@ -35,7 +36,7 @@ class DeploySettings:
     replicas: int = 2
     max_replicas: int = 8
     disk_mb_s: int = 200
-    drain_s: int = 20
+    drain_s: int = DRAIN_S
     ttft_s: float = 2.0
     itl_s: float = 0.1
     user: int = 10000

@@ -6,99 +6,104 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import cloup
 
+from minitron_trt.clients.request_options import CHAT_TEMPLATE, TRITON_URL
 from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.drain_option import drain_option
 from minitron_trt.errors import MissingExtraError, UsageError
 from minitron_trt.host.addresses import is_loopback
+from minitron_trt.option_types import POSITIVE
 
 PORT: Final = 9000
 """Where it listens unless told otherwise."""
 
 
-@click.command()
-@click.option(
-    "--url",
-    default="grpc://127.0.0.1:8001",
-    show_default=True,
-    help="Where Triton is: grpc://, grpcs://, http:// or https:// with host and port",
+@cloup.command()
+@cloup.option_group(
+    "Triton and its models",
+    TRITON_URL,
+    cloup.option("--ca", type=PATH, help="PEM file that signed Triton's certificate"),
+    cloup.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="[NAME=]MODEL",
+        help="Offer this model of Triton's, to clients as NAME; may be repeated  [default: those "
+        "of ensemble, tensorrt_llm_bls and tensorrt_llm that are there and take a text]",
+    ),
+    CHAT_TEMPLATE,
+    cloup.option(
+        "--max-tokens",
+        "chat_max_tokens",
+        type=click.IntRange(1),
+        default=128,
+        show_default=True,
+        help="Tokens of a chat's answer at most where the request does not say",
+    ),
 )
-@click.option("--ca", type=PATH, help="PEM file that signed Triton's certificate")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="[NAME=]MODEL",
-    help="Offer this model of Triton's, to clients as NAME; may be repeated  [default: those of "
-    "ensemble, tensorrt_llm_bls and tensorrt_llm that are there and take a text]",
+@cloup.option_group(
+    "Address",
+    cloup.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on"),
+    cloup.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=PORT,
+        show_default=True,
+        help="0: a free one",
+    ),
+    cloup.option("--tls-cert", type=PATH, help="PEM certificate: the gateway speaks HTTPS"),
+    cloup.option("--tls-key", type=PATH, help="PEM key of the certificate"),
 )
-@click.option(
-    "--chat-template",
-    metavar="FILE",
-    help="What makes a prompt of messages: a jinja file, a tokenizer's folder, or llama, nemotron "
-    "or mistral for that family's plain one  [default: the model's own]",
+@cloup.option_group(
+    "Who may ask",
+    cloup.option("--api-keys", type=PATH, help="File of keys: KEY or NAME KEY, one a line"),
+    cloup.option(
+        "--insecure-no-keys",
+        is_flag=True,
+        help="Listen beyond this machine though everybody may ask",
+    ),
+    cloup.option(
+        "--cors-origin",
+        "cors_origins",
+        multiple=True,
+        metavar="ORIGIN",
+        help="Let pages from here ask, like https://example.org; may be repeated  [default: none]",
+    ),
 )
-@click.option(
-    "--max-tokens",
-    "chat_max_tokens",
-    type=click.IntRange(1),
-    default=128,
-    show_default=True,
-    help="Tokens of a chat's answer at most where the request does not say",
-)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: a free one"
-)
-@click.option("--tls-cert", type=PATH, help="PEM certificate: the gateway speaks HTTPS")
-@click.option("--tls-key", type=PATH, help="PEM key of the certificate")
-@click.option("--api-keys", type=PATH, help="File of keys: KEY or NAME KEY, one a line")
-@click.option(
-    "--insecure-no-keys", is_flag=True, help="Listen beyond this machine though everybody may ask"
-)
-@click.option(
-    "--cors-origin",
-    "cors_origins",
-    multiple=True,
-    metavar="ORIGIN",
-    help="Let pages from here ask, like https://example.org; may be repeated  [default: none]",
-)
-@click.option(
-    "--max-body",
-    "body_bytes",
-    type=click.IntRange(1),
-    default=2**20,
-    show_default=True,
-    help="Bytes of a request's body at most",
-)
-@click.option(
-    "--max-running",
-    "running",
-    type=click.IntRange(1),
-    default=256,
-    show_default=True,
-    help="Sequences that are made at a time; further requests get 429",
-)
-@click.option(
-    "--rate",
-    "rate_per_minute",
-    type=click.IntRange(1),
-    help="Requests a minute of each key, or of each address  [default: no limit]",
-)
-@click.option(
-    "--timeout",
-    "total_s",
-    type=click.FloatRange(min=0, min_open=True),
-    default=600.0,
-    show_default=True,
-    help="Seconds for a whole answer",
-)
-@click.option(
-    "--drain",
-    "drain_s",
-    type=click.IntRange(0),
-    default=20,
-    show_default=True,
-    help="Seconds that running requests may go on after SIGTERM or Ctrl-C; a second one cuts",
+@cloup.option_group(
+    "Limits",
+    cloup.option(
+        "--max-body",
+        "body_bytes",
+        type=click.IntRange(1),
+        default=2**20,
+        show_default=True,
+        help="Bytes of a request's body at most",
+    ),
+    cloup.option(
+        "--max-running",
+        "running",
+        type=click.IntRange(1),
+        default=256,
+        show_default=True,
+        help="Sequences that are made at a time; further requests get 429",
+    ),
+    cloup.option(
+        "--rate",
+        "rate_per_minute",
+        type=click.IntRange(1),
+        help="Requests a minute of each key, or of each address  [default: no limit]",
+    ),
+    cloup.option(
+        "--timeout",
+        "total_s",
+        type=POSITIVE,
+        default=600.0,
+        show_default=True,
+        help="Seconds for a whole answer",
+    ),
+    drain_option("after SIGTERM or Ctrl-C; a second one cuts"),
 )
 @console_options
 def gateway(

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import uvicorn
 
+from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
 
 _BACKLOG: Final = 2048
@@ -24,7 +25,7 @@ class Listener:
     port: int = 9000
     certificate: Path | None = None
     key: Path | None = None
-    drain_s: int = 20
+    drain_s: int = DRAIN_S
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):

@@ -14,12 +14,12 @@ import click
 import cloup
 from click.core import ParameterSource
 
-from minitron_trt.clients.request_options import ACCESS, access
+from minitron_trt.clients.request_options import ACCESS, access, url_option
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, ServerError, UsageError
 from minitron_trt.loadtest.load_pattern import ARRIVAL_PATTERNS, POISSON, LoadPattern
 from minitron_trt.loadtest.target import ENDPOINT_TYPES
-from minitron_trt.option_types import Count
+from minitron_trt.option_types import POSITIVE, Count
 
 if TYPE_CHECKING:
     from minitron_trt.loadtest.load_test import LoadResult, LoadTest, Workload
@@ -36,13 +36,7 @@ _QUESTIONS: Final = 1000
 _REQUESTS_PER_USER: Final = 10
 
 _TARGET: Final = (
-    cloup.option(
-        "--url",
-        default="grpc://127.0.0.1:8001",
-        show_default=True,
-        help="Where the server is: grpc://, grpcs://, http:// or https:// with host and port; "
-        "OpenAI's API with its path, http://127.0.0.1:9000/v1",
-    ),
+    url_option("the server", more="OpenAI's API with its path, http://127.0.0.1:9000/v1"),
     cloup.option(
         "--endpoint-type",
         type=click.Choice(ENDPOINT_TYPES),
@@ -63,7 +57,7 @@ _TARGET: Final = (
     cloup.option(
         "--timeout",
         "timeout_s",
-        type=click.FloatRange(min=0, min_open=True),
+        type=POSITIVE,
         default=600.0,
         show_default=True,
         help="Seconds for a whole answer",
@@ -79,7 +73,7 @@ _LOAD: Final = (
     cloup.option("--sweep", metavar="N,N…", help="Closed loops of these concurrencies, in turn"),
     cloup.option(
         "--request-rate",
-        type=click.FloatRange(min=0, min_open=True),
+        type=POSITIVE,
         help="Open loop: so many a second, whether answers come or not",
     ),
     cloup.option(
@@ -101,7 +95,7 @@ _LOAD: Final = (
     cloup.option(
         "--benchmark-duration",
         "duration_s",
-        type=click.FloatRange(min=0, min_open=True),
+        type=POSITIVE,
         help="Seconds of a run in which requests are sent",
     ),
     cloup.option(

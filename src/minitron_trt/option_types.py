@@ -12,6 +12,9 @@ _COUNT: Final = re.compile(r"(\d+(?:\.\d+)?)([kKmM])")
 # As vLLM reads them: a small letter is a power of ten, a capital one of two.
 _FACTORS: Final = {"k": 1000, "K": 1 << 10, "m": 1_000_000, "M": 1 << 20}
 
+POSITIVE: Final = click.FloatRange(min=0, min_open=True)
+"""Seconds, a rate or another number above 0."""
+
 
 class Count(click.IntRange):
     """A number of things, such as 8192, 32k (32,000) or 32K (32,768)."""

@@ -16,7 +16,9 @@ import click
 import cloup
 
 from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.drain_option import drain_option
 from minitron_trt.host.machine import cache_home
+from minitron_trt.option_types import POSITIVE
 from minitron_trt.tables import folded, output_width
 from minitron_trt.triton_repo.serving.gateway_process import GatewayProcess, gateway_argv
 from minitron_trt.triton_repo.serving.model_options import ModelOptions, model_options
@@ -52,18 +54,11 @@ _PORT = click.IntRange(1, 65535)
     cloup.option(
         "--multi-model", is_flag=True, help="TensorRT-LLM's orchestrator spawns the ranks"
     ),
-    cloup.option(
-        "--drain",
-        "drain_s",
-        type=click.IntRange(0),
-        default=20,
-        show_default=True,
-        help="Seconds that running requests may go on after SIGTERM or Ctrl-C; a second one kills",
-    ),
+    drain_option("after SIGTERM or Ctrl-C; a second one kills"),
     cloup.option(
         "--timeout",
         "timeout_s",
-        type=click.FloatRange(min=0, min_open=True),
+        type=POSITIVE,
         default=300.0,
         show_default=True,
         help="Seconds until every model must be ready",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import BadInputError, ProcessError, UsageError
 from minitron_trt.host.addresses import is_loopback
 from minitron_trt.records import read_regular
@@ -185,7 +186,7 @@ class ServerOptions:
     allowed_apis: tuple[str, ...] = ()
     insecure_embedded: bool = False
     closed: str = field(default_factory=_unsendable_header, repr=False, compare=False)
-    drain_s: int = 20
+    drain_s: int = DRAIN_S
     gpus: tuple[str, ...] = ()
     multi_model: bool = False
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import cloup
 
-from minitron_trt.clients.request_options import ACCESS, PLACE, SAMPLING, WAITS, connect
+from minitron_trt.clients.request_options import (
+    ACCESS,
+    CHAT_TEMPLATE,
+    PLACE,
+    SAMPLING,
+    WAITS,
+    connect,
+)
 from minitron_trt.console import PATH, Console, console_options, show_piece
 from minitron_trt.option_types import Count
 
@@ -22,12 +29,7 @@ if TYPE_CHECKING:
     *PLACE,
     cloup.option("--system", help="What the system says at the start"),
     cloup.option("--load", type=PATH, help="Go on with a conversation that /save wrote"),
-    cloup.option(
-        "--chat-template",
-        metavar="FILE",
-        help="What makes a prompt of messages: a jinja file, a tokenizer's folder, or llama, "
-        "nemotron or mistral for that family's plain one  [default: the model's own]",
-    ),
+    CHAT_TEMPLATE,
     cloup.option(
         "--max-tokens",
         type=Count(),
