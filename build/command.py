@@ -105,10 +105,9 @@ def build(
 ) -> None:
     """Build an engine from a checkpoint.
 
-    Rules of TensorRT-LLM that reject or change a setting are applied before anything runs. Without
-    a GPU, TensorRT itself compiles for ampere, ada and blackwell-rtx, for programs of your own:
-    Triton's backend loads engines of --compiler trtllm. For hopper and blackwell use a runner that
-    has a GPU.
+    TensorRT-LLM's rules that refuse or change a setting are applied before anything runs. Without a
+    GPU, TensorRT itself compiles for ampere, ada and blackwell-rtx, for programs of your own, not
+    for Triton's backend. For hopper and blackwell use a runner that has a GPU.
 
     Example: minitron-trt build checkpoint -o engine --arch hopper --runner docker
     """

@@ -149,26 +149,16 @@ def serve(
     Example: minitron-trt serve nvidia/Minitron-4B-Base
     """
     from minitron_trt.triton_repo.serving.runners import plan
-    from minitron_trt.triton_repo.serving.served_repository import ServedRepository, names_model
+    from minitron_trt.triton_repo.serving.served_repository import ServedRepository
     from minitron_trt.triton_repo.serving.server import TritonServer
 
     options = _server_options(server_options)
     gateway = None
     if has_gateway or gateway_words is not None:
         gateway = GatewayProcess(gateway_argv(gateway_words or "", options), options.drain_s)
-    if names_model(source):
-        # All the stages, of which a repository needs none.
-        from minitron_trt.triton_repo.serving.preparation import prepare
-
-        preparation = prepare(source, model, runner, console.progress)
-        if dry_run:
-            console.result(preparation.to_json(), preparation.text)
-            return
-        log.info("%s", preparation.reason)
-        repository = preparation.carry_out(cache_home() / "models", console.progress)
-    else:
-        model.refuse_for(source)
-        repository = Path(source)
+    repository = _repository(console, source, model, runner=runner, dry_run=dry_run)
+    if repository is None:
+        return
     served = ServedRepository.open(repository)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
         launch = plan(served, options, Path(scratch), runner, image)
@@ -176,14 +166,38 @@ def serve(
             record = {"runner": launch.runner, "argv": launch.argv, "ranks": launch.ranks}
             console.result(record, shlex.join(launch.argv))
             return
-        if not options.endpoints.is_local and options.allowed_apis:
-            log.warning(
-                "whoever reaches %s can also operate the server: that is what --allow-api %s says",
-                options.endpoints.host,
-                ", ".join(options.allowed_apis),
-            )
+        _warn_of_open_apis(options)
         server = TritonServer(launch, options, timeout_s=timeout_s, log_file=log_file)
         _run_until_stopped(server, launch, console, gateway)
+
+
+def _repository(
+    console: Console, source: str, model: ModelOptions, *, runner: str | None, dry_run: bool
+) -> Path | None:
+    """Return the repository, of a model made first; None where a dry run has said how it is."""
+    from minitron_trt.triton_repo.serving.served_repository import names_model
+
+    if not names_model(source):
+        model.refuse_for(source)
+        return Path(source)
+    # All the stages, of which a repository needs none.
+    from minitron_trt.triton_repo.serving.preparation import prepare
+
+    preparation = prepare(source, model, runner)
+    if dry_run:
+        console.result(preparation.to_json(), preparation.text)
+        return None
+    log.info("%s", preparation.reason)
+    return preparation.carry_out(cache_home() / "models", console.progress)
+
+
+def _warn_of_open_apis(options: ServerOptions) -> None:
+    if not options.endpoints.is_local and options.allowed_apis:
+        log.warning(
+            "whoever reaches %s can also operate the server: that is what --allow-api %s says",
+            options.endpoints.host,
+            ", ".join(options.allowed_apis),
+        )
 
 
 def _run_until_stopped(

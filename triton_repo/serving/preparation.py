@@ -60,13 +60,14 @@ _REFERENCE: Final = "the reference runtime serves it, rightly but slowly"
 class Stage:
     """A folder on the way to the repository: its kind, the command that makes it, and its maker.
 
-    `make` is called with the folder, or the source, that the stage before has left.
+    `make` is called with the folder, or the source, that the stage before has left, then with the
+    stage's own, and with what shows how far it is.
     """
 
     name: str
     kind: str
     words: tuple[str, ...]
-    make: Callable[[Path, Path], object]
+    make: Callable[[Path, Path, ShowProgress], object]
 
     @property
     def command(self) -> str:
@@ -116,7 +117,7 @@ class Preparation:
             else:
                 log.info("%s ...", step)
                 start = time.monotonic()
-                stage.make(made, output)
+                stage.make(made, output, progress)
                 seconds = time.monotonic() - start
                 log.info("%s: %s in %.1f s", step, size_text(_size(output)), seconds)
             made = output
@@ -124,12 +125,7 @@ class Preparation:
         return made
 
 
-def prepare(
-    source: str,
-    options: ModelOptions,
-    runner: str | None = None,
-    progress: ShowProgress = no_display,
-) -> Preparation:
+def prepare(source: str, options: ModelOptions, runner: str | None = None) -> Preparation:
     """Return what is to be done until a model can be served here; nothing is done.
 
     UnsupportedError when this machine lacks what the runtime takes.
@@ -145,9 +141,9 @@ def prepare(
     runner = runner or choose(runtime)
     if runner == EMBEDDED:
         check_packages(runtime)
-    stages = [] if kind is not None else [_conversion(source, options, runtime, progress)]
+    stages = [] if kind is not None else [_conversion(source, options, runtime)]
     if runtime == TRTLLM and kind != ENGINE:
-        stages.append(_engine(_source_of(stages, source), runner, progress))
+        stages.append(_engine(_source_of(stages, source), runner))
     stages.append(_repository(stages, source, runtime))
     return Preparation(source, runtime, reason, tuple(stages), options)
 
@@ -181,7 +177,7 @@ def _source_of(stages: list[Stage], source: str) -> str:
     return stages[-1].kind if stages else source
 
 
-def _conversion(source: str, options: ModelOptions, runtime: str, progress: ShowProgress) -> Stage:
+def _conversion(source: str, options: ModelOptions, runtime: str) -> Stage:
     form = "hf" if runtime == LLMAPI else "trtllm"
     kind = HUGGING_FACE if runtime == LLMAPI else CHECKPOINT
     requested = ConvertOptions(precision=options.precision, form=form, overwrite=True)
@@ -193,11 +189,11 @@ def _conversion(source: str, options: ModelOptions, runtime: str, progress: Show
         name=kind,
         kind=kind,
         words=tuple(words),
-        make=lambda model, output: convert(str(model), output, requested, progress),
+        make=lambda model, output, progress: convert(str(model), output, requested, progress),
     )
 
 
-def _engine(source: str, runner: str, progress: ShowProgress) -> Stage:
+def _engine(source: str, runner: str) -> Stage:
     gpus = local_gpus()
     if not gpus:
         raise UsageError("an engine is built for a GPU, and none is here; use --runtime reference")
@@ -206,7 +202,8 @@ def _engine(source: str, runner: str, progress: ShowProgress) -> Stage:
     if runner == DOCKER:
         check_docker(container_for(version).image, "pass --runtime reference")
 
-    def make(folder: Path, output: Path) -> None:
+    def make(folder: Path, output: Path, progress: ShowProgress) -> None:
+        """Build it from a checkpoint, by TensorRT-LLM's own rules of settings."""
         checkpoint = Checkpoint.open(folder)
         request = BuildRequest(version=version)
         job = BuildJob(
@@ -231,7 +228,7 @@ def _repository(stages: list[Stage], source: str, runtime: str) -> Stage:
         name=f"{REPOSITORY}-{stages[-1].name if stages else runtime}",
         kind=REPOSITORY,
         words=("triton-repo", _source_of(stages, source)),
-        make=lambda artifact, output: emit_repository(
+        make=lambda artifact, output, _: emit_repository(
             artifact, output, ServingRecipe(), runtime=runtime, overwrite=True
         ),
     )
