@@ -14,8 +14,14 @@ from typing import Any
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 _RELATIVE = re.compile(r"\]\((?![a-z]+:|#)([^)]+)\)")
-# The address of a clone: https, with or without who asks, or ssh.
-_ADDRESS = re.compile(r"(?:https://|ssh://)?(?:[^/@]+@)?([\w.-]+(?::\d+)?)[:/](.+?)(?:\.git)?/?")
+# Where a clone is from: https, with or without who asks, or ssh in either of its forms, whose port
+# is not the web's. A path of this machine, which leads nobody else anywhere, is none of them.
+_ADDRESS = re.compile(
+    r"(?:https?://(?:[^/@]+@)?(?P<web>[\w.-]+(?::\d+)?)/"
+    r"|ssh://(?:[^/@]+@)?(?P<ssh>[\w.-]+)(?::\d+)?/"
+    r"|(?:[^/@]+@)?(?P<scp>[\w.-]+):(?!/))"
+    r"(?P<path>.+?)(?:\.git)?/?"
+)
 
 
 class CustomMetadataHook(MetadataHookInterface):
@@ -24,11 +30,9 @@ class CustomMetadataHook(MetadataHookInterface):
     def update(self, metadata: dict[str, Any]) -> None:
         """Set what pyproject.toml calls dynamic, but for the version."""
         text = Path(self.root, "README.md").read_text(encoding="utf-8")
-        address = os.environ.get("PROJECT_URL", "")
-        match = _ADDRESS.fullmatch(address)
-        # A path of this machine leads nobody else anywhere.
-        if match and not address.startswith(("/", ".", "file:")):
-            url = f"https://{match[1]}/{match[2]}"
+        match = _ADDRESS.fullmatch(os.environ.get("PROJECT_URL", ""))
+        if match:
+            url = f"https://{match['web'] or match['ssh'] or match['scp']}/{match['path']}"
             files = f"{url}/blob/main"
             text = _RELATIVE.sub(rf"]({files}/\1)", text)
             metadata["urls"] = {

@@ -30,6 +30,8 @@ def metadata_at(address: str, monkeypatch: pytest.MonkeyPatch) -> ProjectMetadat
         "https://somebody:secret@example.org/people/minitron-trt.git",
         "git@example.org:people/minitron-trt.git",
         "ssh://git@example.org/people/minitron-trt",
+        "ssh://git@example.org:2222/people/minitron-trt.git",
+        "http://example.org/people/minitron-trt/",
     ],
 )
 def test_links_of_the_page_lead_to_files_of_the_repository(
@@ -46,7 +48,9 @@ def test_links_of_the_page_lead_to_files_of_the_repository(
     assert [path for path in paths if not (ROOT / path).is_file()] == []
 
 
-@pytest.mark.parametrize("address", ["", "/srv/minitron-trt", "../minitron-trt"])
+@pytest.mark.parametrize(
+    "address", ["", "/srv/minitron-trt", "../minitron-trt", "file:///srv/minitron-trt"]
+)
 def test_where_the_repository_lies_nowhere_the_page_says_nothing_of_it(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
