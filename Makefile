@@ -221,15 +221,16 @@ bench-serve: $(COMPLETE) ## Time the text pipeline, the reference runtime and th
 bench-clients: $(COMPLETE) ## Time the clients against raw tritonclient and httpx
 	$(BIN)/python benchmarks/bench_clients.py
 
-# Where the repository lies, for the links of the package's page.
-URL = $(shell git remote get-url origin 2> /dev/null)
 soak-clients: $(COMPLETE) ## Look at what each client holds after 10,000 requests
 	$(BIN)/python benchmarks/bench_clients.py --many 10000
 
 bench-gateway: $(COMPLETE) ## Time what the gateway adds to Triton, and look at what it keeps after 10,000 requests
 	$(BIN)/python benchmarks/bench_gateway.py
 
-package: $(COMPLETE) ## Build the wheel into dist/, its links those of URL=https://...
+# Where the repository lies, for the links of the package's page.
+URL = $(shell git remote get-url origin 2> /dev/null)
+
+package: | $(BIN)/python ## Build the wheel into dist/, its links those of URL=https://...
 	PROJECT_URL="$(URL)" $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## Remove caches and dist/, never build/
