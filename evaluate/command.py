@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -73,8 +72,6 @@ def perplexity(
 
     if plot is not None:
         check_picture(plot)
-    # Of a KV cache for one chunk nobody wants to hear.
-    logging.getLogger("minitron_trt.executor").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as temporary:
         evaluation = Evaluation(
             text=read_text(text),

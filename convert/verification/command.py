@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +51,6 @@ def verify(
     from minitron_trt.convert.source.opening import opened, unpacked
     from minitron_trt.convert.verification.gate import verified
 
-    # Of a KV cache for some tokens nobody wants to hear.
-    logging.getLogger("minitron_trt.executor").setLevel(logging.WARNING)
     storage = Checkpoint.open(checkpoint).precision.storage
     path = locate(source, revision=revision, token=token)
     with (

@@ -102,18 +102,18 @@ class KVCache:
         dtype: torch.dtype,
     ) -> None:
         shape = (spec.layers, 2, slots, spec.kv_heads, max_seq_len, spec.head_size)
-        self.size_bytes = math.prod(shape) * dtype.itemsize
+        size_bytes = math.prod(shape) * dtype.itemsize
         try:
             if device.type == "cpu":
                 # numpy's zeros take no memory before they are written to; torch's do.
-                data = torch.from_numpy(np.zeros(self.size_bytes, np.uint8))
+                data = torch.from_numpy(np.zeros(size_bytes, np.uint8))
                 self._data = data.view(dtype).view(shape)
             else:
                 self._data = torch.zeros(shape, dtype=dtype, device=device)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise UnsupportedError(
                 f"a KV cache of {slots} slots × {max_seq_len} tokens takes "
-                f"{self.size_bytes / 1e9:.2f} GB, more than {device} has left; "
+                f"{size_bytes / 1e9:.2f} GB, more than {device} has left; "
                 "lower the slots or max_seq_len"
             ) from error
         self._used = [0] * slots  # tokens that each slot has held since it was last cleared

@@ -75,13 +75,6 @@ class ReferenceModel:
         self._weights = {n: tensor if stay else tensor.to(like) for n, tensor in weights.items()}
         self._rope = torch.from_numpy(rope_table(spec, max_seq_len)).to(self._device)
         self._cache = KVCache(spec, slots, max_seq_len, self._device, dtype)
-        log.info(
-            "KV cache: %d slots × %d tokens, %.2f GB in %s",
-            slots,
-            max_seq_len,
-            self._cache.size_bytes / 1e9,
-            dtype,
-        )
 
     def step(self, batch: StepBatch) -> Floats:
         """Return the logits that follow each chunk's last token, or the tokens that are named."""
