@@ -26,7 +26,7 @@ def _row(result: Scored, baseline: Scored) -> tuple[str, ...]:
         f"{result.perplexity.error:.4f}",
         f"{100 * result.size_bytes / baseline.size_bytes:.1f}",
         f"{100 * baseline.perplexity.value / result.perplexity.value:.2f}",
-        f"{beside.mean.value:.6f}" if beside else "",
+        f"{beside.mean.value:z.6f}" if beside else "",
         f"{100 * beside.same_top.value:.2f}" if beside else "",
     )
 

@@ -20,8 +20,10 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.evaluate.baseline_file import BaselineFile
-from minitron_trt.evaluate.divergence import Divergence, compare
+from minitron_trt.evaluate.divergence import Divergence, TokenScores, compare
 from minitron_trt.evaluate.perplexity import chunks_of, log_likelihoods, mean, perplexity
+from minitron_trt.evaluate.scoring import Scored
+from minitron_trt.evaluate.table import rows_of
 from minitron_trt.samples import sample_folder
 
 pytestmark = pytest.mark.slow
@@ -100,6 +102,15 @@ def test_the_figures_beside_a_baseline_are_those_of_their_definitions() -> None:
     assert found.change.value == pytest.approx(change.mean())
     assert found.change_rms.value == pytest.approx(math.sqrt((change**2).mean()))
     assert found.same_top.value == (one.argmax(1) == other.argmax(1)).mean()
+
+
+def test_a_divergence_that_rounds_to_nothing_has_no_sign() -> None:
+    nll = np.ones(4)
+    scores = TokenScores(nll, np.full(4, -1e-9), np.ones(4, np.bool_))
+    divergence = Divergence.of(scores, nll)
+    header, row = rows_of([Scored("one", 1, 4, perplexity(nll), divergence)])
+
+    assert row[header.index("KL")] == "0.000000"
 
 
 def test_a_baseline_on_a_disk_is_what_was_written_but_for_its_steps(tmp_path: Path) -> None:
