@@ -146,6 +146,8 @@ def main() -> None:
         "--novels", type=Path, help="folder of text files, which the Austen models are trained on"
     )
     options = parser.parse_args()
+    if options.only in AUSTEN_NAMES and options.novels is None:
+        parser.error(f"--only {options.only} needs --novels FOLDER")
     torch.set_num_threads(1)
     for name in (*NAMES, *(AUSTEN_NAMES if options.novels else ())):
         if options.only in (None, name):
