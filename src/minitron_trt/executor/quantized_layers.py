@@ -45,7 +45,7 @@ class Linear:
 
     @property
     def weight(self) -> Tensor:
-        """Return the weight that inputs are multiplied by, [out, in], before AWQ's factors."""
+        """Return the weight, [out, in], by which inputs are multiplied; AWQ's factors are in it."""
         return self._weight if self._prequant is None else self._weight * self._prequant
 
     def __call__(self, values: Tensor) -> Tensor:
