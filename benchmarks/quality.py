@@ -24,7 +24,7 @@ from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.errors import UnsupportedError
-from minitron_trt.evaluate.scoring import Evaluation
+from minitron_trt.evaluate.scoring import Evaluation, Scored
 from minitron_trt.evaluate.table import as_markdown
 from minitron_trt.evaluate.text_tokens import read_text
 from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
@@ -51,6 +51,10 @@ perplexity as a share of a model's own; KL is the mean Kullback-Leibler divergen
 model; top-1 the share of tokens of which both think the same likeliest. All are computed in
 float32 on a CPU, by the reference model. Size is what the weights take on a GPU, of a GGUF file
 its own.
+
+What is calibrated saw {samples} × {length} tokens of another text than the one that is scored.
+Most perplexities are within each other's errors; KL and top-1, which compare token by token, rank
+them.
 """
 # The files in which the 4B model is published; those below four bits need an importance matrix.
 FILE_TYPES = (
@@ -58,12 +62,18 @@ FILE_TYPES = (
     *("Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS"),
     *("IQ3_XXS", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"),
 )
-# Its converter knows tokenizers by a hash, and not the samples'.
+# Its converter knows tokenizers by a hash, and not the samples'; of a Nemotron it expects
+# SentencePiece's file.
 CONVERTER = """
 import sys
 sys.path[:0] = sys.argv.pop(1).split(":")
 from conversion.base import TextModel
+from conversion.nemotron import NemotronModel
 TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
+sentencepiece = NemotronModel.set_vocab
+NemotronModel.set_vocab = lambda self: (
+    sentencepiece(self) if (self.dir_model / "tokenizer.model").exists() else self._set_vocab_gpt2()
+)
 import convert_hf_to_gguf
 convert_hf_to_gguf.main()
 """
@@ -93,7 +103,6 @@ def gguf_files(source: Path, folder: Path, llama_cpp: Path, text: Path) -> Itera
     try:
         _run(sys.executable, "-c", CONVERTER, *arguments)
     except subprocess.CalledProcessError as error:
-        # It takes no Nemotron without a SentencePiece tokenizer.
         said = error.stderr.decode(errors="replace").splitlines()[-1:]
         click.echo(f"left out: GGUF types of {source}, {said}", err=True)
         return
@@ -110,15 +119,15 @@ def _run(*command: object) -> None:
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
 
 
-def table(
+def scored(
     source: str,
     text: Path,
     calibration: CalibrationText,
     *,
     llama_cpp: Path | None,
     chunks: int | None,
-) -> str:
-    """Return a model's table in Markdown."""
+) -> list[Scored]:
+    """Return the figures of a model in all its precisions and types."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         models = [*checkpoints(source, folder, calibration)]
@@ -133,7 +142,7 @@ def table(
             dtype="float32",
             state=folder / "state",
         )
-        return as_markdown(evaluation.run([str(path) for path in models], no_display))
+        return evaluation.run([str(path) for path in models], no_display)
 
 
 @click.command()
@@ -156,13 +165,14 @@ def main(
     """Write the page and its tables."""
     logging.getLogger("minitron_trt").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    parts = []
+    parts = [PAGE.format(samples=calib_samples, length=calib_length)]
     for source in models or [str(sample_folder(name)) for name in AUSTEN_NAMES]:
         calibration = CalibrationText(samples=calib_samples, length=calib_length)
-        found = table(source, text, calibration, llama_cpp=llama_cpp, chunks=chunks)
-        parts.append(f"## {Path(source).name}\n\n{found}")
+        results = scored(source, text, calibration, llama_cpp=llama_cpp, chunks=chunks)
+        count = f"{results[0].tokens} tokens of {text.name} are scored."
+        parts.append(f"## {Path(source).name}\n\n{count}\n\n{as_markdown(results)}")
         click.echo(parts[-1])
-    output.write_text("\n".join([PAGE, *parts]), encoding="utf-8")
+    output.write_text("\n".join(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":
