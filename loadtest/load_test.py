@@ -27,7 +27,7 @@ from minitron_trt.loadtest.target import LoadTarget
 from minitron_trt.loadtest.workload import Question, TokenCounter
 
 Workload: TypeAlias = Callable[[int], Sequence[Question]]
-"""Return the questions of a run by its number; the warm-up is number -1."""
+"""Return the questions of a run by its number, counted over all loads; of a warm-up it is -1."""
 
 WARM_UP: Final = -1
 _NOT_OVER_RUNS: Final = frozenset({"count", "sum"})
@@ -160,7 +160,7 @@ class LoadTest:
     async def _measure(self, result: LoadResult, number: int) -> None:
         run = LoadRun(
             target=self.target,
-            questions=self.workload(number),
+            questions=self.workload(sum(len(each.runs) for each in self.results)),
             pattern=result.pattern,
             # Every run has arrivals of its own.
             seed=self.seed + number,

@@ -101,9 +101,8 @@ def test_what_no_request_can_be_ends_the_load() -> None:
 def load_test(target: TimedTarget, **options: object) -> LoadTest:
     test = LoadTest(
         target,
-        lambda run: questions(10),
-        [LoadPattern(concurrency=users, request_count=4) for users in (1, 2)],
-        **options,  # type: ignore[arg-type]
+        patterns=[LoadPattern(concurrency=users, request_count=4) for users in (1, 2)],
+        **{"workload": lambda run: questions(10), **options},  # type: ignore[arg-type]
     )
     in_virtual_time(VirtualLoop(), test.run())
     return test
@@ -117,6 +116,18 @@ def test_each_load_is_warmed_up_and_repeated() -> None:
     assert [len(result.records) for result in test.results] == [12, 12]
     assert all(result.is_complete for result in test.results)
     assert ("request_latency", "p99") in test.results[0].intervals()
+
+
+def test_each_run_asks_its_own_questions_in_the_next_load_too() -> None:
+    numbers: list[int] = []
+
+    def workload(number: int) -> list[Question]:
+        numbers.append(number)
+        return questions(10)
+
+    load_test(TimedTarget(), workload=workload, repeats=2, warmup=1)
+
+    assert numbers == [-1, 0, 1, -1, 2, 3]
 
 
 def test_errors_are_counted_by_kind_and_words() -> None:
