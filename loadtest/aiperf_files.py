@@ -29,7 +29,7 @@ _NS: Final = 1e9
 def summary_record(result: LoadResult, *, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a load's result as aiperf's object, its runs pooled."""
     begin, end = _span(result)
-    figures = result.figures()
+    figures = result.figures
     tokens = figures.get("total_osl", {}).get("avg", 0.0)
     return {
         "schema_version": AIPERF_SCHEMA,
@@ -47,11 +47,11 @@ def summary_record(result: LoadResult, *, settings: Mapping[str, Any]) -> dict[s
             "version": __version__,
             "load": result.pattern.label,
             "settings": settings,
-            "runs": [_metrics(run) for run in result.run_figures()],
+            "runs": [_metrics(run) for run in result.run_figures],
             # Keys and figures as in aiperf's aggregate over several runs.
             "confidence": {
                 f"{tag}_{name}": value.as_record(UNITS[tag])
-                for (tag, name), value in result.intervals().items()
+                for (tag, name), value in result.intervals.items()
             },
             "client_overhead": result.overhead.as_record(tokens),
             "server_metrics": [series.as_record() for series in result.series],

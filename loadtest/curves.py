@@ -26,7 +26,7 @@ def curves(results: Sequence[LoadResult]) -> Figure:
     """Return the figure: curves over several loads, distributions of a single one."""
     from matplotlib.figure import Figure
 
-    measured = [result for result in results if result.figures().get("request_throughput")]
+    measured = [result for result in results if result.figures.get("request_throughput")]
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     if len(measured) > 1:
@@ -43,16 +43,16 @@ def curves(results: Sequence[LoadResult]) -> Figure:
 
 
 def _loads(results: Sequence[LoadResult]) -> list[float]:
-    return [result.pattern.concurrency or result.pattern.request_rate or 0 for result in results]
+    return [result.pattern.concurrency or 0 for result in results]
 
 
 def _against_load(axes: Any, results: Sequence[LoadResult], tag: str, label: str) -> None:
     loads = _loads(results)
     for name, colour in (("p50", _BLUE), ("p99", _ORANGE)):
         points = [
-            (load, figures[tag][name], result.intervals().get((tag, name)))
+            (load, figures[tag][name], result.intervals.get((tag, name)))
             for load, result in zip(loads, results, strict=True)
-            if tag in (figures := result.figures())
+            if tag in (figures := result.figures)
         ]
         if not points:
             continue
@@ -87,7 +87,7 @@ def _throughput(axes: Any, results: Sequence[LoadResult]) -> None:
             else figures["e2e_output_token_throughput"]["avg"],
             figures["output_token_throughput"]["avg"],
         )
-        for figures in (result.figures() for result in results)
+        for figures in (result.figures for result in results)
     ]
     xs, ys = zip(*points, strict=True)
     axes.plot(xs, ys, marker="o", color=_BLUE)

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Final, TypeAlias
 
 from minitron_trt.console import Advance, ShowProgress, no_display
@@ -49,9 +50,12 @@ class MeasuredRun:
         return [record for record in self.run.records if record.is_done]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoadResult:
-    """A load and its runs, of which the last may be cut short."""
+    """A load and its runs, of which the last may be cut short.
+
+    Figures are those of when they are first asked for: after the load.
+    """
 
     pattern: LoadPattern
     limits: GoodputLimits | None
@@ -78,19 +82,22 @@ class LoadResult:
         """Return the server's own metrics over all runs."""
         return added([run.series for run in self.runs])
 
+    @cached_property
     def figures(self) -> dict[str, Summary]:
         """Return the metrics of all runs, their requests pooled."""
         return self._figures(self.runs)
 
+    @cached_property
     def run_figures(self) -> list[dict[str, Summary]]:
         """Return the metrics of each run by itself."""
         return [self._figures([run]) for run in self.runs]
 
+    @cached_property
     def intervals(self) -> dict[tuple[str, str], Interval]:
         """Return each figure over the runs by tag and name; none of a single run."""
         if len(self.runs) < 2:
             return {}
-        runs = self.run_figures()
+        runs = self.run_figures
         return {
             (tag, name): interval([run[tag][name] for run in runs])
             for tag, summary in runs[0].items()

@@ -42,9 +42,9 @@ def number_text(value: float) -> str:
 
 def figure_texts(result: LoadResult) -> Mapping[tuple[str, str], str]:
     """Return each figure by tag and name, with its interval where there are several runs."""
-    intervals = result.intervals()
+    intervals = result.intervals
     texts = {}
-    for tag, values in result.figures().items():
+    for tag, values in result.figures.items():
         for name, value in values.items():
             text = number_text(value)
             if (found := intervals.get((tag, name))) is not None:

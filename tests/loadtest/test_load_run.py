@@ -115,7 +115,7 @@ def test_each_load_is_warmed_up_and_repeated() -> None:
     assert len(target.asked) == 2 * (2 + 3 * 4)
     assert [len(result.records) for result in test.results] == [12, 12]
     assert all(result.is_complete for result in test.results)
-    assert ("request_latency", "p99") in test.results[0].intervals()
+    assert ("request_latency", "p99") in test.results[0].intervals
 
 
 def test_each_run_asks_its_own_questions_in_the_next_load_too() -> None:
