@@ -107,9 +107,8 @@ def _request(
     return line
 
 
-def write_files(result: LoadResult, folder: Path, *, settings: Mapping[str, Any]) -> None:
-    """Write both files of a load into a folder that is there."""
-    record = summary_record(result, settings=settings)
+def write_files(result: LoadResult, record: Mapping[str, Any], folder: Path) -> None:
+    """Write both files of a load, whose `record` the first one is, into a folder that is there."""
     (folder / SUMMARY_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     with (folder / REQUESTS_NAME).open("w", encoding="utf-8") as file:
         file.writelines(request_lines(result))

@@ -196,6 +196,8 @@ def bench(
         return
     from minitron_trt.artifacts import LOAD_TEST
     from minitron_trt.host.async_termination import run_terminable
+    from minitron_trt.loadtest.aiperf_files import summary_record
+    from minitron_trt.loadtest.result_tables import result_text
     from minitron_trt.outputs import check_output
 
     if output is not None:
@@ -208,9 +210,11 @@ def bench(
     results = [result for result in test.results if result.records]
     test.count_tokens()
     _check_success(results, interruption)
+    records = [summary_record(result, settings=settings) for result in results]
     if output is not None:
-        _write(results, output, settings=settings, overwrite=overwrite)
-    _show(console, results, settings)
+        _write(results, records, output, settings=settings, overwrite=overwrite)
+    record = records[0] if len(records) == 1 else {"loads": records}
+    console.result(record, result_text(results))
     interruption.go_on()
 
 
@@ -385,17 +389,9 @@ def _scraper(options: Mapping[str, Any]) -> MetricsScraper | None:
     return scraper
 
 
-def _show(console: Console, results: Sequence[LoadResult], settings: Mapping[str, Any]) -> None:
-    from minitron_trt.loadtest.aiperf_files import summary_record
-    from minitron_trt.loadtest.result_tables import result_text
-
-    records = [summary_record(result, settings=settings) for result in results]
-    record = records[0] if len(records) == 1 else {"loads": records}
-    console.result(record, result_text(results))
-
-
 def _write(
     results: Sequence[LoadResult],
+    records: Sequence[Mapping[str, Any]],
     output: Path,
     *,
     settings: Mapping[str, Any],
@@ -409,10 +405,10 @@ def _write(
 
     png = _png(results)
     with staged(output, overwrite=overwrite) as folder:
-        for result in results:
+        for result, record in zip(results, records, strict=True):
             own = folder if len(results) == 1 else folder / result.pattern.label.replace(" ", "_")
             own.mkdir(exist_ok=True)
-            write_files(result, own, settings=settings)
+            write_files(result, record, own)
         if png is not None:
             (folder / PICTURE_NAME).write_bytes(png)
         report = html_report(results, settings=settings, png=png)

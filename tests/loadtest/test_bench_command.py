@@ -49,10 +49,8 @@ def test_a_load_is_told_as_aiperf_tells_it(command: Command, url: str) -> None:
         *("unit", "avg", "min", "max", "std", "count", "sum"),
         *(f"p{at}" for at in (1, 5, 10, 25, 50, 75, 90, 95, 99)),
     }
-    assert (record["was_cancelled"], record["is_complete"], record["error_summary"]) == (
-        *(False, True),
-        [],
-    )
+    assert (record["was_cancelled"], record["is_complete"]) == (False, True)
+    assert record["error_summary"] == []
     own = record["minitron_trt"]
     assert own["load"] == "concurrency 2"
     assert own["client_overhead"]["core_share"] > 0
@@ -226,5 +224,4 @@ def test_what_was_measured_until_ctrl_c_is_told_and_written(
     assert stderr.splitlines()[-1] == "interrupted"
     assert record["request_count"]["avg"] == 5
     assert (record["was_cancelled"], record["is_complete"]) == (True, False)
-    written = json.loads((tmp_path / "out" / "profile_export_aiperf.json").read_text())
-    assert written["request_count"]["avg"] == 5
+    assert json.loads((tmp_path / "out" / "profile_export_aiperf.json").read_text()) == record
