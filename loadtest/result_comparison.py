@@ -104,7 +104,7 @@ def read_loads(path: Path) -> list[ReadLoad]:
     """Read a result: a folder of `bench -o` or of aiperf, or what `bench --json` printed."""
     if not path.is_dir():
         return [_load(record, path, path.with_name(REQUESTS_NAME)) for record in _records(path)]
-    files = sorted((path / name for name in _summaries(path)), key=_by_number)
+    files = sorted([*path.glob(SUMMARY_NAME), *path.glob(f"*/{SUMMARY_NAME}")], key=_by_number)
     if not files:
         raise BadInputError(
             f"{path} has no {SUMMARY_NAME}; expected a folder that bench -o or aiperf wrote"
@@ -114,11 +114,6 @@ def read_loads(path: Path) -> list[ReadLoad]:
         for file in files
         for record in _records(file)
     ]
-
-
-def _summaries(folder: Path) -> list[Path]:
-    found = [*folder.glob(SUMMARY_NAME), *folder.glob(f"*/{SUMMARY_NAME}")]
-    return [path.relative_to(folder) for path in found]
 
 
 def _by_number(path: Path) -> tuple[int, str]:
