@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpcore2
 
+from minitron_trt.clients.network import LIBRARY_ERRORS, system_reason
 from minitron_trt.errors import MissingExtraError, ServerError, UnreachableError
 
 _EVERY_S: Final = 1.0
@@ -72,26 +73,30 @@ class MetricsScraper:
     @contextlib.asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
         """Read at the begin and the end of the block, and every second in between."""
-        self._pages = [await self._page()]
-        reader = asyncio.create_task(self._read())
+        self._pages = []
+        await self._read()
+        reader = asyncio.create_task(self._go_on_reading())
         try:
             yield
         finally:
             reader.cancel()
-        # The server may be gone; what it said before is still worth something.
-        with contextlib.suppress(ServerError):
-            self._pages.append(await self._page())
+        await self._read()
 
-    async def _read(self) -> None:
+    async def _go_on_reading(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
-            # One that is missing is no reason to end a run.
-            with contextlib.suppress(ServerError):
-                self._pages.append(await self._page())
+            await self._read()
+
+    async def _read(self) -> None:
+        # A page that is missing is no reason to end a load: what the others say is worth something.
+        with contextlib.suppress(ServerError):
+            self._pages.append(await self._page())
 
     def series(self) -> list[ServerSeries]:
         """Return the last block's series: counters that grew, gauges that were not always 0."""
         pages = [_values(page) for page in self._pages]
+        if not pages:
+            return []
         found = []
         for (name, labels), (kind, last) in pages[-1].items():
             key = (name, labels)
@@ -120,14 +125,8 @@ class MetricsScraper:
                     parts.append(part)
                     if sum(map(len, parts)) > _LARGEST_BYTES:
                         break
-        except (OSError, TimeoutError, httpcore2.UnsupportedProtocol) as error:
-            raise self._absent(str(error) or type(error).__name__) from error
-        except (
-            httpcore2.NetworkError,
-            httpcore2.ProtocolError,
-            httpcore2.TimeoutException,
-        ) as error:
-            raise self._absent(str(error) or type(error).__name__) from error
+        except (OSError, *LIBRARY_ERRORS) as error:
+            raise self._absent(system_reason(error)) from error
         if reply.status != _OK:
             raise self._absent(f"HTTP {reply.status}")
         return b"".join(parts).decode(errors="replace")
@@ -149,9 +148,7 @@ def _values(page: str) -> dict[Key, tuple[str, float]]:
         for family in text_string_to_metric_families(page):
             for sample in family.samples:
                 # Buckets would be most of the page; counts and sums say what a mean needs.
-                is_part = (
-                    sample.name.endswith(("_bucket", "_created")) or "quantile" in sample.labels
-                )
+                is_part = sample.name.endswith(_PARTS) or "quantile" in sample.labels
                 if is_part or not math.isfinite(sample.value):
                     continue
                 grows = family.type == "counter" or sample.name.endswith(("_sum", "_count"))

@@ -1,0 +1,80 @@
+"""What a server says of itself during a load, and when it says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from minitron_trt.loadtest.server_metrics import MetricsScraper, ServerSeries
+
+PAGE = """# TYPE nv_requests counter
+nv_requests{{model="a"}} {requests}
+# TYPE nv_idle counter
+nv_idle 7
+# TYPE nv_queue gauge
+nv_queue {queue}
+"""
+
+
+class _Pages(BaseHTTPRequestHandler):
+    """Answers with one page after another; None stands for a server that is too busy."""
+
+    pages: list[str | None] = []  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        page = self.pages.pop(0)
+        body = (page or "").encode()
+        self.send_response(503 if page is None else 200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Pages) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+        server.shutdown()
+        thread.join()
+
+
+def read(url: str, *pages: str | None) -> list[ServerSeries]:
+    """Return the series of a block in which nothing happened."""
+    _Pages.pages = [*pages]
+    scraper = MetricsScraper(url)
+
+    async def run() -> None:
+        async with scraper.reading():
+            pass
+
+    asyncio.run(run())
+    return scraper.series()
+
+
+def test_counters_grow_and_gauges_have_a_mean(url: str) -> None:
+    found = read(url, PAGE.format(requests=3, queue=0), PAGE.format(requests=8, queue=4))
+
+    assert found == [
+        ServerSeries("nv_requests", {"model": "a"}, growth=5),
+        ServerSeries("nv_queue", {}, mean=2, largest=4),
+    ]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["at the begin", "at the end"])
+def test_a_page_that_does_not_come_ends_no_load(url: str, *, first: bool) -> None:
+    page = PAGE.format(requests=3, queue=4)
+
+    assert read(url, *((None, page) if first else (page, None))) == [
+        ServerSeries("nv_queue", {}, mean=4, largest=4)
+    ]
+    assert read(url, None, None) == []
