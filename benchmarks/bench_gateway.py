@@ -121,8 +121,7 @@ def put(load: StreamLoad) -> float:
 def running_gateway(triton: str) -> Iterator[tuple[int, int]]:
     """Run a gateway; yield its process and its port."""
     argv = [sys.executable, "-m", "minitron_trt", "gateway", "--url", triton, "--port", "0"]
-    # A place is free a moment after its answer has ended: as many again are never wanted.
-    argv += ["--max-running", "512", "--json", "-q"]
+    argv += ["--json", "-q"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         page = json.loads(process.stdout.readline())["page"]

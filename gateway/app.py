@@ -170,8 +170,7 @@ class TextEndpoint(Generic[B]):
             model = fields.model
             asked = self._ask(fields, await self._models.target(model))
             notes_of(scope).model = model
-            with self._places.take(asked.sequences):
-                await unless_gone(receive, self._answer(asked, scope, receive, send))
+            await unless_gone(receive, self._answer(asked, scope, receive, send))
         except ClientGoneError:
             notes_of(scope).status = GONE_STATUS
         except MinitronError as error:
@@ -187,7 +186,8 @@ class TextEndpoint(Generic[B]):
     async def _answer(self, asked: AskedText, scope: Scope, receive: Receive, send: Send) -> None:
         notes, answer = notes_of(scope), Answer(asked)
         try:
-            stream = numbered_chunks(self._client, asked.requests)
+            places = self._places.take(asked.sequences)
+            stream = numbered_chunks(self._client, asked.requests, places)
             async with contextlib.aclosing(stream) as chunks:
                 if asked.streams:
                     # Until here an error has a status of its own.

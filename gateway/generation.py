@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias, TypeVar
 
 from starlette.types import Receive
@@ -44,15 +45,27 @@ async def _gone(receive: Receive) -> None:
 
 
 async def numbered_chunks(
-    client: AsyncClient, requests: Sequence[GenerateRequest]
+    client: AsyncClient, requests: Sequence[GenerateRequest], places: AbstractContextManager[None]
 ) -> AsyncGenerator[Numbered, None]:
-    """Yield the chunks of the answers to all requests as they come; closing it cancels them."""
-    if len(requests) == 1:
+    """Yield the chunks of the answers to all requests as they come; closing it cancels them.
+
+    The places are held while the requests run: who reads the end of an answer finds them free.
+    """
+    with places:
+        if len(requests) > 1:
+            async with contextlib.aclosing(_of_several(client, requests)) as several:
+                async for numbered in several:
+                    yield numbered
+            return
         async with contextlib.aclosing(client.chunks(requests[0])) as chunks:
             async for chunk in chunks:
                 yield 0, chunk
-        return
-    # One place: a slow reader holds the requests up, and not the memory.
+
+
+async def _of_several(
+    client: AsyncClient, requests: Sequence[GenerateRequest]
+) -> AsyncGenerator[Numbered, None]:
+    # Room for one: a slow reader holds the requests up, and does not fill the memory.
     queue: asyncio.Queue[Numbered | BaseException | None] = asyncio.Queue(1)
     tasks = [
         asyncio.ensure_future(_put_chunks(client, request, index, queue))

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import logging
 import socket
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message
 from tests.gateway.conftest import UPSTREAM, EchoDouble, Running, running_gateway
 from tests.patience import until
 
+from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.gateway.access import ApiKeys
-from minitron_trt.gateway.app import GatewayOptions
+from minitron_trt.gateway.app import GatewayOptions, gateway_app
 from minitron_trt.gateway.limits import GatewayLimits, Rates
 from minitron_trt.gateway.openai_errors import ApiError
+from minitron_trt.gateway.served_models import ServedModels
 
 PROMPT: dict[str, Any] = {"model": "ensemble", "prompt": "one two"}
+SCOPE: Final = {
+    "type": "http",
+    "method": "POST",
+    "scheme": "http",
+    "path": "/v1/completions",
+    "query_string": b"",
+    "headers": [(b"content-type", b"application/json")],
+}
 CHAT: dict[str, Any] = {"model": "ensemble", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -214,6 +226,39 @@ def test_more_than_can_run_at_a_time_is_429_at_once() -> None:
         assert told["retry-after"] == "1"
         thread.join()
         until(lambda: gateway.ask("POST", "/v1/completions", PROMPT)[0] == 200)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize(
+    "asked", [{"n": 2}, {"prompt": ["one", "two"]}], ids=["sequences", "prompts"]
+)
+def test_whoever_reads_the_end_of_an_answer_may_ask_again_at_once(
+    asked: dict[str, Any], *, stream: bool
+) -> None:
+    client = AsyncClient(EchoDouble(), max_retries=0)
+    options = GatewayOptions(limits=GatewayLimits(running=2))
+    app = gateway_app(client, ServedModels(client, chat_max_tokens=8), options)
+    body = msgspec.json.encode({**PROMPT, **asked, "stream": stream})
+    statuses: list[int] = []
+
+    async def ask(times: int) -> None:
+        received: list[Message] = [{"type": "http.request", "body": body}]
+
+        async def receive() -> Message:
+            return received.pop() if received else await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            if "status" in message:
+                statuses.append(message["status"])
+            is_end = b"[DONE]" in message.get("body", b"") if stream else "body" in message
+            if is_end and times > 1:
+                await ask(times - 1)
+
+        await app(dict(SCOPE), receive, send)
+
+    asyncio.run(ask(3))
+
+    assert statuses == [200, 200, 200]
 
 
 def _ask_and_leave(gateway: Running, body: dict[str, Any]) -> None:
