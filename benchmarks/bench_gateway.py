@@ -175,35 +175,22 @@ def held(load: StreamLoad, pid: int, rounds: int) -> list[str]:
 
 def report(runs: int, requests: int) -> None:
     """Run everything and print the tables."""
+    from bench_clients import running_stub
     from bench_convert import machine
-    from bench_serve import SAMPLE, make_stub_repository
-
-    from minitron_trt.convert.conversion import ConvertOptions, convert
-    from minitron_trt.samples import sample_folder
-    from minitron_trt.triton_repo.serving.runners import running_server
-    from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 
     tables: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        convert(str(sample_folder(SAMPLE)), folder / "checkpoint", ConvertOptions())
-        repository = make_stub_repository(folder, folder / "checkpoint", 1, 0)
-        options = ServerOptions(free_endpoints())
-        with (
-            running_server(repository, options, "embedded", timeout_s=600) as server,
-            running_gateway(server.endpoints.grpc_url) as (pid, port),
-        ):
-            port_of = {DIRECT: server.endpoints.http_port, OPENAI: port}
-            direct, through = (
-                StreamLoad(port=port_of[path], path=path, streams=16, requests=64, tokens=200)
-                for path in (DIRECT, OPENAI)
-            )
-            put(replace(through, requests=16, tokens=8))  # connections and caches
-            tables += [*measure(direct, through, pid, runs), ""]
-            many = replace(through, streams=256, requests=512, tokens=50)
-            tables += [*held(many, pid, rounds=4), ""]
-            tables += held(replace(through, requests=requests // 2, tokens=1), pid, rounds=2)
-        click.echo(machine(folder) + "\n")
+    with running_stub() as urls, running_gateway(urls["grpc"]) as (pid, port):
+        port_of = {DIRECT: int(urls["http"].rpartition(":")[2]), OPENAI: port}
+        direct, through = (
+            StreamLoad(port=port_of[path], path=path, streams=16, requests=64, tokens=200)
+            for path in (DIRECT, OPENAI)
+        )
+        put(replace(through, requests=16, tokens=8))  # connections and caches
+        tables += [*measure(direct, through, pid, runs), ""]
+        many = replace(through, streams=256, requests=512, tokens=50)
+        tables += [*held(many, pid, rounds=4), ""]
+        tables += held(replace(through, requests=requests // 2, tokens=1), pid, rounds=2)
+    click.echo(machine(Path(tempfile.gettempdir())) + "\n")
     click.echo("\n".join(tables))
 
 
