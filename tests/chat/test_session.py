@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from minitron_trt.chat.conversation import Conversation
 from minitron_trt.chat.served_chat import ServedChat
 from minitron_trt.chat.session import HELP, Session
 from minitron_trt.chat_templates import read_template
@@ -22,8 +23,6 @@ from minitron_trt.errors import MinitronError, RefusedError, UnreachableError, U
 from minitron_trt.host.termination import Terminated
 
 OPTIONS = {"max_tokens": 8, "temperature": None, "seed": None, "stop_words": ()}
-
-FAULTS = {"break": UnreachableError("gone"), "stop": KeyboardInterrupt(), "end": Terminated()}
 
 
 class ModelDouble(EchoTransport):
@@ -79,13 +78,24 @@ class Told:
     shown: list[str] = field(default_factory=list)
 
 
-def talk(*lines: str, is_terminal: bool = True, template: str | None = None) -> Told:
+def talk(
+    *lines: str,
+    is_terminal: bool = True,
+    template: str | None = None,
+    conversation: Conversation | None = None,
+) -> Told:
     double = ModelDouble()
     chosen = None if template is None else read_template(template)
     served = ServedChat(Client(double, max_retries=0), "ensemble", chosen)
     shown: list[str] = []
     script = Script(iter(lines), is_terminal)
-    session = Session(served, script, show=shown.append, options=dict(OPTIONS))
+    session = Session(
+        served,
+        script,
+        show=shown.append,
+        options=dict(OPTIONS),
+        conversation=conversation or Conversation(),
+    )
     session.run()
     return Told(session, double, shown)
 
@@ -151,6 +161,21 @@ def test_retry_asks_the_same_again() -> None:
 
     assert contents == ["say one", "say two", "say two", "break", "break"]
     assert told.session.conversation.turns == [("say one", "one"), ("say two", "two")]
+
+
+def test_retry_leaves_the_answer_to_an_earlier_message_of_the_same_words(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_text("{% if messages|length > 1 %}{{ raise_exception('too long') }}{% endif %}say x")
+    told = talk("say one", "say one", "/retry", template=str(path))
+
+    assert told.session.conversation.turns == [("say one", "x")]
+    assert len(told.double.requests) == 1
+
+
+def test_retry_answers_the_last_message_of_a_loaded_conversation_anew() -> None:
+    told = talk("/retry", conversation=Conversation("", [("say one", "eins")]))
+
+    assert told.session.conversation.turns == [("say one", "one")]
 
 
 def test_the_system_comes_first_and_stays_when_all_begins_anew() -> None:

@@ -53,7 +53,8 @@ class Session:
     options: dict[str, Any]
     conversation: Conversation = field(default_factory=Conversation)
     answers: list[Completion] = field(default_factory=list)
-    _question: str = ""
+    # The last message, while it has no answer; one with an answer is the last of the turns.
+    _unanswered: str | None = None
 
     def run(self) -> None:
         """Go on until the lines end.
@@ -99,7 +100,7 @@ class Session:
 
     def _answer(self, question: str) -> None:
         """Show the answer to a message; what came of it is part of the conversation."""
-        self._question = question
+        self._unanswered = question
         stream = self.model.stream(self.conversation.asked(question), self.options)
         is_stopped = False
         try:
@@ -118,6 +119,7 @@ class Session:
             if completion:
                 self.show("\n")
                 self.conversation.turns.append((question, str(completion)))
+                self._unanswered = None
         self.answers.append(completion)
         log.info("%s", _facts(completion, "stopped" if is_stopped else completion.finish_reason))
 
@@ -157,16 +159,17 @@ class Session:
         self.options = options
 
     def _retry(self, _: str) -> None:
-        if not self._question:
+        if self._unanswered is not None:
+            self._answer(self._unanswered)
+        elif self.conversation.turns:
+            question, _ = self.conversation.turns.pop()
+            self._answer(question)
+        else:
             raise UsageError("nothing was said yet that could be answered anew")
-        turns = self.conversation.turns
-        if turns and turns[-1][0] == self._question:
-            turns.pop()
-        self._answer(self._question)
 
     def _new(self, _: str) -> None:
         self.conversation = Conversation(self.conversation.system)
-        self._question = ""
+        self._unanswered = None
         _tell("the conversation begins anew")
 
     def _save(self, text: str) -> None:
@@ -176,8 +179,7 @@ class Session:
 
     def _load(self, text: str) -> None:
         self.conversation = Conversation.load(_path(text, "/load"))
-        turns = self.conversation.turns
-        self._question = turns[-1][0] if turns else ""
+        self._unanswered = None
         _tell(f"{len(self.conversation.messages)} messages so far")
 
 
