@@ -85,6 +85,8 @@ def chat(
 
 
 def _record(session: Session) -> dict[str, Any]:
+    import msgspec
+
     answers = [
         {
             "text": each.text,
@@ -97,10 +99,7 @@ def _record(session: Session) -> dict[str, Any]:
         for each in session.answers
     ]
     # As they were asked for: with the system's words, and without the unanswered.
-    messages = [
-        {"role": each.role, "content": each.content} for each in session.conversation.messages
-    ]
-    return {"messages": messages, "answers": answers}
+    return {"messages": msgspec.to_builtins(session.conversation.messages), "answers": answers}
 
 
 def _ignore(text: str) -> None:

@@ -39,10 +39,10 @@ class Conversation:
 
     def asked(self, question: str) -> list[dict[str, str]]:
         """Return the messages that end with a new question, as a client sends them."""
-        return [
-            {"role": each.role, "content": each.content}
-            for each in (*self.messages, Message("user", question))
-        ]
+        asked: list[dict[str, str]] = msgspec.to_builtins(
+            [*self.messages, Message("user", question)]
+        )
+        return asked
 
     def save(self, path: Path) -> None:
         """Write the messages as JSON; OutputError when the disk cannot take them."""
