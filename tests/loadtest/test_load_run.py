@@ -12,7 +12,7 @@ from minitron_trt.loadtest.load_pattern import CONSTANT, LoadPattern
 from minitron_trt.loadtest.load_run import LoadRun
 from minitron_trt.loadtest.load_test import LoadTest
 from minitron_trt.loadtest.request_record import RequestRecord
-from minitron_trt.loadtest.workload import Question
+from minitron_trt.loadtest.workload import Question, WordCounter
 
 
 def sent_s(run: LoadRun) -> list[float]:
@@ -128,6 +128,21 @@ def test_each_run_asks_its_own_questions_in_the_next_load_too() -> None:
     load_test(TimedTarget(), workload=workload, repeats=2, warmup=1)
 
     assert numbers == [-1, 0, 1, -1, 2, 3]
+
+
+def test_tokens_that_the_server_does_not_count_are_counted_of_the_whole_text() -> None:
+    class Uncounted(TimedTarget):
+        async def ask(self, question: Question, record: RequestRecord) -> None:
+            record.begin()
+            for piece in ("so", "lar sys", "tem"):
+                record.piece(piece)
+
+    test = load_test(Uncounted(), counter=WordCounter())
+    test.count_tokens()
+
+    records = test.results[0].records
+    assert [record.counted_tokens for record in records] == [2] * 4
+    assert [record.texts for record in records] == [None] * 4
 
 
 def test_errors_are_counted_by_kind_and_words() -> None:

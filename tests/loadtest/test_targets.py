@@ -97,11 +97,13 @@ def test_messages_get_the_models_chat_template() -> None:
 def test_openais_api_is_asked_as_its_clients_do(double: Running, kind: str, stream: bool) -> None:
     double.triton.forget()
     question = Question("one two three", 2)
+    # The double says messages back as the JSON that they are.
+    said = {COMPLETIONS: ["one", " two"], CHAT: ['[{"role":', ' "user",']}[kind]
 
     record = asked(OpenAiTarget(options(double, kind, stream=stream)), question)
 
     texts, _, counted = seen(record)
-    assert texts == (["one", " two"] if stream else ["one two"]) or kind == CHAT
+    assert texts == (said if stream else ["".join(said)])
     assert counted == 2
     assert len(record.pieces_ns) == (2 if stream else 1)
     assert double.triton.requests[-1].max_tokens == 2
