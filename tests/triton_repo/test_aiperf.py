@@ -23,7 +23,7 @@ from minitron_trt.loadtest.aiperf_files import AIPERF_SCHEMA
 from minitron_trt.loadtest.load_test import UNITS
 from minitron_trt.loadtest.metrics import figures_of
 from minitron_trt.loadtest.request_record import RequestRecord
-from minitron_trt.loadtest.significance import interval
+from minitron_trt.loadtest.significance import Interval, interval
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.serving.server_options import Endpoints
 
@@ -196,14 +196,14 @@ def test_bench_and_aiperf_agree_within_their_spread(beside: dict[str, list[Path]
             interval([record[metric]["avg"] for record in found[name]])
             for name in ("aiperf", "bench")
         )
-        log.info(
-            "%s: aiperf %.2f (%.2f to %.2f), bench %.2f (%.2f to %.2f)",
-            metric,
-            *(theirs.mean, theirs.ci_low, theirs.ci_high),
-            *(ours.mean, ours.ci_low, ours.ci_high),
-        )
+        log.info("%s: aiperf %s, bench %s", metric, span(theirs), span(ours))
         assert ours.ci_low <= theirs.ci_high, metric
         assert theirs.ci_low <= ours.ci_high, metric
+
+
+def span(found: Interval) -> str:
+    """Return a mean and where it may be."""
+    return f"{found.mean:.2f} ({found.ci_low:.2f} to {found.ci_high:.2f})"
 
 
 @pytest.mark.parametrize("served", ["solar-llama"], indirect=True, scope="session")

@@ -19,11 +19,9 @@ def test_a_served_sample_is_measured(
 ) -> None:
     endpoints = served.endpoints
     url = endpoints.grpc_url if scheme == "grpc" else endpoints.http_url
-    result = command(
-        *("bench", "--url", url, "--concurrency", "2", "--request-count", "4", "--json"),
-        *("--isl", "12", "--tokenizer", served.model, "--osl", "6", "--force-min-tokens"),
-        *("--metrics-url", endpoints.metrics_url),
-    )
+    load = ["--concurrency", "2", "--request-count", "4", "--isl", "12", "--osl", "6"]
+    places = ["--url", url, "--metrics-url", endpoints.metrics_url, "--tokenizer", served.model]
+    result = command("bench", *places, *load, "--force-min-tokens", "--json")
 
     assert result.exit_code == 0, result.stderr
     record = json.loads(result.stdout)
