@@ -10,7 +10,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pytest
 from click.testing import Result
@@ -176,6 +176,32 @@ def test_a_layer_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> None:
     blob = Blob(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
     with pytest.raises(BadInputError, match="unpacks to more than 100 times that"):
         read_layer(io.BytesIO(data), f"{LAYER}+gzip", blob, tmp_path, no_progress)
+
+
+def test_a_layer_of_very_many_empty_files_is_refused(tmp_path: Path) -> None:
+    data = gzip.compress(_layer(*((f"a{number}", b"", {}) for number in range(2000))))
+    size = 1_000
+    blob = Blob(f"sha256:{hashlib.sha256(data).hexdigest()}", size)
+    with pytest.raises(BadInputError, match="unpacks to more than 100 times that"):
+        read_layer(io.BytesIO(data), f"{LAYER}+gzip", blob, tmp_path, no_progress)
+
+
+class _Forever(io.RawIOBase):
+    """A double: the bytes of a layer, and zeros after them for as long as anybody reads."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Return the next bytes."""
+        return self._data.read(size) or bytes(size)
+
+
+def test_a_layer_that_goes_on_without_an_end_is_refused(tmp_path: Path) -> None:
+    data = _layer(("a", b"x", {}))
+    blob = Blob(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
+    with pytest.raises(BadInputError, match="came as sha256:"):
+        read_layer(cast(IO[bytes], _Forever(data)), LAYER, blob, tmp_path, no_progress)
 
 
 def test_a_layer_of_other_bytes_is_refused(tmp_path: Path) -> None:

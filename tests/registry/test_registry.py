@@ -21,6 +21,7 @@ from tests.patience import PATIENCE_S, until
 from tests.registry.conftest import contents
 
 from minitron_trt.registry.image import PackedImage
+from minitron_trt.registry.layers import LAYER
 
 REGISTRY: Final = shutil.which("docker-registry") or shutil.which("registry")
 SKOPEO: Final = shutil.which("skopeo")
@@ -180,10 +181,8 @@ def test_a_signature_is_asked_for_by_its_key(
     assert "is not signed by this key" in refused.stderr
 
     command("push", repository, f"{registry}/unsigned/solar:1")
-    refused = command(
-        *("pull", f"{registry}/unsigned/solar:1", "-o", tmp_path / "other"),
-        *("--verify-key", public),
-    )
+    unsigned = f"{registry}/unsigned/solar:1"
+    refused = command("pull", unsigned, "-o", tmp_path / "other", "--verify-key", public)
     assert refused.exit_code == 3
     assert "has no signature" in refused.stderr
     assert not (tmp_path / "other").exists()
@@ -245,9 +244,7 @@ def test_credentials_are_those_of_docker_login(
     repository: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = tmp_path / "htpasswd"
-    users.write_text(
-        "somebody:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
-    )  # bcrypt's of "secret"
+    users.write_text(f"somebody:{BCRYPT_OF_SECRET}\n")
     auth = {"htpasswd": {"realm": "here", "path": str(users)}}
     home = tmp_path / "home"
     (home / ".docker").mkdir(parents=True)
@@ -303,12 +300,81 @@ class _Nonsense(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_a_web_server_is_no_registry(tmp_path: Path, command: Command) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Nonsense) as server:
+@contextlib.contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Serve a double of a registry; yield its host and port."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        host = f"127.0.0.1:{server.server_port}"
-        result = command("pull", f"{host}/a:1", "-o", tmp_path / "output")
+        yield f"127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_a_web_server_is_no_registry(tmp_path: Path, command: Command) -> None:
+    with served(_Nonsense) as host:
+        result = command("pull", f"{host}/a:1", "-o", tmp_path / "output")
 
     assert result.exit_code == 3
     assert f"{host}/a:1 is no image of one platform" in result.stderr
+
+
+class _Endless(_Nonsense):
+    """A double: answers with bytes for as long as anybody reads them."""
+
+    def do_GET(self) -> None:
+        """Answer without an end."""
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self.wfile.write(b"[" * 65536)
+
+
+def test_a_manifest_without_an_end_is_refused(tmp_path: Path, command: Command) -> None:
+    with served(_Endless) as host:
+        result = command("pull", f"{host}/a:1", "-o", tmp_path / "output")
+
+    assert (result.exit_code, list(tmp_path.iterdir())) == (6, [])
+    assert "expected a manifest or a signature" in result.stderr
+
+
+class _Nested(_Nonsense):
+    """A double: answers with JSON that is nested deeper than a reader goes."""
+
+    def do_GET(self) -> None:
+        """Answer with brackets."""
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"[" * 1_000_000)
+
+
+def test_a_manifest_that_is_nested_too_deep_is_refused(tmp_path: Path, command: Command) -> None:
+    with served(_Nested) as host:
+        result = command("pull", f"{host}/a:1", "-o", tmp_path / "output")
+
+    assert result.exit_code == 3
+    assert "is no image of one platform" in result.stderr
+
+
+class _Leaving(_Nonsense):
+    """A double: has an image of one layer, and breaks off in the middle of that."""
+
+    def do_GET(self) -> None:
+        """Answer with the manifest, or with the beginning of the layer."""
+        blob = {"digest": f"sha256:{'0' * 64}", "size": 5000}
+        config = {"mediaType": "application/vnd.oci.image.config.v1+json", **blob}
+        layer = {"mediaType": LAYER, **blob}
+        body = json.dumps({"config": config, "layers": [layer]}).encode()
+        self.send_response(200)
+        if "/blobs/" in self.path:
+            self.send_header("Content-Length", "5000")
+            body = b"\0" * 100
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_registry_that_breaks_off_in_a_layer_is_said(tmp_path: Path, command: Command) -> None:
+    with served(_Leaving) as host:
+        result = command("pull", f"{host}/a:1", "-o", tmp_path / "output")
+
+    assert (result.exit_code, list(tmp_path.iterdir())) == (6, [])
+    assert f"{host} cannot be reached or went away" in result.stderr

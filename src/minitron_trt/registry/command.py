@@ -122,7 +122,7 @@ def pull(
     remote, signatures = _libraries(signs=verify_key is not None)
     key = signatures.read_verifying_key(verify_key) if verify_key else None
     registry = remote.RemoteRegistry(reference, plain_http=plain_http)
-    manifest, digest, _ = registry.manifest(reference)
+    manifest, digest = registry.manifest(reference)
     if key is not None:
         signatures.check_signature(registry, reference, digest, key)
     total = sum(layer.size for layer in manifest.layers)

@@ -159,7 +159,8 @@ def read_layer(
         source = cast(IO[bytes], reader)
         with tarfile.open(fileobj=source, mode=MODES[media_type]) as archive:
             _unpack(archive, blob, folder)
-        while reader.read(_READ_BYTES):
+        # One that goes on beyond its size is none, however long it would go on.
+        while reader.size <= blob.size and reader.read(_READ_BYTES):
             pass
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise BadInputError(
@@ -182,7 +183,7 @@ def _unpack(archive: tarfile.TarFile, blob: Blob, folder: Path) -> None:
             raise BadInputError(
                 f"the layer {blob.digest} has {member.name!r}, which is no file; {_EXPECTED}"
             )
-        room -= member.size
+        room -= member.size + tarfile.BLOCKSIZE
         if room < 0:
             raise BadInputError(
                 f"the layer {blob.digest} of {blob.size} bytes unpacks to more than "

@@ -12,30 +12,21 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
+import oras.auth
+import oras.container
+import oras.provider
 import requests
 import requests.adapters
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from minitron_trt.errors import (
-    BadInputError,
-    MissingExtraError,
-    ProtocolError,
-    RefusedError,
-    UnreachableError,
-)
+from minitron_trt.errors import BadInputError, ProtocolError, RefusedError, UnreachableError
 from minitron_trt.records import check_record
 from minitron_trt.registry.image import IMAGE_MANIFEST, ImageManifest, PackedImage
 from minitron_trt.registry.layers import Advance, Blob, read_layer
 from minitron_trt.registry.reference import Reference
-
-try:
-    import oras.auth
-    import oras.container
-    import oras.provider
-except ModuleNotFoundError as error:
-    raise MissingExtraError("oras", "registry", "a registry") from error
 
 _CONNECT_S: Final = 10.0
 # Between two pieces of an answer. A registry may take a while to look at gigabytes that came.
@@ -44,6 +35,7 @@ _RETRIES: Final = 3
 # Smaller blobs go in one request, as every registry takes them.
 _CHUNK_BYTES: Final = 32 << 20
 _MANIFEST_AT_MOST: Final = 4 << 20
+_READ_BYTES: Final = 64 << 10
 _DENIED: Final = (401, 403)
 _MISSING: Final = 404
 
@@ -70,7 +62,9 @@ def _provider(place: Reference, *, insecure: bool) -> _Provider:
     _be_patient(provider)
     with _one_line(place):
         url = f"{provider.prefix}://{place.host}/v2/"
-        challenge = provider.session.get(url).headers.get("Www-Authenticate", "")
+        # What it says besides is not read, however long.
+        with provider.session.get(url, stream=True) as answer:
+            challenge = answer.headers.get("Www-Authenticate", "")
     if challenge.lower().startswith("basic"):
         provider = _Provider(hostname=place.host, insecure=insecure, auth_backend="basic")
         _be_patient(provider)
@@ -90,7 +84,6 @@ class RemoteRegistry:
     """
 
     def __init__(self, place: Reference, *, plain_http: bool = False) -> None:
-        self._place = place
         self._place = place
         self._provider = _provider(place, insecure=plain_http or place.is_loopback)
         with _one_line(place):
@@ -132,43 +125,45 @@ class RemoteRegistry:
             headers = {"Content-Type": IMAGE_MANIFEST}
             self._check(self._provider.do_request(url, "PUT", data=data, headers=headers), place)
 
-    def manifest(self, place: Reference) -> tuple[ImageManifest, str, dict[str, Any]]:
-        """Return an image's manifest, its digest, and all that it says."""
-        with _one_line(place):
-            headers = {"Accept": IMAGE_MANIFEST}
-            answer = self._provider.do_request(self._url(place), headers=headers)
+    def manifest(self, place: Reference) -> tuple[ImageManifest, str]:
+        """Return an image's manifest and its digest."""
+        headers = {"Accept": IMAGE_MANIFEST}
+        with (
+            _one_line(place),
+            self._provider.do_request(self._url(place), headers=headers, stream=True) as answer,
+        ):
             self._check(answer, place)
-            data = answer.content[: _MANIFEST_AT_MOST + 1]
+            data = _small(answer, place)
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if place.version.startswith("sha256:") and place.version != digest:
             raise ProtocolError(f"{place} came as {digest}; the registry is not to be trusted")
         try:
-            record = json.loads(data)
-            manifest = check_record(record, ImageManifest)
-        except ValueError as error:
+            manifest = check_record(json.loads(data), ImageManifest)
+        except (ValueError, RecursionError) as error:
             raise BadInputError(
                 f"{place} is no image of one platform ({error}); expected one that minitron-trt "
                 "pushed"
             ) from error
-        return manifest, digest, cast(dict[str, Any], record)
+        return manifest, digest
 
     def pull(self, manifest: ImageManifest, folder: Path, advance: Advance) -> None:
         """Unpack an image's layers into an empty folder, each checked against its digest."""
         for layer in manifest.layers:
-            with _one_line(self._place), self._blob(layer.digest, stream=True) as answer:
+            with _one_line(self._place), self._blob(layer.digest) as answer:
                 read_layer(answer.raw, layer.mediaType, layer.blob, folder, advance)
 
     def small_blob(self, blob: Blob) -> bytes:
         """Return a blob of a few bytes; ProtocolError when it is not the one named."""
-        with _one_line(self._place), self._blob(blob.digest, stream=True) as answer:
-            data: bytes = answer.raw.read(_MANIFEST_AT_MOST)
+        with _one_line(self._place), self._blob(blob.digest) as answer:
+            data = _small(answer, self._place)
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != blob.digest:
             raise ProtocolError(f"{blob.digest} of {self._place} came with other bytes")
         return data
 
-    def _blob(self, digest: str, *, stream: bool) -> requests.Response:
+    def _blob(self, digest: str) -> requests.Response:
+        """Return the answer that brings a blob, of which nothing is read yet."""
         container = self._container(self._place)
-        answer: requests.Response = self._provider.get_blob(container, digest, stream=stream)
+        answer: requests.Response = self._provider.get_blob(container, digest, stream=True)
         self._check(answer, self._place)
         return answer
 
@@ -187,8 +182,22 @@ class RemoteRegistry:
             raise _denied(place)
         if status == _MISSING:
             raise BadInputError(f"{place} is not there; expected an image in the registry")
-        words = answer.text[:200].strip() or answer.reason
+        words = next(answer.iter_content(200), b"").decode(errors="replace").strip()
+        words = words or answer.reason
         raise RefusedError(f"{place.host} answers {status} to {place}: {words}")
+
+
+def _small(answer: requests.Response, place: Reference) -> bytes:
+    """Return what an answer brings; ProtocolError when a manifest cannot be that long."""
+    data = b""
+    for piece in answer.iter_content(_READ_BYTES):
+        data += piece
+        if len(data) > _MANIFEST_AT_MOST:
+            raise ProtocolError(
+                f"{place.host} answers for {place} with more than {_MANIFEST_AT_MOST} bytes; "
+                "expected a manifest or a signature"
+            )
+    return data
 
 
 def _denied(place: Reference) -> RefusedError:
@@ -210,9 +219,8 @@ def _one_line(place: Reference) -> Iterator[None]:
             f"{place.host} does not speak TLS that can be trusted ({error}); for a registry "
             "without TLS add --plain-http"
         ) from error
-    except (requests.exceptions.RequestException, OSError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
+    except (requests.exceptions.RequestException, HTTPError) as error:
+        # The other is of a layer that is read as it comes; what a disk refuses is neither.
         raise UnreachableError(f"{place.host} cannot be reached or went away ({error})") from error
     except ValueError as error:
         # What the client makes of answers that it does not understand.

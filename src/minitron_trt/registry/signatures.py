@@ -111,7 +111,7 @@ def check_signature(
     """Look for a signature of a manifest by a key; BadInputError when there is none."""
     at = _place_of(place, digest)
     try:
-        manifest, _, _ = registry.manifest(at)
+        manifest, _ = registry.manifest(at)
     except BadInputError as error:
         raise BadInputError(
             f"{place} has no signature ({at} is not there or is none); push it with --sign-key"
