@@ -32,7 +32,7 @@ class Identity:
 
     @property
     def tag(self) -> str:
-        """Return the tag it gets where none is named, like minitron-8b-fp8-tp2-sm90-trtllm1.2.1."""
+        """Return the tag it gets where none is named, such as minitron-8b-fp8-sm90-engine."""
         parts = [self.model, self.precision]
         parts += [f"x{self.ranks}"] if self.ranks > 1 else []
         parts += [f"sm{self.sm}"] if self.sm else []
