@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import COMPONENT, GPU
-from minitron_trt.deploy.check.files import Document, Path_, entries, mapping
+from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping
 from minitron_trt.deploy.compose import COMPOSE_NAME
 from minitron_trt.deploy.pods import SERVER, WORKER
 from minitron_trt.deploy.slurm import SCRIPT_NAME
@@ -24,7 +24,7 @@ _UNITS: Final = {
 _QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
 _SECONDS: Final = re.compile(r"(?:(\d+)m)?(?:(\d+)s)?")
 _EXIT: Final = re.compile(r"--exit-timeout-secs=(\d+)")
-_TEMPLATES: Final[Mapping[str, tuple[Path_, ...]]] = {
+_TEMPLATES: Final[Mapping[str, tuple[FieldPath, ...]]] = {
     "Deployment": (("spec", "template"),),
     "StatefulSet": (("spec", "template"),),
     "LeaderWorkerSet": (
@@ -69,7 +69,7 @@ class PodTemplate:
     """A Pod that an object makes: where its template stands, its labels and its spec."""
 
     document: Document
-    path: Path_
+    path: FieldPath
     labels: Mapping[str, str]
     spec: Mapping[str, Any]
 
@@ -79,7 +79,7 @@ class PodTemplate:
         return str(self.labels.get(COMPONENT, ""))
 
     @property
-    def spec_path(self) -> Path_:
+    def spec_path(self) -> FieldPath:
         """Return where its spec stands."""
         return self.path if self.document.kind == "InferenceService" else (*self.path, "spec")
 
@@ -95,7 +95,7 @@ def pod_templates(documents: list[Document]) -> Iterator[PodTemplate]:
     """Yield the Pods of every object that makes some."""
     for document in documents:
         if document.kind == "InferenceService":
-            path: Path_ = ("spec", "predictor")
+            path: FieldPath = ("spec", "predictor")
             predictor = document.at(*path)
             if isinstance(predictor, dict):
                 found = mapping(predictor.get("labels"))
@@ -122,7 +122,7 @@ def read_claims(folder: Path, documents: list[Document]) -> Iterator[ServerClaim
 def _of_pod(pod: PodTemplate) -> ServerClaims:
     container = (*pod.spec_path, "containers", 0)
     resources = (*container, "resources", "limits")
-    shm: Path_ = next(
+    shm: FieldPath = next(
         (
             (*pod.spec_path, "volumes", place, "emptyDir", "sizeLimit")
             for place, volume in entries(pod.spec.get("volumes"))
@@ -130,7 +130,7 @@ def _of_pod(pod: PodTemplate) -> ServerClaims:
         ),
         (),
     )
-    places: dict[str, Path_] = {
+    places: dict[str, FieldPath] = {
         "gpus": (*resources, GPU),
         "memory": (*resources, "memory"),
         "shm": shm,
@@ -140,7 +140,7 @@ def _of_pod(pod: PodTemplate) -> ServerClaims:
     numbers = {
         name: _claim(pod.document, path, value)
         for name, path in places.items()
-        if path and (value := quantity(pod.document.at(*path))) is not None
+        if path and (value := amount_of(pod.document.at(*path))) is not None
     }
     if pod.component == SERVER:
         # Without a startup probe, the first liveness probes that fail end the Pod.
@@ -156,7 +156,7 @@ def _of_pod(pod: PodTemplate) -> ServerClaims:
 def _patience(probe: Mapping[str, Any]) -> float:
     """Return the seconds after which a probe that never succeeds counts as failed."""
     period, failures, delay = (
-        quantity(probe.get(name, default)) or 0
+        amount_of(probe.get(name, default)) or 0
         for name, default in (
             ("periodSeconds", 10),
             ("failureThreshold", 3),
@@ -170,7 +170,7 @@ def _words(value: Any) -> list[str]:
     return [str(word) for word in value] if isinstance(value, list) else []
 
 
-def _claim(document: Document, path: Path_, value: float) -> Claim:
+def _claim(document: Document, path: FieldPath, value: float) -> Claim:
     field = f"{document.kind} {document.name} {'.'.join(map(str, path))}".strip()
     return Claim(value, document.file, field, document.line(*path))
 
@@ -185,7 +185,7 @@ def _exit_timeout(words: list[str], place: Claim) -> dict[str, Claim]:
 def _of_compose(document: Document) -> ServerClaims:
     service = ("services", SERVER)
     device = (*service, "deploy", "resources", "reservations", "devices", 0, "count")
-    places: dict[str, Path_] = {
+    places: dict[str, FieldPath] = {
         "gpus": device,
         "memory": (*service, "mem_limit"),
         "shm": (*service, "shm_size"),
@@ -193,9 +193,9 @@ def _of_compose(document: Document) -> ServerClaims:
     numbers = {
         name: _claim(document, path, value)
         for name, path in places.items()
-        if (value := quantity(document.at(*path), binary=True)) is not None
+        if (value := amount_of(document.at(*path), binary=True)) is not None
     }
-    times: dict[str, Path_] = {
+    times: dict[str, FieldPath] = {
         "grace": (*service, "stop_grace_period"),
         "startup": (*service, "healthcheck", "start_period"),
     }
@@ -217,11 +217,11 @@ def _of_script(text: str) -> ServerClaims:
         if mark and not head:
             name, _, value = rest.partition("=")
             word = value.split("#")[0].strip().strip("'\"")
-            size = quantity(
+            size = amount_of(
                 word if not word.isdigit() or name != "mem" else f"{word}M", binary=True
             )
             if name == "signal":
-                size = quantity(word.partition("@")[2])
+                size = amount_of(word.partition("@")[2])
             options[name] = Claim(size or 0, SCRIPT_NAME, f"--{name}", number)
     names = {"gpus": "gpus-per-node", "memory": "mem", "grace": "signal", "nodes": "nodes"}
     numbers = {key: options[name] for key, name in names.items() if name in options}
@@ -232,7 +232,7 @@ def _of_script(text: str) -> ServerClaims:
     return ServerClaims(Claim(0, SCRIPT_NAME, "", 1), numbers)
 
 
-def quantity(value: Any, *, binary: bool = False) -> float | None:
+def amount_of(value: Any, *, binary: bool = False) -> float | None:
     """Return what a quantity comes to; None where it is none. `binary`: m and g are of 1024."""
     match = _QUANTITY.fullmatch(str(value)) if isinstance(value, str | int | float) else None
     if match is None or isinstance(value, bool):

@@ -11,7 +11,7 @@ from minitron_trt.build.containers import find_container, same_version
 from minitron_trt.build.trtllm.cluster.pod_parts import GPU, capability_labels
 from minitron_trt.console import size_text
 from minitron_trt.deploy.check.claims import PodTemplate, ServerClaims, pod_templates
-from minitron_trt.deploy.check.files import Document, Path_, entries, mapping
+from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping
 from minitron_trt.deploy.deployment import MIB, Deployment
 from minitron_trt.deploy.pods import SERVER, WORKER
 from minitron_trt.errors import MinitronError, UnsupportedError
@@ -80,7 +80,7 @@ class _Requirement:
     key: str
     operator: str
     values: tuple[str, ...]
-    path: Path_
+    path: FieldPath
 
 
 def check_placement(documents: list[Document], deployment: Deployment) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from minitron_trt.errors import BadInputError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
 
-Path_ = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 """Where a value stands in a document: keys and places in lists."""
 _CHART: Final = "chart/"
 _KUSTOMIZATION: Final = "kustomization.yaml"
@@ -60,7 +60,7 @@ class Document:
 
     def finding(
         self,
-        path: Path_,
+        path: FieldPath,
         found: str,
         *,
         expected: str = "",

@@ -11,14 +11,14 @@ from urllib.parse import urlsplit
 
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates
-from minitron_trt.deploy.check.files import Document, Path_, entries, objects
+from minitron_trt.deploy.check.files import Document, FieldPath, entries, objects
 from minitron_trt.triton_repo.check.report import Finding
 
 _LONGEST_NAME: Final = 253
 _LONGEST_SERVICE: Final = 63
 _SECRET_WORD: Final = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)")
 # Kinds that choose Pods, and where.
-_SELECTORS: Final[Mapping[str, Path_]] = {
+_SELECTORS: Final[Mapping[str, FieldPath]] = {
     "Service": ("spec", "selector"),
     "Deployment": ("spec", "selector", "matchLabels"),
     "PodDisruptionBudget": ("spec", "selector", "matchLabels"),
@@ -84,10 +84,10 @@ def _text(labels: Mapping[str, Any]) -> str:
 def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:
     """Check the ports that an object names in the Pods that it chooses."""
     there = _ports_of(pod)
-    wanted: list[tuple[Path_, Any]] = []
+    wanted: list[tuple[FieldPath, Any]] = []
     if document.kind == "Service":
         for place, port in entries(document.at("spec", "ports")):
-            path: Path_ = ("spec", "ports", place)
+            path: FieldPath = ("spec", "ports", place)
             wanted.append((path, port.get("targetPort", port.get("port"))))
     if document.kind == "PodMonitor":
         for place, port in entries(document.at("spec", "podMetricsEndpoints")):
@@ -145,7 +145,7 @@ def _routes(documents: list[Document]) -> Iterator[Finding]:
             continue
         for rule, found in entries(each.at("spec", "rules")):
             for place, backend in entries(found.get("backendRefs")):
-                path: Path_ = ("spec", "rules", rule, "backendRefs", place)
+                path: FieldPath = ("spec", "rules", rule, "backendRefs", place)
                 name, port = backend.get("name"), backend.get("port")
                 if backend.get("kind") == "InferencePool":
                     if name not in pools:
@@ -168,7 +168,7 @@ def _volumes(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
         source = volume.get("configMap")
         name = source.get("name") if isinstance(source, dict) else None
         if name is not None and name not in maps:
-            path: Path_ = (*pod.spec_path, "volumes", place)
+            path: FieldPath = (*pod.spec_path, "volumes", place)
             yield pod.document.finding(path, f"there is no ConfigMap {name} here")
     for number, container in entries(pod.spec.get("containers")):
         for place, mount in entries(container.get("volumeMounts")):
@@ -183,7 +183,7 @@ def _gateway(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
     words = list(map(str, command if isinstance(command, list) else ()))
     if "--url" not in words[:-1]:
         return
-    path: Path_ = (*pod.spec_path, "containers", 0, "command", words.index("--url") + 1)
+    path: FieldPath = (*pod.spec_path, "containers", 0, "command", words.index("--url") + 1)
     try:
         parts = urlsplit(words[words.index("--url") + 1])
         port = parts.port
@@ -214,7 +214,7 @@ def _plain_secrets(document: Document) -> Iterator[Finding]:
             )
 
 
-def _variables(value: Any, path: Path_) -> Iterator[tuple[Path_, str, str]]:
+def _variables(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str, str]]:
     """Yield the variables of an object's containers, or of a compose file's services."""
     if isinstance(value, dict):
         name, text = value.get("name"), value.get("value")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import yaml
 
 from minitron_trt.deploy.check.claims import pod_templates
-from minitron_trt.deploy.check.files import Document, Path_, objects
+from minitron_trt.deploy.check.files import Document, FieldPath, objects
 from minitron_trt.errors import BadInputError, MissingExtraError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
@@ -106,7 +106,9 @@ def _is_core(library: Any, document: Document) -> bool:
     return True
 
 
-def _core(library: Any, document: Document, value: dict[str, Any], at: Path_) -> Iterator[Finding]:
+def _core(
+    library: Any, document: Document, value: dict[str, Any], at: FieldPath
+) -> Iterator[Finding]:
     try:
         library.validate(value, KUBERNETES, strict=True)
     except library.ValidationError as error:
