@@ -39,7 +39,7 @@ class Definitions:
                 item
                 for document in documents
                 if isinstance(document, dict)
-                for item in document.get("items", [document])
+                for item in _items(document)
             ]
             before = len(schemas)
             for definition in found:
@@ -50,6 +50,12 @@ class Definitions:
                     "yaml writes"
                 )
         return cls(schemas)
+
+
+def _items(document: dict[str, Any]) -> list[Any]:
+    """Return the objects of a list; of anything else itself."""
+    items = document.get("items")
+    return items if isinstance(items, list) else [document]
 
 
 def _versions(definition: Any) -> Iterator[tuple[tuple[str, str], Any]]:
@@ -70,8 +76,14 @@ def check_schemas(documents: list[Document], definitions: Definitions) -> Iterat
         raise MissingExtraError("kubernetes-validate", "deploy", "deploy check") from error
     noted = set()
     for document in objects(documents):
-        if _is_core(kubernetes_validate, document):
-            yield from _core(kubernetes_validate, document, document.value, ())
+        if not all(isinstance(document.value.get(name), str) for name in ("apiVersion", "kind")):
+            yield document.finding(
+                ("kind",), "an object without apiVersion or kind", expected="a text for each"
+            )
+            continue
+        found = _core(kubernetes_validate, document, document.value, ())
+        if found is not None:
+            yield from found
             continue
         schema = definitions.schemas.get((str(document.value.get("apiVersion")), document.kind))
         if schema is not None:
@@ -89,34 +101,28 @@ def check_schemas(documents: list[Document], definitions: Definitions) -> Iterat
             known = {key: value for key, value in pod.spec.items() if key not in _PREDICTOR}
             template = {"metadata": {"labels": dict(pod.labels)}, "spec": known}
             value = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
-            yield from _core(kubernetes_validate, pod.document, value, pod.path)
+            yield from _core(kubernetes_validate, pod.document, value, pod.path) or ()
 
 
 # What KServe's predictor has beside a Pod's spec.
 _PREDICTOR: Final = frozenset({"minReplicas", "maxReplicas", "labels", "annotations"})
 
 
-def _is_core(library: Any, document: Document) -> bool:
-    try:
-        library.validate(document.value, KUBERNETES, strict=True)
-    except library.SchemaNotFoundError:
-        return False
-    except (library.ValidationError, KeyError, AttributeError):
-        return True
-    return True
-
-
 def _core(
     library: Any, document: Document, value: dict[str, Any], at: FieldPath
-) -> Iterator[Finding]:
+) -> list[Finding] | None:
+    """Return what is wrong with an object; None where Kubernetes itself has no such kind."""
     try:
         library.validate(value, KUBERNETES, strict=True)
+    except library.SchemaNotFoundError:
+        return None
     except library.ValidationError as error:
         path = tuple(error.path)
         if at:
             # A template of ours stands for the object around it.
             path = (*at, *path[1:])
-        yield document.finding(path, str(error.message), expected=f"Kubernetes {KUBERNETES}")
+        return [document.finding(path, str(error.message), expected=f"Kubernetes {KUBERNETES}")]
+    return []
 
 
 def _own(document: Document, schema: Any) -> Iterator[Finding]:

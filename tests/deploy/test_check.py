@@ -96,6 +96,10 @@ DAMAGES = {
         (KUBERNETES, "base/services.yaml", "clusterIP:", "clusterIp:"),
         "('clusterIp' was unexpected); expected Kubernetes 1.37",
     ),
+    "no-version": (
+        (KUBERNETES, "base/services.yaml", "apiVersion: v1\nkind", "kind"),
+        "an object without apiVersion or kind",
+    ),
     "selector": (
         (KUBERNETES, "base/services.yaml", "component: server\n  ports", "component: web\n  ports"),
         "no Pod here has the labels",
@@ -188,6 +192,7 @@ DAMAGES = {
 ALONE = (
     "selector",
     "name",
+    "no-version",
     "no-startup-probe",
     "no-gpu-selector",
     "broken-yaml",
@@ -273,7 +278,7 @@ def test_the_command_ends_with_3_and_names_the_worst(
     assert "compose.yaml:2 not YAML that can be read" in result.stderr
 
 
-@pytest.mark.parametrize("crds", ["nothing", "kind: Pod\n", "{"])
+@pytest.mark.parametrize("crds", ["nothing", "kind: Pod\n", "items:\n", "{"])
 def test_definitions_that_are_none_are_refused(
     crds: str, written: Deployed, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
