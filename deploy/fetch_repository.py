@@ -10,6 +10,7 @@ and kept; one that does not come, or is another, ends it with 1.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import sys
 import time
 import urllib.error
@@ -28,7 +29,7 @@ def main(url: str, listed: Path, folder: Path) -> int:
         digest, _, name = line.partition("  ")
         try:
             _bring(f"{url.rstrip('/')}/{urllib.parse.quote(name)}", folder / name, digest)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             print(f"error: {name}: {error}", file=sys.stderr)  # noqa: T201 - an init container
             return 1
     return 0
@@ -47,12 +48,15 @@ def _bring(url: str, path: Path, digest: str) -> None:
             ):
                 while block := answer.read(_BLOCK):
                     file.write(block)
+                # A connection that breaks off looks like the end of the file.
+                if answer.length:
+                    raise ConnectionError(f"{url} ended {answer.length} bytes early")
             break
         except urllib.error.HTTPError as error:
             # Nothing there: asking again changes nothing.
             if error.code < 500 or not left:
                 raise
-        except OSError:
+        except (OSError, http.client.HTTPException):
             if not left:
                 raise
         time.sleep(1)

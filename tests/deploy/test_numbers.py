@@ -6,18 +6,21 @@ import dataclasses
 import os
 import re
 import threading
+import urllib.parse
 from collections.abc import Callable
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import Result
 from tests.deploy.conftest import RepositoryOf
-from tests.deploy.repositories import settings_of
+from tests.deploy.repositories import planned, settings_of
 
 from minitron_trt.deploy import fetch_repository
+from minitron_trt.deploy.command import name_of
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.manifests import digests_text, objects_of
 from minitron_trt.deploy.served_facts import CLOSED, ServedFacts, read_facts
@@ -249,6 +252,35 @@ def test_what_is_fetched_is_what_was_listed(
     said = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"error: config: \S+ has sha256 \w+; expected \w+", said[0])
     assert "404" in said[1]
+
+
+def test_a_file_that_breaks_off_is_fetched_again(files: Path, tmp_path: Path) -> None:
+    class Leaving(BaseHTTPRequestHandler):
+        """A double: breaks off in the middle of its first answer."""
+
+        answers = 0
+
+        def do_GET(self) -> None:
+            """Answer with a file, or with half of it."""
+            data = (files / urllib.parse.unquote(self.path[1:])).read_bytes()
+            Leaving.answers += 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data if Leaving.answers > 1 else data[: len(data) // 2])
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    (tmp_path / "list").write_text(listed(files))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Leaving) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        code = fetch_repository.main(url, tmp_path / "list", tmp_path / "fetched")
+        server.shutdown()
+
+    assert (code, Leaving.answers) == (0, 3)
+    assert listed(tmp_path / "fetched") == listed(files)
 
 
 def test_a_list_has_every_file_of_the_repository(repository_of: RepositoryOf) -> None:
