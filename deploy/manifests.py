@@ -11,13 +11,7 @@ from minitron_trt.artifacts import REPOSITORY, Manifest, sha256
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.gateway_pod import gateway_deployment, gateway_image
 from minitron_trt.deploy.monitoring import dashboard_map, pod_monitor, prometheus_rule
-from minitron_trt.deploy.network import (
-    grpc_route,
-    inference_pool,
-    network_policies,
-    routes,
-    services,
-)
+from minitron_trt.deploy.network import inference_pool, network_policies, routes, services
 from minitron_trt.deploy.pods import DIGESTS, SCRIPTS, SERVER, metadata, needs_scripts
 from minitron_trt.deploy.scaling import (
     adapter_values,
@@ -66,11 +60,7 @@ def objects_of(deployment: Deployment) -> Objects:
         "gateway": [gateway_deployment(deployment)],
         "services": services(deployment),
         "network-policies": network_policies(deployment),
-        "routes": [
-            *routes(deployment),
-            *grpc_route(deployment),
-            *inference_pool(deployment),
-        ],
+        "routes": [*routes(deployment), *inference_pool(deployment)],
         "disruptions": disruption_budgets(deployment),
         "autoscaling": autoscaler(deployment, target),
         "monitoring": [pod_monitor(deployment), prometheus_rule(deployment)],

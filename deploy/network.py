@@ -95,7 +95,11 @@ def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
             },
         ]
     if settings.inference_pool:
-        ingress.append({"from": [_of_route(settings.route)], "ports": _ports("http", "metrics")})
+        # The route's gateway forwards Triton's API; the picker, beside its pool, reads metrics.
+        ingress += [
+            {"from": [_of_route(settings.route)], "ports": _ports("http", "grpc")},
+            {"from": [{"podSelector": {}}], "ports": _ports("metrics")},
+        ]
     workers = []
     if deployment.nodes > 1:
         inside = [{"from": [group]}]
@@ -164,12 +168,10 @@ def _of_route(route: str | None) -> dict[str, Any]:
 
 
 def routes(deployment: Deployment) -> list[dict[str, Any]]:
-    """Return the routes of Gateway API: OpenAI's over HTTP, and the servers' gRPC."""
+    """Return the routes of Gateway API: OpenAI's API, and Triton's own where it is offered."""
     settings = deployment.settings
     if settings.route is None:
         return []
-    namespace, slash, name = settings.route.rpartition("/")
-    parents = [{"name": name, **({"namespace": namespace} if slash else {})}]
     openai = {"name": f"{settings.name}-gateway", "port": _openai()}
     rules: list[dict[str, Any]] = [
         {
@@ -180,14 +182,18 @@ def routes(deployment: Deployment) -> list[dict[str, Any]]:
     ]
     if settings.inference_pool:
         rules.append(_pool_rule(settings.name))
-    return [
-        {
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": "HTTPRoute",
-            "metadata": metadata(settings, GATEWAY),
-            "spec": {"parentRefs": parents, "rules": rules},
-        },
-    ]
+    http = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": metadata(settings, GATEWAY),
+        "spec": {"parentRefs": _parents(settings.route), "rules": rules},
+    }
+    return [http, _grpc_route(deployment, settings.route)] if settings.inference_pool else [http]
+
+
+def _parents(route: str) -> list[dict[str, str]]:
+    namespace, slash, name = route.rpartition("/")
+    return [{"name": name, **({"namespace": namespace} if slash else {})}]
 
 
 def _pool_rule(name: str) -> dict[str, Any]:
@@ -199,28 +205,23 @@ def _pool_rule(name: str) -> dict[str, Any]:
     }
 
 
-def grpc_route(deployment: Deployment) -> list[dict[str, Any]]:
+def _grpc_route(deployment: Deployment, route: str) -> dict[str, Any]:
     """Return the route of Triton's gRPC, which goes past the gateway and its keys."""
     settings = deployment.settings
-    if settings.route is None or not settings.inference_pool:
-        return []
-    namespace, slash, name = settings.route.rpartition("/")
-    return [
-        {
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": "GRPCRoute",
-            "metadata": metadata(settings, SERVER, "-grpc"),
-            "spec": {
-                "parentRefs": [{"name": name, **({"namespace": namespace} if slash else {})}],
-                "rules": [
-                    {
-                        "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],
-                        "backendRefs": [{"name": settings.name, "port": port("grpc")}],
-                    }
-                ],
-            },
-        }
-    ]
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "GRPCRoute",
+        "metadata": metadata(settings, SERVER, "-grpc"),
+        "spec": {
+            "parentRefs": _parents(route),
+            "rules": [
+                {
+                    "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],
+                    "backendRefs": [{"name": settings.name, "port": port("grpc")}],
+                }
+            ],
+        },
+    }
 
 
 def inference_pool(deployment: Deployment) -> list[dict[str, Any]]:

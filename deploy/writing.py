@@ -14,6 +14,7 @@ from minitron_trt.deploy.compose import compose_files
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.gateway_pod import KEYS_FILE, OWN_IMAGE
 from minitron_trt.deploy.manifests import BASE, OVERLAY, chart_files, kustomize_files
+from minitron_trt.deploy.network import PICKER_FLAGS
 from minitron_trt.deploy.served_facts import read_facts
 from minitron_trt.deploy.settings import COMPOSE, SLURM, DeploySettings
 from minitron_trt.deploy.slurm import SCRIPT_NAME, slurm_files
@@ -182,6 +183,13 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
             "",
             f"A replica spans {deployment.nodes} nodes. The server's image needs sshd: build",
             f"`{_SERVER_CONTAINERFILE}`, and name the result in the overlay or by --image.",
+        ]
+    if settings.inference_pool:
+        lines += [
+            "",
+            f"The endpoint picker, your Service `{settings.name}-epp`, takes these options:",
+            "",
+            *(f"    --{flag} '{value}'" for flag, value in PICKER_FLAGS.items()),
         ]
     if settings.target not in (COMPOSE, SLURM):
         lines += [

@@ -188,6 +188,21 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "Traceback" not in result.stderr
 
 
+def test_a_pool_lets_its_routes_and_its_picker_in(repository_of: RepositoryOf) -> None:
+    """The gateway of the routes asks Triton, by HTTP and gRPC; the picker reads metrics."""
+    files = planned(repository_of("H100"), route="ingress/public", inference_pool=True).texts
+    policy = next(yaml.safe_load_all(files["base/network-policies.yaml"]))
+    names = {"http": 8000, "grpc": 8001, "metrics": 8002}
+    may = [
+        (rule["from"][0], {port["port"] for port in rule["ports"]})
+        for rule in policy["spec"]["ingress"]
+    ]
+    ingress = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}
+
+    assert (ingress, {names["http"], names["grpc"]}) in may
+    assert ({"podSelector": {}}, {names["metrics"]}) in may
+
+
 def test_closed_calls_ask_for_what_no_header_holds() -> None:
     """Triton 2.51 took a header without a value for one whose value is a space."""
     name, _, value = CLOSED.partition("=")
