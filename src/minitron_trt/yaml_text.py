@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,11 +24,6 @@ class Figure:
     knob: str | None = None
 
 
-def plain(tree: Any) -> Any:
-    """Return a tree with the bare values in place of its figures."""
-    return _mapped(tree, lambda figure: figure.value)
-
-
 def figures_of(tree: Any) -> Iterable[Figure]:
     """Yield the figures of a tree, in their order."""
     if isinstance(tree, Figure):
@@ -39,16 +34,6 @@ def figures_of(tree: Any) -> Iterable[Figure]:
     elif isinstance(tree, list | tuple):
         for value in tree:
             yield from figures_of(value)
-
-
-def _mapped(tree: Any, change: Callable[[Figure], Any]) -> Any:
-    if isinstance(tree, Figure):
-        return change(tree)
-    if isinstance(tree, Mapping):
-        return {key: _mapped(value, change) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_mapped(value, change) for value in tree]
-    return tree
 
 
 def yaml_text(documents: Iterable[Any]) -> str:
@@ -81,10 +66,14 @@ class _Commented(str):
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Writes figures with their reasons."""
+
     def ignore_aliases(self, data: Any) -> bool:
+        """Say that a value which stands twice is written twice."""
         return True
 
     def process_scalar(self) -> None:
+        """Write a scalar, and its comment behind it."""
         why = getattr(self.event.value, "why", "")
         super().process_scalar()
         if why:
@@ -95,17 +84,21 @@ class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
 
 
 class _TemplateDumper(_Dumper):
+    """Writes a Helm template."""
+
     def process_tag(self) -> None:
+        """Write the tag of a value, but for what only marks one that Helm fills in."""
         if self.event.tag == _VERBATIM:
             self.tag = None
         else:
             super().process_tag()
 
     def process_scalar(self) -> None:
+        """Write a scalar; what Helm fills in stands as it is, unquoted."""
         if self.event.tag != _VERBATIM:
             super().process_scalar()
             return
-        # Helm's braces would be quoted, and what it fills in with them.
+        # With its braces in quotes, what it fills in would be a text.
         text = f"{self.event.value}  # {self.event.value.why}"
         self.write_indicator(text, True)
         self.analysis = self.style = None

@@ -19,7 +19,7 @@ from minitron_trt.deploy.monitoring import kv_query, prometheus_rule, waiting_qu
 from minitron_trt.deploy.scaling import adapter_values
 from minitron_trt.deploy.served_facts import ServedFacts, read_facts
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI
-from minitron_trt.yaml_text import plain
+from minitron_trt.yaml_text import yaml_text
 
 PROMTOOL = shutil.which("promtool")
 pytestmark = pytest.mark.skipif(
@@ -121,7 +121,7 @@ LLMAPI_CASES: dict[str, tuple[list[dict[str, str]], set[str]]] = {
 
 def told(folder: Path, deployment: Deployment, tests: list[dict[str, Any]]) -> str:
     """Return what promtool says of tests of a deployment's rules; "" when they hold."""
-    rules = plain(prometheus_rule(deployment))["spec"]
+    rules = yaml.safe_load(yaml_text([prometheus_rule(deployment)]))["spec"]
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     file = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}
     (folder / "tests.yaml").write_text(json.dumps(file))
@@ -138,7 +138,7 @@ def told(folder: Path, deployment: Deployment, tests: list[dict[str, Any]]) -> s
 
 def burning(deployment: Deployment, series: list[dict[str, str]], names: set[str]) -> Any:
     """Return a test that these alerts burn after half an hour, and no other."""
-    rules = plain(prometheus_rule(deployment))["spec"]["groups"][0]["rules"]
+    rules = yaml.safe_load(yaml_text([prometheus_rule(deployment)]))["spec"]["groups"][0]["rules"]
     expressions = []
     for rule in rules:
         samples = []
