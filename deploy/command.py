@@ -11,7 +11,7 @@ import cloup
 
 from minitron_trt.build.trtllm.cluster.slurm_options import SLURM_NAMES, slurm_options
 from minitron_trt.console import PATH, Console, console_options
-from minitron_trt.deploy.settings import AUTOSCALERS, KEDA, TARGETS, DeploySettings
+from minitron_trt.deploy.settings import AUTOSCALERS, KEDA, LONGEST_NAME, TARGETS, DeploySettings
 from minitron_trt.drain_option import drain_option
 from minitron_trt.errors import BadInputError
 from minitron_trt.gpus import complete_gpu
@@ -176,7 +176,7 @@ def write(
     from minitron_trt.deploy.writing import plan_files, write_files
 
     job = {key: options.pop(key) for key in SLURM_NAMES}
-    settings = DeploySettings(name=name or _name(repository), **options)
+    settings = DeploySettings(name=name or name_of(repository), **options)
     files = plan_files(repository, settings, image=image, gpu=gpu, helm=helm, job=job)
     if dry_run:
         text = "\n".join(f"=== {path}\n{content}" for path, content in files.texts.items())
@@ -219,6 +219,8 @@ def check(console: Console, folder: Path, crds: tuple[Path, ...]) -> None:
         raise BadInputError(f"{folder} has {report.summary}; {first.place} {first.message}")
 
 
-def _name(repository: Path) -> str:
+def name_of(repository: Path) -> str:
+    """Return a repository's name as Kubernetes takes it."""
     text = re.sub(r"[^a-z0-9]+", "-", repository.resolve().name.lower()).strip("-")
-    return text if text[:1].isalpha() else f"m-{text}".rstrip("-")
+    name = text if text[:1].isalpha() else f"m-{text}"
+    return name[:LONGEST_NAME].rstrip("-")

@@ -22,7 +22,7 @@ NONE: Final = "none"
 AUTOSCALERS: Final = (KEDA, HPA, NONE)
 # Services want a letter first; the longest suffix, ours or a controller's, must fit into 63.
 _NAME: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_LONGEST: Final = 40
+LONGEST_NAME: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class DeploySettings:
     inference_pool: bool = False
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or len(self.name) > _LONGEST:
+        if not _NAME.fullmatch(self.name) or len(self.name) > LONGEST_NAME:
             raise UsageError(
                 f"--name {self.name!r} is no name of Kubernetes; expected a small letter, then "
-                f"small letters, digits and -, at most {_LONGEST}"
+                f"small letters, digits and -, at most {LONGEST_NAME}"
             )
         names = {
             "--image-pull-secret": self.image_pull_secret,

@@ -212,6 +212,15 @@ def test_closed_calls_ask_for_what_no_header_holds() -> None:
     assert value.strip()
 
 
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [("Llama 3.1", "llama-3-1"), ("8B", "m-8b"), (f"{'a' * 39}-{'b' * 9}", "a" * 39)],
+)
+def test_a_deployment_is_named_after_its_repository(folder: str, expected: str) -> None:
+    assert name_of(Path(folder)) == expected
+    assert settings_of(name=expected).name == expected
+
+
 def test_a_folder_of_somebody_else_is_not_replaced(
     repository_of: RepositoryOf, tmp_path: Path, command: Callable[..., Result]
 ) -> None:
