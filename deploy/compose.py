@@ -10,6 +10,7 @@ from minitron_trt.deploy.gateway_pod import (
     KEYS_FILE,
     gateway_argv,
     gateway_image,
+    gateway_memory,
 )
 from minitron_trt.deploy.pods import GATEWAY, SERVER
 from minitron_trt.deploy.served_facts import ENDPOINTS
@@ -124,7 +125,7 @@ def _gateway(deployment: Deployment) -> dict[str, Any]:
         "environment": {"HOME": "/tmp"},
         **_confinement(deployment),
         "tmpfs": ["/tmp:rw,nosuid,nodev"],
-        "mem_limit": Figure("512m", "256 sequences at a time, bodies of 1 MiB"),
+        "mem_limit": _lower(gateway_memory()),
         "stop_grace_period": Figure(
             f"{drain + STOP_MARGIN_S}s", f"--drain {drain} + {STOP_MARGIN_S} to end"
         ),

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
 from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
-from minitron_trt.deploy.pods import GATEWAY, labels, metadata, security, selector
+from minitron_trt.deploy.pods import GATEWAY, labels, lifecycle, metadata, placement, selector
 from minitron_trt.gateway.command import PORT
 from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
+from minitron_trt.triton_repo.serving.server_options import ANYWHERE
 from minitron_trt.version import __version__
 from minitron_trt.yaml_text import Figure
 
@@ -18,12 +19,14 @@ OWN_IMAGE: Final = f"minitron-trt:{__version__}"
 """The image that the Containerfile beside the manifests makes."""
 
 
-def gateway_argv(deployment: Deployment, host: str) -> tuple[str, ...]:
+def gateway_argv(
+    deployment: Deployment, server: str, *, keys: str = f"{KEYS_AT}/{KEYS_FILE}"
+) -> tuple[str, ...]:
     """Return the command line of a gateway before the servers at a host."""
     return (
-        *("minitron-trt", "gateway", "--host", "0.0.0.0", "--port", str(PORT)),
-        *("--url", f"grpc://{host}:{port('grpc').value}"),
-        *("--api-keys", f"{KEYS_AT}/{KEYS_FILE}"),
+        *("minitron-trt", "gateway", "--host", ANYWHERE, "--port", str(PORT)),
+        *("--url", f"grpc://{server}:{port('grpc').value}"),
+        *("--api-keys", keys),
         *("--drain", str(deployment.settings.drain_s)),
     )
 
@@ -33,6 +36,11 @@ def gateway_image(deployment: Deployment) -> Figure:
     image = deployment.settings.gateway_image
     why = "named by --gateway-image" if image else "made by image/Containerfile"
     return Figure(image or OWN_IMAGE, why, "gateway.image")
+
+
+def gateway_memory() -> Figure:
+    """Return the gateway's host memory, as a quantity."""
+    return Figure("512Mi", "256 sequences at a time, bodies of 1 MiB", "gateway.memory")
 
 
 def gateway_deployment(deployment: Deployment) -> dict[str, Any]:
@@ -57,21 +65,9 @@ def _pod(deployment: Deployment) -> dict[str, Any]:
     settings = deployment.settings
     grace = PRE_STOP_S + settings.drain_s + STOP_MARGIN_S
     why = f"preStop {PRE_STOP_S} + --drain {settings.drain_s} + {STOP_MARGIN_S} to end"
-    secrets = [{"name": name} for name in settings.image_pull_secret]
+    end = Figure(grace, why, "gateway.graceSeconds")
     return {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": Figure(grace, why, "gateway.graceSeconds"),
-        **({"imagePullSecrets": secrets} if secrets else {}),
-        "securityContext": security(settings),
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": Figure(1, "replicas on different nodes, where there are enough"),
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": selector(settings, GATEWAY)},
-            }
-        ],
+        **placement(settings, GATEWAY, grace=end, nodes={}),
         "containers": [_container(deployment)],
         "volumes": [
             # Made by whoever deploys: keys stand in no file of this folder.
@@ -87,7 +83,7 @@ def _pod(deployment: Deployment) -> dict[str, Any]:
 def _container(deployment: Deployment) -> dict[str, Any]:
     amounts = {
         "cpu": Figure("1", "one process, whose work is waiting", "gateway.cpu"),
-        "memory": Figure("512Mi", "256 sequences at a time, bodies of 1 MiB", "gateway.memory"),
+        "memory": gateway_memory(),
         "ephemeral-storage": Figure("64Mi", "its log", "gateway.ephemeralStorage"),
     }
     health = {
@@ -109,11 +105,7 @@ def _container(deployment: Deployment) -> dict[str, Any]:
             "tcpSocket": {"port": "openai"},
             "periodSeconds": Figure(PROBE_S, "seconds between probes"),
         },
-        "lifecycle": {
-            "preStop": {
-                "sleep": {"seconds": Figure(PRE_STOP_S, "until proxies have dropped the Pod")}
-            }
-        },
+        "lifecycle": lifecycle(),
         "securityContext": container_security(),
         "volumeMounts": [
             {"name": "keys", "mountPath": KEYS_AT, "readOnly": True},

@@ -12,7 +12,14 @@ from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.gateway_pod import gateway_deployment, gateway_image
 from minitron_trt.deploy.monitoring import dashboard_map, pod_monitor, prometheus_rule
 from minitron_trt.deploy.network import inference_pool, network_policies, routes, services
-from minitron_trt.deploy.pods import DIGESTS, SCRIPTS, SERVER, metadata, needs_scripts
+from minitron_trt.deploy.pods import (
+    DIGESTS,
+    FETCH_SCRIPT,
+    SCRIPTS,
+    SERVER,
+    metadata,
+    needs_scripts,
+)
 from minitron_trt.deploy.scaling import (
     adapter_values,
     autoscaler,
@@ -22,7 +29,6 @@ from minitron_trt.deploy.scaling import (
 from minitron_trt.deploy.settings import HPA, KSERVE, LEADERWORKERSET
 from minitron_trt.deploy.storage import FETCH
 from minitron_trt.deploy.workloads import (
-    FETCH_SCRIPT,
     LEADER_SCRIPT,
     WORKER_SCRIPT,
     inference_service,

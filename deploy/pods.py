@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import (
@@ -26,6 +26,9 @@ SERVER: Final = "server"
 WORKER: Final = "worker"
 GATEWAY: Final = "gateway"
 SCRIPTS: Final = "scripts"
+FETCH_SCRIPT: Final = Path(__file__).with_name("fetch_repository.py")
+DIGESTS: Final = "files.sha256"
+"""The list of a fetched repository's files, as sha256sum writes one."""
 INSTANCE: Final = "app.kubernetes.io/instance"
 _CLOSED_ENVIRONMENT: Final = "CLOSED"
 
@@ -56,7 +59,7 @@ def server_pod(deployment: Deployment, *, argv: tuple[str, ...] | None = None) -
     return {
         "metadata": {"labels": labels(settings, SERVER)},
         "spec": {
-            **placement(deployment),
+            **server_placement(deployment),
             **initial(deployment),
             "containers": [server_container(deployment, argv or deployment.facts.argv)],
             "volumes": volumes(deployment),
@@ -75,13 +78,15 @@ def server_container(deployment: Deployment, argv: tuple[str, ...]) -> dict[str,
         "ports": [{"name": name, "containerPort": port(name)} for name in _PORTS],
         "resources": resources(deployment),
         **_probes(deployment),
-        "lifecycle": {
-            "preStop": {
-                "sleep": {"seconds": Figure(PRE_STOP_S, "until proxies have dropped the Pod")}
-            }
-        },
+        "lifecycle": lifecycle(),
         "volumeMounts": mounts(deployment),
     }
+
+
+def lifecycle() -> dict[str, Any]:
+    """Return what happens before a container is told to end."""
+    seconds = Figure(PRE_STOP_S, "until proxies have dropped the Pod")
+    return {"preStop": {"sleep": {"seconds": seconds}}}
 
 
 _PORTS: Final = ("http", "grpc", "metrics")
@@ -152,36 +157,43 @@ def _patience() -> Figure:
     return Figure(5, "seconds for an answer")
 
 
-def placement(deployment: Deployment) -> dict[str, Any]:
-    """Return where a Pod may run, as whom, and how long its end may take."""
-    settings = deployment.settings
+def server_placement(deployment: Deployment) -> dict[str, Any]:
+    """Return where a Pod with ranks may run, as whom, and how long its end may take."""
+    nodes = _gpu_placement(deployment)
+    return placement(deployment.settings, SERVER, grace=deployment.grace_s(), nodes=nodes)
+
+
+def placement(
+    settings: DeploySettings, component: str, *, grace: Figure, nodes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what all Pods have: as whom they run, apart from each other, and how they end."""
     secrets = [{"name": name} for name in settings.image_pull_secret]
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": deployment.grace_s(),
+        "terminationGracePeriodSeconds": grace,
         **({"imagePullSecrets": secrets} if secrets else {}),
-        "securityContext": security(settings),
-        **gpu_placement(deployment),
+        "securityContext": _security(settings),
+        **nodes,
         "topologySpreadConstraints": [
             {
                 "maxSkew": Figure(1, "replicas on different nodes, where there are enough"),
                 "topologyKey": "kubernetes.io/hostname",
                 "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": selector(settings, SERVER)},
+                "labelSelector": {"matchLabels": selector(settings, component)},
             }
         ],
     }
 
 
-def security(settings: DeploySettings) -> dict[str, Any]:
+def _security(settings: DeploySettings) -> dict[str, Any]:
     """Return the security context of a Pod of anybody's but root."""
     return pod_security(settings.user) | {
         name: Figure(settings.user, "--user") for name in ("runAsUser", "runAsGroup", "fsGroup")
     }
 
 
-def gpu_placement(deployment: Deployment) -> dict[str, Any]:
+def _gpu_placement(deployment: Deployment) -> dict[str, Any]:
     """Return the nodes whose GPUs can run the engine, by NVIDIA's feature discovery."""
     need = deployment.facts.gpu
     if need is None:
@@ -206,7 +218,6 @@ def initial(deployment: Deployment) -> dict[str, Any]:
     """Return the container that fetches a repository, where it is not mounted."""
     if deployment.storage.form != FETCH:
         return {}
-    script = INSIDE / "fetch_repository.py"
     amounts = {
         "cpu": Figure("1", "one connection"),
         "memory": Figure("512Mi", "Python, and blocks of 1 MiB"),
@@ -215,7 +226,7 @@ def initial(deployment: Deployment) -> dict[str, Any]:
     container = {
         "name": "fetch",
         **base_container(deployment),
-        "command": ["python3", str(script)],
+        "command": ["python3", str(INSIDE / FETCH_SCRIPT.name)],
         "args": [deployment.storage.place, str(INSIDE / DIGESTS), deployment.facts.mount],
         "resources": {"requests": amounts, "limits": amounts},
         "volumeMounts": [
@@ -225,10 +236,6 @@ def initial(deployment: Deployment) -> dict[str, Any]:
         ],
     }
     return {"initContainers": [container]}
-
-
-DIGESTS: Final = "files.sha256"
-"""The list of a fetched repository's files, as sha256sum writes one."""
 
 
 def needs_scripts(deployment: Deployment) -> bool:
@@ -251,7 +258,7 @@ def volumes(deployment: Deployment) -> list[dict[str, Any]]:
 
 def mounts(deployment: Deployment) -> list[dict[str, Any]]:
     """Return where a server's container has them."""
-    scripts = {"name": SCRIPTS, "mountPath": str(PurePosixPath(INSIDE)), "readOnly": True}
+    scripts = {"name": SCRIPTS, "mountPath": str(INSIDE), "readOnly": True}
     return [
         deployment.storage.mount(deployment.facts.mount),
         {"name": "tmp", "mountPath": "/tmp"},

@@ -178,7 +178,7 @@ def _of_engine(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
         path = served.folder / path.relative_to(served.mount)
     engine = Engine.open(path)
     target = _target(served, gpu, engine.sm)
-    for finding in check_engine(engine, target, None, None).findings:
+    for finding in check_engine(engine, target, gpus=None, container=None).findings:
         if finding.fits is False:
             raise UnsupportedError(f"{path}: {finding.found}; {finding.remedy}")
     need = _need(engine.forecast(target.gpu), target, engine.limits.max_seq_len, engine.sm)

@@ -21,13 +21,12 @@ from minitron_trt.build.trtllm.cluster.slurm import (
     pyxis_image,
 )
 from minitron_trt.deploy.deployment import Deployment
-from minitron_trt.deploy.served_facts import ENDPOINTS
+from minitron_trt.deploy.gateway_pod import gateway_argv
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.gateway.command import PORT
-from minitron_trt.gpus import find_gpu
 from minitron_trt.triton_repo.serving.command_line import MPIRUN_WRAPPER
 from minitron_trt.triton_repo.serving.docker_launch import INSIDE, STOP_MARGIN_S
-from minitron_trt.triton_repo.serving.server_options import LOCALHOST
+from minitron_trt.triton_repo.serving.server_options import ANYWHERE, LOCALHOST
 from minitron_trt.yaml_text import Figure
 
 SCRIPT_NAME: Final = "serve.sbatch"
@@ -50,7 +49,7 @@ def slurm_files(deployment: Deployment, settings: SlurmSettings) -> dict[str, st
 
 def _script(deployment: Deployment, settings: SlurmSettings) -> str:
     need = deployment.facts.gpu
-    check = gpu_check(need.sm, find_gpu(need.gpu).name) if need else []
+    check = gpu_check(need.sm, need.gpu) if need else []
     lines = [
         "#!/bin/bash",
         *_options(deployment, settings),
@@ -111,7 +110,7 @@ def _bare(deployment: Deployment) -> list[str]:
         *("--drain", str(deployment.settings.drain_s)),
         *("--timeout", str(2 * deployment.startup_s())),
     ]
-    words = f"--host 0.0.0.0 --port ${{PORT:-{PORT}}} --api-keys $KEYS"
+    words = f"--host {ANYWHERE} --port ${{PORT:-{PORT}}} --api-keys $KEYS"
     return [
         'command -v minitron-trt > /dev/null || refuse "this node has no minitron-trt on its PATH"',
         f'gateway=(); [ -z "${{KEYS:-}}" ] || gateway=(--gateway-options "{words}")',
@@ -156,12 +155,8 @@ def _mounts(deployment: Deployment) -> str:
 
 def _gateway(deployment: Deployment) -> list[str]:
     """Return the line that runs the gateway on the first node, outside of the image."""
-    words = (
-        *("minitron-trt", "gateway", "--host", "0.0.0.0", "--port", str(PORT)),
-        *("--url", f"grpc://{LOCALHOST}:{ENDPOINTS.grpc_port}"),
-        *("--drain", str(deployment.settings.drain_s)),
-    )
-    return [f'[ -z "${{KEYS:-}}" ] || {" ".join(words)} --api-keys "$KEYS" &']
+    words = gateway_argv(deployment, LOCALHOST, keys='"$KEYS"')
+    return [f'[ -z "${{KEYS:-}}" ] || {" ".join(words)} &']
 
 
 def _server(deployment: Deployment, step: Sequence[str]) -> list[str]:

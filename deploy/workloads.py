@@ -15,10 +15,10 @@ from minitron_trt.deploy.pods import (
     labels,
     metadata,
     mounts,
-    placement,
     resources,
     selector,
     server_container,
+    server_placement,
     server_pod,
     volumes,
 )
@@ -29,7 +29,6 @@ SSH_PORT: Final = 2222
 _SSH_AT: Final = "/ssh"
 LEADER_SCRIPT: Final = Path(__file__).with_name("leader.sh")
 WORKER_SCRIPT: Final = Path(__file__).with_name("worker.sh")
-FETCH_SCRIPT: Final = Path(__file__).with_name("fetch_repository.py")
 
 
 def server_deployment(deployment: Deployment) -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _worker(deployment: Deployment) -> dict[str, Any]:
     }
     # Clients are sent to the first Pod only; the others have a component of their own.
     spec = {
-        **placement(deployment),
+        **server_placement(deployment),
         **initial(deployment),
         "containers": [container],
         "volumes": volumes(deployment),
