@@ -14,8 +14,6 @@ from minitron_trt.deploy.gateway_pod import (
 )
 from minitron_trt.deploy.pods import GATEWAY, SERVER
 from minitron_trt.deploy.served_facts import ENDPOINTS
-from minitron_trt.deploy.storage import CLAIM
-from minitron_trt.errors import UsageError
 from minitron_trt.gateway.command import PORT
 from minitron_trt.triton_repo.serving.command_line import MPIRUN_WRAPPER
 from minitron_trt.triton_repo.serving.docker_launch import INSIDE, STOP_MARGIN_S
@@ -31,11 +29,6 @@ _LIVE: Final = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{p
 
 def compose_files(deployment: Deployment) -> dict[str, str]:
     """Return the compose file, and the program that it needs for several ranks."""
-    if deployment.storage.form != CLAIM:
-        raise UsageError(
-            f"--storage {deployment.storage} is for Kubernetes; compose takes the repository's "
-            "folder from MODELS"
-        )
     files = {COMPOSE_NAME: _ABOUT + yaml_text([compose_file(deployment)])}
     if deployment.facts.ranks > 1:
         files[MPIRUN_WRAPPER.name] = MPIRUN_WRAPPER.read_text(encoding="utf-8")

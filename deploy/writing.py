@@ -18,7 +18,7 @@ from minitron_trt.deploy.network import PICKER_FLAGS
 from minitron_trt.deploy.served_facts import read_facts
 from minitron_trt.deploy.settings import COMPOSE, SLURM, DeploySettings
 from minitron_trt.deploy.slurm import SCRIPT_NAME, slurm_files
-from minitron_trt.deploy.storage import CLAIM
+from minitron_trt.deploy.storage import CLAIM, Storage
 from minitron_trt.deploy.workloads import ssh_secret
 from minitron_trt.errors import UsageError
 from minitron_trt.outputs import check_output, staged
@@ -27,6 +27,13 @@ from minitron_trt.version import __version__
 README: Final = "README.md"
 _CONTAINERFILE: Final = "image/Containerfile"
 _SERVER_CONTAINERFILE: Final = "image/Server.Containerfile"
+_OF_KUBERNETES: Final = (
+    "gpu_product",
+    "image_pull_secret",
+    "keys_secret",
+    "route",
+    "inference_pool",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +61,8 @@ def plan_files(
     options = {name: value for name, value in (job or {}).items() if value not in (None, ())}
     if options and settings.target != SLURM:
         raise UsageError(f"--{next(iter(options))} is for --target slurm, not {settings.target}")
-    on_kubernetes = settings.target not in (COMPOSE, SLURM)
-    if helm and not on_kubernetes:
-        raise UsageError(f"--helm is for what runs on Kubernetes, not for {settings.target}")
+    if settings.target in (COMPOSE, SLURM):
+        _refuse_of_kubernetes(settings, helm=helm)
     facts = read_facts(
         repository,
         image=image,
@@ -74,6 +80,21 @@ def plan_files(
     texts |= _images(deployment)
     steps = _steps(deployment)
     return PlannedFiles(deployment, {**texts, README: _readme(deployment, steps)}, steps)
+
+
+def _refuse_of_kubernetes(settings: DeploySettings, *, helm: bool) -> None:
+    """Refuse what was asked for and would have no effect without Kubernetes."""
+    asked = {"helm": helm, **{name: getattr(settings, name) for name in _OF_KUBERNETES}}
+    for name, value in asked.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} is for what runs on Kubernetes, not for {settings.target}")
+    storage = Storage.parse(settings.storage)
+    if storage.form != CLAIM:
+        raise UsageError(
+            f"--storage {storage} is for Kubernetes; --target {settings.target} takes the "
+            "repository's folder as it is"
+        )
 
 
 def write_files(files: PlannedFiles, output: Path, *, overwrite: bool = False) -> None:

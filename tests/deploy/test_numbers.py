@@ -165,6 +165,16 @@ REFUSED = {
     "root": (("--target", "kubernetes", "--user", 0), 2, "is root or no user"),
     "replicas": (("--target", "kubernetes", "--replicas", 9), 2, "--max-replicas 8 is below"),
     "helm-for-compose": (("--target", "compose", "--helm"), 2, "--helm is for what runs on"),
+    "route-for-compose": (
+        ("--target", "compose", "--route", "public"),
+        2,
+        "--route is for what runs on Kubernetes, not for compose",
+    ),
+    "storage-for-slurm": (
+        ("--target", "slurm", "--storage", "image:registry.example.org/llama:1"),
+        2,
+        "--target slurm takes the repository's folder as it is",
+    ),
     "job-elsewhere": (("--target", "compose", "--partition", "gpu"), 2, "is for --target slurm"),
     "bare-nodes": (
         ("--target", "slurm", "--container", "none", "--gpus-per-node", 1),
