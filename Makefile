@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,6 +20,7 @@ OLDEST := .venv-oldest
 GRAFANA := .npm-grafana
 AIPERF := .venv-aiperf
 LANGCHAIN := .venv-langchain
+GUIDELLM := .venv-guidellm
 CHECKOV := .venv-checkov
 CRDS := .npm-crds
 LLAMA_CPP := .llama-cpp
@@ -78,6 +79,15 @@ test-langchain: $(COMPLETE) $(LANGCHAIN)/.ready ## Have langchain-openai, in an 
 $(LANGCHAIN)/.ready:
 	$(PYTHON) -m venv $(LANGCHAIN)
 	$(LANGCHAIN)/bin/python -m pip install --quiet "langchain-openai==1.7.4"
+	@touch $@
+
+test-guidellm: $(COMPLETE) $(GUIDELLM)/.ready ## Have vLLM's guidellm, in an environment of its own, measure the gateway
+	GUIDELLM=$(abspath $(GUIDELLM))/bin/guidellm $(BIN)/python -m pytest tests/gateway/test_guidellm.py
+
+# It loads torch, of which the build for CPUs will do; that is not on PyPI.
+$(GUIDELLM)/.ready: | $(COMPLETE)
+	$(PYTHON) -m venv $(GUIDELLM)
+	$(GUIDELLM)/bin/python -m pip install --quiet $(CPU) "guidellm==0.8.1" torch==2.13.0+cpu
 	@touch $@
 
 test-soak: $(COMPLETE) ## Send 3,000 requests whose clients leave, crash and read slowly; look for what leaks
