@@ -34,6 +34,8 @@ LIBRARY_ERRORS: Final = (
     httpcore2.TimeoutException,
     httpcore2.UnsupportedProtocol,
 )
+# An idle connection is not worth more than that: servers and what lies between close theirs.
+_KEEPALIVE_S: Final = 15.0
 _WRITE_BYTES: Final = 64 * 1024
 
 
@@ -198,6 +200,18 @@ def environment_proxy(endpoint: Endpoint) -> httpcore2.Proxy | None:
     if not url or proxy_bypass(endpoint.address):
         return None
     return httpcore2.Proxy(url if "://" in url else f"http://{url}")
+
+
+def pool_settings(endpoint: Endpoint, tls: ssl.SSLContext | None) -> dict[str, Any]:
+    """Return how a pool of connections to a server is set up, but for its network backend."""
+    return {
+        "ssl_context": tls,
+        "proxy": environment_proxy(endpoint),
+        "max_connections": None,
+        "max_keepalive_connections": None,
+        "keepalive_expiry": _KEEPALIVE_S,
+        "socket_options": SOCKET_OPTIONS,
+    }
 
 
 def system_reason(error: BaseException) -> str:

@@ -18,10 +18,9 @@ from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.model_interface import InferCall, ModelInterface
 from minitron_trt.clients.network import (
     LIBRARY_ERRORS,
-    SOCKET_OPTIONS,
     AsyncBoundedBackend,
     BoundedBackend,
-    environment_proxy,
+    pool_settings,
     system_reason,
     tls_context,
 )
@@ -30,8 +29,6 @@ from minitron_trt.clients.protocol_http import decode_event, http_body, http_pat
 from minitron_trt.errors import RefusedError, ServerError, UnreachableError
 
 T = TypeVar("T")
-# An idle connection is not worth more than that: servers and what lies between close theirs.
-_KEEPALIVE_S: Final = 15.0
 # Health, metadata and configuration of a model are some thousand bytes.
 _REPLY_BYTES: Final = 2**20
 _GATEWAY: Final = (502, 504)
@@ -49,16 +46,6 @@ class _HttpParts:
         self._interfaces: dict[str, ModelInterface] = {}
         self._is_closed = False
         self._tls = tls_context(access) if endpoint.is_encrypted else None
-
-    def _pool_settings(self) -> dict[str, Any]:
-        return {
-            "ssl_context": self._tls,
-            "proxy": environment_proxy(self._endpoint),
-            "max_connections": None,
-            "max_keepalive_connections": None,
-            "keepalive_expiry": _KEEPALIVE_S,
-            "socket_options": SOCKET_OPTIONS,
-        }
 
     def _url(self, path: str) -> httpcore2.URL:
         return httpcore2.URL(
@@ -134,7 +121,7 @@ class HttpTransport(_HttpParts):
     def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         super().__init__(endpoint, access, limits)
         self._pool = httpcore2.ConnectionPool(
-            **self._pool_settings(), network_backend=BoundedBackend()
+            **pool_settings(self._endpoint, self._tls), network_backend=BoundedBackend()
         )
 
     def stream(
@@ -191,7 +178,7 @@ class AsyncHttpTransport(_HttpParts):
 
     def __init__(self, endpoint: Endpoint, access: Access, limits: SizeLimits) -> None:
         super().__init__(endpoint, access, limits)
-        settings = self._pool_settings()
+        settings = pool_settings(self._endpoint, self._tls)
         self._pools = PerLoop(
             lambda: httpcore2.AsyncConnectionPool(
                 **settings, network_backend=AsyncBoundedBackend()

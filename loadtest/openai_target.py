@@ -19,9 +19,8 @@ from minitron_trt.clients.endpoint import Endpoint, SizeLimits, Timeouts
 from minitron_trt.clients.faults import BrokenProtocolError
 from minitron_trt.clients.network import (
     LIBRARY_ERRORS,
-    SOCKET_OPTIONS,
     AsyncBoundedBackend,
-    environment_proxy,
+    pool_settings,
     system_reason,
     tls_context,
 )
@@ -102,13 +101,9 @@ class OpenAiTarget:
         self._timeouts = Timeouts(total_s=options.timeout_s)
         self._limits = SizeLimits()
         self._decoder = msgspec.json.Decoder(_Answer)
+        tls = tls_context(options.access) if self._endpoint.is_encrypted else None
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=tls_context(options.access) if self._endpoint.is_encrypted else None,
-            proxy=environment_proxy(self._endpoint),
-            max_connections=None,
-            max_keepalive_connections=None,
-            socket_options=SOCKET_OPTIONS,
-            network_backend=AsyncBoundedBackend(),
+            **pool_settings(self._endpoint, tls), network_backend=AsyncBoundedBackend()
         )
 
     async def check(self) -> None:
