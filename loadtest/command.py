@@ -192,6 +192,8 @@ def bench(
     Example: minitron-trt bench --url grpc://127.0.0.1:8001 --sweep 1,2,4,8 --osl 64 -o results
     """
     if compare is not None:
+        if output is not None:
+            raise UsageError("--compare writes no folder; leave -o out, --json prints what differs")
         _compare(console, compare)
         return
     from minitron_trt.artifacts import LOAD_TEST

@@ -167,6 +167,7 @@ def test_some_failures_are_told_and_no_answer_at_all_is_an_error(
         (("--tokenizer", "absent"), 3, "expected a tokenizer.json"),
         (("--metrics-url", "http://127.0.0.1:1/metrics"), 6, "no metrics answer"),
         (("--compare", "absent", "absent"), 3, "absent cannot be read"),
+        (("--compare", ".", ".", "-o", "out"), 2, "--compare writes no folder"),
         (("--compare", ".", "."), 3, "expected a folder that bench -o or aiperf wrote"),
     ],
 )
