@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness, asked of a checkpoint, a folder, a GGUF file or a server."""
