@@ -13,14 +13,27 @@ def every_fifth(documents: Any) -> Any:
     return documents.select(range(0, len(documents), 5))
 
 
-def rouge_scores(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Return the F-measures of a summary beside the one that the article came with."""
-    scores = _rouge().score(doc["summary"], results[0].strip())
-    return {name: score.fmeasure for name, score in scores.items()}
+def rouge1(references: Sequence[str], predictions: Sequence[str]) -> float:
+    """Return the F-measure of the words that a summary shares with the article's own."""
+    return _rouge("rouge1", references[0], predictions[0])
+
+
+def rouge2(references: Sequence[str], predictions: Sequence[str]) -> float:
+    """Return the F-measure of the pairs of words that it shares."""
+    return _rouge("rouge2", references[0], predictions[0])
+
+
+def rougeL(references: Sequence[str], predictions: Sequence[str]) -> float:  # noqa: N802 - ROUGE's
+    """Return the F-measure of the longest sequence of words that it shares."""
+    return _rouge("rougeL", references[0], predictions[0])
+
+
+def _rouge(name: str, reference: str, summary: str) -> float:
+    return float(_scorer().score(reference, summary.strip())[name].fmeasure)
 
 
 @cache
-def _rouge() -> Any:
+def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
@@ -42,6 +55,6 @@ def pass_at_1(references: Sequence[str], predictions: Sequence[Sequence[str]]) -
 
 @cache
 def _code_eval() -> Any:
-    # Hugging Face's package, which a folder here has the name of. It fetches the metric from the hub,
-    # which runs nothing unless HF_ALLOW_CODE_EVAL is 1.
+    # Hugging Face's package, not this folder; the metric it fetches from the hub runs nothing
+    # unless HF_ALLOW_CODE_EVAL is 1.
     return import_module("evaluate").load("code_eval")
