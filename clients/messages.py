@@ -96,6 +96,7 @@ RETURNED: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 """The output tensors that come with an answer when a request asks for them."""
 
+LOGITS: Final = ("context_logits", "generation_logits")
 COUNTS: Final = ("return_num_input_tokens", "return_num_output_tokens")
 
 _WORDS: Final = ("bad_words", "stop_words", "embedding_bias_words")
@@ -247,7 +248,8 @@ class Chunk(str):
     """A piece of one sequence's text, as a string that knows more.
 
     The last chunk of an answer is `final` and may be empty. `outputs` holds the values of every
-    other tensor of the same response, flat; `token_ids` those of a model without text.
+    other tensor of the same response, flat, of logits over gRPC as an array; `token_ids` those of a
+    model without text.
     """
 
     __slots__ = ("final", "finish_reason", "outputs", "sequence", "token_ids")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Generator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from minitron_trt.clients.faults import BrokenProtocolError, refusal
 from minitron_trt.clients.grpc_api import grpc, service_pb2
-from minitron_trt.clients.messages import FINISH_REASON, OUTPUT_IDS, TEXT
+from minitron_trt.clients.messages import FINISH_REASON, LOGITS, OUTPUT_IDS, TEXT
 from minitron_trt.clients.model_interface import TEXT_MODEL, InferCall, ModelInterface
 from minitron_trt.clients.protocol import Piece, piece_of
 from minitron_trt.errors import RefusedError
@@ -125,6 +126,9 @@ def _unpack(output: Any, buffers: Sequence[bytes], index: int) -> Sequence[Any]:
         raise BrokenProtocolError(
             f"{output.name} in {len(data)} bytes that are no {output.datatype} tensor"
         )
+    if output.name in LOGITS and output.datatype == "FP32":
+        # Of a long prompt's logits a list would take eight times the bytes, and minutes.
+        return array("f", data)
     return [value for (value,) in struct.iter_unpack(form, data)]
 
 
