@@ -28,14 +28,18 @@ _SCALE_VALUES: Final = 4  # of 16 bits, which the two numbers of a row take
 
 @dataclass(frozen=True, slots=True)
 class BaselineFile:
-    """A file for so many chunks of tokens [chunks, context], some of which it may lack yet."""
+    """A file for so many chunks of tokens [chunks, context], some of which it may lack yet.
+
+    llama-perplexity reads it where as many tokens of a chunk are scored as it scores.
+    """
 
     path: Path
     vocab: int
     tokens: NDArray[np.int32]
+    scored: int  # tokens of a chunk
 
     @classmethod
-    def open(cls, path: Path) -> BaselineFile:
+    def open(cls, path: Path, *, scored: int) -> BaselineFile:
         """Read the header; BadInputError when it is none."""
         with path.open("rb") as file:
             start = file.read(_HEADER.size)
@@ -49,7 +53,7 @@ class BaselineFile:
             if vocab < 1 or count < 1 or context < 4 or 4 * context * count > size:
                 raise BadInputError(f"{path} is truncated or damaged; make it again")
             tokens = np.frombuffer(file.read(4 * context * count), np.int32)
-        return cls(path, vocab, tokens.reshape(count, context))
+        return cls(path, vocab, tokens.reshape(count, context), scored)
 
     def create(self) -> None:
         """Write the header of a new file."""
@@ -76,7 +80,7 @@ class BaselineFile:
             blob = file.read(self._chunk_bytes)
         if len(blob) < self._chunk_bytes:
             raise BadInputError(f"{self.path} lacks chunk {index + 1}; make it again")
-        rows = np.frombuffer(blob, np.uint16).reshape(self._rows, self._row_values)
+        rows = np.frombuffer(blob, np.uint16).reshape(self.scored, self._row_values)
         numbers = rows[:, :_SCALE_VALUES].copy().view(np.float32)
         steps = rows[:, _SCALE_VALUES : _SCALE_VALUES + self.vocab]
         return np.asarray((numbers[:, :1] * steps + numbers[:, 1:]).astype(np.float64))
@@ -86,7 +90,8 @@ class BaselineFile:
         targets = np.array([chunk.targets for chunk in chunks])
         return self.tokens.shape[0] >= len(chunks) and bool(
             self.tokens.shape[1] == len(chunks[0].inputs)
-            and (self.tokens[: len(chunks), -targets.shape[1] :] == targets).all()
+            and self.scored == targets.shape[1]
+            and (self.tokens[: len(chunks), -self.scored :] == targets).all()
         )
 
     @property
@@ -94,17 +99,12 @@ class BaselineFile:
         return _HEADER.size + 4 * self.tokens.size
 
     @property
-    def _rows(self) -> int:
-        context = self.tokens.shape[1]
-        return context - 1 - context // 2
-
-    @property
     def _row_values(self) -> int:
         return 2 * ((self.vocab + 1) // 2) + _SCALE_VALUES
 
     @property
     def _chunk_bytes(self) -> int:
-        return 2 * self._rows * self._row_values
+        return 2 * self.scored * self._row_values
 
 
 def _in_steps(log_probabilities: Array, row_values: int) -> NDArray[np.uint16]:

@@ -4,16 +4,55 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import cloup
 
+from minitron_trt.clients.request_options import ACCESS, access
 from minitron_trt.console import PATH, Console, console_options
-from minitron_trt.option_types import Count
+from minitron_trt.errors import UsageError
+from minitron_trt.option_types import POSITIVE, Count
+
+if TYPE_CHECKING:
+    from minitron_trt.evaluate.served_model import ServerSettings
 
 # What a model is computed in.
 _DTYPES: Final = ("float32", "bfloat16", "float16")
+SERVER: Final = (
+    cloup.option(
+        "--tokenizer",
+        type=PATH,
+        help="tokenizer.json of a server's model, or its folder  [default: the first model's]",
+    ),
+    cloup.option(
+        "--server-model",
+        default="tensorrt_llm",
+        show_default=True,
+        help="Model of token ids to ask on a server",
+    ),
+    cloup.option(
+        "--timeout",
+        "timeout_s",
+        type=POSITIVE,
+        default=600.0,
+        show_default=True,
+        help="Seconds for a chunk from a server",
+    ),
+    *ACCESS,
+)
+
+
+def server_settings(options: dict[str, Any]) -> ServerSettings:
+    """Return what SERVER describes; its values leave `options`."""
+    from minitron_trt.evaluate.served_model import ServerSettings
+
+    return ServerSettings(
+        model=options.pop("server_model"),
+        tokenizer=options.pop("tokenizer"),
+        timeout_s=options.pop("timeout_s"),
+        access=access(options),
+    )
 
 
 @cloup.group("eval")
@@ -31,6 +70,11 @@ def evaluate() -> None:
     show_default=True,
     help="Tokens that a model sees at once",
 )
+@click.option(
+    "--stride",
+    type=Count(),
+    help="Let chunks overlap: each begins so many tokens after the last, and as many are scored",
+)
 @click.option("--chunks", type=Count(), help="Score so many chunks; the default is all")
 @click.option(
     "--dtype",
@@ -39,6 +83,7 @@ def evaluate() -> None:
     show_default=True,
     help="Compute in this; weights stay rounded as they are stored",
 )
+@cloup.option_group("A model on a server", *SERVER)
 @click.option("--state", type=PATH, help="Keep what is done here, and go on from there")
 @click.option("--markdown", type=PATH, help="Write the table here, too")
 @click.option("--plot", type=PATH, help="Write a chart of size and quality (PNG, SVG)")
@@ -48,22 +93,26 @@ def perplexity(
     models: tuple[str, ...],
     text: Path,
     context: int,
+    stride: int | None,
     chunks: int | None,
     dtype: str,
     state: Path | None,
     markdown: Path | None,
     plot: Path | None,
+    **options: Any,
 ) -> None:
     """Score models by a text: perplexity, and how far each is from the first.
 
-    MODELS are checkpoints, model folders, GGUF files, NeMo archives or hub ids with one tokenizer;
-    the first is the baseline. The figures are defined as llama-perplexity defines them. It runs on
-    the CPU, by the reference model.
+    MODELS are checkpoints, model folders, GGUF files, NeMo archives, hub ids or URLs of Triton
+    (grpc://, http://) with one tokenizer; the first is the baseline. The figures are defined as
+    llama-perplexity defines them. Served models are asked for context logits, which engines give
+    that were built with --gather-logits context; all others run on the CPU, by the reference model.
 
     Example: minitron-trt eval perplexity bf16 fp8 w4a16 --text wiki.test.raw
     """
     # Only this needs torch and matplotlib.
     from minitron_trt.evaluate.chart import chart
+    from minitron_trt.evaluate.evaluated_model import is_server
     from minitron_trt.evaluate.scoring import Evaluation
     from minitron_trt.evaluate.table import as_json, as_markdown, as_text
     from minitron_trt.evaluate.text_tokens import read_text
@@ -72,6 +121,8 @@ def perplexity(
 
     if plot is not None:
         check_picture(plot)
+        if all(map(is_server, models)):
+            raise UsageError("--plot is over sizes, which servers do not say; add what they serve")
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as temporary:
         evaluation = Evaluation(
             text=read_text(text),
@@ -79,6 +130,8 @@ def perplexity(
             chunks=chunks,
             dtype=dtype,
             state=state or Path(temporary),
+            stride=stride,
+            server=server_settings(options),
         )
         results = evaluation.run(models, console.progress)
     if markdown is not None:

@@ -1,4 +1,4 @@
-"""A model that is evaluated: a checkpoint, or a folder or file that becomes one for that time."""
+"""A model that is evaluated: a checkpoint, what becomes one for that time, or one on a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,48 +27,84 @@ from minitron_trt.convert.source.weight_files import read_tensors
 from minitron_trt.errors import MissingExtraError, UnsupportedError
 from minitron_trt.evaluate.perplexity import Chunk
 
+if TYPE_CHECKING:
+    from minitron_trt.evaluate.served_model import ServerSettings
+
+
+class PromptLogits(Protocol):
+    """Where a prompt's logits come from."""
+
+    def __call__(self, ids: NDArray[np.int32], rows: range) -> NDArray[np.float32]:
+        """Return the logits [rows, vocab] that follow these tokens of a prompt."""
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
     """A model that scores chunks."""
 
     name: str
-    identity: str  # of its weights' files, which changes when they do
-    size_bytes: int  # of the weights: a source's files, or what a checkpoint's take on GPUs
+    identity: str  # of its weights, which changes when they do
+    size_bytes: int | None  # of the weights: a source's files, or what a checkpoint's take on GPUs
     vocab: int
-    tokenizer_json: Path
-    _reference: Any  # ReferenceModel, which needs torch
+    tokenizer_json: Path | None  # None of a server, unless it was named
+    prompt_logits: PromptLogits
 
     def logits(self, chunk: Chunk) -> NDArray[np.float32]:
         """Return the logits of a chunk's scored rows [scored, vocab]."""
+        return self.prompt_logits(chunk.inputs, range(chunk.first_row, len(chunk.inputs) - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedLogits:
+    """The logits of prompts, computed here."""
+
+    reference: Any  # ReferenceModel, which needs torch
+
+    def __call__(self, ids: NDArray[np.int32], rows: range) -> NDArray[np.float32]:
+        """Return the logits [rows, vocab] that follow these tokens of a prompt."""
         from minitron_trt.executor.step import StepBatch
 
-        count = len(chunk.inputs)
         batch = StepBatch(
-            input_ids=chunk.inputs,
-            positions=np.arange(count, dtype=np.int32),
+            input_ids=ids[: rows.stop],
+            positions=np.arange(rows.stop, dtype=np.int32),
             slots=np.zeros(1, np.int32),
-            lengths=np.array([count], np.int32),
-            logit_rows=np.arange(chunk.first_row, count - 1, dtype=np.int32),
+            lengths=np.array([rows.stop], np.int32),
+            logit_rows=np.array(rows, np.int32),
         )
-        rows: NDArray[np.float32] = self._reference.step(batch)
-        return rows
+        logits: NDArray[np.float32] = self.reference.step(batch)
+        return logits
 
 
 @contextmanager
 def opened_model(
-    source: str, *, context: int, dtype: str, progress: ShowProgress = no_display
+    source: str,
+    *,
+    context: int,
+    dtype: str,
+    server: ServerSettings | None = None,
+    progress: ShowProgress = no_display,
 ) -> Iterator[EvaluatedModel]:
-    """Open a checkpoint, a model folder, a GGUF file, a NeMo archive or a hub id.
+    """Open a checkpoint, a model folder, a GGUF file, a NeMo archive, a hub id or a server's URL.
 
-    What is no checkpoint is converted to one that is removed at the end of the block.
-    BadInputError and UnsupportedError say what is wrong with it.
+    What is neither a checkpoint nor served is converted to one that is removed at the end of the
+    block. BadInputError and UnsupportedError say what is wrong with it, ServerError what is wrong
+    with a server.
     """
-    if "://" in source:
-        raise UnsupportedError(
-            f"{source} is a server, whose text models do not say which tokens a text is to it; "
-            "evaluate the checkpoint that it serves"
-        )
+    if is_server(source):
+        # Only this needs the clients.
+        from minitron_trt.evaluate.served_model import ServerSettings, opened_server
+
+        settings = server or ServerSettings()
+        with opened_server(source, settings) as (served, probe):
+            yield EvaluatedModel(
+                name=source.partition("://")[2],
+                identity=probe.identity,
+                size_bytes=None,
+                vocab=probe.vocab,
+                tokenizer_json=settings.tokenizer_json,
+                prompt_logits=served,
+            )
+        return
     # Before a conversion, which may take minutes.
     torch = _torch()
     opening = partial(_opened, source=source, context=context, dtype=getattr(torch, dtype))
@@ -85,6 +121,11 @@ def opened_model(
         checkpoint = Checkpoint.open(output)
         files = _weight_files(path)
         yield opening(checkpoint, files=files, size_bytes=_size_bytes(path, files, checkpoint))
+
+
+def is_server(source: str) -> bool:
+    """Say whether a source is the URL of a server."""
+    return "://" in source
 
 
 def _torch() -> Any:
@@ -117,7 +158,9 @@ def _opened(
         size_bytes=size_bytes,
         vocab=checkpoint.spec.vocab,
         tokenizer_json=checkpoint.folder / "tokenizer.json",
-        _reference=ReferenceModel(checkpoint, slots=1, max_seq_len=context, dtype=dtype),
+        prompt_logits=ComputedLogits(
+            ReferenceModel(checkpoint, slots=1, max_seq_len=context, dtype=dtype)
+        ),
     )
 
 

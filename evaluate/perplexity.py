@@ -4,12 +4,16 @@ The text is tokenized once and cut into disjoint chunks of the context; what is 
 dropped. Where the vocabulary begins a text with a token, that takes the place of each chunk's
 first. Of a chunk the tokens after the first half are scored, so that each has a context: 255 of
 512. Perplexity is e to the mean of their negative log-likelihoods.
+
+With a stride, as of its --ppl-stride, chunks overlap: each begins a stride after the one before,
+and the last tokens of it are scored, as many as the stride. Nothing takes the place of their first
+tokens there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +28,7 @@ class Chunk:
     """The tokens that a model is given, and those that it is scored by."""
 
     inputs: NDArray[np.int32]  # [context]
-    targets: NDArray[np.int32]  # [context - 1 - context // 2]: what follows the rows of logits
+    targets: NDArray[np.int32]  # [scored]: what follows the rows of logits
 
     @property
     def first_row(self) -> int:
@@ -33,31 +37,47 @@ class Chunk:
 
 
 def chunks_of(
-    tokens: Sequence[int], context: int, *, begin: int | None, at_most: int | None = None
+    tokens: Sequence[int],
+    context: int,
+    *,
+    begin: int | None,
+    stride: int | None = None,
+    at_most: int | None = None,
 ) -> tuple[Chunk, ...]:
     """Cut a text's tokens; `begin` takes the place of each chunk's first token.
 
-    UsageError for a context in which nothing is scored, BadInputError for a text that is shorter
-    than two chunks, which llama.cpp refuses as well.
+    UsageError for a context or a stride by which nothing is scored, BadInputError for a text that
+    is shorter than two chunks, or than a stride beyond one, which llama.cpp refuses as well.
     """
     if context < 4:
         raise UsageError(f"the context is {context}; expected at least 4 tokens")
-    if len(tokens) < 2 * context:
+    if stride is not None and not 1 <= stride < context:
+        raise UsageError(
+            f"the stride is {stride}; expected 1 to {context - 1}, less than the context"
+        )
+    least = 2 * context if stride is None else context + 1
+    if len(tokens) < least:
         raise BadInputError(
             f"the text has {len(tokens)} tokens; a context of {context} needs at least "
-            f"{2 * context}: take a longer text or a shorter context"
+            f"{least}: take a longer text or a shorter context"
         )
-    count = len(tokens) // context
-    return tuple(_cut(tokens, context, begin, min(count, at_most or count)))
+    step = context if stride is None else stride
+    # Of overlapping chunks llama.cpp leaves out one that would end with the text.
+    last = len(tokens) - context - (stride is not None)
+    starts = range(0, last + 1, step)[:at_most]
+    scored = context - 1 - context // 2 if stride is None else stride
+    ids = np.array(tokens, np.int32)
+    return tuple(
+        _chunk(ids[start : start + context], scored, begin if stride is None else None)
+        for start in starts
+    )
 
 
-def _cut(tokens: Sequence[int], context: int, begin: int | None, count: int) -> Iterator[Chunk]:
-    ids = np.array(tokens[: count * context], np.int32).reshape(count, context)
-    for row in ids:
-        inputs = row.copy()
-        if begin is not None:
-            inputs[0] = begin
-        yield Chunk(inputs, row[context // 2 + 1 :])
+def _chunk(ids: NDArray[np.int32], scored: int, begin: int | None) -> Chunk:
+    inputs = ids.copy()
+    if begin is not None:
+        inputs[0] = begin
+    return Chunk(inputs, ids[-scored:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from minitron_trt.console import Advance, ShowProgress
-from minitron_trt.errors import BadInputError
+from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.evaluate.baseline_file import BaselineFile
 from minitron_trt.evaluate.divergence import Divergence, TokenScores, compare
 from minitron_trt.evaluate.evaluated_model import EvaluatedModel, opened_model
@@ -26,6 +26,9 @@ from minitron_trt.evaluate.perplexity import (
 from minitron_trt.evaluate.text_tokens import TextTokens
 from minitron_trt.quantization.number_formats import Array
 
+if TYPE_CHECKING:
+    from minitron_trt.evaluate.served_model import ServerSettings
+
 BASELINE_NAME: Final = "baseline.logits"
 _OWNER_NAME: Final = "baseline.key"
 _COLUMNS: Final = 3  # of a token's scores
@@ -36,7 +39,7 @@ class Scored:
     """A model's figures; those beside the baseline are None of the baseline itself."""
 
     name: str
-    size_bytes: int
+    size_bytes: int | None  # None of a server, which does not say
     tokens: int
     perplexity: Estimate
     divergence: Divergence | None
@@ -63,6 +66,8 @@ class Evaluation:
     chunks: int | None
     dtype: str
     state: Path
+    stride: int | None = None
+    server: ServerSettings | None = None  # how models on servers are asked
 
     def run(self, sources: Sequence[str], progress: ShowProgress) -> list[Scored]:
         """Score the models, of which the first is the baseline.
@@ -71,14 +76,19 @@ class Evaluation:
         """
         self.state.mkdir(parents=True, exist_ok=True)
         results: list[Scored] = []
+        chunks: tuple[Chunk, ...] | None = None
         baseline: _Baseline | None = None
         baseline_nll: Array | None = None
         for source in sources:
             opening = opened_model(
-                source, context=self.context, dtype=self.dtype, progress=progress
+                source,
+                context=self.context,
+                dtype=self.dtype,
+                server=self.server,
+                progress=progress,
             )
             with opening as model:
-                chunks = self._chunks(model)
+                chunks = self._chunks(model, chunks)
                 baseline = baseline or self._baseline(model, chunks)
                 self._check(baseline.file, model, chunks)
                 label, total = f"score {model.name}", len(chunks)
@@ -88,22 +98,35 @@ class Evaluation:
             baseline_nll = scores.nll if baseline_nll is None else baseline_nll
         return results
 
-    def _chunks(self, model: EvaluatedModel) -> tuple[Chunk, ...]:
+    def _chunks(self, model: EvaluatedModel, before: tuple[Chunk, ...] | None) -> tuple[Chunk, ...]:
+        """Return the text in a model's tokens; a server is taken to have those of the model before.
+
+        UsageError for a server that comes first and whose tokenizer was not named.
+        """
+        if model.tokenizer_json is None and before is not None:
+            return before
+        if model.tokenizer_json is None:
+            raise UsageError(
+                f"{model.name} is a server, which does not say which tokens a text is to it; pass "
+                "--tokenizer with its model's folder, or name the checkpoint that it serves first"
+            )
         text = TextTokens.of(self.text, model.tokenizer_json)
-        return chunks_of(text.ids, self.context, begin=text.begin, at_most=self.chunks)
+        return chunks_of(
+            text.ids, self.context, begin=text.begin, stride=self.stride, at_most=self.chunks
+        )
 
     def _baseline(self, model: EvaluatedModel, chunks: tuple[Chunk, ...]) -> _Baseline:
         """Return the baseline that is kept here, or the beginning of one if that is of another."""
         path, owner, key = self.state / BASELINE_NAME, self.state / _OWNER_NAME, self._key(model)
         if path.exists() and owner.exists() and owner.read_text() == key:
-            kept = BaselineFile.open(path)
+            kept = BaselineFile.open(path, scored=len(chunks[0].targets))
             if kept.fits(chunks) and kept.vocab == model.vocab:
                 return _Baseline(kept, key)
         owner.unlink(missing_ok=True)
         tokens = np.array(
             [[*chunk.inputs[: chunk.first_row + 1], *chunk.targets] for chunk in chunks]
         )
-        baseline = BaselineFile(path, model.vocab, tokens.astype(np.int32))
+        baseline = BaselineFile(path, model.vocab, tokens.astype(np.int32), len(chunks[0].targets))
         baseline.create()
         owner.write_text(key)
         return _Baseline(baseline, key)
@@ -111,10 +134,15 @@ class Evaluation:
     def _check(
         self, baseline: BaselineFile, model: EvaluatedModel, chunks: tuple[Chunk, ...]
     ) -> None:
-        if not baseline.fits(chunks) or baseline.vocab != model.vocab:
+        if not baseline.fits(chunks):
             raise BadInputError(
                 f"{model.name} has another tokenizer than the baseline: it makes other tokens of "
                 "the text, so that their figures do not compare"
+            )
+        if baseline.vocab != model.vocab:
+            raise BadInputError(
+                f"{model.name} has a vocabulary of {model.vocab} tokens and the baseline one of "
+                f"{baseline.vocab}, so that their figures do not compare"
             )
 
     def _scores(
@@ -137,7 +165,7 @@ class Evaluation:
             advance(done)
             for index in range(done, len(chunks)):
                 chunk = chunks[index]
-                own = log_likelihoods(model.logits(chunk))
+                own = _log_likelihoods(model, chunk)
                 if first:
                     baseline.file.append(index, own)
                 scores = compare(own, baseline.file.read(index), chunk.targets)
@@ -149,8 +177,15 @@ class Evaluation:
 
     def _key(self, model: EvaluatedModel, *, beside: str = "") -> str:
         """Return what tells a model's figures, beside a baseline, from those of any other."""
-        facts = [model.identity, self.text, self.context, self.dtype, beside]
+        facts = [model.identity, self.text, self.context, self.stride, self.dtype, beside]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _log_likelihoods(model: EvaluatedModel, chunk: Chunk) -> Array:
+    try:
+        return log_likelihoods(model.logits(chunk))
+    except BadInputError as error:
+        raise BadInputError(f"{model.name}: {error}") from error
 
 
 def _packed(scores: TokenScores) -> Any:

@@ -18,13 +18,13 @@ def rows_of(results: Sequence[Scored]) -> list[tuple[str, ...]]:
 
 
 def _row(result: Scored, baseline: Scored) -> tuple[str, ...]:
-    beside = result.divergence
+    beside, size, whole = result.divergence, result.size_bytes, baseline.size_bytes
     return (
         result.name,
-        f"{result.size_bytes / 1e6:.1f}",
+        "" if size is None else f"{size / 1e6:.1f}",
         f"{result.perplexity.value:.4f}",
         f"{result.perplexity.error:.4f}",
-        f"{100 * result.size_bytes / baseline.size_bytes:.1f}",
+        "" if size is None or whole is None else f"{100 * size / whole:.1f}",
         f"{100 * baseline.perplexity.value / result.perplexity.value:.2f}",
         f"{beside.mean.value:z.6f}" if beside else "",
         f"{100 * beside.same_top.value:.2f}" if beside else "",

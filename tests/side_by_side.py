@@ -13,6 +13,7 @@ SERVED: Final = frozenset(
     {
         "tests/triton_repo/test_bounds.py",
         "tests/triton_repo/test_chat_served.py",
+        "tests/triton_repo/test_evaluate_served.py",
         "tests/triton_repo/test_aiperf.py",
         "tests/triton_repo/test_bench.py",
         "tests/triton_repo/test_foreign_clients.py",

@@ -448,7 +448,7 @@ def llama_perplexity(*arguments: object) -> str:
         assert result.returncode == 0, result.stderr
         printed = result.stdout + result.stderr
         # Its log has a thread of its own, of which the end of the program may cut the last lines.
-        if "Final estimate" in printed or "Same top p:" in printed:
+        if any(end in printed for end in ("Final estimate", "Same top p:", "Calculation chunk")):
             break
     return printed
 
@@ -491,6 +491,21 @@ def test_perplexity_is_llama_cpps_own(
     tolerance *= 3 if kind == "nemotron" else 1
     assert found["value"] == pytest.approx(figure("PPL", printed), rel=tolerance)
     assert found["error"] == pytest.approx(figure("+/-", printed.replace("+/-", "+/- =")), rel=0.01)
+
+
+def test_perplexity_of_chunks_that_overlap_is_llama_cpps_own(
+    whole: dict[str, Path], text: Path, command: Command
+) -> None:
+    printed = llama_perplexity("-m", whole["llama"], "-f", text, "--ppl-stride", 48)
+    count, value = re.findall(r"\[(\d+)\](\d+\.\d{4}),", printed)[-1]
+    # It adds half a stride to the context.
+    context = int(figure("Calculation chunk", printed))
+    options = ("--context", context, "--stride", 48, "--chunks", count, "--json")
+    result = command("eval", "perplexity", whole["llama"], "--text", text, *options)
+    found = json.loads(result.stdout)["models"][0]
+
+    assert found["scored_tokens"] == 48 * int(count)
+    assert found["perplexity"]["value"] == pytest.approx(float(value), rel=1e-6)
 
 
 def test_llama_cpp_reads_our_baseline_and_finds_the_same_divergence(
