@@ -119,6 +119,7 @@ class AnswerStream:
 def piece_of(tensors: dict[str, Sequence[Any]], *, final: bool | None, size: int) -> Piece:
     """Return what a response's tensors say; BrokenProtocolError where they make no sense."""
     texts = tensors.pop(TEXT, ())
+    has_ids = OUTPUT_IDS in tensors
     token_ids = tensors.pop(OUTPUT_IDS, ())
     lengths = tensors.pop(SEQUENCE_LENGTH, ())
     reasons = tensors.pop(FINISH_REASON, ())
@@ -137,8 +138,9 @@ def piece_of(tensors: dict[str, Sequence[Any]], *, final: bool | None, size: int
         if not isinstance(text, (str, bytes)):
             raise BrokenProtocolError(f"{TEXT} that is no text")
     return Piece(
-        # A model of token ids has no text, which is as good as an empty one.
-        texts=tuple(texts) or (("",) if token_ids else ()),
+        # A model of token ids has no text, which is as good as an empty one. The last response may
+        # have no ids either, but the reason.
+        texts=tuple(texts) or (("",) if has_ids else ()),
         final=final,
         sequence=indices[0] if indices else 0,
         finish_reason=next(filter(None, reasons), None) if reasons else None,

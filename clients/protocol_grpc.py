@@ -101,7 +101,7 @@ def decode_response(response: Any) -> Piece:
         output.name: _unpack(output, buffers, index)
         for index, output in enumerate(response.outputs)
     }
-    if not (tensors.get(TEXT) or tensors.get(OUTPUT_IDS)):
+    if not tensors.get(TEXT) and OUTPUT_IDS not in tensors:
         # The closing response of a stream carries no tensors.
         if final and not tensors:
             return Piece(final=True)

@@ -72,7 +72,7 @@ def decode_event(data: str | bytes) -> Piece:
             for name, value in record.items()
             if name not in _NO_TENSORS
         }
-    if not (tensors.get(TEXT) or tensors.get(OUTPUT_IDS)):
+    if not tensors.get(TEXT) and OUTPUT_IDS not in tensors:
         raise _not_triton(data)
     return piece_of(tensors, final=None, size=len(data))
 

@@ -119,6 +119,10 @@ def test_a_short_request_sends_only_what_is_set() -> None:
             '{"text_output": "a", "cum_log_probs": -1.5, "output_log_probs": [-1.0, -0.5]}',
             Piece(("a",), outputs={"cum_log_probs": (-1.5,), "output_log_probs": [-1.0, -0.5]}),
         ),
+        (
+            '{"output_ids": [], "sequence_length": 0, "finish_reason": "stop"}',
+            Piece(("",), finish_reason="stop", token_ids=[]),
+        ),
     ],
 )
 def test_an_event_carries_text(data: str, piece: Piece) -> None:
@@ -140,6 +144,21 @@ def test_a_response_carries_text(message: Any, piece: Piece) -> None:
 
     assert found._replace(outputs={}, size=0) == piece
     assert found.outputs == ({"cum_log_probs": [0.0]} if piece.texts else {})
+
+
+def test_the_last_response_of_token_ids_may_have_none_but_the_reason() -> None:
+    message = service_pb2.ModelStreamInferResponse()
+    for name, datatype, data in (
+        ("output_ids", "INT32", b""),
+        ("sequence_length", "INT32", bytes(4)),
+        ("finish_reason", "BYTES", pack_bytes(b"stop")),
+    ):
+        message.infer_response.outputs.add(name=name, datatype=datatype)
+        message.infer_response.raw_output_contents.append(data)
+
+    piece = decode(message)
+
+    assert (piece.texts, piece.token_ids, piece.finish_reason) == (("",), [], "stop")
 
 
 def test_a_response_carries_what_else_was_asked_for() -> None:
