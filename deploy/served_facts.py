@@ -8,11 +8,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
 from minitron_trt.build.compatibility import check_engine
-from minitron_trt.build.engine import Engine
 from minitron_trt.build.engine_model import EngineModel, find_model
 from minitron_trt.build.recipe.engine_memory import (
     KV_FRACTION,
@@ -21,14 +18,12 @@ from minitron_trt.build.recipe.engine_memory import (
     kv_bytes_per_token,
     reserve_bytes,
 )
-from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
 from minitron_trt.gpus import Target, check_support, find_target
 from minitron_trt.spec import Parallelism
 from minitron_trt.triton_repo.contract.model_names import (
     POSTPROCESSING,
     PREPROCESSING,
-    TENSORRT_LLM,
     TENSORRT_LLM_BLS,
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
@@ -37,6 +32,11 @@ from minitron_trt.triton_repo.serving.docker_launch import (
     choose_image,
     container_environment,
     program_in,
+)
+from minitron_trt.triton_repo.serving.model_limits import (
+    open_engine,
+    read_limits,
+    read_llm_arguments,
 )
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE, Endpoints, ServerOptions
@@ -49,7 +49,6 @@ CLOSED: Final = "Closed= -"
 
 A value of nothing but a space would be the one that Triton reads in a header without any.
 """
-_ENGINE_PATH: Final = "gpt_model_path"
 _TEXT_MODELS: Final = (PREPROCESSING, POSTPROCESSING, TENSORRT_LLM_BLS)
 # The LLM class's own default, where model.yaml does not say it.
 _LLM_MAX_NUM_TOKENS: Final = 8192
@@ -133,7 +132,8 @@ def read_facts(
         served = replace(served, mount=Path(MOUNT))
     chosen, why = _image(served, image)
     manifest = Manifest.read_unchecked(folder, REPOSITORY)
-    model = _READERS[served.runtime](served, gpu)
+    sizes = _READERS[served.runtime](served, gpu)
+    limits = read_limits(served)
     return ServedFacts(
         repository=str(folder),
         runtime=served.runtime,
@@ -144,8 +144,11 @@ def read_facts(
         mount=str(served.mount),
         repository_bytes=sum(manifest.files.values()),
         processes=_processes(served.configs),
+        batch=limits.batch,
+        max_seq_len=limits.max_seq_len,
+        vocab=limits.spec.vocab,
         tensorrt_llm=served.trtllm,
-        **model,
+        **sizes,
     )
 
 
@@ -173,31 +176,22 @@ def _processes(configs: Mapping[str, Any]) -> dict[str, int]:
 
 def _of_engine(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     """Return what an engine says; what `check` finds against the GPU ends it."""
-    path = Path(served.configs[TENSORRT_LLM].parameters[_ENGINE_PATH].string_value)
-    if path.is_relative_to(served.mount):
-        path = served.folder / path.relative_to(served.mount)
-    engine = Engine.open(path)
+    path, engine = open_engine(served)
     target = _target(served, gpu, engine.sm)
     for finding in check_engine(engine, target, gpus=None, container=None).findings:
         if finding.fits is False:
             raise UnsupportedError(f"{path}: {finding.found}; {finding.remedy}")
-    need = _need(engine.forecast(target.gpu), target, engine.limits.max_seq_len, engine.sm)
     return {
         "tp": engine.model.parallelism.tp,
         "pp": engine.model.parallelism.pp,
-        "batch": engine.limits.max_batch_size,
-        "max_seq_len": engine.limits.max_seq_len,
-        "vocab": engine.model.spec.vocab,
-        "gpu": need,
+        "gpu": _need(engine.forecast(target.gpu), target, engine.limits.max_seq_len, engine.sm),
     }
 
 
 def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     """Return what a Hugging Face folder says; it fits any GPU, so one must be named."""
     target = _target(served, gpu, None)
-    version = served.folder / TENSORRT_LLM / "1"
-    arguments = yaml.safe_load((version / "model.yaml").read_text(encoding="utf-8"))
-    folder = version / str(arguments["model"])
+    arguments, folder = read_llm_arguments(served)
     read = find_model(str(folder))
     tp, pp = arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]
     parallelism = Parallelism(tp, pp)
@@ -207,49 +201,32 @@ def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     )
     if read.precision != "bf16":
         check_support(read.precision, target)
-    batch = arguments["max_batch_size"]
-    length = arguments.get("max_seq_len") or read.spec.max_positions
+    limits = read_limits(served)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     forecast = Forecast(
         gpu_bytes=target.gpu.memory_bytes,
         weights_bytes=ceil(weights / parallelism.world_size),
         activation_bytes=activation_bytes(
-            model, arguments.get("max_num_tokens") or _LLM_MAX_NUM_TOKENS, batch
+            model, arguments.get("max_num_tokens") or _LLM_MAX_NUM_TOKENS, limits.batch
         ),
         reserve_bytes=reserve_bytes(model),
         kv_bytes_per_token=kv_bytes_per_token(model),
         tokens_per_block=_TOKENS_PER_BLOCK,
     )
-    need = _need(forecast, target, length, None)
+    need = _need(forecast, target, limits.max_seq_len, None)
     if need.needed_bytes > forecast.gpu_bytes:
         raise UnsupportedError(
             f"{folder} needs {need.needed_bytes / 1e9:.1f} GB of each GPU, {target.gpu.name} has "
             f"{forecast.gpu_bytes / 1e9:.1f} GB; make the repository again with more --tp"
         )
-    return {
-        "tp": tp,
-        "pp": pp,
-        "batch": batch,
-        "max_seq_len": length,
-        "vocab": read.spec.vocab,
-        "gpu": need,
-    }
+    return {"tp": tp, "pp": pp, "gpu": need}
 
 
 def _of_reference(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     """Return what a checkpoint for the reference runtime says, which computes on processors."""
     if gpu is not None:
         raise UsageError("--gpu is for engines and llmapi; the reference runtime has none")
-    parameters = served.configs[TENSORRT_LLM].parameters
-    path = parameters[_ENGINE_PATH].string_value
-    spec = Checkpoint.open(served.folder / TENSORRT_LLM / "1" / path).spec
-    return {
-        "tp": 1,
-        "pp": 1,
-        "batch": int(parameters["max_batch_size"].string_value),
-        "max_seq_len": int(parameters["max_seq_len"].string_value),
-        "vocab": spec.vocab,
-    }
+    return {"tp": 1, "pp": 1}
 
 
 _READERS: Final = {TRTLLM: _of_engine, LLMAPI: _of_llm, REFERENCE: _of_reference}
