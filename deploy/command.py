@@ -32,7 +32,7 @@ class _WritesByDefault(cloup.Group):
 
 @cloup.group(cls=_WritesByDefault)
 def deploy() -> None:
-    """Write files by which Kubernetes, KServe, compose or Slurm serve.
+    """Write files by which Kubernetes, compose or Slurm serve.
 
     `write` may be left out: minitron-trt deploy repository --target kubernetes -o deployment
     """

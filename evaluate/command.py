@@ -57,7 +57,7 @@ def server_settings(options: dict[str, Any]) -> ServerSettings:
 
 @cloup.group("eval")
 def evaluate() -> None:
-    """Measure how good a model is, and what a precision takes from it."""
+    """Measure how good a model is, and what precisions take away."""
 
 
 @evaluate.command()

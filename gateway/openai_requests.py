@@ -6,14 +6,13 @@ A field that the model cannot follow is refused by its name, unless its value as
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from minitron_trt.chat_templates import PromptTemplate
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.clients.model_interface import ModelInterface
+from minitron_trt.clients.openai_terms import DRAWN, choice_pattern
 from minitron_trt.gateway.openai_errors import ApiError, no_template
 from minitron_trt.gateway.openai_fields import (
     ChatMessage,
@@ -27,13 +26,7 @@ COMPLETION_MAX_TOKENS: Final = 16
 """What OpenAI's completions make at most where a request does not say."""
 
 _EXCLUDE: Final = "exclude_input_in_output"
-_DEFAULTS: Final = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
-"""OpenAI's, by which a request that says nothing draws its tokens; Triton's models would not."""
+_DEFAULTS: Final = {**DRAWN, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 _SAME_NAME: Final = (*_DEFAULTS, "seed", "top_k", "repetition_penalty", "min_tokens")
 
@@ -198,11 +191,12 @@ def _words(words: str | list[str] | None) -> tuple[str, ...]:
 
 def _guide(fields: SamplingFields) -> dict[str, str]:
     """Return TensorRT-LLM's kind of guide, and the guide."""
+    choices = fields.guided_choice
     guides = {
         "response_format": _format_guide(fields.response_format),
         "guided_json": ("json_schema", _schema_text(fields.guided_json)),
         "guided_regex": ("regex", fields.guided_regex),
-        "guided_choice": ("regex", _choice_pattern(fields.guided_choice)),
+        "guided_choice": ("regex", None if choices is None else choice_pattern(choices)),
         "guided_grammar": ("ebnf_grammar", fields.guided_grammar),
     }
     chosen = {
@@ -240,10 +234,6 @@ def _format_guide(form: ResponseFormat | None) -> tuple[str, str | None] | None:
 
 def _schema_text(schema: dict[str, Any] | str | None) -> str | None:
     return json.dumps(schema) if isinstance(schema, dict) else schema
-
-
-def _choice_pattern(choices: Sequence[str] | None) -> str | None:
-    return None if choices is None else "(" + "|".join(map(re.escape, choices)) + ")"
 
 
 def _prompts(prompt: str | list[str | int | list[int]]) -> list[str]:

@@ -82,7 +82,7 @@ class UnsupportedError(MinitronError):
     exit_code = 4
 
 
-_ON_NVIDIAS_INDEX: Final = frozenset({"tensorrt", "trtllm"})
+_ON_NVIDIAS_INDEX: Final = frozenset({"dynamo", "tensorrt", "trtllm"})
 """The extras whose packages, or parts of them, PyPI does not have."""
 
 

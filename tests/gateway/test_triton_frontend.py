@@ -29,9 +29,8 @@ _NAMES: Final = {"STRING": "BYTES"}
 
 
 # A chat template that both sides have.
-TEMPLATE: Final = PromptTemplate(
-    ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>", {})
-)
+SOURCE: Final = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+TEMPLATE: Final = PromptTemplate(ChatTemplate(SOURCE, {}), SOURCE)
 
 
 def interface() -> ModelInterface:

@@ -36,9 +36,10 @@ _CONFIG: Final = "tokenizer_config.json"
 
 @dataclass(frozen=True, slots=True)
 class PromptTemplate:
-    """Makes a prompt of messages; `stop_words` are to end its answer."""
+    """Makes a prompt of messages, by jinja's `source`; `stop_words` are to end its answer."""
 
     template: ChatTemplate
+    source: str
     stop_words: tuple[str, ...] = ()
 
     def render(self, messages: Iterable[Mapping[str, Any]]) -> str:
@@ -99,7 +100,7 @@ def _checked(
         from minitron_trt.triton_repo.models.minitron_models.chat_template import ChatTemplate
     except ModuleNotFoundError as error:
         raise MissingExtraError("jinja2", "chat", "a chat template") from error
-    template = PromptTemplate(ChatTemplate(source, special_tokens), stop_words)
+    template = PromptTemplate(ChatTemplate(source, special_tokens), source, stop_words)
     try:
         template.render([{"role": "user", "content": "Hello"}])
     except Exception as error:  # a template may raise anything, by its own words or a fault in it

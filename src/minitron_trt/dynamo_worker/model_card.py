@@ -1,0 +1,186 @@
+"""What Dynamo's frontend must know of a model, as the folder that it reads such things from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG
+from minitron_trt.chat_templates import PLAIN, read_template
+from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.records import read_record
+from minitron_trt.triton_repo.contract.model_names import PREPROCESSING
+from minitron_trt.triton_repo.models.minitron_models.chat_template import ChatTemplate
+from minitron_trt.triton_repo.models.minitron_models.template_source import template_source
+from minitron_trt.triton_repo.serving.model_limits import read_limits
+from minitron_trt.triton_repo.serving.served_repository import ServedRepository
+
+log = logging.getLogger(__name__)
+
+_TOKENIZER: Final = "tokenizer.json"
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_TEMPLATE: Final = "chat_template.jinja"
+# Dynamo reads every model's template, also where only completions are offered.
+_NO_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model as Dynamo's router and frontend see it.
+
+    `generator` is its name on Triton. `start_ids` are what its tokenizer puts before a text, which
+    Dynamo's does not; `end_ids` end a text. `template` makes a prompt of messages, None where the
+    model cannot chat. Lengths are in tokens.
+    """
+
+    name: str
+    generator: str
+    architecture: str
+    tokenizer: Path
+    context_length: int
+    batch: int
+    vocab: int
+    start_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    template: str | None
+
+    @property
+    def endpoint_types(self) -> str:
+        """Return OpenAI's services that the model is good for, in Dynamo's words."""
+        return "completions" if self.template is None else "chat,completions"
+
+    def write(self, folder: Path) -> None:
+        """Fill a folder with the files that Dynamo reads: tokenizer, config and template."""
+        for name in (_TOKENIZER, _TOKENIZER_CONFIG):
+            shutil.copyfile(self.tokenizer / name, folder / name)
+        config = {
+            "architectures": [self.architecture],
+            "model_type": self.architecture.removesuffix("ForCausalLM").lower(),
+            "max_position_embeddings": self.context_length,
+            "vocab_size": self.vocab,
+        }
+        ends = {"eos_token_id": list(self.end_ids)} if self.end_ids else {}
+        _write_json(folder / CONFIG_NAME, config | ends)
+        _write_json(folder / GENERATION_CONFIG, ends)
+        source = _NO_TEMPLATE if self.template is None else self.template
+        (folder / _TEMPLATE).write_text(source, encoding="utf-8")
+
+
+def read_card(
+    served: ServedRepository, *, name: str | None = None, chat_template: str | None = None
+) -> ModelCard:
+    """Return the card of a repository's model; its name is by default the folder's.
+
+    `chat_template` is a choice as `read_template` takes it, in place of the tokenizer's own.
+    UnsupportedError for a repository without a model of token ids.
+    """
+    limits = read_limits(served)
+    if len(served.generators) != 1:
+        raise UnsupportedError(
+            f"{served.folder} has {len(served.generators)} engines; a worker of Dynamo has one "
+            "model: run it on a repository for each"
+        )
+    tokenizer = _tokenizer(served)
+    config = _record(tokenizer / _TOKENIZER_CONFIG)
+    ends = _end_ids(served)
+    read = Tokenizer.from_file(str(tokenizer / _TOKENIZER))
+    start_ids = _start_ids(served, read)
+    if chat_template is None:
+        template = template_source(tokenizer, config)
+        if (
+            template is not None
+            and start_ids
+            and not _writes_start(template, config, read, start_ids)
+        ):
+            # Dynamo does not tell a prompt of messages from another one.
+            log.warning(
+                "completions begin without the ids %s, as the chat template does", start_ids
+            )
+            start_ids = []
+    else:
+        template = read_template(chat_template).source
+        ends += _ids_of(tokenizer, PLAIN.get(chat_template, ()))
+    return ModelCard(
+        name=name or served.folder.name,
+        generator=served.generators[0],
+        architecture=limits.spec.architecture,
+        tokenizer=tokenizer,
+        context_length=limits.max_seq_len,
+        batch=limits.batch,
+        vocab=limits.spec.vocab,
+        start_ids=tuple(start_ids),
+        end_ids=tuple(dict.fromkeys(ends)),
+        template=template,
+    )
+
+
+def _parameter(served: ServedRepository, key: str) -> str:
+    parameters = served.configs[PREPROCESSING].parameters if PREPROCESSING in served.configs else {}
+    return parameters[key].string_value if key in parameters else ""
+
+
+def _tokenizer(served: ServedRepository) -> Path:
+    named = _parameter(served, "tokenizer_dir")
+    # An absolute path, as upstream's repositories have it, stands for itself.
+    folder = served.folder / PREPROCESSING / "1" / named
+    if not named or not (folder / _TOKENIZER).is_file():
+        raise BadInputError(
+            f"{served.folder} has no {_TOKENIZER} where {PREPROCESSING} names its tokenizer_dir "
+            f"({named or 'not at all'}); Dynamo's frontend needs one: make the repository with "
+            "triton-repo"
+        )
+    return folder
+
+
+def _end_ids(served: ServedRepository) -> tuple[int, ...]:
+    text = _parameter(served, "end_ids")
+    return tuple(json.loads(text)) if text else ()
+
+
+def _start_ids(served: ServedRepository, tokenizer: Tokenizer) -> list[int]:
+    """Return what preprocessing puts before the ids of a text: mostly one id, for the begin."""
+    if _parameter(served, "add_special_tokens") == "false":
+        return []
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    return whole[: whole.index(bare[0])]
+
+
+def _writes_start(source: str, config: Mapping[str, Any], read: Tokenizer, ids: list[int]) -> bool:
+    """Say whether a tokenizer's own chat template writes these ids at the begin of a prompt."""
+    named = {name: token for name, token in config.items() if name.endswith("_token")}
+    tokens = {
+        name: token["content"] if isinstance(token, dict) else token
+        for name, token in named.items()
+    }
+    try:
+        prompt = ChatTemplate(source, tokens).render([{"role": "user", "content": "a"}])
+    except Exception as error:  # a template may raise anything, by its own words or a fault in it
+        raise BadInputError(f"the tokenizer's chat template cannot be used: {error}") from error
+    return read.encode(prompt, add_special_tokens=False).ids[: len(ids)] == ids
+
+
+def _ids_of(tokenizer: Path, words: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the ids of those words that are tokens of their own."""
+    added = _record(tokenizer / _TOKENIZER).get("added_tokens", [])
+    return tuple(token["id"] for token in added if token["content"] in words)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BadInputError(f"{path} is missing; Dynamo's frontend reads a tokenizer by it")
+    try:
+        return read_record(path, dict[str, Any])
+    except ValueError as error:
+        raise BadInputError(f"{path} is damaged ({error}); expected a JSON object") from error
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

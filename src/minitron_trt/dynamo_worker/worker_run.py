@@ -1,0 +1,176 @@
+"""The life of a worker: it waits for Triton, serves while Triton does, and tells why it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dynamo.common.backend import Worker, WorkerConfig
+from dynamo.common.utils.namespace import get_worker_namespace
+
+from minitron_trt.clients.aio import AsyncClient
+from minitron_trt.clients.endpoint import Access, Timeouts
+from minitron_trt.clients.model_interface import ModelInterface
+from minitron_trt.dynamo_worker.model_card import ModelCard
+from minitron_trt.dynamo_worker.triton_engine import TritonEngine
+from minitron_trt.errors import ServerError, UnreachableError, UnsupportedError
+
+log = logging.getLogger(__name__)
+
+_EVERY_S: Final = 1.0
+# A server that is busy loading or draining answers late; one that is gone answers never.
+_MISSES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """Where a worker's Triton is, and where in Dynamo the worker stands."""
+
+    url: str
+    ca: Path | None
+    namespace: str
+    component: str
+    endpoint: str
+    discovery_backend: str
+    request_plane: str
+    event_plane: str | None
+    block_size: int
+    timeout_s: float
+    answer_s: float
+    drain_s: int
+
+
+def run_worker(card: ModelCard, options: WorkerOptions, on_ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C, then drain.
+
+    `on_ready` is called when Triton has been found. UnreachableError when Triton was not there in
+    time, or has gone; UnsupportedError when its model does not stream token ids.
+    """
+    asyncio.run(_work(card, options, on_ready))
+
+
+async def _work(card: ModelCard, options: WorkerOptions, on_ready: Callable[[], None]) -> None:
+    async with AsyncClient.connect(
+        options.url, timeouts=Timeouts(total_s=options.answer_s), access=Access(options.ca)
+    ) as client:
+        _check(card, await _found(client, card, options))
+        with tempfile.TemporaryDirectory(prefix="minitron-trt-dynamo-") as folder:
+            card.write(Path(folder))
+            engine = TritonEngine(
+                client, card, drain_s=options.drain_s, block_size=options.block_size
+            )
+            watch = _TritonWatch(client, engine)
+            on_ready()
+            async with watch.watching():
+                _leave_signals_to_dynamo()
+                await Worker(engine, _config(card, folder, options)).run()
+    if watch.fault is not None:
+        raise watch.fault
+
+
+async def _found(client: AsyncClient, card: ModelCard, options: WorkerOptions) -> ModelInterface:
+    """Return what the model takes, as soon as Triton is ready to be asked."""
+    until = time.monotonic() + options.timeout_s
+    while True:
+        try:
+            if await client.ready():
+                return await client.interface(card.generator)
+            fault: ServerError | None = None
+        except UnreachableError as error:
+            fault = error
+        if time.monotonic() > until:
+            raise fault or UnreachableError(
+                f"Triton at {options.url} was not ready after {options.timeout_s:g} s; look at its "
+                "log, or raise --timeout"
+            )
+        await asyncio.sleep(_EVERY_S)
+
+
+def _check(card: ModelCard, interface: ModelInterface) -> None:
+    if interface.takes_text or interface.is_decoupled is False:
+        lacks = "takes text" if interface.takes_text else "has one response for a whole answer"
+        raise UnsupportedError(
+            f"the model {card.generator!r} {lacks}; Dynamo wants token ids one by one: make the "
+            "repository with triton-repo, without --no-decoupled"
+        )
+
+
+def _config(card: ModelCard, folder: str, options: WorkerOptions) -> WorkerConfig:
+    return WorkerConfig(
+        # Of an operator's rollout each generation of workers has a namespace of its own.
+        namespace=get_worker_namespace(options.namespace),
+        component=options.component,
+        endpoint=options.endpoint,
+        model_name=folder,
+        served_model_name=card.name,
+        endpoint_types=card.endpoint_types,
+        discovery_backend=options.discovery_backend,
+        request_plane=options.request_plane,
+        event_plane=options.event_plane,
+        # Triton tells nobody which blocks its cache holds, so routers go by what they sent.
+        enable_local_indexer=False,
+        enable_kv_routing=False,
+        metrics_labels=[("model", card.name)],
+    )
+
+
+def _leave_signals_to_dynamo() -> None:
+    """Give up our handlers: Dynamo's would call them before its own."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+class _TritonWatch:
+    """Looks whether Triton is there: takes the worker from the router while it is not ready.
+
+    When it is gone, the worker's end is asked for, and `fault` tells why.
+    """
+
+    def __init__(self, client: AsyncClient, engine: TritonEngine) -> None:
+        self._client = client
+        self._engine = engine
+        self._is_listed = True
+        self.fault: ServerError | None = None
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Watch while a block runs."""
+        task = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _watch(self) -> None:
+        misses = 0
+        while misses < _MISSES:
+            await asyncio.sleep(_EVERY_S)
+            try:
+                await self._list(await self._client.ready())
+                misses = 0
+            except ServerError as error:
+                misses += 1
+                self.fault = error if misses == _MISSES else None
+        log.warning("Triton is gone; the worker ends, and its requests go on elsewhere")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _list(self, is_ready: bool) -> None:
+        endpoint: Any = self._engine.endpoint
+        if endpoint is None or is_ready == self._is_listed:
+            return
+        self._is_listed = is_ready
+        log.warning("Triton is %s", "ready again" if is_ready else "not ready; no requests to it")
+        if is_ready:
+            await endpoint.register_endpoint_instance()
+        else:
+            await endpoint.unregister_endpoint_instance()

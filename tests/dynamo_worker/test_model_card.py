@@ -1,0 +1,119 @@
+"""What Dynamo's frontend reads of a repository, of every runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from tests.deploy.repositories import repository_for
+
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.convert.conversion import ConvertOptions, convert
+from minitron_trt.dynamo_worker.model_card import read_card
+from minitron_trt.errors import BadInputError
+from minitron_trt.samples import sample_folder
+from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.serving.served_repository import ServedRepository
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
+
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Llama sample for the reference runtime."""
+    folder = tmp_path_factory.mktemp("card")
+    convert(str(sample_folder("solar-llama")), folder / "checkpoint", ConvertOptions())
+    checkpoint = Checkpoint.open(folder / "checkpoint")
+    recipe = ServingRecipe(max_batch_size=4, max_seq_len=300)
+    emit_repository(checkpoint.folder, folder / "solar", recipe)
+    return folder / "solar"
+
+
+def with_template(repository: Path, folder: Path, template: str) -> ServedRepository:
+    """Return a copy whose tokenizer has a chat template."""
+    shutil.copytree(repository, folder / "chatty")
+    config = folder / "chatty/preprocessing/1/tokenizer/tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": template}))
+    return ServedRepository.open(folder / "chatty")
+
+
+def test_a_base_model_offers_completions(repository: Path, tmp_path: Path) -> None:
+    card = read_card(ServedRepository.open(repository))
+    card.write(tmp_path)
+
+    assert (card.name, card.generator, card.context_length, card.batch) == (
+        "solar",
+        "tensorrt_llm",
+        300,
+        4,
+    )
+    assert (card.start_ids, card.end_ids) == ((1022,), (1023,))
+    assert card.endpoint_types == "completions"
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "max_position_embeddings": 300,
+        "vocab_size": 1024,
+        "eos_token_id": [1023],
+    }
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
+def test_a_model_with_a_template_chats(repository: Path, tmp_path: Path) -> None:
+    card = read_card(with_template(repository, tmp_path, TEMPLATE))
+
+    assert card.endpoint_types == "chat,completions"
+    assert (card.template, card.start_ids) == (TEMPLATE, (1022,))
+
+
+def test_a_template_without_the_begin_keeps_it_from_every_prompt(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Dynamo does not say whether a prompt was made of messages."""
+    card = read_card(with_template(repository, tmp_path, "{{ messages[0].content }}"))
+
+    assert card.start_ids == ()
+
+
+def test_a_template_can_be_chosen(repository: Path) -> None:
+    card = read_card(ServedRepository.open(repository), name="mine", chat_template="llama")
+
+    assert (card.name, card.endpoint_types) == ("mine", "chat,completions")
+
+
+def test_an_engine_says_how_long_its_sequences_are(tmp_path: Path) -> None:
+    served = ServedRepository.open(repository_for(tmp_path, "H100", tp=2))
+    card = read_card(served)
+
+    assert card.generator == "tensorrt_llm"
+    assert card.context_length > 0
+    assert card.vocab > 0
+
+
+def test_a_repository_without_a_tokenizer_is_refused(repository: Path, tmp_path: Path) -> None:
+    served = with_template(repository, tmp_path, TEMPLATE)
+    (served.folder / "preprocessing/1/tokenizer/tokenizer.json").unlink()
+
+    with pytest.raises(BadInputError, match=r"has no tokenizer\.json where preprocessing names"):
+        read_card(served)
+
+
+def test_without_dynamo_the_command_says_what_to_install(
+    repository: Path, command: Callable[..., Result]
+) -> None:
+    pytest.importorskip("jinja2")
+    try:
+        import dynamo.common.backend  # noqa: F401
+    except ImportError:
+        pass
+    else:
+        pytest.skip("Dynamo is installed here")
+    result = command("dynamo-worker", repository)
+
+    assert result.exit_code == 4
+    assert "run: pip install 'minitron-trt[dynamo]'" in result.stderr
