@@ -169,7 +169,7 @@ class Engine:
         build, pretrained = config.build_config, config.pretrained_config
         plugins = build.plugin_config or PluginConfig()
         compiler = facts.compiler or config.compiler or Compiler()
-        model = _model(folder, pretrained)
+        model = engine_model(folder, pretrained)
         version = compiler.version or config.version
         return cls(
             folder=folder,
@@ -242,7 +242,8 @@ def _rank_bytes(folder: Path, ranks: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _model(folder: Path, config: PretrainedConfig) -> EngineModel:
+def engine_model(folder: Path, config: PretrainedConfig) -> EngineModel:
+    """Return the model of an engine by what its config.json says."""
     heads, hidden = config.num_attention_heads, config.hidden_size
     precision, kv_cache = _quantization(config)
     mapping = config.mapping or EngineMapping()

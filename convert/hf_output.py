@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from minitron_trt.families import (
     KEY_PROJECTION,
     VALUE_PROJECTION,
     Place,
+    Source,
     TensorRule,
     family_of,
 )
@@ -42,8 +44,9 @@ from minitron_trt.quantization.precisions import (
     Inputs,
     Precision,
     Side,
+    Stored,
 )
-from minitron_trt.spec import Parallelism
+from minitron_trt.spec import ModelSpec, Parallelism
 from minitron_trt.version import __version__
 
 _PRODUCER: Final = {"name": "minitron-trt", "version": __version__}
@@ -63,18 +66,13 @@ def plan_hf(
     precision.check(source.spec.architecture, kv_cache)
     if kv_cache:
         _check_kv_cache(kv_cache, precision)
-    weights = (
-        tensor
-        for rule in family_of(source.spec.architecture).rules
-        for layer in (range(source.spec.layers) if rule.place is Place.LAYER else (0,))
-        for tensor in _tensors(rule, layer, source, precision)
-    )
-    scales = _kv_scales(source.spec.layers) if kv_cache else ()
+    layout = hf_layout(source.spec, precision, kv_cache)
+    tensors = tuple(_planned(tensor, source, precision) for tensor in layout)
     return ConversionPlan(
         spec=source.spec,
         precision=precision,
         parallelism=parallelism,
-        ranks=((*weights, *scales),),
+        ranks=(tensors,),
         kv_cache=kv_cache,
         form="hf",
     )
@@ -101,48 +99,88 @@ def _check_kv_cache(kv_cache: str, precision: Precision) -> None:
         )
 
 
-def _kv_scales(layers: int) -> Iterator[TensorPlan]:
-    """Yield the scales of every layer's KV cache, where ModelOpt has them."""
-    for layer in range(layers):
+@dataclass(frozen=True, slots=True)
+class HfTensor:
+    """A tensor of the folder, and what of a model it holds."""
+
+    name: str
+    dtype: str  # safetensors' name
+    shape: tuple[int, ...]
+    layer: int = 0
+    rule: TensorRule | None = None  # None for the scale of a KV cache, which no rule makes
+    origin: Source | None = None  # which of the rule's
+    stored: Stored | None = None  # which of a quantized layer's tensors; None for a plain one
+
+    @property
+    def module(self) -> str:
+        """Return the name of the layer that it belongs to."""
+        return self.name.rpartition(".")[0]
+
+
+def hf_layout(spec: ModelSpec, precision: Precision, kv_cache: str | None) -> Iterator[HfTensor]:
+    """Yield the tensors of a model's folder in the order of its file."""
+    for rule in family_of(spec.architecture).rules:
+        for layer in range(spec.layers) if rule.place is Place.LAYER else (0,):
+            for origin in rule.sources:
+                if not (spec.tied and origin.name == HEAD):
+                    yield from _stored_as(rule, origin, layer, spec, precision)
+    for layer in range(spec.layers) if kv_cache else ():
         for projection, name in ((KEY_PROJECTION, "k_scale"), (VALUE_PROJECTION, "v_scale")):
-            module = projection.format(layer)
-            yield TensorPlan(
-                name=f"{module}.{name}",
-                dtype=KV_SCALE.storage,
-                shape=(),
-                parts=(),
-                stored=KV_SCALE,
-                caches=(module,),
-            )
+            name = f"{projection.format(layer)}.{name}"
+            yield HfTensor(name, KV_SCALE.storage, (), layer, stored=KV_SCALE)
 
 
-def _tensors(
-    rule: TensorRule, layer: int, source: ModelSource, precision: Precision
-) -> Iterator[TensorPlan]:
-    for origin in rule.sources:
-        name = origin.name.format(layer)
-        if source.spec.tied and name == HEAD:
-            continue
-        shape = origin.shape(source.spec)
-        rows, columns = shape[0], shape[1] if len(shape) == 2 else 1
-        part = Part(source.tensors[name], (0, rows), (0, columns), 0, source.scale_of(name))
-        if rule.linear is None or not precision.tensors:
-            yield TensorPlan(name, precision.storage, shape, (part,))
-            continue
-        module, calibrated_as = name.removesuffix(".weight"), rule.linear.format(layer)
-        for stored in precision.tensors:
-            check_groups(stored, name, (part,), precision, 1)
-            yield TensorPlan(
-                name=f"{module}.{stored.hf_suffix}",
-                dtype=stored.storage,
-                # ModelOpt stores the one scale of a whole tensor without an axis.
-                shape=() if stored.dimension(Side.ONE) is not None else stored.shape(rows, columns),
-                parts=(part,),
-                linear=module,
-                stored=stored,
-                calibrated_as=calibrated_as,
-                amax_group=fused(calibrated_as),
-            )
+def _stored_as(
+    rule: TensorRule, origin: Source, layer: int, spec: ModelSpec, precision: Precision
+) -> Iterator[HfTensor]:
+    """Yield a tensor of the model, or what a quantized layer has in its place."""
+    name, shape = origin.name.format(layer), origin.shape(spec)
+    if rule.linear is None or not precision.tensors:
+        yield HfTensor(name, precision.storage, shape, layer, rule, origin)
+        return
+    rows, columns = shape
+    for stored in precision.tensors:
+        yield HfTensor(
+            name=f"{name.removesuffix('.weight')}.{stored.hf_suffix}",
+            dtype=stored.storage,
+            # ModelOpt stores the one scale of a whole tensor without an axis.
+            shape=() if stored.dimension(Side.ONE) is not None else stored.shape(rows, columns),
+            layer=layer,
+            rule=rule,
+            origin=origin,
+            stored=stored,
+        )
+
+
+def _planned(tensor: HfTensor, source: ModelSource, precision: Precision) -> TensorPlan:
+    """Return a tensor with the bytes of the source that it is made of."""
+    if tensor.rule is None or tensor.origin is None:
+        return TensorPlan(
+            name=tensor.name,
+            dtype=tensor.dtype,
+            shape=tensor.shape,
+            parts=(),
+            stored=tensor.stored,
+            caches=(tensor.module,),
+        )
+    name = tensor.origin.name.format(tensor.layer)
+    rows, *columns = tensor.origin.shape(source.spec)
+    extent = (0, columns[0] if columns else 1)
+    part = Part(source.tensors[name], (0, rows), extent, 0, source.scale_of(name))
+    if tensor.stored is None:
+        return TensorPlan(tensor.name, tensor.dtype, tensor.shape, (part,))
+    check_groups(tensor.stored, name, (part,), precision, 1)
+    calibrated_as = str(tensor.rule.linear).format(tensor.layer)
+    return TensorPlan(
+        name=tensor.name,
+        dtype=tensor.dtype,
+        shape=tensor.shape,
+        parts=(part,),
+        linear=tensor.module,
+        stored=tensor.stored,
+        calibrated_as=calibrated_as,
+        amax_group=fused(calibrated_as),
+    )
 
 
 def write_hf_configs(folder: Path, source: Mapping[str, Any], plan: ConversionPlan) -> None:

@@ -22,8 +22,12 @@ def emit_repository(
     *,
     runtime: str | None = None,
     overwrite: bool = False,
+    recorded_as: Path | None = None,
 ) -> ModelRepository:
-    """Write a model repository for an artifact, whole or not at all."""
+    """Write a model repository for an artifact, whole or not at all.
+
+    Its manifest has the artifact's place, or the one that it will have: `recorded_as`.
+    """
     inputs = (artifact, *([recipe.tokenizer] if recipe.tokenizer else ()))
     check_output(output, overwrite=overwrite, kind=REPOSITORY, inputs=inputs)
     planned = plan_runtime(artifact, runtime_for(artifact, runtime), recipe)
@@ -37,7 +41,7 @@ def emit_repository(
             "recipe": recipe.to_json(),
             "models": list(MODELS),
         }
-        Manifest(REPOSITORY, {"path": str(artifact)}, facts).write(scratch)
+        Manifest(REPOSITORY, {"path": str(recorded_as or artifact)}, facts).write(scratch)
         _check(scratch, output)
     return ModelRepository.open(output)
 

@@ -21,6 +21,7 @@ REPOSITORY: Final = "repository"
 DEPLOYMENT: Final = "deployment"
 HUGGING_FACE: Final = "huggingface"
 LOAD_TEST: Final = "load test"
+MIGRATION: Final = "migration"
 """The kinds of artifacts; a model folder without a manifest counts as HUGGING_FACE, too."""
 
 MANIFEST_NAME: Final = "minitron.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import CHECKPOINT, CONFIG_NAME, MANIFEST_NAME, Manifest, facts_as
-from minitron_trt.errors import BadInputError
+from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.families import Norm, family_of
 from minitron_trt.folder_links import inside
 from minitron_trt.quantization.precisions import Precision, kv_cache_of, precision_of
@@ -128,6 +128,8 @@ class CheckpointConfig:
     rotary_pct: float = 1.0
     rotary_scaling: RotaryScaling | None = None
     quantization: Algorithms | None = None
+    use_parallel_embedding: bool = False
+    embedding_sharding_dim: int = 0
 
     def spec(self) -> ModelSpec:
         """Return the facts; BadInputError when they contradict each other."""
@@ -175,6 +177,7 @@ class Checkpoint:
     manifest: Manifest
     kv_cache: str | None = None  # a name in KV_CACHES
     verification: VerificationRecord | None = None  # where it was compared with its source
+    parallel_embedding: bool = False  # whether ranks share the embedding, as others may write it
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -184,30 +187,62 @@ class Checkpoint:
         """
         manifest = Manifest.read(folder, CHECKPOINT)
         facts = facts_as(manifest, CheckpointFacts, folder)
+        checkpoint = cls._of(folder, manifest, facts.tokens, facts.verification)
+        checkpoint._check_facts(facts)
+        checkpoint._check_scales()
+        return checkpoint
+
+    @classmethod
+    def open_foreign(cls, folder: Path) -> Checkpoint:
+        """Read a checkpoint that TensorRT-LLM or ModelOpt wrote, which has no manifest.
+
+        BadInputError or UnsupportedError say what is wrong with it.
+        """
+        checkpoint = cls._of(folder, Manifest(CHECKPOINT, {}, {}), SpecialTokens())
+        for rank in range(checkpoint.parallelism.world_size):
+            if not (folder / rank_file(rank)).is_file():
+                raise BadInputError(
+                    f"{folder} has no {rank_file(rank)}; its {CONFIG_NAME} is for "
+                    f"{checkpoint.parallelism.world_size} ranks: copy it whole"
+                )
+        checkpoint._check_scales()
+        return checkpoint
+
+    @classmethod
+    def _of(
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        tokens: SpecialTokens,
+        verification: VerificationRecord | None = None,
+    ) -> Checkpoint:
         path = folder / CONFIG_NAME
         try:
             config = read_record(path, CheckpointConfig)
             algorithms = config.quantization or Algorithms()
-            checkpoint = cls(
+            parallelism = Parallelism(config.mapping.tp_size, config.mapping.pp_size)
+            return cls(
                 folder=folder,
                 spec=config.spec(),
                 precision=precision_of(config.dtype, algorithms.quant_algo),
-                parallelism=Parallelism(config.mapping.tp_size, config.mapping.pp_size),
-                tokens=facts.tokens,
+                parallelism=parallelism,
+                tokens=tokens,
                 manifest=manifest,
                 kv_cache=kv_cache_of(algorithms.kv_cache_quant_algo),
-                verification=facts.verification,
+                verification=verification,
+                parallel_embedding=_shares_embedding(config, parallelism),
             )
         except (ValueError, KeyError) as error:
             raise BadInputError(f"{path} cannot be read ({error!r}); convert again") from error
-        checkpoint._check_facts(facts)
-        if checkpoint.precision.tensors or checkpoint.kv_cache:
+
+    def _check_scales(self) -> None:
+        """Raise BadInputError where a scale is no finite number above 0."""
+        if self.precision.tensors or self.kv_cache:
             # numpy reads the scales; a plain checkpoint has none.
             from minitron_trt.quantization.scales import check_scales
 
-            for rank in range(checkpoint.parallelism.world_size):
-                check_scales(checkpoint.precision, checkpoint.tensors(rank))
-        return checkpoint
+            for rank in range(self.parallelism.world_size):
+                check_scales(self.precision, self.tensors(rank))
 
     def _check_facts(self, facts: CheckpointFacts) -> None:
         """Raise BadInputError when config.json or the ranks are not those of the manifest."""
@@ -246,6 +281,17 @@ class Checkpoint:
         """
         names = (name for name in TOKENIZER_FILES if (self.folder / name).is_file())
         return tuple(inside(self.folder, name) for name in names)
+
+
+def _shares_embedding(config: CheckpointConfig, parallelism: Parallelism) -> bool:
+    if not config.use_parallel_embedding or parallelism.tp == 1:
+        return False
+    if config.embedding_sharding_dim:
+        raise UnsupportedError(
+            f"embedding_sharding_dim is {config.embedding_sharding_dim}; an embedding is read "
+            "whole, or with its vocabulary shared among the ranks: convert with 0"
+        )
+    return True
 
 
 def rank_file(rank: int) -> str:

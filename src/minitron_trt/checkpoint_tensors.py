@@ -12,7 +12,7 @@ into the shards and out again does not: `convert.sharding` makes the shards, and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from minitron_trt.families import Place, Split, TensorRule, family_of
@@ -64,9 +64,18 @@ def rank_tensors(
     *,
     pp_rank: int,
     kv_cache: str | None = None,
+    parallel_embedding: bool = False,
 ) -> Iterator[CheckpointTensor]:
-    """Yield the tensors of a pipeline rank, layer by layer; not in the order of the file."""
+    """Yield the tensors of a pipeline rank, layer by layer; not in the order of the file.
+
+    `parallel_embedding` has the ranks share the embedding's vocabulary, as they share the head's.
+    """
     rules = family_of(spec.architecture).rules
+    if parallel_embedding:
+        rules = tuple(
+            replace(rule, split=Split.VOCAB) if rule.place is Place.FIRST else rule
+            for rule in rules
+        )
     for place, layers in held_layers(spec, parallelism, pp_rank).items():
         for layer in layers:
             local = layer - layers.start

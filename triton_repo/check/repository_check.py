@@ -40,7 +40,7 @@ def check_repository(folder: Path) -> RepositoryReport:
 
     BadInputError when the folder holds no model at all.
     """
-    repository, findings = _read(folder)
+    repository, findings = read_repository(folder)
     findings += _check_models(repository)
     findings += _check_served(repository, findings)
     if repository.is_ours:
@@ -53,10 +53,14 @@ def engine_of(folder: Path) -> Engine:
 
     UsageError when it has none on this machine; BadInputError when the engine is damaged.
     """
-    return find_engine(_read(folder)[0])
+    return find_engine(read_repository(folder)[0])
 
 
-def _read(folder: Path) -> tuple[RepositoryFolder, list[Finding]]:
+def read_repository(folder: Path) -> tuple[RepositoryFolder, list[Finding]]:
+    """Return a repository as it lies on the disk, and what of it cannot be read.
+
+    BadInputError when the folder holds no model at all.
+    """
     if not _has_models(folder):
         raise BadInputError(
             f"{folder} holds no Triton model; expected folders with {CONFIG_PBTXT} in it"

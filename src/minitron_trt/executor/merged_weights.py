@@ -51,6 +51,7 @@ def read_weights(checkpoint: Checkpoint, layers: range | None = None) -> dict[st
                 checkpoint.parallelism,
                 pp_rank=pp_rank,
                 kv_cache=checkpoint.kv_cache,
+                parallel_embedding=checkpoint.parallel_embedding,
             )
         )
         ranks = [_read_rank(checkpoint, pp_rank * tp + rank, expected) for rank in range(tp)]

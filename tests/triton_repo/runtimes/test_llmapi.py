@@ -48,8 +48,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def nemotron(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of the other sample."""
-    with serve_knowing(tmp_path_factory.mktemp("nemotron"), {}, "solar-nemotron") as served:
+    """A server of the other sample, which `migrate` made of one of the runtime reference."""
+    folder = tmp_path_factory.mktemp("nemotron")
+    with serve_knowing(folder, {}, "solar-nemotron", migrated=True) as served:
         yield served
 
 

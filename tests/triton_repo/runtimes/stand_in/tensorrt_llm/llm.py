@@ -19,7 +19,7 @@ from tensorrt_llm.sampling_params import SamplingParams
 KNOWN = {
     *("backend", "pipeline_parallel_size", "max_batch_size", "max_seq_len", "stream_interval"),
     *("kv_cache_config", "guided_decoding_backend", "sampler_type", "max_num_tokens"),
-    "max_beam_width",
+    *("max_beam_width", "enable_chunked_prefill", "scheduler_config"),
 }
 FAULT_ID = 7
 """A prompt of this id alone makes the stand-in fail, as a broken GPU would."""

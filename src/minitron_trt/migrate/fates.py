@@ -1,0 +1,146 @@
+"""What becomes of a setting on the way from an engine to TensorRT-LLM's PyTorch runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+LLM: Final = "llm"
+RECIPE: Final = "recipe"
+"""The places of a target: an argument of the LLM class, or how the repository is written."""
+
+
+_LATER: Final = "the repository says otherwise"
+
+
+class Fate(StrEnum):
+    """What became of a setting."""
+
+    CARRIED = "carried"
+    CHANGED = "changed"  # something else is served in its place
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a source, by the file or section that it stands in, and what became of it."""
+
+    section: str
+    name: str
+    value: str
+    fate: Fate
+    becomes: str = ""
+    reason: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Return the record of the report."""
+        return {
+            "section": self.section,
+            "name": self.name,
+            "value": self.value,
+            "fate": self.fate.value,
+            "becomes": self.becomes,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What becomes of the settings of one name.
+
+    With a `target`, `llm.ARGUMENT`, `recipe.FIELD` or `MODEL.PARAMETER`, the value goes there as
+    `convert` has it, unless it is the `default` there anyway. Else `kept` are the values that the
+    PyTorch runtime, or the model's own files, have without being told, `kept_as` says where, and
+    another value meets the fate `otherwise`.
+    """
+
+    target: str = ""
+    reason: str = ""
+    convert: Callable[[str], str] | None = None
+    default: str | None = None
+    kept: tuple[str, ...] | None = None  # None: whatever the value is
+    kept_as: str = ""
+    otherwise: Fate = Fate.CHANGED
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The settings met so far, and what they come to: arguments, the recipe, parameters."""
+
+    settings: list[Setting] = field(default_factory=list)
+    targets: dict[str, str] = field(default_factory=dict)
+
+    def take(self, section: str, record: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+        """Take the settings of a section; those that are null or empty were not set."""
+        for name, value in record.items():
+            text = as_text(value)
+            if text:
+                self._judge(section, name, text, rules.get(name, UNKNOWN))
+
+    def note(self, setting: Setting) -> None:
+        """Take a setting whose fate was found elsewhere."""
+        self.settings.append(setting)
+
+    def aim(self, target: str, value: str, reason: str = _LATER) -> None:
+        """Set a target; what an earlier section aimed there is changed to it, for a reason."""
+        if self.targets.get(target, value) != value:
+            earlier = shown(target, self.targets[target])
+            self.settings = [
+                replace(setting, fate=Fate.CHANGED, becomes=shown(target, value), reason=reason)
+                if setting.becomes == earlier
+                else setting
+                for setting in self.settings
+            ]
+        self.targets[target] = value
+
+    def count(self, fate: Fate) -> int:
+        """Return how many settings met a fate."""
+        return sum(setting.fate is fate for setting in self.settings)
+
+    def of(self, place: str) -> dict[str, str]:
+        """Return what is set in a place: `llm`, `recipe` or a model's name."""
+        prefix = f"{place}."
+        return {
+            target.removeprefix(prefix): value
+            for target, value in self.targets.items()
+            if target.startswith(prefix)
+        }
+
+    def _judge(self, section: str, name: str, value: str, rule: Rule) -> None:
+        if rule.target:
+            converted = rule.convert(value) if rule.convert else value
+            if converted != rule.default or rule.target in self.targets:
+                self.aim(rule.target, converted)
+            became = shown(rule.target, converted)
+            self.note(Setting(section, name, value, Fate.CARRIED, became, rule.reason))
+        elif rule.kept_as and (rule.kept is None or value.lower() in rule.kept):
+            self.note(Setting(section, name, value, Fate.CARRIED, rule.kept_as))
+        else:
+            fate = rule.otherwise if rule.kept_as else Fate.LOST
+            # What a setting was meant to do is done where only its value is another.
+            becomes = rule.kept_as if fate is Fate.CHANGED else ""
+            self.note(Setting(section, name, value, fate, becomes, rule.reason))
+
+
+UNKNOWN: Final = Rule(reason="nothing of the PyTorch runtime corresponds to it")
+
+
+def shown(target: str, value: str) -> str:
+    """Return a target's value as one would give it to triton-repo."""
+    place, _, name = target.partition(".")
+    if place != RECIPE:
+        return f"{target}={value}"
+    option = name.replace("_", "-")
+    if value in ("true", "false"):
+        return f"--{option}" if value == "true" else f"--no-{option}"
+    return f"--{option} {value}"
+
+
+def as_text(value: Any) -> str:
+    """Return a value as a command line has it; empty for what is not set."""
+    if value is None or value in ({}, []):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,118 @@
+"""A checkpoint's weights as the one file of a Hugging Face folder, joined a layer at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minitron_trt.artifacts import WEIGHTS_NAME
+from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.console import Advance
+from minitron_trt.convert.hf_output import HfTensor, hf_layout
+from minitron_trt.errors import MissingExtraError
+from minitron_trt.families import Place
+from minitron_trt.quantization.precisions import Precision, Side
+from minitron_trt.spec import ModelSpec
+from minitron_trt.tensorfile import TensorEntry, lay_out
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsWritten:
+    """What was written: tensors, and values of norms that subtracting 1 could not restore."""
+
+    tensors: int
+    size_bytes: int
+    norms: int  # of LayerNorm1P, whose weights have 1 subtracted
+    unrestored: int
+
+
+def hf_size_bytes(spec: ModelSpec, precision: Precision, kv_cache: str | None) -> int:
+    """Return the bytes of a folder's weights."""
+    tensors = ((t.name, t.dtype, t.shape) for t in hf_layout(spec, precision, kv_cache))
+    return sum(entry.size_bytes for entry in lay_out(Path(WEIGHTS_NAME), tensors)[1])
+
+
+def write_hf_weights(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    spec: ModelSpec,
+    precision: Precision,
+    kv_cache: str | None,
+    advance: Advance,
+) -> WeightsWritten:
+    """Write model.safetensors; one layer is in memory at a time.
+
+    `spec`, `precision` and `kv_cache` are those of the folder. BadInputError when the ranks' files
+    are not what the checkpoint's config.json calls for.
+    """
+    try:
+        from minitron_trt.executor.merged_weights import read_weights
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("torch", "reference", "joining a checkpoint's ranks") from error
+    layout = tuple(hf_layout(spec, precision, kv_cache))
+    path = folder / WEIGHTS_NAME
+    header, entries = lay_out(path, ((t.name, t.dtype, t.shape) for t in layout))
+    by_layers: dict[range, list[tuple[HfTensor, TensorEntry]]] = defaultdict(list)
+    for tensor, entry in zip(layout, entries, strict=True):
+        outside = tensor.rule is not None and tensor.rule.place is not Place.LAYER
+        layers = range(0) if outside else range(tensor.layer, tensor.layer + 1)
+        by_layers[layers].append((tensor, entry))
+    unrestored = 0
+    with path.open("wb") as file:
+        file.write(header)
+        for layers, placed in by_layers.items():
+            weights = read_weights(checkpoint, layers)
+            for tensor, entry in placed:
+                values = _values(tensor, weights, spec)
+                if tensor.rule is not None and tensor.rule.plus_one:
+                    values, changed = _without_one(values)
+                    unrestored += changed
+                file.seek(entry.offset)
+                file.write(_bytes(values))
+                advance(entry.size_bytes)
+    norms = sum(tensor.rule is not None and tensor.rule.plus_one for tensor in layout)
+    size = sum(entry.size_bytes for entry in entries)
+    return WeightsWritten(len(layout), size, norms, unrestored)
+
+
+def _values(tensor: HfTensor, weights: Mapping[str, torch.Tensor], spec: ModelSpec) -> torch.Tensor:
+    """Return a tensor of the folder, cut out of what the checkpoint joins in one."""
+    rule, stored = tensor.rule, tensor.stored
+    if rule is None or tensor.origin is None:
+        # Keys and values have one scale in TensorRT-LLM.
+        assert stored is not None
+        whole = weights[f"transformer.layers.{tensor.layer}.{stored.suffix}"]
+        return whole.reshape(tensor.shape)
+    target = f"{rule.linear}.{stored.suffix}" if stored else rule.target
+    whole = weights[target.format(tensor.layer)]
+    dimension = stored.dimension(Side.OUT) if stored else 0
+    if dimension is not None:
+        per = stored.axes[dimension].per if stored else 1
+        earlier = rule.sources[: rule.sources.index(tensor.origin)]
+        start = sum(origin.shape(spec)[0] for origin in earlier) // per
+        whole = whole.narrow(dimension, start, tensor.origin.shape(spec)[0] // per)
+    return whole.reshape(tensor.shape)
+
+
+def _without_one(values: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Return a LayerNorm1P's weights, and how many of them do not give the factors again.
+
+    The factors are weights plus 1, rounded: what that rounded off is gone, and the model, which
+    adds the 1 again, computes with the same factors.
+    """
+    restored = (values.float() - 1).to(values.dtype)
+    again = (restored.float() + 1).to(values.dtype)
+    return restored, int((again != values).sum())
+
+
+def _bytes(values: torch.Tensor) -> bytes:
+    import torch
+
+    return bytes(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
