@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # What a model is computed in.
 _DTYPES: Final = ("float32", "bfloat16", "float16")
+_DEVICES: Final = ("cpu", "cuda")
 SERVER: Final = (
     cloup.option(
         "--tokenizer",
@@ -83,6 +84,13 @@ def evaluate() -> None:
     show_default=True,
     help="Compute in this; weights stay rounded as they are stored",
 )
+@click.option(
+    "--device",
+    type=click.Choice(_DEVICES),
+    default="cpu",
+    show_default=True,
+    help="Where models are computed that are not on a server; cuda is an NVIDIA GPU",
+)
 @cloup.option_group("A model on a server", *SERVER)
 @click.option("--state", type=PATH, help="Keep what is done here, and go on from there")
 @click.option("--markdown", type=PATH, help="Write the table here, too")
@@ -96,6 +104,7 @@ def perplexity(
     stride: int | None,
     chunks: int | None,
     dtype: str,
+    device: str,
     state: Path | None,
     markdown: Path | None,
     plot: Path | None,
@@ -106,7 +115,7 @@ def perplexity(
     MODELS are checkpoints, model folders, GGUF files, NeMo archives, hub ids or URLs of Triton
     (grpc://, http://) with one tokenizer; the first is the baseline. The figures are defined as
     llama-perplexity defines them. Served models are asked for context logits, which engines give
-    that were built with --gather-logits context; all others run on the CPU, by the reference model.
+    that were built with --gather-logits context; all others are computed by the reference model.
 
     Example: minitron-trt eval perplexity bf16 fp8 w4a16 --text wiki.test.raw
     """
@@ -129,6 +138,7 @@ def perplexity(
             context=context,
             chunks=chunks,
             dtype=dtype,
+            device=device,
             state=state or Path(temporary),
             stride=stride,
             server=server_settings(options),

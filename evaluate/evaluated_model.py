@@ -81,6 +81,7 @@ def opened_model(
     *,
     context: int,
     dtype: str,
+    device: str = "cpu",
     server: ServerSettings | None = None,
     progress: ShowProgress = no_display,
 ) -> Iterator[EvaluatedModel]:
@@ -107,7 +108,13 @@ def opened_model(
         return
     # Before a conversion, which may take minutes.
     torch = _torch()
-    opening = partial(_opened, source=source, context=context, dtype=getattr(torch, dtype))
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UnsupportedError(
+            f"torch sees no NVIDIA GPU here, so --device {device} cannot be used"
+        )
+    opening = partial(
+        _opened, source=source, context=context, dtype=getattr(torch, dtype), device=device
+    )
     folder = Path(source)
     if (folder / MANIFEST_NAME).is_file() and kind_of(folder) == CHECKPOINT:
         checkpoint = Checkpoint.open(folder)
@@ -144,6 +151,7 @@ def _opened(
     size_bytes: int,
     context: int,
     dtype: Any,
+    device: str,
 ) -> EvaluatedModel:
     from minitron_trt.executor.reference import ReferenceModel
 
@@ -159,7 +167,7 @@ def _opened(
         vocab=checkpoint.spec.vocab,
         tokenizer_json=checkpoint.folder / "tokenizer.json",
         prompt_logits=ComputedLogits(
-            ReferenceModel(checkpoint, slots=1, max_seq_len=context, dtype=dtype)
+            ReferenceModel(checkpoint, slots=1, max_seq_len=context, device=device, dtype=dtype)
         ),
     )
 

@@ -66,6 +66,7 @@ class Evaluation:
     chunks: int | None
     dtype: str
     state: Path
+    device: str = "cpu"
     stride: int | None = None
     server: ServerSettings | None = None  # how models on servers are asked
 
@@ -84,6 +85,7 @@ class Evaluation:
                 source,
                 context=self.context,
                 dtype=self.dtype,
+                device=self.device,
                 server=self.server,
                 progress=progress,
             )
@@ -177,7 +179,15 @@ class Evaluation:
 
     def _key(self, model: EvaluatedModel, *, beside: str = "") -> str:
         """Return what tells a model's figures, beside a baseline, from those of any other."""
-        facts = [model.identity, self.text, self.context, self.stride, self.dtype, beside]
+        facts = [
+            model.identity,
+            self.text,
+            self.context,
+            self.stride,
+            self.dtype,
+            self.device,
+            beside,
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -340,3 +340,26 @@ def test_a_vocabulary_that_ends_each_text_is_refused(
 
     assert result.exit_code == 4
     assert "puts more around a text than one token before it" in result.stderr
+
+
+def test_a_gpu_that_is_not_there_is_refused(text: Path, command: Command) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has an NVIDIA GPU")
+
+    result = command("eval", "perplexity", SAMPLE, "--text", text, "--device", "cuda")
+
+    assert result.exit_code == 4, result.output
+    assert "torch sees no NVIDIA GPU here, so --device cuda" in result.output
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine")
+def test_a_gpu_gives_the_cpus_perplexity(text: Path, command: Command, tmp_path: Path) -> None:
+    arguments = ("eval", "perplexity", SAMPLE, "--text", text, "--context", 64, "--chunks", 2)
+    on_cpu, on_gpu = (
+        json.loads(command(*arguments, "--device", device, "--json").stdout)
+        for device in ("cpu", "cuda")
+    )
+
+    figures = [result["models"][0]["perplexity"]["value"] for result in (on_cpu, on_gpu)]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
