@@ -129,7 +129,12 @@ PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
         _engine("iter_stats_max_iterations", WHOLE, "Iterations whose statistics are kept"),
         _engine("request_stats_max_iterations", WHOLE, "Same, with each request's"),
         _engine("normalize_log_probs", BOOL, "Normalize log probabilities", "true"),
-        _engine("gpu_device_ids", DEVICES, "GPUs by rank"),
+        Parameter(
+            "gpu_device_ids",
+            DEVICES,
+            "GPUs by rank; without, the reference runtime computes on the CPU",
+            runtimes=(REFERENCE, TRTLLM),
+        ),
         _engine("participant_ids", DEVICES, "MPI ranks, in orchestrator mode"),
         _engine("num_nodes", COUNT, "Machines that share the engine"),
         _engine("executor_worker_path", TEXT, "Program that orchestrator mode spawns"),

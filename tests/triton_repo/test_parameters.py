@@ -12,12 +12,15 @@ from click.testing import Result
 from tests.triton_repo.engines import sample_engine
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.errors import UsageError
+from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_config import from_text
 from minitron_trt.triton_repo.parameters import PARAMETERS, parse_settings, table
 from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
+from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
+from minitron_trt.triton_repo.runtimes.runtime import Runtime
 from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 Command = Callable[..., Result]
 
@@ -85,6 +88,16 @@ def test_values_are_kept_by_model_and_key() -> None:
 def test_what_is_wrong_is_said_with_what_is_right(runtime: str, pair: str, words: str) -> None:
     with pytest.raises(UsageError, match=re.escape(words)):
         parse(runtime, pair)
+
+
+def test_the_reference_runtime_takes_one_gpu(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def planned(ids: str) -> Runtime:
+        settings = parse("reference", f"tensorrt_llm.gpu_device_ids={ids}")
+        return plan_reference(checkpoint, ServingRecipe(settings=settings))
+
+    assert planned("1").config.parameters["gpu_device_ids"].string_value == "1"
+    with pytest.raises(UnsupportedError, match="one GPU: name one"):
+        planned("0,1")
 
 
 def test_every_parameter_is_listed_once_with_its_values(command: Command) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.errors import UnsupportedError
 from minitron_trt.spec import ModelSpec
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
@@ -29,9 +30,15 @@ _CHECKPOINT: Final = "checkpoint"
 def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
     """Serve a checkpoint as it is.
 
-    BadInputError when it has no tokenizer, UsageError when the recipe does not fit it.
+    BadInputError when it has no tokenizer, UsageError when the recipe does not fit it,
+    UnsupportedError for several GPUs.
     """
     recipe.refuse(REFERENCE, "tp", "pp", "mount", "max_queue_delay_us")
+    gpu = recipe.settings_of(TENSORRT_LLM).get("gpu_device_ids", "0")
+    if not gpu.isdecimal():
+        raise UnsupportedError(
+            f"gpu_device_ids is {gpu!r}; the reference runtime computes on one GPU: name one"
+        )
     batch = recipe.max_batch_size or DEFAULT_MAX_BATCH_SIZE
     parameters = {
         "gpt_model_path": _CHECKPOINT,

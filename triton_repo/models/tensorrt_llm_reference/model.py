@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 import triton_python_backend_utils as pb_utils
 from minitron_models.config_parameters import flag, parameter
 from minitron_models.reference.request_responses import RequestResponses
@@ -210,7 +211,19 @@ def _load(args: Mapping[str, str]) -> ReferenceModel:
         Checkpoint.open(folder / parameter(args, "gpt_model_path")),
         slots=int(parameter(args, "max_batch_size")),
         max_seq_len=int(parameter(args, "max_seq_len")),
+        device=_device(parameter(args, "gpu_device_ids", "")),
     )
+
+
+def _device(gpu: str) -> str:
+    """Return where torch computes: a GPU that is named by its id, else the CPU."""
+    if not gpu:
+        return "cpu"
+    if int(gpu) >= torch.cuda.device_count():
+        raise UnsupportedError(
+            f"gpu_device_ids is {gpu}, but torch sees {torch.cuda.device_count()} NVIDIA GPUs here"
+        )
+    return f"cuda:{gpu}"
 
 
 def _tokens_per_step(args: Mapping[str, str]) -> int:
