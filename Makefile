@@ -170,10 +170,12 @@ $(CHECKOV)/.ready:
 	$(CHECKOV)/bin/python -m pip install --quiet checkov==3.3.30
 	@touch $@
 
-test-dynamo: $(COMPLETE) $(DYNAMO)/.ready ## Ask NVIDIA Dynamo's own frontend with the client, in a network of its own
-	DYNAMO_PYTHON=$(abspath $(DYNAMO))/bin/python $(BIN)/python -m pytest tests/clients/test_dynamo.py
+test-dynamo: $(COMPLETE) $(DYNAMO)/.ready ## Ask NVIDIA Dynamo's own frontend, and stand behind it, in a network of its own
+	DYNAMO_PYTHON=$(abspath $(DYNAMO))/bin/python $(BIN)/python -m pytest tests/clients/test_dynamo.py \
+		tests/dynamo_worker --log-cli-level INFO
 
-# Of what ai-dynamo depends on, what its frontend and a worker in Python load.
+# Of what ai-dynamo depends on, what its frontend and a worker in Python load; one package of it is on
+# NVIDIA's own index.
 $(DYNAMO)/.ready:
 	$(PYTHON) -m venv $(DYNAMO)
 	$(DYNAMO)/bin/python -m pip install --quiet --no-deps ai-dynamo==1.6.1 ai-dynamo-runtime==1.6.1

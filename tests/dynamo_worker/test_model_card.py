@@ -44,7 +44,7 @@ def with_template(repository: Path, folder: Path, template: str) -> ServedReposi
 
 def test_a_base_model_offers_completions(repository: Path, tmp_path: Path) -> None:
     card = read_card(ServedRepository.open(repository))
-    card.write(tmp_path)
+    card.write(tmp_path / "card")
 
     assert (card.name, card.generator, card.context_length, card.batch) == (
         "solar",
@@ -54,14 +54,14 @@ def test_a_base_model_offers_completions(repository: Path, tmp_path: Path) -> No
     )
     assert (card.start_ids, card.end_ids) == ((1022,), (1023,))
     assert card.endpoint_types == "completions"
-    assert json.loads((tmp_path / "config.json").read_text()) == {
+    assert json.loads((tmp_path / "card/config.json").read_text()) == {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "max_position_embeddings": 300,
         "vocab_size": 1024,
         "eos_token_id": [1023],
     }
-    assert (tmp_path / "tokenizer.json").is_file()
+    assert (tmp_path / "card/tokenizer.json").is_file()
 
 
 def test_a_model_with_a_template_chats(repository: Path, tmp_path: Path) -> None:

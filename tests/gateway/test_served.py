@@ -22,7 +22,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import UsageError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.gateway_process import gateway_argv
+from minitron_trt.triton_repo.serving.front_process import gateway_argv
 from minitron_trt.triton_repo.serving.runtime_load import read_load
 from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe

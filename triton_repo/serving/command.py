@@ -7,6 +7,7 @@ import logging
 import shlex
 import signal
 import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,13 @@ from minitron_trt.drain_option import drain_option
 from minitron_trt.host.machine import cache_home
 from minitron_trt.option_types import POSITIVE
 from minitron_trt.tables import folded, output_width
-from minitron_trt.triton_repo.serving.gateway_process import GatewayProcess, gateway_argv
+from minitron_trt.triton_repo.serving.front_process import (
+    DYNAMO,
+    GATEWAY,
+    FrontProcess,
+    dynamo_argv,
+    gateway_argv,
+)
 from minitron_trt.triton_repo.serving.model_options import ModelOptions, model_options
 from minitron_trt.triton_repo.serving.server_options import (
     ADMIN_PROTOCOLS,
@@ -76,6 +83,17 @@ _PORT = click.IntRange(1, 65535)
         "gateway_words",
         metavar="OPTIONS",
         help="Options of the gateway in one word, like '--port 9001 --api-keys keys.txt'",
+    ),
+    cloup.option(
+        "--frontend",
+        type=click.Choice([DYNAMO]),
+        help="Run minitron-trt dynamo-worker before the server, for NVIDIA Dynamo's frontend",
+    ),
+    cloup.option(
+        "--frontend-options",
+        "frontend_words",
+        metavar="OPTIONS",
+        help="Options of the worker in one word, like '--discovery-backend file'",
     ),
     cloup.option("--dry-run", is_flag=True, help="Print the commands and start nothing"),
 )
@@ -133,6 +151,8 @@ def serve(
     log_file: Path | None,
     has_gateway: bool,
     gateway_words: str | None,
+    frontend: str | None,
+    frontend_words: str | None,
     dry_run: bool,
     **server_options: Any,
 ) -> None:
@@ -153,13 +173,19 @@ def serve(
     from minitron_trt.triton_repo.serving.server import TritonServer
 
     options = _server_options(server_options)
-    gateway = None
+    if frontend is None and frontend_words is not None:
+        raise click.UsageError("--frontend-options is for --frontend dynamo")
+    fronts = []
     if has_gateway or gateway_words is not None:
-        gateway = GatewayProcess(gateway_argv(gateway_words or "", options), options.drain_s)
+        argv = gateway_argv(gateway_words or "", options)
+        fronts.append(FrontProcess(GATEWAY, argv, options.drain_s))
     repository = _repository(console, source, model, runner=runner, dry_run=dry_run)
     if repository is None:
         return
     served = ServedRepository.open(repository)
+    if frontend is not None:
+        argv = dynamo_argv(frontend_words or "", options, repository)
+        fronts.append(FrontProcess(frontend, argv, options.drain_s))
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
         launch = plan(served, options, Path(scratch), runner, image)
         if dry_run:
@@ -168,7 +194,7 @@ def serve(
             return
         _warn_of_open_apis(options)
         server = TritonServer(launch, options, timeout_s=timeout_s, log_file=log_file)
-        _run_until_stopped(server, launch, console, gateway)
+        _run_until_stopped(server, launch, console, fronts)
 
 
 def _repository(
@@ -201,23 +227,32 @@ def _warn_of_open_apis(options: ServerOptions) -> None:
 
 
 def _run_until_stopped(
-    server: TritonServer, launch: Launch, console: Console, gateway: GatewayProcess | None
+    server: TritonServer, launch: Launch, console: Console, fronts: Sequence[FrontProcess]
 ) -> None:
     signals = _StopSignals()
     signals.install()
-    with gateway or contextlib.nullcontext(), server:
+    with contextlib.ExitStack() as running:
+        for front in fronts:
+            running.enter_context(front)
+        running.enter_context(server)
         signals.server = server
         try:
             record = _record(launch, server.options, server.pid)
-            record |= gateway.addresses if gateway else {}
+            for front in fronts:
+                record |= front.record if front.name == GATEWAY else {front.name: front.record}
             console.result(record, folded(describe(record), output_width()))
-            server.wait(None if gateway is None else gateway.check)
+            server.wait(lambda: _check(fronts))
         except KeyboardInterrupt:
             log.info("stopping")
-            if gateway is not None:
-                gateway.stop()
+            for front in fronts:
+                front.stop()
         if not server.stop():
             log.warning("requests or streams were open at the end; they were cut")
+
+
+def _check(fronts: Sequence[FrontProcess]) -> None:
+    for front in fronts:
+        front.check()
 
 
 class _StopSignals:
@@ -287,6 +322,7 @@ def describe(record: dict[str, Any]) -> str:
             f"  metrics  {record['metrics']}",
             *((f"  OpenAI   {record['openai']}",) if "openai" in record else ()),
             *((f"  page     {record['page']}",) if "page" in record else ()),
+            *((f"  Dynamo   {record[DYNAMO]['endpoint']}",) if DYNAMO in record else ()),
             f'try: minitron-trt generate "Our solar system is" --url {shlex.quote(record["grpc"])}',
             "Ctrl-C stops it",
         )

@@ -137,7 +137,9 @@ def dynamo_worker(
     card = read_card(
         ServedRepository.open(repository), name=model_name, chat_template=chat_template
     )
-    chosen = WorkerOptions(**options)
+    ca = options["ca"]
+    # The worker has a folder of its own to work in.
+    chosen = WorkerOptions(**options | {"ca": ca and ca.resolve()})
     record = {
         "model": card.name,
         "endpoint": f"{chosen.namespace}.{chosen.component}.{chosen.endpoint}",
@@ -145,7 +147,8 @@ def dynamo_worker(
         "context_length": card.context_length,
         "triton": chosen.url,
     }
-    run_worker(card, chosen, lambda: console.result(record, describe(record)))
+    console.result(record, describe(record))
+    run_worker(card, chosen)
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -57,7 +57,8 @@ class ModelCard:
         return "completions" if self.template is None else "chat,completions"
 
     def write(self, folder: Path) -> None:
-        """Fill a folder with the files that Dynamo reads: tokenizer, config and template."""
+        """Make the folder with the files that Dynamo reads: tokenizer, config and template."""
+        folder.mkdir()
         for name in (_TOKENIZER, _TOKENIZER_CONFIG):
             shutil.copyfile(self.tokenizer / name, folder / name)
         config = {

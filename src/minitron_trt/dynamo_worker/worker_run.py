@@ -9,7 +9,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,10 +23,13 @@ from minitron_trt.clients.model_interface import ModelInterface
 from minitron_trt.dynamo_worker.model_card import ModelCard
 from minitron_trt.dynamo_worker.triton_engine import TritonEngine
 from minitron_trt.errors import ServerError, UnreachableError, UnsupportedError
+from minitron_trt.host.async_termination import run_terminable
 
 log = logging.getLogger(__name__)
 
 _EVERY_S: Final = 1.0
+# Frontends take workers for the same only where the path that was given is the same, too.
+_FOLDER: Final = Path("model")
 # A server that is busy loading or draining answers late; one that is gone answers never.
 _MISSES: Final = 3
 
@@ -49,30 +52,33 @@ class WorkerOptions:
     drain_s: int
 
 
-def run_worker(card: ModelCard, options: WorkerOptions, on_ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain.
+def run_worker(card: ModelCard, options: WorkerOptions) -> None:
+    """Wait for Triton, then serve until SIGTERM or Ctrl-C, then drain.
 
-    `on_ready` is called when Triton has been found. UnreachableError when Triton was not there in
-    time, or has gone; UnsupportedError when its model does not stream token ids.
+    UnreachableError when Triton was not there in time, or has gone; UnsupportedError when its model
+    does not stream token ids.
     """
-    asyncio.run(_work(card, options, on_ready))
+    run_terminable(_work(card, options))
 
 
-async def _work(card: ModelCard, options: WorkerOptions, on_ready: Callable[[], None]) -> None:
+async def _work(card: ModelCard, options: WorkerOptions) -> None:
     async with AsyncClient.connect(
         options.url, timeouts=Timeouts(total_s=options.answer_s), access=Access(options.ca)
     ) as client:
         _check(card, await _found(client, card, options))
-        with tempfile.TemporaryDirectory(prefix="minitron-trt-dynamo-") as folder:
-            card.write(Path(folder))
+        with (
+            tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch,
+            contextlib.chdir(scratch),
+        ):
+            card.write(_FOLDER)
             engine = TritonEngine(
                 client, card, drain_s=options.drain_s, block_size=options.block_size
             )
             watch = _TritonWatch(client, engine)
-            on_ready()
+            log.info("Triton is ready; the worker joins %s", options.namespace)
             async with watch.watching():
                 _leave_signals_to_dynamo()
-                await Worker(engine, _config(card, folder, options)).run()
+                await Worker(engine, _config(card, options)).run()
     if watch.fault is not None:
         raise watch.fault
 
@@ -104,13 +110,13 @@ def _check(card: ModelCard, interface: ModelInterface) -> None:
         )
 
 
-def _config(card: ModelCard, folder: str, options: WorkerOptions) -> WorkerConfig:
+def _config(card: ModelCard, options: WorkerOptions) -> WorkerConfig:
     return WorkerConfig(
         # Of an operator's rollout each generation of workers has a namespace of its own.
         namespace=get_worker_namespace(options.namespace),
         component=options.component,
         endpoint=options.endpoint,
-        model_name=folder,
+        model_name=str(_FOLDER),
         served_model_name=card.name,
         endpoint_types=card.endpoint_types,
         discovery_backend=options.discovery_backend,
