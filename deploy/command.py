@@ -94,7 +94,11 @@ def deploy() -> None:
 )
 @cloup.option_group(
     "Gateway",
-    cloup.option("--gateway-image", help="Its image  [default: what image/Containerfile makes]"),
+    cloup.option(
+        "--gateway-image",
+        help="Its image, or that of Dynamo's frontend and workers  [default: what "
+        "image/Containerfile makes]",
+    ),
     cloup.option("--keys-secret", help="Secret with its API keys  [default: NAME-gateway-keys]"),
     cloup.option("--route", help="Gateway API: [NAMESPACE/]GATEWAY that leads to it"),
     cloup.option(

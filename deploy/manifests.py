@@ -9,12 +9,19 @@ from typing import Any, Final
 
 from minitron_trt.artifacts import REPOSITORY, Manifest, sha256
 from minitron_trt.deploy.deployment import Deployment
+from minitron_trt.deploy.dynamo_graph import (
+    dynamo_graph,
+    dynamo_policies,
+    dynamo_routes,
+    graph_scale_target,
+)
 from minitron_trt.deploy.gateway_pod import gateway_deployment, gateway_image
 from minitron_trt.deploy.monitoring import dashboard_map, pod_monitor, prometheus_rule
 from minitron_trt.deploy.network import inference_pool, network_policies, routes, services
 from minitron_trt.deploy.pods import (
     DIGESTS,
     FETCH_SCRIPT,
+    FRONTEND,
     SCRIPTS,
     SERVER,
     metadata,
@@ -26,7 +33,7 @@ from minitron_trt.deploy.scaling import (
     disruption_budgets,
     scale_target,
 )
-from minitron_trt.deploy.settings import HPA, KSERVE, LEADERWORKERSET
+from minitron_trt.deploy.settings import DYNAMO, HPA, KSERVE, LEADERWORKERSET
 from minitron_trt.deploy.storage import FETCH
 from minitron_trt.deploy.workloads import (
     LEADER_SCRIPT,
@@ -43,6 +50,7 @@ BASE: Final = "base"
 OVERLAY: Final = "overlays/production"
 _ABOUT: Final = {
     "server": "The servers: one Pod, or one group of Pods, is a replica.",
+    "graph": "Dynamo's frontend and workers: a worker is a Triton with what puts it behind Dynamo.",
     "gateway": "OpenAI's API before the servers. Its keys are in a Secret that is made by hand.",
     "services": "Names in the cluster: all servers, each server by its own address, the gateway.",
     "network-policies": "Who reaches whom; whatever is not named here does not.",
@@ -61,19 +69,35 @@ def objects_of(deployment: Deployment) -> Objects:
     target = scale_target(deployment)
     if deployment.settings.target == KSERVE:
         target = {**target, "name": f"{deployment.name}-predictor"}
-    files = {
-        "server": [_workload(deployment)],
-        "gateway": [gateway_deployment(deployment)],
-        "services": services(deployment),
-        "network-policies": network_policies(deployment),
-        "routes": [*routes(deployment), *inference_pool(deployment)],
-        "disruptions": disruption_budgets(deployment),
-        "autoscaling": autoscaler(deployment, target),
+    if deployment.settings.target == DYNAMO:
+        files = _behind_dynamo(deployment)
+    else:
+        files = {
+            "server": [_workload(deployment)],
+            "gateway": [gateway_deployment(deployment)],
+            "services": services(deployment),
+            "network-policies": network_policies(deployment),
+            "routes": [*routes(deployment), *inference_pool(deployment)],
+            "disruptions": disruption_budgets(deployment),
+            "autoscaling": autoscaler(deployment, target),
+        }
+    files |= {
         "monitoring": [pod_monitor(deployment), prometheus_rule(deployment)],
         "dashboard": [dashboard_map(deployment)],
         "scripts": [_scripts(deployment)] if needs_scripts(deployment) else [],
     }
     return {name: objects for name, objects in files.items() if objects}
+
+
+def _behind_dynamo(deployment: Deployment) -> dict[str, list[dict[str, Any]]]:
+    """Return what is there of a graph of Dynamo's, whose Services its operator makes."""
+    return {
+        "graph": [dynamo_graph(deployment)],
+        "network-policies": dynamo_policies(deployment),
+        "routes": dynamo_routes(deployment),
+        "disruptions": disruption_budgets(deployment, FRONTEND),
+        "autoscaling": autoscaler(deployment, graph_scale_target(deployment)),
+    }
 
 
 def _workload(deployment: Deployment) -> dict[str, Any]:

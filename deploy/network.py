@@ -8,6 +8,7 @@ from minitron_trt.build.trtllm.cluster.pod_parts import COMPONENT
 from minitron_trt.deploy.deployment import Deployment, port
 from minitron_trt.deploy.metric_names import BLOCKS, REQUESTS
 from minitron_trt.deploy.pods import GATEWAY, INSTANCE, SERVER, WORKER, metadata, selector
+from minitron_trt.deploy.settings import DeploySettings
 from minitron_trt.deploy.storage import FETCH
 from minitron_trt.gateway.command import PORT
 from minitron_trt.yaml_text import Figure
@@ -72,47 +73,38 @@ def _service_port(name: str, protocol: str = "http") -> dict[str, Any]:
 def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
     """Return who may reach servers and gateway, and whom they may reach."""
     settings = deployment.settings
-    monitoring = {"namespaceSelector": {"matchLabels": {_NAMESPACE: settings.monitoring_namespace}}}
     gateways = {"podSelector": {"matchLabels": selector(settings, GATEWAY)}}
     servers = {"podSelector": {"matchLabels": selector(settings, SERVER)}}
     group = {"podSelector": _group(settings.name)}
     ingress: list[dict[str, Any]] = [
         {"from": [gateways], "ports": _ports("http", "grpc")},
-        {"from": [monitoring], "ports": _ports("metrics")},
+        {"from": [monitoring_peer(settings)], "ports": _ports("metrics")},
     ]
     egress: list[dict[str, Any]] = []
     if deployment.nodes > 1:
         # MPI and NCCL choose their ports as they go.
         ingress.append({"from": [group]})
-        egress += [{"to": [group]}, _dns()]
-    if deployment.storage.form == FETCH:
-        egress += [
-            _dns(),
-            {
-                "ports": [
-                    {"protocol": "TCP", "port": Figure(each, "of the URL")} for each in (80, 443)
-                ]
-            },
-        ]
+        egress += [{"to": [group]}, dns()]
+    egress += fetch_egress(deployment)
     if settings.inference_pool:
         # The route's gateway forwards Triton's API; the picker, beside its pool, reads metrics.
         ingress += [
-            {"from": [_of_route(settings.route)], "ports": _ports("http", "grpc")},
+            {"from": [route_peer(settings.route)], "ports": _ports("http", "grpc")},
             {"from": [{"podSelector": {}}], "ports": _ports("metrics")},
         ]
     workers = []
     if deployment.nodes > 1:
         inside = [{"from": [group]}]
-        workers.append(_policy(deployment, WORKER, "-worker", ingress=inside, egress=egress))
+        workers.append(network_policy(deployment, WORKER, "-worker", ingress=inside, egress=egress))
     return [
-        _policy(deployment, SERVER, "", ingress=ingress, egress=egress),
+        network_policy(deployment, SERVER, "", ingress=ingress, egress=egress),
         *workers,
-        _policy(
+        network_policy(
             deployment,
             GATEWAY,
             "-gateway",
             ingress=[{"ports": [{"protocol": "TCP", "port": _openai()}]}],
-            egress=[{"to": [servers], "ports": _ports("http", "grpc")}, _dns()],
+            egress=[{"to": [servers], "ports": _ports("http", "grpc")}, dns()],
         ),
     ]
 
@@ -121,11 +113,12 @@ def _openai() -> Figure:
     return Figure(PORT, "the gateway's port")
 
 
-def _whole_answer() -> Figure:
+def whole_answer() -> Figure:
+    """Return how long a route waits for an answer."""
     return Figure("600s", "the gateway's limit of a whole answer")
 
 
-def _policy(
+def network_policy(
     deployment: Deployment,
     component: str,
     suffix: str,
@@ -133,6 +126,7 @@ def _policy(
     ingress: list[dict[str, Any]],
     egress: list[dict[str, Any]],
 ) -> dict[str, Any]:
+    """Return the policy of a component's Pods."""
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -156,11 +150,26 @@ def _ports(*names: str) -> list[dict[str, Any]]:
     return [{"protocol": "TCP", "port": port(name)} for name in names]
 
 
-def _dns() -> dict[str, Any]:
+def dns() -> dict[str, Any]:
+    """Return that names may be asked for."""
     return {"ports": [{"protocol": kind, "port": Figure(53, "names")} for kind in ("UDP", "TCP")]}
 
 
-def _of_route(route: str | None) -> dict[str, Any]:
+def fetch_egress(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return where a repository may be fetched from, if it is."""
+    if deployment.storage.form != FETCH:
+        return []
+    web = [{"protocol": "TCP", "port": Figure(each, "of the URL")} for each in (80, 443)]
+    return [dns(), {"ports": web}]
+
+
+def monitoring_peer(settings: DeploySettings) -> dict[str, Any]:
+    """Return who may read metrics."""
+    return {"namespaceSelector": {"matchLabels": {_NAMESPACE: settings.monitoring_namespace}}}
+
+
+def route_peer(route: str | None) -> dict[str, Any]:
+    """Return where a route's gateway is: in its namespace, or in the deployment's own."""
     namespace, slash, _ = (route or "").partition("/")
     if not slash:
         return {"podSelector": {}}
@@ -177,7 +186,7 @@ def routes(deployment: Deployment) -> list[dict[str, Any]]:
         {
             "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
             "backendRefs": [openai],
-            "timeouts": {"request": _whole_answer()},
+            "timeouts": {"request": whole_answer()},
         }
     ]
     if settings.inference_pool:
@@ -186,12 +195,13 @@ def routes(deployment: Deployment) -> list[dict[str, Any]]:
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
         "metadata": metadata(settings, GATEWAY),
-        "spec": {"parentRefs": _parents(settings.route), "rules": rules},
+        "spec": {"parentRefs": parents(settings.route), "rules": rules},
     }
     return [http, _grpc_route(deployment, settings.route)] if settings.inference_pool else [http]
 
 
-def _parents(route: str) -> list[dict[str, str]]:
+def parents(route: str) -> list[dict[str, str]]:
+    """Return the gateway of a route, as `--route` names it."""
     namespace, slash, name = route.rpartition("/")
     return [{"name": name, **({"namespace": namespace} if slash else {})}]
 
@@ -201,7 +211,7 @@ def _pool_rule(name: str) -> dict[str, Any]:
     return {
         "matches": [{"path": {"type": "PathPrefix", "value": "/v2/models"}}],
         "backendRefs": [pool],
-        "timeouts": {"request": _whole_answer()},
+        "timeouts": {"request": whole_answer()},
     }
 
 
@@ -213,7 +223,7 @@ def _grpc_route(deployment: Deployment, route: str) -> dict[str, Any]:
         "kind": "GRPCRoute",
         "metadata": metadata(settings, SERVER, "-grpc"),
         "spec": {
-            "parentRefs": _parents(route),
+            "parentRefs": parents(route),
             "rules": [
                 {
                     "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],

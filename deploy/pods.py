@@ -25,6 +25,7 @@ from minitron_trt.yaml_text import Figure
 SERVER: Final = "server"
 WORKER: Final = "worker"
 GATEWAY: Final = "gateway"
+FRONTEND: Final = "frontend"
 SCRIPTS: Final = "scripts"
 FETCH_SCRIPT: Final = Path(__file__).with_name("fetch_repository.py")
 DIGESTS: Final = "files.sha256"

@@ -13,8 +13,8 @@ from minitron_trt.yaml_text import Figure
 CALM_S: Final = 300
 
 
-def disruption_budgets(deployment: Deployment) -> list[dict[str, Any]]:
-    """Return that nodes are drained one Pod at a time."""
+def disruption_budgets(deployment: Deployment, front: str = GATEWAY) -> list[dict[str, Any]]:
+    """Return that nodes are drained one Pod at a time, of servers and of what is before them."""
     settings = deployment.settings
     return [
         {
@@ -26,7 +26,7 @@ def disruption_budgets(deployment: Deployment) -> list[dict[str, Any]]:
                 "selector": {"matchLabels": selector(settings, component)},
             },
         }
-        for component, suffix in ((SERVER, ""), (GATEWAY, "-gateway"))
+        for component, suffix in ((SERVER, ""), (front, f"-{front}"))
     ]
 
 

@@ -13,9 +13,10 @@ from minitron_trt.errors import UsageError
 KUBERNETES: Final = "kubernetes"
 LEADERWORKERSET: Final = "leaderworkerset"
 KSERVE: Final = "kserve"
+DYNAMO: Final = "dynamo"
 COMPOSE: Final = "compose"
 SLURM: Final = "slurm"
-TARGETS: Final = (KUBERNETES, LEADERWORKERSET, KSERVE, COMPOSE, SLURM)
+TARGETS: Final = (KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO, COMPOSE, SLURM)
 KEDA: Final = "keda"
 HPA: Final = "hpa"
 NONE: Final = "none"

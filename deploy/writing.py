@@ -16,7 +16,7 @@ from minitron_trt.deploy.gateway_pod import KEYS_FILE, OWN_IMAGE
 from minitron_trt.deploy.manifests import BASE, OVERLAY, chart_files, kustomize_files
 from minitron_trt.deploy.network import PICKER_FLAGS
 from minitron_trt.deploy.served_facts import read_facts
-from minitron_trt.deploy.settings import COMPOSE, SLURM, DeploySettings
+from minitron_trt.deploy.settings import COMPOSE, DYNAMO, SLURM, DeploySettings
 from minitron_trt.deploy.slurm import SCRIPT_NAME, slurm_files
 from minitron_trt.deploy.storage import CLAIM, Storage
 from minitron_trt.deploy.workloads import ssh_secret
@@ -63,6 +63,8 @@ def plan_files(
         raise UsageError(f"--{next(iter(options))} is for --target slurm, not {settings.target}")
     if settings.target in (COMPOSE, SLURM):
         _refuse_of_kubernetes(settings, helm=helm)
+    if settings.target == DYNAMO:
+        _refuse_before_dynamo(settings)
     facts = read_facts(
         repository,
         image=image,
@@ -97,6 +99,17 @@ def _refuse_of_kubernetes(settings: DeploySettings, *, helm: bool) -> None:
         )
 
 
+def _refuse_before_dynamo(settings: DeploySettings) -> None:
+    """Refuse what Dynamo's frontend has no use for."""
+    if settings.keys_secret:
+        raise UsageError(
+            "--keys-secret is for the gateway; Dynamo's frontend knows no keys: check them in what "
+            "stands before it"
+        )
+    if settings.inference_pool:
+        raise UsageError("--inference-pool is not for --target dynamo, whose router picks servers")
+
+
 def write_files(files: PlannedFiles, output: Path, *, overwrite: bool = False) -> None:
     """Write the folder whole, or not at all."""
     inputs = (Path(files.deployment.facts.repository),)
@@ -115,12 +128,16 @@ def _images(deployment: Deployment) -> dict[str, str]:
     settings = deployment.settings
     texts = {}
     if settings.target != SLURM and settings.gateway_image is None:
+        what, extra, index = "The gateway", "gateway", ""
+        if settings.target == DYNAMO:
+            what, extra = "Dynamo's frontend, and what puts a Triton behind it", "dynamo"
+            index = " --extra-index-url https://pypi.nvidia.com"
         texts[_CONTAINERFILE] = (
-            "# The gateway. Build it in a folder with a wheel of minitron-trt (make package).\n"
+            f"# {what}. Build it in a folder with a wheel of minitron-trt (make package).\n"
             "FROM python:3.12-slim\n"
             f"COPY minitron_trt-{__version__}-py3-none-any.whl /tmp/\n"
-            f"RUN pip install --no-cache-dir "
-            f"'/tmp/minitron_trt-{__version__}-py3-none-any.whl[gateway]'\n"
+            f"RUN pip install --no-cache-dir{index} "
+            f"'/tmp/minitron_trt-{__version__}-py3-none-any.whl[{extra}]'\n"
             f"USER {settings.user}\n"
         )
     if deployment.nodes > 1 and settings.target != SLURM:
@@ -147,7 +164,7 @@ def _steps(deployment: Deployment) -> tuple[str, ...]:
         return (*images, f"MODELS={folder} KEYS=$PWD/{KEYS_FILE} docker compose up --detach")
     keys = (
         f"kubectl --namespace {name} create secret generic {settings.keys} "
-        f"--from-file={KEYS_FILE}=keys.txt"
+        f"--from-file={KEYS_FILE}=keys.txt",
     )
     ssh = (
         "ssh-keygen -q -t ed25519 -N '' -f id_ed25519",
@@ -157,10 +174,19 @@ def _steps(deployment: Deployment) -> tuple[str, ...]:
     return (
         *images,
         f"kubectl create namespace {name}",
-        keys,
+        *(() if settings.target == DYNAMO else keys),
         *(ssh if deployment.nodes > 1 else ()),
         f"kubectl apply --kustomize {OVERLAY}",
     )
+
+
+def _about_keys(settings: DeploySettings) -> tuple[str, ...]:
+    if settings.target == DYNAMO:
+        return (
+            "Dynamo's operator must be there. Its frontend checks no keys: what stands before it,",
+            "such as the Gateway of `--route`, must. The network policies let nobody else ask.",
+        )
+    return ("Keys are in no file of this folder: `keys.txt` has one a line, and stays with you.",)
 
 
 def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
@@ -185,7 +211,7 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
         "After a change, `minitron-trt deploy check .` compares the files with the engine, with",
         "each other and with Kubernetes' schemas.",
         "",
-        "Keys are in no file of this folder: `keys.txt` has one a line, and stays with you.",
+        *_about_keys(settings),
     ]
     if settings.target == COMPOSE:
         lines += [

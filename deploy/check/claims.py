@@ -11,6 +11,7 @@ from typing import Any, Final
 from minitron_trt.build.trtllm.cluster.pod_parts import COMPONENT, GPU
 from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping
 from minitron_trt.deploy.compose import COMPOSE_NAME
+from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.deploy.pods import SERVER, WORKER
 from minitron_trt.deploy.slurm import SCRIPT_NAME
 from minitron_trt.records import read_text
@@ -100,11 +101,28 @@ def pod_templates(documents: list[Document]) -> Iterator[PodTemplate]:
             if isinstance(predictor, dict):
                 found = mapping(predictor.get("labels"))
                 yield PodTemplate(document, path, found, predictor)
-        for path in _TEMPLATES.get(document.kind, ()):
+        for path in (*_TEMPLATES.get(document.kind, ()), *_components(document)):
             spec = document.at(*path, "spec")
             if isinstance(spec, dict):
                 found = mapping(document.at(*path, "metadata", "labels"))
                 yield PodTemplate(document, path, found, spec)
+
+
+def _components(document: Document) -> Iterator[FieldPath]:
+    """Yield where a graph of Dynamo's has the templates of its components."""
+    if document.kind == GRAPH:
+        for place, _ in entries(document.at("spec", "components")):
+            yield ("spec", "components", place, "podTemplate")
+
+
+def ports_of(pod: PodTemplate) -> set[Any]:
+    """Return the ports of a Pod's containers, by name and by number."""
+    ports = [
+        port
+        for _, container in entries(pod.spec.get("containers"))
+        for _, port in entries(container.get("ports"))
+    ]
+    return {port.get(key) for port in ports for key in ("name", "containerPort")} - {None}
 
 
 def read_claims(folder: Path, documents: list[Document]) -> Iterator[ServerClaims]:

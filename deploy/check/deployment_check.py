@@ -10,6 +10,7 @@ from minitron_trt.artifacts import DEPLOYMENT, MANIFEST_NAME, Manifest, facts_as
 from minitron_trt.deploy.check.claims import read_claims
 from minitron_trt.deploy.check.engine_rules import check_claims, check_placement
 from minitron_trt.deploy.check.files import Document, objects, read_documents
+from minitron_trt.deploy.check.graph_rules import check_graphs
 from minitron_trt.deploy.check.reference_rules import check_references
 from minitron_trt.deploy.check.schema_rules import Definitions, check_schemas
 from minitron_trt.deploy.deployment import Deployment
@@ -56,4 +57,5 @@ def _rules(
         yield from check_claims(claims, deployment)
     found = objects(documents)
     yield from check_placement(found, deployment)
+    yield from check_graphs(found)
     yield from check_references(folder, documents)

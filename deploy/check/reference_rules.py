@@ -10,8 +10,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
-from minitron_trt.deploy.check.claims import PodTemplate, pod_templates
+from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
 from minitron_trt.deploy.check.files import Document, FieldPath, entries, objects
+from minitron_trt.deploy.check.graph_rules import adapters_of, services_of
 from minitron_trt.triton_repo.check.report import Finding
 
 _LONGEST_NAME: Final = 253
@@ -83,7 +84,7 @@ def _text(labels: Mapping[str, Any]) -> str:
 
 def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:
     """Check the ports that an object names in the Pods that it chooses."""
-    there = _ports_of(pod)
+    there = ports_of(pod)
     wanted: list[tuple[FieldPath, Any]] = []
     if document.kind == "Service":
         for place, port in entries(document.at("spec", "ports")):
@@ -110,15 +111,6 @@ def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:
             )
 
 
-def _ports_of(pod: PodTemplate) -> set[Any]:
-    ports = [
-        port
-        for _, container in entries(pod.spec.get("containers"))
-        for _, port in entries(container.get("ports"))
-    ]
-    return {port.get(key) for port in ports for key in ("name", "containerPort")} - {None}
-
-
 def _scale_targets(documents: list[Document]) -> Iterator[Finding]:
     there = {(each.kind, each.name) for each in documents}
     # KServe makes a Deployment of each.
@@ -127,6 +119,7 @@ def _scale_targets(documents: list[Document]) -> Iterator[Finding]:
         for each in documents
         if each.kind == "InferenceService"
     }
+    there |= adapters_of(documents)
     for each in documents:
         target = each.at("spec", "scaleTargetRef")
         if isinstance(target, dict) and (target.get("kind"), target.get("name")) not in there:
@@ -138,7 +131,8 @@ def _scale_targets(documents: list[Document]) -> Iterator[Finding]:
 
 
 def _routes(documents: list[Document]) -> Iterator[Finding]:
-    services = {each.name: each for each in documents if each.kind == "Service"}
+    services = {each.name: _service_ports(each) for each in documents if each.kind == "Service"}
+    services |= services_of(documents)
     pools = {each.name for each in documents if each.kind == "InferencePool"}
     for each in documents:
         if each.kind not in ("HTTPRoute", "GRPCRoute"):
@@ -152,7 +146,7 @@ def _routes(documents: list[Document]) -> Iterator[Finding]:
                         yield each.finding(path, f"there is no InferencePool {name} here")
                 elif name not in services:
                     yield each.finding(path, f"there is no Service {name} here")
-                elif port not in _service_ports(services[name]):
+                elif port not in services[name]:
                     yield each.finding(path, f"Service {name} has no port {port}")
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from minitron_trt.deploy.check.claims import pod_templates
 from minitron_trt.deploy.check.files import Document, FieldPath, objects
+from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.errors import BadInputError, MissingExtraError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
@@ -97,7 +98,7 @@ def check_schemas(documents: list[Document], definitions: Definitions) -> Iterat
                 severity=Severity.NOTE,
             )
     for pod in pod_templates(documents):
-        if pod.document.kind in ("LeaderWorkerSet", "InferenceService"):
+        if pod.document.kind in ("LeaderWorkerSet", "InferenceService", GRAPH):
             known = {key: value for key, value in pod.spec.items() if key not in _PREDICTOR}
             template = {"metadata": {"labels": dict(pod.labels)}, "spec": known}
             value = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}

@@ -14,7 +14,14 @@ from tests.deploy.conftest import RepositoryOf
 from tests.deploy.repositories import planned
 
 from minitron_trt.deploy.check.deployment_check import check_deployment
-from minitron_trt.deploy.settings import COMPOSE, KSERVE, KUBERNETES, LEADERWORKERSET, SLURM
+from minitron_trt.deploy.settings import (
+    COMPOSE,
+    DYNAMO,
+    KSERVE,
+    KUBERNETES,
+    LEADERWORKERSET,
+    SLURM,
+)
 from minitron_trt.deploy.writing import write_files
 from minitron_trt.triton_repo.check.report import Severity
 
@@ -31,6 +38,8 @@ def written(repository_of: RepositoryOf, tmp_path_factory: pytest.TempPathFactor
         options = {"gpus_per_node": 1} if target == LEADERWORKERSET else {}
         if target == KUBERNETES:
             options |= {"route": "public", "inference_pool": True}  # type: ignore[dict-item]
+        if target == DYNAMO:
+            options |= {"route": "ingress/public"}  # type: ignore[dict-item]
         output = tmp_path_factory.mktemp("check") / target
         write_files(planned(repository_of("H100"), target, **options), output)
         return output
@@ -38,7 +47,7 @@ def written(repository_of: RepositoryOf, tmp_path_factory: pytest.TempPathFactor
     return write
 
 
-@pytest.mark.parametrize("target", [KUBERNETES, LEADERWORKERSET, KSERVE, COMPOSE, SLURM])
+@pytest.mark.parametrize("target", [KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO, COMPOSE, SLURM])
 def test_what_is_written_has_nothing_wrong(target: str, written: Deployed) -> None:
     report = check_deployment(written(target))
 
@@ -174,6 +183,38 @@ DAMAGES = {
         (KSERVE, "base/server.yaml", "GracePeriodSeconds: 35", "GracePeriodSeconds: 25"),
         "running requests are cut",
     ),
+    "graph-memory": (
+        (DYNAMO, "base/graph.yaml", "sizeLimit: ", "sizeLimit: 64Mi  # "),
+        "67.1 MB, below the forecast",
+    ),
+    "graph-grace": (
+        (DYNAMO, "base/graph.yaml", "GracePeriodSeconds: 35", "GracePeriodSeconds: 25"),
+        "running requests are cut",
+    ),
+    "graph-pods": (
+        (DYNAMO, "base/graph.yaml", "imagePullPolicy", "imagePolicy"),
+        "'imagePolicy' was unexpected",
+    ),
+    "graph-main": (
+        (DYNAMO, "base/graph.yaml", "- name: main\n", "- name: worker\n"),
+        "no container is named main",
+    ),
+    "graph-triton": (
+        (DYNAMO, "base/graph.yaml", "grpc://127.0.0.1:8001", "grpc://127.0.0.1:8009"),
+        "no container beside it has the port of grpc://127.0.0.1:8009",
+    ),
+    "graph-ports": (
+        (DYNAMO, "base/graph.yaml", "value: '9345'", "value: '9555'"),
+        "DYN_TCP_RPC_PORT is 9555, which is no port of the Pod",
+    ),
+    "graph-route": (
+        (DYNAMO, "base/routes.yaml", "name: llama-frontend", "name: llama"),
+        "there is no Service llama here",
+    ),
+    "graph-scaled": (
+        (DYNAMO, "base/autoscaling.yaml", "name: llama-worker", "name: llama"),
+        "there is no DynamoGraphDeploymentScalingAdapter llama here",
+    ),
     "compose-gpus": ((COMPOSE, "compose.yaml", "count: 2", "count: 1"), "1 GPU(s); expected 2"),
     "compose-grace": (
         (COMPOSE, "compose.yaml", "stop_grace_period: 30s", "stop_grace_period: 10s"),
@@ -201,7 +242,7 @@ ALONE = (
 )
 TOGETHER = {
     target: tuple(name for name, damage in DAMAGES.items() if damage[0][0] == target)
-    for target in (KUBERNETES, LEADERWORKERSET, KSERVE, COMPOSE, SLURM)
+    for target in (KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO, COMPOSE, SLURM)
 }
 TRIED = {
     **{

@@ -12,7 +12,7 @@ import yaml
 from tests.deploy.conftest import RepositoryOf
 from tests.deploy.repositories import planned
 
-from minitron_trt.deploy.settings import COMPOSE, KSERVE, LEADERWORKERSET, SLURM
+from minitron_trt.deploy.settings import COMPOSE, DYNAMO, KSERVE, LEADERWORKERSET, SLURM
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "deploy"
 GPUS = ("A100", "L40", "H100", "B200")
@@ -44,6 +44,16 @@ def test_a_replica_on_two_nodes(gpu: str, repository_of: RepositoryOf) -> None:
     check(f"{gpu.lower()}-two-nodes.yaml", files["base/server.yaml"], repository)
 
 
+@pytest.mark.parametrize("gpu", ["H100", "L40"])
+def test_a_graph_of_dynamos(gpu: str, repository_of: RepositoryOf) -> None:
+    repository = repository_of(gpu)
+    files = planned(repository, DYNAMO, route="ingress/public").texts
+    beside = ("network-policies", "routes", "disruptions", "autoscaling")
+    text = "".join(f"---\n{files[f'base/{name}.yaml']}" for name in ("graph", *beside))
+
+    check(f"{gpu.lower()}-dynamo.yaml", text, repository)
+
+
 OTHERS = ("gateway", "services", "network-policies", "routes", "autoscaling", "monitoring")
 
 
@@ -71,7 +81,7 @@ def test_a_job_over_two_nodes(repository_of: RepositoryOf) -> None:
     check("two-nodes.sbatch", files["serve.sbatch"], repository)
 
 
-@pytest.mark.parametrize("target", [LEADERWORKERSET, KSERVE, COMPOSE])
+@pytest.mark.parametrize("target", [LEADERWORKERSET, KSERVE, DYNAMO, COMPOSE])
 def test_every_number_says_where_it_comes_from(target: str, repository_of: RepositoryOf) -> None:
     options = {} if target == COMPOSE else {"autoscaler": "hpa", "route": "public"}
     files = planned(repository_of("B200"), target, **options).texts

@@ -22,9 +22,10 @@ from tests.deploy.repositories import planned, settings_of
 from minitron_trt.deploy import fetch_repository
 from minitron_trt.deploy.command import name_of
 from minitron_trt.deploy.deployment import Deployment
+from minitron_trt.deploy.dynamo_graph import dynamo_graph
 from minitron_trt.deploy.manifests import digests_text, objects_of
 from minitron_trt.deploy.served_facts import CLOSED, ServedFacts, read_facts
-from minitron_trt.deploy.settings import LEADERWORKERSET
+from minitron_trt.deploy.settings import DYNAMO, LEADERWORKERSET
 from minitron_trt.yaml_text import Figure, figures_of
 
 GB = 10**9
@@ -108,6 +109,34 @@ def test_a_number_changes_with_its_source_and_with_nothing_else(
     assert {name for name in before if before[name] != after[name]} == changing
 
 
+# What a graph of Dynamo's has otherwise: its operator rolls workers, and no gateway is before them.
+OF_GRAPHS = {"server.progressSeconds": None, "gateway.graceSeconds": "frontend.graceSeconds"}
+
+
+@pytest.mark.parametrize("source", [name for name in SOURCES if name != "gateway-image"])
+def test_a_number_of_a_graph_changes_with_its_source(
+    source: str, facts: ServedFacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_trt.deploy.manifests.digests_text", lambda _: "")
+    change, options, changing = SOURCES[source]
+    before = numbers(Deployment(facts, settings_of(DYNAMO)))
+    changed = dataclasses.replace(facts, **change(facts))
+    after = numbers(Deployment(changed, settings_of(DYNAMO, **options)))
+
+    expected = {OF_GRAPHS.get(name, name) for name in changing} - {None}
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_a_worker_waits_and_drains_as_its_triton_does(facts: ServedFacts) -> None:
+    graph = dynamo_graph(Deployment(facts, settings_of(DYNAMO, drain_s=90, disk_mb_s=1)))
+    spec = graph["spec"]["components"][1]["podTemplate"]["spec"]
+    command = spec["containers"][1]["command"]
+    start = Deployment(facts, settings_of(DYNAMO, disk_mb_s=1)).startup_s()
+
+    assert command[-4:] == ["--drain", "90", "--timeout", str(2 * start)]
+    assert spec["terminationGracePeriodSeconds"].value == 90 + 15
+
+
 def test_every_number_that_people_may_set_has_a_source_above(facts: ServedFacts) -> None:
     """But for those of the gateway, which has the same size before every server."""
     alike = {"gateway.replicas", "gateway.cpu", "gateway.memory", "gateway.ephemeralStorage"}
@@ -169,6 +198,17 @@ REFUSED = {
         ("--target", "compose", "--route", "public"),
         2,
         "--route is for what runs on Kubernetes, not for compose",
+    ),
+    "keys-for-dynamo": (
+        ("--target", "dynamo", "--keys-secret", "keys"),
+        2,
+        "Dynamo's frontend knows no keys",
+    ),
+    "pool-for-dynamo": (("--target", "dynamo", "--inference-pool"), 2, "whose router picks"),
+    "nodes-for-dynamo": (
+        ("--target", "dynamo", "--gpus-per-node", 1),
+        4,
+        "--target dynamo has one node",
     ),
     "storage-for-slurm": (
         ("--target", "slurm", "--storage", "image:registry.example.org/llama:1"),

@@ -1,0 +1,88 @@
+"""A graph of Dynamo's against itself: what its operator wants, and what it makes of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
+from minitron_trt.deploy.check.files import Document, FieldPath, entries
+from minitron_trt.deploy.dynamo_graph import ADAPTER, FRONTEND_TYPE, GRAPH, HTTP_PORT, MAIN
+from minitron_trt.triton_repo.check.report import Finding
+
+_PORT_VARIABLES: Final = ("DYN_TCP_RPC_PORT", "DYN_TCP_RESPONSE_STREAM_PORT")
+
+
+def check_graphs(documents: list[Document]) -> Iterator[Finding]:
+    """Check that each component has the container that the operator looks for, and its ports."""
+    for pod in pod_templates(documents):
+        if pod.document.kind != GRAPH:
+            continue
+        containers = entries(pod.spec.get("containers"))
+        if MAIN not in {container.get("name") for _, container in containers}:
+            yield pod.document.finding(
+                (*pod.spec_path, "containers"),
+                f"no container is named {MAIN}",
+                expected="one: the operator tells it where frontend and workers find each other",
+            )
+        for place, container in containers:
+            path = (*pod.spec_path, "containers", place)
+            yield from _triton_beside(pod, path, container)
+            yield from _fixed_ports(pod, path, container)
+
+
+def _triton_beside(
+    pod: PodTemplate, path: FieldPath, container: dict[str, Any]
+) -> Iterator[Finding]:
+    command = container.get("command")
+    words = list(map(str, command if isinstance(command, list) else ()))
+    if "dynamo-worker" not in words or "--url" not in words[:-1]:
+        return
+    url = words[words.index("--url") + 1]
+    try:
+        number = urlsplit(url).port
+    except ValueError:
+        number = None
+    if number not in ports_of(pod):
+        yield pod.document.finding(
+            (*path, "command", words.index("--url") + 1),
+            f"no container beside it has the port of {url}",
+            expected="Triton's gRPC port",
+        )
+
+
+def _fixed_ports(pod: PodTemplate, path: FieldPath, container: dict[str, Any]) -> Iterator[Finding]:
+    for place, variable in entries(container.get("env")):
+        name, value = variable.get("name"), str(variable.get("value"))
+        if name in _PORT_VARIABLES and value not in set(map(str, ports_of(pod))):
+            yield pod.document.finding(
+                (*path, "env", place, "value"),
+                f"{name} is {value}, which is no port of the Pod; network policies would close it",
+                expected="the containerPort of its name",
+            )
+
+
+def adapters_of(documents: list[Document]) -> set[tuple[str, str]]:
+    """Return the kind and name of what the operator makes to scale components by."""
+    return {
+        (ADAPTER, f"{document.name}-{str(component.get('name')).lower()}")
+        for document, component in _components(documents)
+        if component.get("scalingAdapter") is not None
+    }
+
+
+def services_of(documents: list[Document]) -> dict[str, set[Any]]:
+    """Return the Services that the operator makes of frontends, with their ports."""
+    return {
+        f"{document.name}-{str(component.get('name')).lower()}": {HTTP_PORT}
+        for document, component in _components(documents)
+        if component.get("type") == FRONTEND_TYPE
+    }
+
+
+def _components(documents: list[Document]) -> Iterator[tuple[Document, dict[str, Any]]]:
+    for document in documents:
+        if document.kind == GRAPH:
+            for _, component in entries(document.at("spec", "components")):
+                yield document, component

@@ -1,0 +1,320 @@
+"""`--target dynamo`: a DynamoGraphDeployment of a frontend and workers, each beside its Triton.
+
+Dynamo's operator makes Pods and Services of it. It adds the variables by which frontend and workers
+find each other to the containers named `main`, and the service account that they need for that.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from minitron_trt.build.trtllm.cluster.pod_parts import container_security
+from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
+from minitron_trt.deploy.gateway_pod import gateway_image
+from minitron_trt.deploy.network import (
+    dns,
+    fetch_egress,
+    monitoring_peer,
+    network_policy,
+    parents,
+    route_peer,
+    whole_answer,
+)
+from minitron_trt.deploy.pods import (
+    FRONTEND,
+    SERVER,
+    initial,
+    labels,
+    lifecycle,
+    metadata,
+    placement,
+    selector,
+    server_container,
+    server_placement,
+    volumes,
+)
+from minitron_trt.deploy.settings import NONE
+from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
+from minitron_trt.yaml_text import Figure
+
+GRAPH_API: Final = "nvidia.com/v1beta1"
+GRAPH: Final = "DynamoGraphDeployment"
+ADAPTER: Final = "DynamoGraphDeploymentScalingAdapter"
+WORKERS: Final = "worker"
+"""The component of the workers; the operator's names of what is made for it end so."""
+DYNAMO_VERSION: Final = "1.6.1"
+MAIN: Final = "main"
+FRONTEND_TYPE: Final = "frontend"
+HTTP_PORT: Final = 8000
+SYSTEM_PORT: Final = 9090
+_REQUESTS_PORT: Final = 9345
+_RESPONSES_PORT: Final = 9346
+_MIGRATIONS: Final = 3
+_ANY_API_PORTS: Final = (443, 6443)
+
+
+def dynamo_graph(deployment: Deployment) -> dict[str, Any]:
+    """Return the graph; the operator's own defaults fill what is left out."""
+    return {
+        "apiVersion": GRAPH_API,
+        "kind": GRAPH,
+        "metadata": metadata(deployment.settings, SERVER),
+        "spec": {"components": [_frontend(deployment), _workers(deployment)]},
+    }
+
+
+def graph_scale_target(deployment: Deployment) -> dict[str, str]:
+    """Return what has the workers' replicas: an adapter that the operator makes."""
+    return {"apiVersion": GRAPH_API, "kind": ADAPTER, "name": f"{deployment.name}-{WORKERS}"}
+
+
+def _version() -> Figure:
+    return Figure(DYNAMO_VERSION, "of ai-dynamo in the image, whose tag does not tell")
+
+
+def _frontend(deployment: Deployment) -> dict[str, Any]:
+    settings = deployment.settings
+    grace = PRE_STOP_S + settings.drain_s + STOP_MARGIN_S
+    why = f"preStop {PRE_STOP_S} + --drain {settings.drain_s} + {STOP_MARGIN_S} to end"
+    end = Figure(grace, why, "frontend.graceSeconds")
+    spec = placement(settings, FRONTEND, grace=end, nodes={})
+    return {
+        "name": FRONTEND,
+        "type": FRONTEND_TYPE,
+        "replicas": Figure(2, "one may go", "frontend.replicas"),
+        "runtimeVersionOverride": _version(),
+        "podTemplate": {
+            "metadata": {"labels": labels(settings, FRONTEND)},
+            "spec": {
+                **_with_account(spec),
+                "containers": [_frontend_container(deployment)],
+                "volumes": [{"name": "tmp", "emptyDir": {}}],
+            },
+        },
+    }
+
+
+def _with_account(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the spec of a Pod that may ask Kubernetes who else is there."""
+    return {key: value for key, value in spec.items() if key != "automountServiceAccountToken"}
+
+
+def _frontend_container(deployment: Deployment) -> dict[str, Any]:
+    health = {"timeoutSeconds": Figure(5, "seconds for an answer")}
+    return {
+        "name": MAIN,
+        **_own_image(deployment),
+        "command": ["python3", "-m", "dynamo.frontend"],
+        "args": [
+            *("--http-port", str(HTTP_PORT)),
+            # Triton tells nobody which blocks its cache holds, so that workers are chosen by load.
+            *("--router-mode", "least-loaded"),
+            *("--migration-limit", str(_MIGRATIONS)),
+        ],
+        "env": [*_environment(), _variable("DYN_TCP_RESPONSE_STREAM_PORT", _RESPONSES_PORT)],
+        "ports": [
+            {"name": "http", "containerPort": _http()},
+            {"name": "responses", "containerPort": _responses()},
+        ],
+        "resources": _amounts("frontend", "router and tokenizer: 110 MB before any request"),
+        "readinessProbe": {
+            "httpGet": {"path": "/health", "port": "http"},
+            **health,
+            "periodSeconds": Figure(5, "a frontend without workers is left out soon"),
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/live", "port": "http"},
+            **health,
+            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+            "failureThreshold": Figure(6, "a minute"),
+        },
+        "lifecycle": lifecycle(),
+        "securityContext": container_security(),
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+    }
+
+
+def _workers(deployment: Deployment) -> dict[str, Any]:
+    settings = deployment.settings
+    adapter: dict[str, Any] = {} if settings.autoscaler == NONE else {"scalingAdapter": {}}
+    return {
+        "name": WORKERS,
+        "type": "worker",
+        "replicas": deployment.replicas(),
+        **adapter,
+        "runtimeVersionOverride": _version(),
+        "sharedMemorySize": Figure("0", "the server's own is below, of the size that it needs"),
+        "podTemplate": {
+            "metadata": {"labels": labels(settings, SERVER)},
+            "spec": {
+                **_with_account(server_placement(deployment)),
+                **initial(deployment),
+                "containers": [
+                    server_container(deployment, deployment.facts.argv),
+                    _worker_container(deployment),
+                ],
+                "volumes": [*volumes(deployment), {"name": "worker-tmp", "emptyDir": {}}],
+            },
+        },
+    }
+
+
+def _worker_container(deployment: Deployment) -> dict[str, Any]:
+    settings, facts = deployment.settings, deployment.facts
+    probe = {"port": "system"}
+    patience = {"timeoutSeconds": Figure(4, "seconds for an answer")}
+    return {
+        "name": MAIN,
+        **_own_image(deployment),
+        "command": [
+            *("minitron-trt", "dynamo-worker", facts.mount),
+            *("--url", f"grpc://127.0.0.1:{port('grpc').value}"),
+            *("--model-name", settings.name),
+            *("--drain", str(settings.drain_s)),
+            *("--timeout", str(2 * deployment.startup_s())),
+        ],
+        "env": [*_environment(), _variable("DYN_TCP_RPC_PORT", _REQUESTS_PORT)],
+        "ports": [
+            {"name": "system", "containerPort": _system()},
+            {"name": "requests", "containerPort": _requests()},
+        ],
+        "resources": _amounts("worker", "one process, whose work is passing on: 125 MB"),
+        # Its own server of health begins when Triton has loaded.
+        "startupProbe": {
+            "httpGet": {"path": "/live", **probe},
+            **patience,
+            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+            "failureThreshold": deployment.startup_failures(),
+        },
+        "readinessProbe": {
+            "httpGet": {"path": "/health", **probe},
+            **patience,
+            "periodSeconds": Figure(5, "a worker that has left is seen soon"),
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/live", **probe},
+            **patience,
+            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+            "failureThreshold": Figure(6, "a minute"),
+        },
+        "securityContext": container_security(),
+        "volumeMounts": [
+            deployment.storage.mount(facts.mount),
+            {"name": "worker-tmp", "mountPath": "/tmp"},
+        ],
+    }
+
+
+def _own_image(deployment: Deployment) -> dict[str, Any]:
+    return {
+        "image": gateway_image(deployment),
+        "imagePullPolicy": "IfNotPresent",
+        "workingDir": "/tmp",
+    }
+
+
+def _amounts(component: str, why: str) -> dict[str, Any]:
+    amounts = {
+        "cpu": Figure("1", why, f"{component}.cpu"),
+        "memory": Figure("1Gi", f"{why}; room for prompts and answers", f"{component}.memory"),
+        "ephemeral-storage": Figure(
+            "256Mi", "tokenizer and its log", f"{component}.ephemeralStorage"
+        ),
+    }
+    return {"requests": amounts, "limits": amounts}
+
+
+def _environment() -> list[dict[str, Any]]:
+    # Dynamo keeps what it knows of models below the home.
+    return [{"name": "HOME", "value": "/tmp"}]
+
+
+def _variable(name: str, value: int) -> dict[str, Any]:
+    return {"name": name, "value": Figure(str(value), "fixed, for the network policies")}
+
+
+def _http() -> Figure:
+    return Figure(HTTP_PORT, "the operator's port of a frontend")
+
+
+def _system() -> Figure:
+    return Figure(SYSTEM_PORT, "the operator's port of health and metadata")
+
+
+def _requests() -> Figure:
+    return Figure(_REQUESTS_PORT, "DYN_TCP_RPC_PORT")
+
+
+def _responses() -> Figure:
+    return Figure(_RESPONSES_PORT, "DYN_TCP_RESPONSE_STREAM_PORT")
+
+
+def dynamo_policies(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return who may reach frontend and workers, and whom they may reach."""
+    settings = deployment.settings
+    frontends = {"podSelector": {"matchLabels": selector(settings, FRONTEND)}}
+    workers = {"podSelector": {"matchLabels": selector(settings, SERVER)}}
+    kubernetes = {"ports": [_tcp(Figure(each, "Kubernetes' API")) for each in _ANY_API_PORTS]}
+    monitoring = monitoring_peer(settings)
+    # The frontend knows no keys: only what stands before it may ask.
+    askers = [route_peer(settings.route), monitoring]
+    return [
+        network_policy(
+            deployment,
+            SERVER,
+            "",
+            ingress=[
+                {"from": [frontends], "ports": [_tcp(_requests()), _tcp(_system())]},
+                {"from": [monitoring], "ports": [_tcp(port("metrics")), _tcp(_system())]},
+            ],
+            egress=[
+                {"to": [frontends], "ports": [_tcp(_responses())]},
+                dns(),
+                kubernetes,
+                *fetch_egress(deployment),
+            ],
+        ),
+        network_policy(
+            deployment,
+            FRONTEND,
+            f"-{FRONTEND}",
+            ingress=[
+                {"from": askers, "ports": [_tcp(_http())]},
+                {"from": [workers], "ports": [_tcp(_responses())]},
+            ],
+            egress=[
+                {"to": [workers], "ports": [_tcp(_requests()), _tcp(_system())]},
+                dns(),
+                kubernetes,
+            ],
+        ),
+    ]
+
+
+def _tcp(number: Figure) -> dict[str, Any]:
+    return {"protocol": "TCP", "port": number}
+
+
+def dynamo_routes(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the route of Gateway API to the Service that the operator makes of the frontend."""
+    settings = deployment.settings
+    if settings.route is None:
+        return []
+    backend = {"name": f"{settings.name}-{FRONTEND}", "port": _http()}
+    return [
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "HTTPRoute",
+            "metadata": metadata(settings, FRONTEND),
+            "spec": {
+                "parentRefs": parents(settings.route),
+                "rules": [
+                    {
+                        "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
+                        "backendRefs": [backend],
+                        "timeouts": {"request": whole_answer()},
+                    }
+                ],
+            },
+        }
+    ]
