@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import cloup
@@ -25,13 +25,17 @@ from minitron_trt.build.plan.sizing import (
 from minitron_trt.build.recipe.limits import PROFILE_SIZES
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
-from minitron_trt.errors import UnsupportedError
+from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.gpus import ARCHITECTURES, GPUS, Sure, complete_gpu, find_target, support
 from minitron_trt.hub_options import HUB_OPTIONS
-from minitron_trt.option_types import Count
+from minitron_trt.option_types import DURATION, POSITIVE, Count
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tables import Column, fitting, folded, output_width, table_lines
+
+# What only a rate needs is imported where it is used: without one a plan shall come at once.
+if TYPE_CHECKING:
+    from minitron_trt.build.plan.traffic.planned_traffic import TrafficRow
 
 _PROFILE_LEN: Final = min(profile.seq_len for profile in PROFILE_SIZES.values())
 _TEXT_WIDTH: Final = 80
@@ -72,24 +76,56 @@ _MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "--tp", multiple=True, type=click.IntRange(1), help="Tensor-parallel GPUs; may be repeated"
     ),
     cloup.option(
-        "--input-len", type=Count(), default=1024, show_default=True, help="Tokens of a prompt"
+        "--input-len",
+        "--isl",
+        type=Count(),
+        default=1024,
+        show_default=True,
+        help="Tokens of a prompt",
     ),
     cloup.option(
-        "--output-len", type=Count(), default=1024, show_default=True, help="Tokens of an answer"
+        "--output-len",
+        "--osl",
+        type=Count(),
+        default=1024,
+        show_default=True,
+        help="Tokens of an answer",
     ),
     cloup.option("--kv-cache", type=click.Choice(["auto", "fp8", "int8"]), help="KV cache format"),
     cloup.option(
         "--profile",
         type=click.Choice(PROFILES),
-        default="balanced",
-        show_default=True,
-        help="What the recommended limits are for",
+        help="What the recommended limits are for  [default: balanced, with --rate throughput]",
+    ),
+    cloup.option(
+        "--max-batch-size", type=Count(), help="Sequences at once  [default: the profile's]"
     ),
     cloup.option("--explain", is_flag=True, help="Print each recommended setting with its reason"),
     cloup.option(
         "--plot",
         type=click.Path(path_type=Path),
         help="Write a chart of the memory, as PNG or SVG by its name",
+    ),
+)
+@cloup.option_group(
+    "Traffic",
+    cloup.option(
+        "--rate",
+        "--request-rate",
+        type=POSITIVE,
+        help="Requests a second of all users: say how many replicas, and what requests see there",
+    ),
+    cloup.option(
+        "--ttft",
+        "ttft_s",
+        type=DURATION,
+        help="Time to first token of 99 of 100 requests at most: 0.2, or 200ms",
+    ),
+    cloup.option(
+        "--itl",
+        "itl_s",
+        type=DURATION,
+        help="Time between tokens of 99 of 100 requests at most: 0.02, or 20ms",
     ),
 )
 @cloup.option_group(
@@ -105,27 +141,21 @@ def plan(
     console: Console,
     model: str | None,
     gpus: tuple[str, ...],
-    precision: tuple[str, ...],
-    tp: tuple[int, ...],
-    input_len: int,
-    output_len: int,
-    kv_cache: str | None,
-    profile: str,
-    revision: str | None,
-    token: str | None,
     plot: Path | None,
     *,
     explain: bool,
     list_gpus: bool,
     list_models: bool,
+    **options: Any,
 ) -> None:
     """Say what a model takes on a GPU, and how much fits beside it.
 
     MODEL is a model folder, a checkpoint, a hub id, of which only config.json is read, or a name
-    of --list-models. Times and rates are bounds that no engine can beat, not predictions. It ends
-    with a recommendation and the commands for it; with 4 where nothing fits.
+    of --list-models. Times and rates are bounds that no engine can beat; with --rate they are
+    predictions, by what engines reached that NVIDIA measured, and their errors stand beside them.
+    It ends with a recommendation and the commands for it; with 4 where nothing fits.
 
-    Example: minitron-trt plan minitron-8b --gpu H100 --gpu L40 --input-len 2K
+    Example: minitron-trt plan minitron-8b --gpu H100 --gpu L40 --input-len 2K --rate 20
     """
     if list_gpus or list_models:
         _list(console, gpus=list_gpus)
@@ -135,20 +165,50 @@ def plan(
         raise click.UsageError(f"Missing {missing}.")
     if plot is not None:
         _check_plot(plot)
-    sized = _with_kv_cache(find_model(model, revision=revision, token=token), kv_cache)
+    _check_traffic_options(options)
+    found = find_model(model, revision=options["revision"], token=options["token"])
     request = PlanRequest(
         targets=tuple(find_target(name) for name in gpus),
-        input_len=input_len,
-        output_len=output_len,
-        precisions=precision,
-        tps=tp,
-        build=_build_request(profile, input_len + output_len),
+        input_len=options["input_len"],
+        output_len=options["output_len"],
+        precisions=options["precision"],
+        tps=options["tp"],
+        build=_build_request(options),
     )
-    result = make_plan(sized, request)
+    result = make_plan(_with_kv_cache(found, options["kv_cache"]), request)
     if plot is not None:
         _write_chart(result, plot)
-    recommended = recommend(result, HUB_IDS.get(sized.name, model), _options(request.build))
-    _report(console, result, recommended, explain=explain, plot=plot)
+    traffic = _traffic(result, options)
+    recommended = recommend(
+        result,
+        HUB_IDS.get(found.name, model),
+        _build_options(request.build),
+        traffic=traffic,
+    )
+    _report(console, result, recommended, traffic=traffic, explain=explain, plot=plot)
+
+
+def _check_traffic_options(options: Mapping[str, Any]) -> None:
+    for option in ("ttft", "itl"):
+        if options["rate"] is None and options[f"{option}_s"] is not None:
+            raise UsageError(f"--{option} is a deadline of requests; give their --rate, too")
+
+
+def _traffic(result: Plan, options: Mapping[str, Any]) -> tuple[TrafficRow, ...] | None:
+    """Return what each row takes at the rate, None without one."""
+    if options["rate"] is None:
+        return None
+    from minitron_trt.build.plan.traffic.planned_traffic import planned_traffic
+    from minitron_trt.build.plan.traffic.replicas import Demand
+
+    demand = Demand(
+        rate=options["rate"],
+        input_len=result.input_len,
+        output_len=result.output_len,
+        ttft_s=options["ttft_s"],
+        itl_s=options["itl_s"],
+    )
+    return planned_traffic(result, demand)
 
 
 def _with_kv_cache(model: EngineModel, kv_cache: str | None) -> EngineModel:
@@ -160,17 +220,28 @@ def _with_kv_cache(model: EngineModel, kv_cache: str | None) -> EngineModel:
     return dataclasses.replace(model, kv_cache=kv_cache)
 
 
-def _build_request(profile: str, seq_len: int) -> BuildRequest:
-    """Return what an engine for sequences of a length is built with."""
-    # Up to there a sequence is within what every profile builds for.
-    return BuildRequest(profile=profile, max_seq_len=seq_len if seq_len > _PROFILE_LEN else None)
+def _build_request(options: Mapping[str, Any]) -> BuildRequest:
+    """Return what an engine for sequences of the lengths is built with."""
+    seq_len = options["input_len"] + options["output_len"]
+    default = BuildRequest().profile if options["rate"] is None else "throughput"
+    return BuildRequest(
+        profile=options["profile"] or default,
+        max_batch_size=options["max_batch_size"],
+        # Up to there a sequence is within what every profile builds for.
+        max_seq_len=seq_len if seq_len > _PROFILE_LEN else None,
+    )
 
 
-def _options(request: BuildRequest) -> tuple[str, ...]:
+def _build_options(request: BuildRequest) -> tuple[str, ...]:
     """Return what a build must be told so that its engine is the one that was planned."""
     options = () if request.profile == BuildRequest().profile else ("--profile", request.profile)
-    longest = request.max_seq_len
-    return options if longest is None else (*options, "--max-seq-len", str(longest))
+    for option, value in (
+        ("--max-batch-size", request.max_batch_size),
+        ("--max-seq-len", request.max_seq_len),
+    ):
+        if value is not None:
+            options = (*options, option, str(value))
+    return options
 
 
 def _report(
@@ -178,15 +249,21 @@ def _report(
     result: Plan,
     recommended: list[Recommendation],
     *,
+    traffic: Sequence[TrafficRow] | None,
     explain: bool,
     plot: Path | None,
 ) -> None:
     """Print a plan and what it comes to; UnsupportedError when that is nothing."""
     record = result.to_json() | {"recommended": [each.to_json() for each in recommended]}
-    text = describe(result, recommended, explain=explain, width=output_width())
+    if traffic is not None:
+        from minitron_trt.build.plan.traffic.planned_traffic import traffic_record
+
+        record |= traffic_record(result, traffic)
+    text = describe(result, recommended, traffic=traffic, explain=explain, width=output_width())
     console.result(record, f"{text}\n\nchart: {plot}" if plot else text)
     if not recommended:
-        raise UnsupportedError(f"nothing fits: {result.rows[0].problem}")
+        fits = [each.problem for each in traffic or () if each.problem]
+        raise UnsupportedError(fits[0] if fits else f"nothing fits: {result.rows[0].problem}")
 
 
 def _check_plot(path: Path) -> None:
@@ -207,6 +284,7 @@ def describe(
     result: Plan,
     recommended: list[Recommendation],
     *,
+    traffic: Sequence[TrafficRow] | None = None,
     explain: bool = False,
     width: int | None = None,
 ) -> str:
@@ -219,27 +297,52 @@ def describe(
         f"{kv_bytes:,} bytes of KV cache a token",
         f"for sequences of {result.input_len:,} + {result.output_len:,} tokens",
     ]
-    if fits:
+    if traffic is not None:
+        lines += _traffic_lines(traffic, width)
+    elif fits:
         lines += ["", *_table(fits, width)]
-    refused = [f"{_name(row)}: {row.problem}" for row in result.rows if row.recipe is None]
+    problems = {id(each.row): each.problem for each in traffic or ()}
+    refused = [
+        f"{_name(row)}: {problem}"
+        for row in result.rows
+        if (problem := row.problem or problems.get(id(row)))
+    ]
     lines += ["", *refused] if refused else []
     gpus = dict.fromkeys(row.target.gpu for row in result.rows)
     unsure = [gpu.name for gpu in gpus if gpu.sure is Sure.UNVERIFIED]
     if unsure:
         lines += ["", f"Not compared with a data sheet: bandwidth and rates of {', '.join(unsure)}"]
     if explain:
-        for row in result.rows:
-            if row.recipe is not None:
-                lines += ["", f"{_name(row)}:", folded(row.recipe.explain(), width)]
+        for row in fits:
+            assert row.recipe is not None
+            lines += ["", f"{_name(row)}:", folded(row.recipe.explain(), width)]
     for each in recommended:
-        gpu, count = each.row.target.gpu.name, each.row.tp
-        lines += [
-            "",
-            f"Recommended for {gpu}: {each.row.precision} on {count} GPU{'s' * (count > 1)}",
-            f"  # {each.reason}",
-            *(f"  {command}" for command in each.commands),
-        ]
+        lines += ["", *_recommendation_lines(each)]
     return "\n".join(lines)
+
+
+def _traffic_lines(traffic: Sequence[TrafficRow], width: int | None) -> list[str]:
+    from minitron_trt.build.plan.traffic.traffic_text import demand_text, table_text
+
+    served = [each.traffic for each in traffic if each.traffic is not None]
+    return (
+        [f"at {demand_text(served[0].demand)}", "", *table_text(traffic, width)] if served else []
+    )
+
+
+def _recommendation_lines(each: Recommendation) -> list[str]:
+    gpu, count = each.row.target.gpu.name, each.row.tp
+    lines = []
+    if each.traffic is not None:
+        from minitron_trt.build.plan.traffic.traffic_text import details_text
+
+        lines = [*details_text(_name(each.row), each.traffic), ""]
+    return [
+        *lines,
+        f"Recommended for {gpu}: {each.row.precision} on {count} GPU{'s' * (count > 1)}",
+        f"  # {each.reason}",
+        *(f"  {command}" for command in each.commands),
+    ]
 
 
 def parameters_text(count: int) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from minitron_trt.build.plan.sizing import Plan, PlanRow
+
+if TYPE_CHECKING:
+    from minitron_trt.build.plan.traffic.planned_traffic import TrafficRow
+    from minitron_trt.build.plan.traffic.replicas import Traffic
 
 # FP8 first where the GPU multiplies in it: TensorRT-LLM's documentation suggests that for batches
 # of 16 and more (docs/source/blogs/quantization-in-TRT-LLM.md, "Best practices"). The rest is an
@@ -33,6 +38,7 @@ class Recommendation:
     row: PlanRow
     reason: str
     commands: tuple[str, ...]
+    traffic: Traffic | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that --json prints."""
@@ -45,16 +51,23 @@ class Recommendation:
         }
 
 
-def recommend(plan: Plan, source: str, build_options: tuple[str, ...]) -> list[Recommendation]:
+def recommend(
+    plan: Plan,
+    source: str,
+    build_options: tuple[str, ...],
+    *,
+    traffic: Sequence[TrafficRow] | None = None,
+) -> list[Recommendation]:
     """Return the best row of each GPU on which anything fits: few GPUs, then `ORDER`.
 
     `source` is what to convert, or the checkpoint to build from; `build_options` are those of the
-    plan that the engine must have, too.
+    plan that the engine must have, too. With `traffic` only rows count that can serve it.
     """
     order = list(ORDER)
+    served = {id(each.row): each.traffic for each in traffic or () if each.traffic is not None}
     best: dict[str, PlanRow] = {}
     for row in plan.rows:
-        if row.recipe is None:
+        if row.recipe is None or (traffic is not None and id(row) not in served):
             continue
         key = (row.tp, order.index(row.precision))
         other = best.get(row.target.name)
@@ -64,10 +77,25 @@ def recommend(plan: Plan, source: str, build_options: tuple[str, ...]) -> list[R
         Recommendation(
             row=row,
             reason=_ALREADY if plan.model.sharded else ORDER[row.precision],
-            commands=_commands(plan, row, source, build_options),
+            commands=_commands(plan, row, source, _sized(row, build_options, served.get(id(row)))),
+            traffic=served.get(id(row)),
         )
         for row in best.values()
     ]
+
+
+def _sized(
+    row: PlanRow, build_options: tuple[str, ...], traffic: Traffic | None
+) -> tuple[str, ...]:
+    """Return the options with the batch that the traffic was planned with, where it is its own."""
+    assert row.recipe is not None
+    if traffic is None or traffic.times.slots == row.recipe.limits.max_batch_size:
+        return build_options
+    kept = list(build_options)
+    if "--max-batch-size" in kept:
+        place = kept.index("--max-batch-size")
+        del kept[place : place + 2]
+    return (*kept, "--max-batch-size", str(traffic.times.slots))
 
 
 def _commands(

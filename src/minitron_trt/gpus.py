@@ -10,6 +10,9 @@ sheets, or with quotes of them, were:
     A100 (r4), A40, L4, L40, L40S, H100 SXM, H200 SXM
     B200 and GB200: the Blackwell data sheet (HGX B200 has 180 GB at 7.7 TB/s, GB200 186 GB at 8)
 
+Links are those of NVLink's and PCIe's generations: NVLink 3, 4 and 5 of SXM boards and superchips,
+PCIe 5 for the cards of Hopper and Blackwell. A bridge between two cards is not counted.
+
 The others are marked unverified: their figures were not found at their source, or sources disagree.
 Of B300 they give 13.1, 13.5 and 14 PFLOPS in FP4 and 7.7 and 8 TB/s; the larger stands here, since
 rates serve as bounds.
@@ -55,7 +58,9 @@ class Architecture:
 class Gpu:
     """A product: memory, its bandwidth, and dense multiplication rates (0: not in hardware).
 
-    `sure` is about these figures; what runs on the GPU goes by its SM.
+    `link_gbs` is the bandwidth to other GPUs, both directions together: NVLink where every board of
+    the product has it, else PCIe, of which 64 is the fourth generation's. `sure` is about these
+    figures; what runs on the GPU goes by its SM.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Gpu:
     fp4_tflops: float = 0
     aliases: tuple[str, ...] = ()
     sure: Sure = Sure.DOCUMENTED
+    link_gbs: float = 64
 
     @property
     def memory_bytes(self) -> int:
@@ -90,7 +96,15 @@ ARCHITECTURES: Final = (
 _U: Final = Sure.UNVERIFIED
 GPUS: Final = (
     Gpu("A100-40GB", 80, 40960, 1555, 312, aliases=("A100-SXM4-40GB", "A100-PCIE-40GB")),
-    Gpu("A100-80GB", 80, 81920, 2039, 312, aliases=("A100", "A100-SXM", "A100-SXM4-80GB")),
+    Gpu(
+        "A100-80GB",
+        sm=80,
+        memory_mib=81920,
+        bandwidth_gbs=2039,
+        bf16_tflops=312,
+        aliases=("A100", "A100-SXM", "A100-SXM4-80GB"),
+        link_gbs=600,
+    ),
     Gpu("A100-80GB-PCIe", 80, 81920, 1935, 312, aliases=("A100-PCIe", "A100 80GB PCIe")),
     Gpu("A30", 80, 24576, 933, 165, sure=_U),
     Gpu("A10", 86, 23028, 600, 125, sure=_U),
@@ -103,16 +117,35 @@ GPUS: Final = (
     Gpu("L40S", 89, 46068, 864, 362, 733),
     Gpu("RTX-6000-Ada", 89, 49140, 960, 364, 728, aliases=("RTX 6000 Ada Generation",), sure=_U),
     Gpu("RTX-4090", 89, 24564, 1008, 165.2, 330.3, sure=_U),
-    Gpu("H100-SXM", 90, 81559, 3350, 989, 1979, aliases=("H100", "H100-SXM5", "H100 80GB HBM3")),
-    Gpu("H100-PCIe", 90, 81559, 2000, 756, 1513, sure=_U),
-    Gpu("H100-NVL", 90, 95830, 3900, 835, 1671, sure=_U),
-    Gpu("GH200", 90, 97871, 4000, 989, 1979, aliases=("GH200 480GB", "GH200-96GB"), sure=_U),
-    Gpu("H200", 90, 143771, 4800, 989, 1979, aliases=("H200-SXM",)),
-    Gpu("H200-NVL", 90, 143771, 4800, 835, 1671, sure=_U),
-    Gpu("B200", 100, 183359, 7700, 2250, 4500, 9000),
-    Gpu("GB200", 100, 189471, 8000, 2500, 5000, 10000),
-    Gpu("B300", 103, 275040, 8000, 2250, 4500, 14000, sure=_U),
-    Gpu("GB300", 103, 284208, 8000, 2500, 5000, 15000, sure=_U),
+    Gpu(
+        "H100-SXM",
+        sm=90,
+        memory_mib=81559,
+        bandwidth_gbs=3350,
+        bf16_tflops=989,
+        fp8_tflops=1979,
+        aliases=("H100", "H100-SXM5", "H100 80GB HBM3"),
+        link_gbs=900,
+    ),
+    Gpu("H100-PCIe", 90, 81559, 2000, 756, 1513, sure=_U, link_gbs=128),
+    Gpu("H100-NVL", 90, 95830, 3900, 835, 1671, sure=_U, link_gbs=128),
+    Gpu(
+        "GH200",
+        sm=90,
+        memory_mib=97871,
+        bandwidth_gbs=4000,
+        bf16_tflops=989,
+        fp8_tflops=1979,
+        aliases=("GH200 480GB", "GH200-96GB"),
+        sure=_U,
+        link_gbs=900,
+    ),
+    Gpu("H200", 90, 143771, 4800, 989, 1979, aliases=("H200-SXM",), link_gbs=900),
+    Gpu("H200-NVL", 90, 143771, 4800, 835, 1671, sure=_U, link_gbs=128),
+    Gpu("B200", 100, 183359, 7700, 2250, 4500, 9000, link_gbs=1800),
+    Gpu("GB200", 100, 189471, 8000, 2500, 5000, 10000, link_gbs=1800),
+    Gpu("B300", 103, 275040, 8000, 2250, 4500, 14000, sure=_U, link_gbs=1800),
+    Gpu("GB300", 103, 284208, 8000, 2500, 5000, 15000, sure=_U, link_gbs=1800),
     Gpu(
         "RTX-PRO-6000",
         sm=120,
@@ -123,6 +156,7 @@ GPUS: Final = (
         fp4_tflops=2000,
         aliases=("RTX PRO 6000 Blackwell", "RTX PRO 6000 Blackwell Server Edition"),
         sure=_U,
+        link_gbs=128,
     ),
     Gpu(
         "RTX-PRO-6000-Workstation",
@@ -134,8 +168,9 @@ GPUS: Final = (
         fp4_tflops=2015.2,
         aliases=("RTX PRO 6000 Blackwell Workstation Edition",),
         sure=_U,
+        link_gbs=128,
     ),
-    Gpu("RTX-5090", 120, 32607, 1792, 209.5, 419, 1676, sure=_U),
+    Gpu("RTX-5090", 120, 32607, 1792, 209.5, 419, 1676, sure=_U, link_gbs=128),
 )
 
 SMS: Final = tuple(sm for architecture in ARCHITECTURES for sm in architecture.sms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any, Final
@@ -12,8 +13,45 @@ _COUNT: Final = re.compile(r"(\d+(?:\.\d+)?)([kKmM])")
 # As vLLM reads them: a small letter is a power of ten, a capital one of two.
 _FACTORS: Final = {"k": 1000, "K": 1 << 10, "m": 1_000_000, "M": 1 << 20}
 
-POSITIVE: Final = click.FloatRange(min=0, min_open=True)
+_DURATION: Final = re.compile(r"([-+.\de]+)\s*(ms|s|)")
+
+
+class _Positive(click.FloatRange):
+    """A number above 0."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number; a usage error for what is none, NaN among it."""
+        converted: float = super().convert(value, param, ctx)
+        if math.isnan(converted):
+            self.fail(f"{value!r} is not a valid float.", param, ctx)
+        return converted
+
+
+class _Duration(_Positive):
+    """Seconds above 0, such as 0.2, 0.2s or 200ms."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds; a usage error for what is none."""
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is no time; expected 0.2, 0.2s or 200ms", param, ctx)
+        seconds = super().convert(match[1], param, ctx)
+        return seconds / 1000 if match[2] == "ms" else seconds
+
+
+POSITIVE: Final = _Positive()
 """Seconds, a rate or another number above 0."""
+DURATION: Final = _Duration()
+"""Seconds, or milliseconds with their unit."""
 
 
 class Count(click.IntRange):

@@ -1,0 +1,280 @@
+"""How many replicas keep a rate of requests within its deadlines, and what they see there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Any, Final
+
+from minitron_trt.build.engine_model import EngineModel
+from minitron_trt.build.plan.roofline import Work, prompt_work, step_work, token_work
+from minitron_trt.build.plan.traffic.arrivals import Simulated, simulate
+from minitron_trt.build.plan.traffic.efficiency import Uncertainty, efficiency, uncertainty
+from minitron_trt.build.plan.traffic.published import request_work
+from minitron_trt.build.plan.traffic.queueing import QueueFigures, queue_figures
+from minitron_trt.build.plan.traffic.service_times import ServiceTimes, service_times
+from minitron_trt.errors import UnsupportedError, UsageError
+from minitron_trt.gpus import Gpu
+
+WAITS: Final = 0.01
+"""The share of requests that may find no free slot."""
+_DEADLINE_QUANTILE: Final = 0.99
+_WAITING_SHARE: Final = 8
+_MOST_REQUESTS_PER_S: Final = 1e9
+_SIMULATED_REQUESTS: Final = 2000
+_SEED: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Requests a second, their lengths, and within what time 99 of 100 must see their tokens.
+
+    `ttft_s` is to the first token, `itl_s` the mean between a request's later ones; None is any.
+    """
+
+    rate: float
+    input_len: int
+    output_len: int
+    ttft_s: float | None = None
+    itl_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= _MOST_REQUESTS_PER_S:
+            raise UsageError(
+                f"--rate {self.rate:g} is no rate; expected requests a second, above 0 and at most "
+                f"{_MOST_REQUESTS_PER_S:g}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """The least that a prompt's step, a token's, and a request in a full batch take."""
+
+    prompt: Work
+    token: Work
+    request: Work
+
+    def replicas(self, rate: float) -> int:
+        """Return the replicas below which no software could serve a rate."""
+        return ceil(rate * self.request.least_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Replicas for a demand, with what one of them sees: `queue` in closed form, `simulated` too.
+
+    `slower_replicas` is their number should the GPU be slower by the uncertainty's ninth decile;
+    None where a deadline would then not be kept.
+    """
+
+    demand: Demand
+    times: ServiceTimes
+    roofline: Roofline
+    uncertainty: Uncertainty
+    replicas: int
+    slower_replicas: int | None
+    queue: QueueFigures
+    simulated: Simulated
+
+    @property
+    def rate_each(self) -> float:
+        """Return the requests a second of one replica."""
+        return self.demand.rate / self.replicas
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Return the output tokens a second of all replicas."""
+        return self.demand.rate * self.demand.output_len
+
+    @property
+    def most_waiting(self) -> int:
+        """Return how many requests may wait at a replica before there should be another one."""
+        if self.demand.ttft_s is None:
+            return max(self.times.slots // _WAITING_SHARE, 1)
+        # With all slots taken: the rest of a step, then one with the prompt.
+        full_s = self.times.step_s + self.times.slots * self.times.token_s
+        left_s = self.demand.ttft_s - 1.5 * full_s - self.times.prompt_s
+        return max(math.floor(left_s * self.times.capacity), 1)
+
+    @property
+    def waiting_reason(self) -> str:
+        """Return why, as a comment beside the number has it."""
+        if self.demand.ttft_s is None:
+            return f"an eighth of the {self.times.slots} sequences that a replica runs at once"
+        return (
+            f"so many get slots, at {self.times.capacity:.3g} requests/s, within the "
+            f"{self.demand.ttft_s:g} s to the first token"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that --json prints."""
+        return {
+            "replicas": self.replicas,
+            "replicas_if_slower": self.slower_replicas,
+            "replicas_at_least_by_roofline": self.roofline.replicas(self.demand.rate),
+            "tokens_per_s": round(self.tokens_per_s, 1),
+            "replica": {
+                "requests_per_s": round(self.rate_each, 4),
+                "requests_per_s_at_most": round(self.times.capacity, 4),
+                "tokens_per_s_at_most": round(self.times.capacity * self.demand.output_len, 1),
+                "concurrency": round(self.queue.running, 2),
+                "concurrency_at_most": self.times.slots,
+                "waiting": round(self.queue.waiting, 4),
+                "times": self.times.to_json(),
+            },
+            "time_to_first_token_ms": _times_record(
+                self.queue.ttft_s, self.simulated.ttfts_s, self.times.ttft_s, self.roofline.prompt
+            ),
+            "inter_token_latency_ms": _times_record(
+                self.queue.itl_s, self.simulated.itls_s, self.times.itl_s, self.roofline.token
+            ),
+            "request_latency_ms": {
+                "avg": _ms(self.queue.latency_s),
+                "simulated_avg": _ms(self.simulated.latency_s),
+            },
+            "autoscaler": {"waiting": self.most_waiting, "reason": self.waiting_reason},
+            "uncertainty": self.uncertainty.to_json(),
+        }
+
+
+def _times_record(
+    average_s: float, simulated_s: Sequence[float], alone_s: float, least: Work
+) -> dict[str, float | str]:
+    return {
+        "avg": _ms(average_s),
+        **{f"simulated_p{q}": _ms(quantile(simulated_s, q / 100)) for q in (50, 90, 99)},
+        "alone": _ms(alone_s),
+        "at_least_by_roofline": _ms(least.least_s),
+        "roofline_bound_by": least.bound_by,
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
+
+
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """Return the value that a share of sorted values does not exceed; 0 of none."""
+    return float(ordered[max(ceil(share * len(ordered)) - 1, 0)]) if ordered else 0.0
+
+
+def plan_traffic(
+    model: EngineModel, gpu: Gpu, demand: Demand, *, slots: int, step_tokens: int
+) -> Traffic:
+    """Return the replicas for a demand; UnsupportedError where no number of them would do."""
+    if model.parallelism.pp > 1:
+        raise UnsupportedError(
+            f"{model.name} has pipeline parallelism {model.parallelism.pp}, of which NVIDIA's "
+            "tables have no engine; --rate takes models with --pp 1"
+        )
+    times = service_times(
+        model,
+        gpu,
+        efficiency(),
+        input_len=demand.input_len,
+        output_len=demand.output_len,
+        slots=slots,
+        step_tokens=step_tokens,
+    )
+    roofline = _roofline(model, gpu, demand, slots)
+    _check_deadlines(times, roofline, demand, gpu, model.precision)
+    times = _limited(times, demand)
+    replicas = _replicas(times, demand)
+    trust = uncertainty(model, gpu)
+    rate_each = demand.rate / replicas
+    return Traffic(
+        demand=demand,
+        times=times,
+        roofline=roofline,
+        uncertainty=trust,
+        replicas=replicas,
+        slower_replicas=_slower_replicas(times.slower(1 + trust.spread.ninth_decile), demand),
+        queue=queue_figures(times, rate_each),
+        simulated=_simulated(times, rate_each),
+    )
+
+
+def _roofline(model: EngineModel, gpu: Gpu, demand: Demand, slots: int) -> Roofline:
+    step = step_work(model, gpu)
+    return Roofline(
+        prompt=step + prompt_work(model, gpu, demand.input_len),
+        token=step + token_work(model, gpu, demand.input_len + demand.output_len // 2),
+        request=request_work(model, gpu, demand.input_len, demand.output_len, batch=slots),
+    )
+
+
+def _check_deadlines(
+    times: ServiceTimes, roofline: Roofline, demand: Demand, gpu: Gpu, precision: str
+) -> None:
+    """Raise UnsupportedError for a deadline that a request misses that is alone."""
+    for option, deadline_s, alone_s, least, what in (
+        ("--ttft", demand.ttft_s, times.ttft_s, roofline.prompt, "the prompt"),
+        ("--itl", demand.itl_s, times.itl_s, roofline.token, "a token"),
+    ):
+        if deadline_s is None or deadline_s >= alone_s:
+            continue
+        floor = f"{least.least_s * 1e3:.3g} ms"
+        took = (
+            f"no less than {floor}, by its {least.bound_by}"
+            if deadline_s < least.least_s
+            else f"{alone_s * 1e3:.3g} ms, as predicted ({floor} at its full {least.bound_by})"
+        )
+        raise UnsupportedError(
+            f"{option} {deadline_s * 1e3:g} ms: even of a request that is alone {what} takes "
+            f"{gpu.name} in {precision} {took}; allow more, or take another GPU, precision or --tp"
+        )
+
+
+def _limited(times: ServiceTimes, demand: Demand) -> ServiceTimes:
+    """Return a replica that runs no more at once than `itl_s` allows; whoever comes then waits."""
+    if demand.itl_s is None:
+        return times
+    return replace(times, slots=min(times.slots, times.slots_within(demand.itl_s)))
+
+
+def _replicas(times: ServiceTimes, demand: Demand) -> int:
+    least = _smallest(
+        ceil(demand.rate / times.capacity),
+        lambda count: _finds_slots(times, demand.rate / count),
+    )
+    if demand.ttft_s is None and demand.itl_s is None:
+        return least
+    return _smallest(least, lambda count: _keeps(times, demand, demand.rate / count))
+
+
+def _slower_replicas(times: ServiceTimes, demand: Demand) -> int | None:
+    late = demand.ttft_s is not None and times.ttft_s > demand.ttft_s
+    slow = demand.itl_s is not None and times.itl_s > demand.itl_s
+    return None if late or slow else _replicas(_limited(times, demand), demand)
+
+
+def _finds_slots(times: ServiceTimes, rate: float) -> bool:
+    return rate < times.capacity and queue_figures(times, rate).waits <= WAITS
+
+
+def _keeps(times: ServiceTimes, demand: Demand, rate: float) -> bool:
+    """Return whether 99 of 100 simulated requests keep the deadlines."""
+    seen = _simulated(times, rate)
+    return all(
+        deadline_s is None or quantile(values, _DEADLINE_QUANTILE) <= deadline_s
+        for deadline_s, values in ((demand.ttft_s, seen.ttfts_s), (demand.itl_s, seen.itls_s))
+    )
+
+
+def _simulated(times: ServiceTimes, rate: float) -> Simulated:
+    # So many that those who are there at once come and go some twenty times.
+    requests = _SIMULATED_REQUESTS + 20 * times.slots
+    return simulate(times, rate, requests=requests, seed=_SEED)
+
+
+def _smallest(least: int, enough: Callable[[int], bool]) -> int:
+    """Return the smallest count, from `least` on, that is enough, as all larger ones are."""
+    below, count = least - 1, max(least, 1)
+    while not enough(count):
+        below, count = count, 2 * count
+    while count - below > 1:
+        middle = (below + count) // 2
+        below, count = (below, middle) if enough(middle) else (middle, count)
+    return count
