@@ -173,7 +173,8 @@ def test_what_makes_no_sense_is_refused(
 @pytest.mark.parametrize("width", [80, 120])
 def test_all_but_commands_fits_a_terminal(width: int) -> None:
     targets = tuple(find_target(name) for name in ("H100", "L40", "RTX-PRO-6000"))
-    result = make_plan(MINITRON, PlanRequest(targets, input_len=1000, output_len=300))
+    request = PlanRequest(targets, input_len=1000, output_len=300, precisions=("bf16",))
+    result = make_plan(MINITRON, request)
     rows = planned_traffic(result, Demand(10_000.0, 1000, 300, ttft_s=0.5))
     text = describe(result, recommend(result, "m", (), traffic=rows), traffic=rows, width=width)
     lines = [line for line in text.splitlines() if "minitron-trt" not in line]
