@@ -405,25 +405,26 @@ def _write(
     from minitron_trt.loadtest.html_report import html_report
     from minitron_trt.outputs import staged
 
-    png = _png(results)
+    pictures = _pictures(results)
     with staged(output, overwrite=overwrite) as folder:
         for result, record in zip(results, records, strict=True):
             own = folder if len(results) == 1 else folder / result.pattern.label.replace(" ", "_")
             own.mkdir(exist_ok=True)
             write_files(result, record, own)
-        if png is not None:
-            (folder / PICTURE_NAME).write_bytes(png)
-        report = html_report(results, settings=settings, png=png)
+        if pictures is not None:
+            (folder / PICTURE_NAME).write_bytes(pictures[0])
+        chart = pictures and pictures[1]
+        report = html_report(results, settings=settings, chart=chart)
         (folder / REPORT_NAME).write_text(report, encoding="utf-8")
         source = {"url": settings["url"], "model": settings["model"]}
         Manifest(LOAD_TEST, source=source, facts={}).write(folder)
     log.info("%s has the figures, the requests and %s", output, REPORT_NAME)
 
 
-def _png(results: Sequence[LoadResult]) -> bytes | None:
-    """Return the picture; None, with a note, where matplotlib is not installed."""
+def _pictures(results: Sequence[LoadResult]) -> tuple[bytes, str] | None:
+    """Return the chart as a PNG and for a page; None, with a note, where matplotlib is missing."""
     from minitron_trt.loadtest.curves import curves
-    from minitron_trt.pictures import check_picture, picture
+    from minitron_trt.pictures import check_picture, inline_svg, picture
 
     path = Path(PICTURE_NAME)
     try:
@@ -431,7 +432,8 @@ def _png(results: Sequence[LoadResult]) -> bytes | None:
     except MissingExtraError as error:
         log.warning("%s", error)
         return None
-    return picture(curves(results), path)
+    figure = curves(results)
+    return picture(figure, path), inline_svg(figure, "Curves")
 
 
 def _compare(console: Console, paths: tuple[Path, Path]) -> None:

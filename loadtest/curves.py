@@ -9,7 +9,7 @@ import numpy as np
 
 from minitron_trt.loadtest.load_test import LoadResult
 from minitron_trt.loadtest.metrics import REQUEST_METRICS, values_of
-from minitron_trt.loadtest.result_tables import number_text
+from minitron_trt.tables import number_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

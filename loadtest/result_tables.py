@@ -8,7 +8,7 @@ from typing import Final
 from minitron_trt.loadtest.load_test import HEADERS, UNITS, LoadResult
 from minitron_trt.loadtest.metrics import REQUEST_METRICS, RUN_METRICS
 from minitron_trt.loadtest.result_comparison import REQUESTS, Difference
-from minitron_trt.tables import Column, fitting, output_width, table_lines
+from minitron_trt.tables import Column, fitting, number_text, output_width, table_lines
 
 SHOWN: Final = ("avg", "min", "p50", "p90", "p99", "max", "std")
 # What says least on a narrow terminal goes first.
@@ -31,13 +31,6 @@ def result_text(results: Sequence[LoadResult]) -> str:
     """Return what a user is shown of a test."""
     blocks = [_one(results[0])] if len(results) == 1 else [_sweep(results)]
     return "\n\n".join([*blocks, *_notes(results)])
-
-
-def number_text(value: float) -> str:
-    """Return a figure with as many digits as mean something."""
-    if value == 0 or abs(value) >= 1000 or float(value).is_integer():
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def figure_texts(result: LoadResult) -> Mapping[tuple[str, str], str]:

@@ -81,6 +81,13 @@ def _total(columns: Sequence[Column]) -> int:
     return sum(column.width for column in columns) + _GAP * (len(columns) - 1)
 
 
+def number_text(value: float) -> str:
+    """Return a figure with as many digits as mean something."""
+    if value == 0 or abs(value) >= 1000 or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.3g}"
+
+
 def table_lines(columns: Sequence[Column]) -> list[str]:
     """Return a table, its titles first."""
     rows = zip(*(column.lines() for column in columns), strict=True)
