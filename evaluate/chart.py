@@ -12,21 +12,28 @@ if TYPE_CHECKING:
 
 
 def chart(results: Sequence[Scored]) -> Figure:
-    """Return the figure: perplexity, with its error, over size, of each model that has a size."""
+    """Return the figure of scored models, of those that have a size."""
+    return quality_chart(
+        [
+            (result.name, result.size_bytes, result.perplexity.value, result.perplexity.error)
+            for result in results
+        ]
+    )
+
+
+def quality_chart(models: Sequence[tuple[str, int | None, float, float]]) -> Figure:
+    """Return perplexity, with its error, over size; of each model name, bytes, value and error."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    sized = [(result, result.size_bytes / 1e6) for result in results if result.size_bytes]
-    sizes = [size for _, size in sized]
-    values = [result.perplexity.value for result, _ in sized]
-    errors = [result.perplexity.error for result, _ in sized]
+    sized = [(name, size / 1e6, value, error) for name, size, value, error in models if size]
+    names, sizes, values, errors = zip(*sized, strict=True)
     axes.errorbar(sizes, values, yerr=errors, fmt="o", color="#4c72b0", ecolor="#bbbbbb", capsize=3)
-    for result, size in sized:
-        place = (size, result.perplexity.value)
-        axes.annotate(result.name, place, xytext=(6, 6), textcoords="offset points")
+    for name, size, value in zip(names, sizes, values, strict=True):
+        axes.annotate(name, (size, value), xytext=(6, 6), textcoords="offset points")
     # The baseline's line: what lies on it has lost nothing.
-    axes.axhline(results[0].perplexity.value, color="#55a868", linewidth=1, linestyle="--")
+    axes.axhline(models[0][2], color="#55a868", linewidth=1, linestyle="--")
     axes.set(xlabel="size, MB", ylabel="perplexity (lower is better)")
     axes.margins(x=0.15, y=0.2)
     axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -11,11 +12,13 @@ import cloup
 
 from minitron_trt.clients.request_options import ACCESS, access
 from minitron_trt.console import PATH, Console, console_options
-from minitron_trt.errors import UsageError
+from minitron_trt.errors import MissingExtraError, UsageError
 from minitron_trt.option_types import POSITIVE, Count
 
 if TYPE_CHECKING:
     from minitron_trt.evaluate.served_model import ServerSettings
+
+log = logging.getLogger(__name__)
 
 # What a model is computed in.
 _DTYPES: Final = ("float32", "bfloat16", "float16")
@@ -149,3 +152,48 @@ def perplexity(
     if plot is not None:
         write_output(plot, picture(chart(results), plot))
     console.result({"models": as_json(results)}, as_text(results))
+
+
+@evaluate.command()
+@click.argument("results", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", required=True, type=PATH, help="Write the page here")
+@click.option("--title", help="Its title  [default: Quality of the model that was planned]")
+@console_options
+def report(console: Console, results: tuple[Path, ...], output: Path, title: str | None) -> None:
+    """Join results of one model in a page of HTML that loads nothing from elsewhere.
+
+    RESULTS are files of what plan, verify, eval perplexity, eval tasks (or lm-eval itself) and
+    bench (or aiperf) print with --json, and folders that bench -o wrote, of each as many as you
+    like.
+
+    Example: minitron-trt eval report plan.json perplexity.json bench/ -o report.html
+    """
+    # Only this needs matplotlib.
+    from minitron_trt.evaluate.report.quality_report import FileOfReport, report_page
+    from minitron_trt.evaluate.report.result_records import PlanResult, read_results
+    from minitron_trt.evaluate.report.sections import sections
+    from minitron_trt.outputs import write_output
+
+    found = [(path, result) for path in results for result in read_results(path)]
+    parts = sections([result for _, result in found], draw=_can_draw(output))
+    planned = [result.model for _, result in found if isinstance(result, PlanResult)]
+    title = title or (f"Quality of {planned[0]}" if planned else "Quality of a model")
+    write_output(output, report_page(title, parts, [FileOfReport.of(path) for path in results]))
+    record = {
+        "report": str(output),
+        "sections": [{"title": part.title, "summary": part.summary} for part in parts],
+    }
+    lines = [f"{part.title}: {part.summary}" for part in parts]
+    console.result(record, "\n".join([*lines, "", f"report: {output}"]))
+
+
+def _can_draw(output: Path) -> bool:
+    """Say whether there is a library for pictures, without which a page has tables alone."""
+    from minitron_trt.pictures import check_picture
+
+    try:
+        check_picture(output.with_suffix(".svg"))
+    except MissingExtraError as error:
+        log.warning("the page is without its pictures: %s", error)
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""One page of everything that was found out about a model."""

@@ -1,0 +1,271 @@
+"""What plan, verify, eval perplexity, eval tasks and bench print with --json, read back.
+
+A record names what the report shows; what else a file holds is ignored, so that lm-eval's own
+results and aiperf's own files are read as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+
+from minitron_trt.errors import BadInputError
+from minitron_trt.records import check_record, read_record
+
+_BENCH_FILE: Final = "profile_export_aiperf.json"
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A figure and its standard error."""
+
+    value: float
+    error: float
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What a GPU's memory is for, in bytes."""
+
+    gpu_bytes: int
+    weights_bytes: int
+    activation_bytes: int
+    reserve_bytes: int
+    kv_pool_bytes: int
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What no engine beats."""
+
+    prefill_ms_at_least: float
+    decode_tokens_per_s_at_most: float
+    batch_tokens_per_s_at_most: float
+
+
+class PlanRow(msgspec.Struct, frozen=True):
+    """A precision on a GPU; what does not fit has a problem."""
+
+    gpu: str
+    precision: str
+    tp: int
+    fits: bool
+    sequences: int | None = None
+    memory: Memory | None = None
+    bounds: Bounds | None = None
+    problem: str | None = None
+
+
+class Recommended(msgspec.Struct, frozen=True):
+    """What to do on a GPU, and why."""
+
+    gpu: str
+    precision: str
+    tp: int
+    reason: str
+    commands: tuple[str, ...]
+
+
+class PlanResult(msgspec.Struct, frozen=True):
+    """A plan."""
+
+    model: str
+    architecture: str
+    parameters: int
+    input_len: int
+    output_len: int
+    rows: tuple[PlanRow, ...]
+    recommended: tuple[Recommended, ...]
+
+
+class LayerError(msgspec.Struct, frozen=True):
+    """How far a layer is from the source's."""
+
+    layer: int
+    relative: float
+    largest: float
+    mean: float
+    cosine: float
+
+
+class LogitsError(msgspec.Struct, frozen=True):
+    """How far the logits are."""
+
+    largest: float
+    mean: float
+    cosine: float
+    kl: float
+    same_top: float
+
+
+class VerifyResult(msgspec.Struct, frozen=True):
+    """A checkpoint beside its source."""
+
+    precision: str
+    kv_cache: str | None
+    tokens: int
+    bound: float
+    layers: tuple[LayerError, ...]
+    logits: LogitsError
+    fault: str | None
+
+
+class ScoredModel(msgspec.Struct, frozen=True):
+    """A model's figures on a text; the baseline has no divergence, a server no size."""
+
+    model: str
+    size_bytes: int | None
+    scored_tokens: int
+    perplexity: Estimate
+    accuracy: float
+    kl: Estimate | None = None
+    same_top: Estimate | None = None
+
+
+class PerplexityResult(msgspec.Struct, frozen=True):
+    """Models on a text, the baseline first."""
+
+    models: Annotated[tuple[ScoredModel, ...], msgspec.Meta(min_length=1)]
+
+
+class Published(msgspec.Struct, frozen=True):
+    """A figure that was published, and whether the result differs from it."""
+
+    model: str
+    value: float
+    source: str
+    differs: bool | None = None
+
+
+class TaskScore(msgspec.Struct, frozen=True):
+    """One figure of one task."""
+
+    task: str
+    metric: str
+    value: float
+    error: float | None = None
+    shots: int | None = None
+    main: bool = True
+    group: str | None = None
+    published: Published | None = None
+
+
+class TaskModel(msgspec.Struct, frozen=True):
+    """The scores of one model."""
+
+    model: str
+    tasks: tuple[TaskScore, ...]
+
+
+class TasksResult(msgspec.Struct, frozen=True):
+    """The scores of models."""
+
+    models: Annotated[tuple[TaskModel, ...], msgspec.Meta(min_length=1)]
+
+
+class BenchResult(msgspec.Struct, frozen=True):
+    """One load, its figures by aiperf's tag and statistic."""
+
+    load: str
+    model: str
+    figures: Mapping[str, Mapping[str, float]]
+    units: Mapping[str, str]
+    is_complete: bool
+
+
+Result: TypeAlias = PlanResult | VerifyResult | PerplexityResult | TasksResult | BenchResult
+
+
+def read_results(path: Path) -> Iterator[Result]:
+    """Yield what a file, or the folder that bench wrote, holds.
+
+    BadInputError where that is none of these results, or a damaged one.
+    """
+    if path.is_dir():
+        files = sorted(path.rglob(_BENCH_FILE), key=lambda file: _numbers(str(file)))
+        if not files:
+            raise BadInputError(
+                f"{path} is a folder without {_BENCH_FILE}; expected one that bench -o wrote, or "
+                "a file of JSON"
+            )
+        for file in files:
+            yield from read_results(file)
+        return
+    try:
+        yield from _results(read_record(path, dict[str, Any]))
+    except ValueError as error:
+        raise BadInputError(
+            f"{path} is not what plan, verify, eval perplexity, eval tasks or bench print with "
+            f"--json ({error}); pass such files"
+        ) from error
+
+
+def _results(record: dict[str, Any]) -> Iterator[Result]:
+    if "recommended" in record:
+        yield check_record(record, PlanResult)
+    elif "layers" in record:
+        yield check_record(record, VerifyResult)
+    elif record.get("kind") == "eval tasks":
+        yield check_record(record, TasksResult)
+    elif "results" in record:
+        yield _of_lm_eval(record)
+    elif "models" in record:
+        yield check_record(record, PerplexityResult)
+    elif "loads" in record:
+        for load in check_record(record["loads"], list[dict[str, Any]]):
+            yield _load(load)
+    elif "request_throughput" in record:
+        yield _load(record)
+    else:
+        raise ValueError(f"it has {', '.join(list(record)[:6]) or 'nothing'}")
+
+
+def _of_lm_eval(record: dict[str, Any]) -> TasksResult:
+    """Return lm-eval's own results: `acc,none` is a figure, `acc_stderr,none` its error."""
+    results = check_record(record["results"], dict[str, dict[str, Any]])
+    shots = check_record(record.get("n-shot", {}), dict[str, int])
+    scores = [
+        TaskScore(
+            task=task,
+            metric=metric,
+            value=float(value),
+            error=error
+            if isinstance(error := figures.get(f"{metric}_stderr,{how}"), float)
+            else None,
+            shots=shots.get(task),
+        )
+        for task, figures in results.items()
+        for metric, _, how in [key.partition(",") for key in figures]
+        if not metric.endswith("_stderr")
+        and isinstance(value := figures[f"{metric},{how}" if how else metric], (int, float))
+        and how
+    ]
+    return TasksResult((TaskModel(str(record.get("model_name") or "model"), tuple(scores)),))
+
+
+def _load(record: dict[str, Any]) -> BenchResult:
+    metrics = {
+        tag: check_record(value, dict[str, Any])
+        for tag, value in record.items()
+        if isinstance(value, dict) and "unit" in value
+    }
+    own = check_record(record.get("minitron_trt", {}), dict[str, Any])
+    settings = check_record(own.get("settings", {}), dict[str, Any])
+    return BenchResult(
+        load=str(own.get("load", "load")),
+        model=str(settings.get("model", "")),
+        figures={
+            tag: {name: float(x) for name, x in value.items() if isinstance(x, (int, float))}
+            for tag, value in metrics.items()
+        },
+        units={tag: str(value["unit"]) for tag, value in metrics.items()},
+        is_complete=bool(record.get("is_complete", True)),
+    )
+
+
+def _numbers(text: str) -> list[tuple[bool, float, str]]:
+    """Return a key by which concurrency_2 comes before concurrency_10."""
+    import re
+
+    parts = re.split(r"(\d+)", text)
+    return [(part.isdigit(), float(part) if part.isdigit() else 0.0, part) for part in parts]
