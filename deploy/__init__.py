@@ -1,4 +1,4 @@
-"""A repository on the engines that people run: Kubernetes, KServe, compose, Slurm.
+"""A repository on the engines that people run: Kubernetes, KServe, Dynamo, compose, Slurm.
 
 `served_facts` reads what is known of a repository, `deployment` derives every number from that, and
 one writer per target puts them into files: `pods`, `network`, `scaling` and `monitoring` for what

@@ -43,11 +43,13 @@ STAND_INS: Final = {
 }
 # They talk to a server, are one, or compute for long: here only what is typed is looked at.
 PARSED: Final = frozenset(
-    {"bench", "chat", "demo", "gateway", "generate", "pull", "push", "verify"}
+    {"bench", "chat", "demo", "dynamo-worker", "gateway", "generate", "pull", "push", "verify"}
 )
 # They run until they are stopped; a dry run says all that they would start.
 DRY: Final = frozenset({"serve"})
-OTHERS: Final = frozenset({"docker", "kubectl", "openssl", "sbatch", "trtllm-serve", "vllm"})
+OTHERS: Final = frozenset(
+    {"docker", "kubectl", "openssl", "python3", "sbatch", "trtllm-serve", "vllm"}
+)
 
 each_page = pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 

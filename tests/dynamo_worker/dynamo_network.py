@@ -257,10 +257,12 @@ def load(network: Network) -> dict[str, Any]:
     workers[0].kill()
     code = bench.wait(1200)
     lines = (output / "profile_export.jsonl").read_text().splitlines()
+    page = get(f"{FRONTEND}/metrics")[1]
     return {
         "code": code,
         "killed_at_ns": killed_at,
         "records": [json.loads(each) for each in lines],
+        "moved": re.findall(r"^dynamo_frontend_model_migration_total.*$", page, re.MULTILINE),
     }
 
 

@@ -114,23 +114,27 @@ def test_requests_go_on_when_a_worker_is_killed(repository: Path, tmp_path: Path
 
 def test_a_load_loses_no_request_with_a_worker(repository: Path, tmp_path: Path) -> None:
     found = found_in("load", repository, tmp_path)
-    records = found["records"]
-    failed = [each for each in records if each.get("error")]
-    halves: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-    for each in records:
-        halves[each["metadata"]["request_start_ns"] > found["killed_at_ns"]].append(each)
-    log.info("sent %d, failed %d", len(records), len(failed))
-    for is_after, half in halves.items():
-        starts = [each["metadata"]["request_start_ns"] for each in half]
-        ends = [each["metadata"]["request_end_ns"] for each in half]
-        tokens = 48 * len(half)
-        seconds = (max(ends) - min(starts)) / 1e9
-        word = "after" if is_after else "before"
-        log.info("%s: %d requests, %.1f tokens/s", word, len(half), tokens / seconds)
+    killed = found["killed_at_ns"]
+    spans = [
+        (each["metadata"]["request_start_ns"], each["metadata"]["request_end_ns"])
+        for each in found["records"]
+    ]
+    failed = [each["error"] for each in found["records"] if each.get("error")]
+    before = [(start, end) for start, end in spans if end < killed]
+    during = [(start, end) for start, end in spans if start < killed <= end]
+    after = [(start, end) for start, end in spans if start >= killed]
+    log.info(
+        "sent %d, failed %d, under way when it was killed %d", len(spans), len(failed), len(during)
+    )
+    for word, part in (("before", before), ("after", after)):
+        seconds = (max(end for _, end in part) - min(start for start, _ in part)) / 1e9
+        log.info("%s: %d requests, %.2f requests/s", word, len(part), len(part) / seconds)
+    log.info("%s", "\n".join(found["moved"]))
 
     assert found["code"] == 0
     assert failed == []
-    assert all(halves.values())
+    assert during
+    assert any(float(line.split()[-1]) for line in found["moved"])
 
 
 def test_one_command_serves_and_joins_dynamo(repository: Path, tmp_path: Path) -> None:
