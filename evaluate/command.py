@@ -5,63 +5,32 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import click
 import cloup
 
-from minitron_trt.clients.request_options import ACCESS, access
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, UsageError
-from minitron_trt.option_types import POSITIVE, Count
-
-if TYPE_CHECKING:
-    from minitron_trt.evaluate.served_model import ServerSettings
+from minitron_trt.evaluate.model_options import (
+    DEVICES,
+    DTYPES,
+    SERVER,
+    server_settings,
+    tokenizer_option,
+)
+from minitron_trt.evaluate.tasks.command import tasks
+from minitron_trt.option_types import Count
 
 log = logging.getLogger(__name__)
-
-# What a model is computed in.
-_DTYPES: Final = ("float32", "bfloat16", "float16")
-_DEVICES: Final = ("cpu", "cuda")
-SERVER: Final = (
-    cloup.option(
-        "--tokenizer",
-        type=PATH,
-        help="tokenizer.json of a server's model, or its folder  [default: the first model's]",
-    ),
-    cloup.option(
-        "--server-model",
-        default="tensorrt_llm",
-        show_default=True,
-        help="Model of token ids to ask on a server",
-    ),
-    cloup.option(
-        "--timeout",
-        "timeout_s",
-        type=POSITIVE,
-        default=600.0,
-        show_default=True,
-        help="Seconds for a chunk from a server",
-    ),
-    *ACCESS,
-)
-
-
-def server_settings(options: dict[str, Any]) -> ServerSettings:
-    """Return what SERVER describes; its values leave `options`."""
-    from minitron_trt.evaluate.served_model import ServerSettings
-
-    return ServerSettings(
-        model=options.pop("server_model"),
-        tokenizer=options.pop("tokenizer"),
-        timeout_s=options.pop("timeout_s"),
-        access=access(options),
-    )
 
 
 @cloup.group("eval")
 def evaluate() -> None:
     """Measure how good a model is, and what precisions take away."""
+
+
+evaluate.add_command(tasks)
 
 
 @evaluate.command()
@@ -82,19 +51,19 @@ def evaluate() -> None:
 @click.option("--chunks", type=Count(), help="Score so many chunks; the default is all")
 @click.option(
     "--dtype",
-    type=click.Choice(_DTYPES),
+    type=click.Choice(DTYPES),
     default="float32",
     show_default=True,
     help="Compute in this; weights stay rounded as they are stored",
 )
 @click.option(
     "--device",
-    type=click.Choice(_DEVICES),
+    type=click.Choice(DEVICES),
     default="cpu",
     show_default=True,
     help="Where models are computed that are not on a server; cuda is an NVIDIA GPU",
 )
-@cloup.option_group("A model on a server", *SERVER)
+@cloup.option_group("A model on a server", tokenizer_option(default="the first model's"), *SERVER)
 @click.option("--state", type=PATH, help="Keep what is done here, and go on from there")
 @click.option("--markdown", type=PATH, help="Write the table here, too")
 @click.option("--plot", type=PATH, help="Write a chart of size and quality (PNG, SVG)")

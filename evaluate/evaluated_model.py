@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -106,20 +105,68 @@ def opened_model(
                 prompt_logits=served,
             )
         return
-    # Before a conversion, which may take minutes.
-    torch = _torch()
-    if device != "cpu" and not torch.cuda.is_available():
-        raise UnsupportedError(
-            f"torch sees no NVIDIA GPU here, so --device {device} cannot be used"
+    with opened_checkpoint(source, device=device, progress=progress) as opened:
+        model = opened.reference(slots=1, context=context, dtype=dtype, device=device)
+        yield EvaluatedModel(
+            name=opened.name,
+            identity=opened.identity,
+            size_bytes=opened.size_bytes,
+            vocab=opened.checkpoint.spec.vocab,
+            tokenizer_json=opened.checkpoint.folder / "tokenizer.json",
+            prompt_logits=ComputedLogits(model),
         )
-    opening = partial(
-        _opened, source=source, context=context, dtype=getattr(torch, dtype), device=device
-    )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedCheckpoint:
+    """A checkpoint that a source is, or was made from it; size and identity are the source's."""
+
+    source: str
+    checkpoint: Checkpoint
+    identity: str
+    size_bytes: int
+
+    @property
+    def name(self) -> str:
+        """Return what the source is called in tables."""
+        return Path(self.source).name or self.source
+
+    def reference(self, *, slots: int, context: int, dtype: str, device: str = "cpu") -> Any:
+        """Return its ReferenceModel; UnsupportedError when it does not have so many positions."""
+        import torch
+
+        from minitron_trt.executor.reference import ReferenceModel
+
+        positions = self.checkpoint.spec.max_positions
+        if context > positions:
+            raise UnsupportedError(
+                f"{self.source} was trained on {positions} positions; pass a context of at most so "
+                f"many tokens, not {context}"
+            )
+        return ReferenceModel(
+            self.checkpoint,
+            slots=slots,
+            max_seq_len=context,
+            device=device,
+            dtype=getattr(torch, dtype),
+        )
+
+
+@contextmanager
+def opened_checkpoint(
+    source: str, *, device: str = "cpu", progress: ShowProgress = no_display
+) -> Iterator[OpenedCheckpoint]:
+    """Open a checkpoint, or convert a model folder, file, archive or hub id to one for the block.
+
+    What cannot compute it, torch or a GPU that is missing, is refused before a conversion, which
+    may take minutes.
+    """
+    check_device(device)
     folder = Path(source)
     if (folder / MANIFEST_NAME).is_file() and kind_of(folder) == CHECKPOINT:
         checkpoint = Checkpoint.open(folder)
         ranks = {folder / rank_file(rank) for rank in range(checkpoint.parallelism.world_size)}
-        yield opening(checkpoint, files=ranks, size_bytes=_resident_bytes(checkpoint))
+        yield OpenedCheckpoint(source, checkpoint, _identity(ranks), _resident_bytes(checkpoint))
         return
     path = locate(source, revision=None, token=None)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as name:
@@ -127,7 +174,8 @@ def opened_model(
         convert(str(path), output, ConvertOptions(precision=_precision(path)), progress)
         checkpoint = Checkpoint.open(output)
         files = _weight_files(path)
-        yield opening(checkpoint, files=files, size_bytes=_size_bytes(path, files, checkpoint))
+        size_bytes = _size_bytes(path, files, checkpoint)
+        yield OpenedCheckpoint(source, checkpoint, _identity(files), size_bytes)
 
 
 def is_server(source: str) -> bool:
@@ -135,41 +183,16 @@ def is_server(source: str) -> bool:
     return "://" in source
 
 
-def _torch() -> Any:
+def check_device(device: str) -> None:
+    """Refuse to compute where nothing can: MissingExtraError without torch, else without a GPU."""
     try:
         import torch
     except ImportError:
         raise MissingExtraError("torch", "reference", "evaluating a model") from None
-    return torch
-
-
-def _opened(
-    checkpoint: Checkpoint,
-    *,
-    source: str,
-    files: Collection[Path],
-    size_bytes: int,
-    context: int,
-    dtype: Any,
-    device: str,
-) -> EvaluatedModel:
-    from minitron_trt.executor.reference import ReferenceModel
-
-    if context > checkpoint.spec.max_positions:
+    if device != "cpu" and not torch.cuda.is_available():
         raise UnsupportedError(
-            f"{source} was trained on {checkpoint.spec.max_positions} positions; pass a --context "
-            f"of at most so many, not {context}"
+            f"torch sees no NVIDIA GPU here, so --device {device} cannot be used"
         )
-    return EvaluatedModel(
-        name=Path(source).name or source,
-        identity=_identity(files),
-        size_bytes=size_bytes,
-        vocab=checkpoint.spec.vocab,
-        tokenizer_json=checkpoint.folder / "tokenizer.json",
-        prompt_logits=ComputedLogits(
-            ReferenceModel(checkpoint, slots=1, max_seq_len=context, device=device, dtype=dtype)
-        ),
-    )
 
 
 def _precision(path: Path) -> str | None:

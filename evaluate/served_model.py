@@ -84,13 +84,19 @@ class ServedLogits:
 
 
 @contextlib.contextmanager
-def opened_server(url: str, settings: ServerSettings) -> Iterator[tuple[ServedLogits, Probe]]:
-    """Connect to a server, and look whether its model gives logits, as `probe` does."""
+def connected(url: str, settings: ServerSettings) -> Iterator[ServedLogits]:
+    """Connect to a server; whether its model gives logits, `probe` says."""
     client = Client.connect(
         url, timeout_s=settings.timeout_s, limits=_LIMITS, access=settings.access
     )
     with client:
-        served = ServedLogits(client, str(Endpoint.parse(url)), settings.model)
+        yield ServedLogits(client, str(Endpoint.parse(url)), settings.model)
+
+
+@contextlib.contextmanager
+def opened_server(url: str, settings: ServerSettings) -> Iterator[tuple[ServedLogits, Probe]]:
+    """Connect to a server, and look whether its model gives logits, as `probe` does."""
+    with connected(url, settings) as served:
         yield served, probe(served, settings.tokenizer_json)
 
 

@@ -241,9 +241,11 @@ class Executor:
                     flight.send()
                 else:
                     self._finish(flight, reason)
+            except MinitronError as error:
+                self._fail(flight, str(error))
             except Exception as error:
                 log.exception("request %r failed", flight.request.request_id)
-                self._fail(flight, str(error) if isinstance(error, MinitronError) else repr(error))
+                self._fail(flight, repr(error))
 
     def _fail(self, flight: InFlight, error: str) -> None:
         """End a sequence by an error, and with it the others of its request."""

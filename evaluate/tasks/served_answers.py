@@ -1,0 +1,84 @@
+"""Answers of a model behind Triton: text by its text model, likelihoods by its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitron_trt.clients.client import Client
+from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.evaluate.served_model import Probe, ServedLogits, probe
+from minitron_trt.evaluate.tasks.questions import Continuation, Likelihood, Wish
+
+
+class ServedAnswers:
+    """Answers of a server, so many questions at a time."""
+
+    def __init__(
+        self,
+        logits: ServedLogits,
+        *,
+        text_model: str,
+        tokenizer_json: Path | None,
+        concurrency: int,
+    ) -> None:
+        self._client: Client = logits.client
+        self._logits = logits
+        self._text_model = text_model
+        self._tokenizer_json = tokenizer_json
+        self._concurrency = concurrency
+
+    @cached_property
+    def probe(self) -> Probe:
+        """Return what the server's logits show; RefusedError without them."""
+        return probe(self._logits, self._tokenizer_json)
+
+    def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, Likelihood]]:
+        """Yield the likelihoods; continuations that differ in their last token are one request."""
+        self.probe  # noqa: B018 - what is wrong with the server, before many requests
+        places: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        for place, (context, tokens) in enumerate(continuations):
+            places.setdefault((context + tokens[:-1], len(tokens)), []).append(place)
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            futures = {
+                pool.submit(
+                    self._logits, np.array(ids, np.int32), range(len(ids) - wanted, len(ids))
+                ): key
+                for key in sorted(places, key=lambda key: -len(key[0]))
+                for ids, wanted in [key]
+            }
+            try:
+                for future in as_completed(futures):
+                    for place in places[futures[future]]:
+                        tokens = continuations[place].tokens
+                        yield place, Likelihood.of_logits(future.result(), tokens)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def generate(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, str]]:
+        """Yield the answers; the server stops at the stop texts, and what is behind them is cut."""
+        requests = [self._request(wish) for wish in wishes]
+        places = {request.request_id: place for place, request in enumerate(requests)}
+        answers = self._client.generate_many(
+            requests, concurrency=self._concurrency, ordered=False, count_tokens=False
+        )
+        for answer in answers:
+            place = places[answer.request.request_id]
+            yield place, wishes[place].cut(answer.text)
+
+    def _request(self, wish: Wish) -> GenerateRequest:
+        choice: dict[str, Any] = dict(wish.choice)
+        return GenerateRequest(
+            wish.text,
+            model=self._text_model,
+            max_tokens=wish.max_tokens,
+            stop_words=[stop for stop in wish.stops if stop],
+            seed=wish.seed if choice else None,
+            apply_chat_template=wish.messages or None,
+            **choice,
+        )

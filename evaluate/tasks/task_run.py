@@ -1,0 +1,304 @@
+"""A run of lm-evaluation-harness over models, and its results as a record."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from minitron_trt.console import ShowProgress
+from minitron_trt.errors import BadInputError, UsageError
+from minitron_trt.evaluate.evaluated_model import check_device, is_server
+from minitron_trt.evaluate.served_model import ServerSettings
+from minitron_trt.evaluate.tasks.harness_model import MinitronLM
+from minitron_trt.evaluate.tasks.presets import (
+    PUBLISHED,
+    TASK_PRESETS,
+    PresetTask,
+    hub_id,
+    published_name,
+)
+from minitron_trt.evaluate.tasks.task_record import (
+    PublishedScore,
+    TaskModel,
+    TaskRecord,
+    TaskScore,
+)
+from minitron_trt.option_types import suggestion
+
+if TYPE_CHECKING:
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+log = logging.getLogger(__name__)
+DEFINITIONS: Final = Path(__file__).parent / "definitions"
+_CONSENT: Final = "HF_ALLOW_CODE_EVAL"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskChoice:
+    """Which tasks: a preset, or names with shots of one's own or the tasks' (None)."""
+
+    preset: str | None = None
+    names: tuple[str, ...] = ()
+    shots: int | None = None
+    include: tuple[Path, ...] = ()
+    limit: float | None = None
+    runs_code: bool = False  # consent to run code that a model made
+
+    @property
+    def benchmarks(self) -> Mapping[str, PresetTask]:
+        """Return the preset's benchmarks by their tasks' names."""
+        return {each.task: each for each in TASK_PRESETS[self.preset]} if self.preset else {}
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Return the names that lm-eval is asked for."""
+        return (*self.benchmarks, *self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """How models are asked; answers are kept in `cache`, `output` gets lm_eval's own files."""
+
+    batch_size: int
+    max_length: int | None
+    dtype: str
+    device: str
+    server: ServerSettings
+    text_model: str
+    seed: int
+    chat_template: bool = False
+    system_instruction: str | None = None
+    generation: str | None = None
+    published: str | None = None
+    cache: Path | None = None
+    output: Path | None = None
+
+
+def run_tasks(
+    sources: Sequence[str], choice: TaskChoice, settings: TaskSettings, progress: ShowProgress
+) -> TaskRecord:
+    """Return the scores of models on tasks, which are loaded before any model is.
+
+    UsageError for a task that there is not, BadInputError for one whose data cannot be had.
+    """
+    if not all(map(is_server, sources)):
+        check_device(settings.device)
+    loaded = _loaded_tasks(choice)
+    models = []
+    for source in sources:
+        lm = MinitronLM(
+            source,
+            batch_size=settings.batch_size,
+            max_length=settings.max_length,
+            dtype=settings.dtype,
+            device=settings.device,
+            server=settings.server,
+            text_model=settings.text_model,
+            seed=settings.seed,
+            progress=progress,
+        )
+        try:
+            results = _results(lm, loaded, choice, settings)
+        finally:
+            lm.close()
+        name = source.partition("://")[2] if is_server(source) else Path(source).name or source
+        published = settings.published or (lm.spec and published_name(lm.spec))
+        models.append(TaskModel(name, source, tuple(_scores(results, choice, published or None))))
+    return TaskRecord(version("lm_eval"), choice.preset, choice.limit, tuple(models))
+
+
+def _loaded_tasks(choice: TaskChoice) -> list[Any]:
+    """Return lm-eval's tasks and groups, with their data and shots."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=[str(path) for path in (DEFINITIONS, *choice.include)])
+    for name in choice.task_names:
+        if name not in manager.task_index and not Path(name).is_file():
+            raise UsageError(
+                f"lm-eval knows no task {name!r}{suggestion(name, manager.all_tasks)}; "
+                "its list: lm_eval ls tasks"
+            )
+    loaded = []
+    for name in choice.task_names:
+        benchmark = choice.benchmarks.get(name)
+        shots = choice.shots if benchmark is None else benchmark.shots
+        _check_consent(name, manager, choice)
+        for item in _load(name, manager):
+            for task in _leaves(item):
+                if getattr(task, "UNSAFE_CODE", False):
+                    _consented(name, choice)
+                if shots is not None:
+                    task.set_config("num_fewshot", shots)
+            loaded.append(item)
+    return loaded
+
+
+def _check_consent(name: str, manager: TaskManager, choice: TaskChoice) -> None:
+    """Refuse what is marked as running code before its definition runs any."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = manager.task_index.get(name)
+    path = Path(name) if entry is None else entry.yaml_path
+    if path is not None and load_yaml(path, resolve_func=False).get("unsafe_code"):
+        _consented(name, choice)
+
+
+def _consented(name: str, choice: TaskChoice) -> None:
+    if not choice.runs_code:
+        raise UsageError(
+            f"the task {name} runs code that the model makes; consent with "
+            "--confirm-run-unsafe-code, in a container that may be lost, or leave it out"
+        )
+    if os.environ.get(_CONSENT) != "1":
+        raise UsageError(
+            f"the task {name} runs code by Hugging Face's metric code_eval, which wants "
+            f"{_CONSENT}=1 in the environment as well"
+        )
+
+
+def _load(name: str, manager: TaskManager) -> list[Any]:
+    from lm_eval.api.group import Group
+
+    try:
+        loaded = manager.load([name])
+    except Exception as error:  # the data sets' library raises all there is
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise BadInputError(
+            f"the data of the task {name} cannot be had ({type(error).__name__}: {detail[:300]}); "
+            "connect to the Hugging Face hub, or fill the cache that HF_HOME names"
+        ) from error
+    groups = loaded.get("groups", {})
+    inside = {child for group in groups.values() for child in group.child_names}
+    items: list[Any] = [group for group in groups.values() if group.name not in inside]
+    grouped = {task.task_name for group in items for task in _leaves(group)}
+    assert all(isinstance(item, Group) for item in items)
+    return [*items, *(task for key, task in loaded["tasks"].items() if key not in grouped)]
+
+
+def _leaves(item: Any) -> Iterable[Any]:
+    return item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
+
+
+def _results(
+    lm: MinitronLM, loaded: list[Any], choice: TaskChoice, settings: TaskSettings
+) -> Mapping[str, Any]:
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+
+    if settings.chat_template and lm.tokenizer is not None and not lm.tokenizer.chat_template:
+        raise BadInputError(
+            f"{lm.pretrained} has no chat template; leave --apply-chat-template out, as for base "
+            "models"
+        )
+    tracker = (
+        EvaluationTracker(output_path=str(settings.output)) if settings.output is not None else None
+    )
+    results: Mapping[str, Any] = simple_evaluate(
+        model=lm,
+        model_args=f"pretrained={lm.pretrained}",
+        tasks=loaded,
+        use_cache=_cache(lm, settings),
+        limit=choice.limit,
+        apply_chat_template=settings.chat_template,
+        fewshot_as_multiturn=settings.chat_template,
+        system_instruction=settings.system_instruction,
+        gen_kwargs=settings.generation,
+        evaluation_tracker=tracker,
+        log_samples=tracker is not None,
+        random_seed=0,
+        numpy_random_seed=settings.seed,
+        torch_random_seed=settings.seed,
+        fewshot_random_seed=settings.seed,
+        confirm_run_unsafe_code=choice.runs_code,
+    )
+    if tracker is not None:
+        _write(tracker, dict(results))
+    return results
+
+
+def _write(tracker: EvaluationTracker, results: dict[str, Any]) -> None:
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for name in results["configs"]:
+        tracker.save_results_samples(task_name=name, samples=samples[name])
+
+
+def _cache(lm: MinitronLM, settings: TaskSettings) -> str | None:
+    """Return the path of a model's answers, which lm-eval tells apart by their questions alone."""
+    if settings.cache is None:
+        return None
+    settings.cache.mkdir(parents=True, exist_ok=True)
+    facts = f"{lm.identity} {settings.chat_template} {settings.seed}"
+    key = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    name = Path(lm.pretrained).name or "model"
+    return str(settings.cache / f"{name}-{key}")
+
+
+def _scores(
+    results: Mapping[str, Any], choice: TaskChoice, published: str | None
+) -> Iterator[TaskScore]:
+    """Yield every metric of every task, one of each marked as the main one."""
+    parents = {
+        child: group
+        for group, children in results.get("group_subtasks", {}).items()
+        for child in children
+    }
+    for task, metrics in results["results"].items():
+        benchmark = choice.benchmarks.get(task)
+        samples = results["n-samples"].get(task, {})
+        is_first = True
+        for name, value in metrics.items():
+            metric, comma, filtered = name.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            main = (
+                is_first
+                if benchmark is None
+                else (metric, filtered) == (benchmark.metric, benchmark.filter)
+            )
+            is_first = False
+            error = metrics.get(f"{metric}_stderr,{filtered}")
+            number = error if isinstance(error, float) else None
+            yield TaskScore(
+                task=task,
+                metric=metric,
+                filter=filtered,
+                value=float(value),
+                error=number,
+                higher_is_better=results["higher_is_better"].get(task, {}).get(metric),
+                shots=results["n-shot"].get(task),
+                documents=samples.get("effective", metrics.get("sample_len")),
+                of_documents=samples.get("original"),
+                main=main,
+                group=parents.get(task),
+                published=(
+                    _beside(float(value), number, benchmark, published)
+                    if benchmark is not None and main
+                    else None
+                ),
+            )
+
+
+def _beside(
+    value: float, error: float | None, benchmark: PresetTask, published: str | None
+) -> PublishedScore | None:
+    figure = PUBLISHED[published].get(benchmark.name) if published else None
+    if figure is None or published is None:
+        return None
+    distance = figure.distance(value)
+    errors = distance / error if error else None
+    return PublishedScore(
+        model=hub_id(published),
+        value=figure.value,
+        source=figure.source,
+        card_label=benchmark.card_label,
+        standard_errors=errors,
+        differs=None if errors is None else abs(errors) > 1,
+    )
