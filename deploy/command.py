@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import cloup
 
 from minitron_trt.build.trtllm.cluster.slurm_options import SLURM_NAMES, slurm_options
 from minitron_trt.console import PATH, Console, console_options
-from minitron_trt.deploy.settings import AUTOSCALERS, KEDA, LONGEST_NAME, TARGETS, DeploySettings
+from minitron_trt.deploy.settings import (
+    AUTOSCALERS,
+    CONVERTIBLE,
+    KEDA,
+    LONGEST_NAME,
+    TARGETS,
+    DeploySettings,
+)
 from minitron_trt.drain_option import drain_option
-from minitron_trt.errors import BadInputError
+from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.gpus import complete_gpu
 from minitron_trt.option_types import POSITIVE
 
+if TYPE_CHECKING:
+    from minitron_trt.deploy.hub_model import HubModel
+
 _WRITE: Final = "write"
+_OF_MODEL: Final = ("model", "revision", "precision", "tp", "pp")
 
 
 class _WritesByDefault(cloup.Group):
@@ -39,7 +50,7 @@ def deploy() -> None:
 
 
 @deploy.command(_WRITE)
-@cloup.argument("repository", type=PATH)
+@cloup.argument("repository", type=PATH, required=False)
 @cloup.option_group(
     "Deployment",
     cloup.option("-o", "--output", required=True, type=PATH, help="Folder to write"),
@@ -50,6 +61,27 @@ def deploy() -> None:
     cloup.option("--overwrite", is_flag=True, help="Replace a deployment that is there"),
     cloup.option("--dry-run", is_flag=True, help="Print the files and write nothing"),
     cloup.option("--helm", is_flag=True, help="Write a Helm chart beside the kustomize base"),
+)
+@cloup.option_group(
+    "A model in place of a repository",
+    cloup.option(
+        "--model",
+        help="Hub id, like nvidia/Minitron-4B-Base, that each Pod fetches and converts at its "
+        "start, for the runtime llmapi",
+    ),
+    cloup.option("--revision", help="Its branch, tag or commit"),
+    cloup.option(
+        "--token",
+        envvar="HF_TOKEN",
+        help="Hub token, to read it here  [env: HF_TOKEN]",
+    ),
+    cloup.option(
+        "--precision",
+        type=click.Choice(CONVERTIBLE),
+        help="Number format of its weights  [default: bf16]",
+    ),
+    cloup.option("--tp", type=click.IntRange(1), help="Its tensor parallelism  [default: 1]"),
+    cloup.option("--pp", type=click.IntRange(1), help="Its pipeline parallelism  [default: 1]"),
 )
 @cloup.option_group(
     "Server",
@@ -161,7 +193,7 @@ def deploy() -> None:
 @console_options
 def write(
     console: Console,
-    repository: Path,
+    repository: Path | None,
     output: Path,
     name: str | None,
     overwrite: bool,
@@ -169,19 +201,22 @@ def write(
     helm: bool,
     image: str | None,
     gpu: str | None,
+    token: str | None,
     **options: Any,
 ) -> None:
     """Write the files, in which every number says where it comes from.
 
-    REPOSITORY is a folder that triton-repo wrote.
+    REPOSITORY is a folder that triton-repo wrote; --model has one made by the Pods themselves.
 
     Example: minitron-trt deploy repository --target kubernetes --gpu L40 -o deployment
     """
     from minitron_trt.deploy.writing import plan_files, write_files
 
+    source = _source(repository, {key: options.pop(key) for key in _OF_MODEL})
     job = {key: options.pop(key) for key in SLURM_NAMES}
-    settings = DeploySettings(name=name or name_of(repository), **options)
-    files = plan_files(repository, settings, image=image, gpu=gpu, helm=helm, job=job)
+    place = source if isinstance(source, Path) else Path(source.hub_id)
+    settings = DeploySettings(name=name or name_of(place), **options)
+    files = plan_files(source, settings, image=image, gpu=gpu, helm=helm, job=job, token=token)
     if dry_run:
         text = "\n".join(f"=== {path}\n{content}" for path, content in files.texts.items())
         console.result({"files": dict(files.texts)}, text)
@@ -192,6 +227,21 @@ def write(
     console.result(
         record, f"{output}: {len(files.texts)} files; next, as its README.md says:\n{steps}"
     )
+
+
+def _source(repository: Path | None, of_model: dict[str, Any]) -> Path | HubModel:
+    """Return what is deployed; UsageError unless that is a repository or a model."""
+    from minitron_trt.deploy.hub_model import HubModel
+
+    model = of_model.pop("model")
+    given = {key: value for key, value in of_model.items() if value is not None}
+    if (repository is None) == (model is None):
+        raise click.UsageError("give the folder of a repository, or --model with a hub id")
+    if repository is None:
+        return HubModel(model, **given)
+    if given:
+        raise UsageError(f"--{next(iter(given))} goes with --model; a repository is made already")
+    return repository
 
 
 @deploy.command("check")

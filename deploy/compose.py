@@ -9,7 +9,6 @@ from minitron_trt.deploy.gateway_pod import (
     KEYS_AT,
     KEYS_FILE,
     gateway_argv,
-    gateway_image,
     gateway_memory,
 )
 from minitron_trt.deploy.pods import GATEWAY, SERVER
@@ -113,7 +112,7 @@ def _devices(deployment: Deployment) -> dict[str, Any]:
 def _gateway(deployment: Deployment) -> dict[str, Any]:
     drain = deployment.settings.drain_s
     return {
-        "image": gateway_image(deployment),
+        "image": deployment.own_image(),
         "command": list(gateway_argv(deployment, SERVER)),
         "environment": {"HOME": "/tmp"},
         **_confinement(deployment),

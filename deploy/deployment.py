@@ -21,9 +21,10 @@ from minitron_trt.build.recipe.engine_memory import KV_FRACTION
 from minitron_trt.console import size_text
 from minitron_trt.deploy.served_facts import ENDPOINTS, ServedFacts
 from minitron_trt.deploy.settings import LEADERWORKERSET, SLURM, DeploySettings
-from minitron_trt.deploy.storage import FETCH, Storage
+from minitron_trt.deploy.storage import FETCH, HUB, Storage
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
+from minitron_trt.version import __version__
 from minitron_trt.yaml_text import Figure
 
 MIB: Final = 2**20
@@ -37,6 +38,8 @@ START_S: Final = 60
 PROBE_S: Final = 10
 PRE_STOP_S: Final = 5
 RANK_CPUS: Final = 2
+OWN_IMAGE: Final = f"minitron-trt:{__version__}"
+"""The image that the Containerfile beside the files makes."""
 _BUSY_PROCESSES: Final = 4
 _MULTI_NODE: Final = (LEADERWORKERSET, SLURM)
 
@@ -127,6 +130,12 @@ class Deployment:
         """Return how long a start may be expected to take."""
         return START_S + ceil(self.node_bytes() / (self.settings.disk_mb_s * 1_000_000))
 
+    def prepared_s(self) -> int:
+        """Return how long the init containers may be expected to take, at the disk's speed."""
+        # A fetch writes all bytes; a conversion of what was fetched reads and writes them again.
+        passes = {FETCH: 1, HUB: 3}.get(self.storage.form, 0)
+        return ceil(passes * self.facts.repository_bytes / (self.settings.disk_mb_s * 1_000_000))
+
     def startup_failures(self) -> Figure:
         """Return how many probes may fail before a start counts as failed."""
         why = (
@@ -185,15 +194,23 @@ class Deployment:
 
     def ephemeral(self) -> Figure:
         """Return the local disk of a Pod."""
-        fetched = self.facts.repository_bytes if self.storage.form == FETCH else 0
+        held = self.facts.repository_bytes
+        fetched = {FETCH: held, HUB: 2 * held}.get(self.storage.form, 0)
         why = "2 GiB for kernels compiled at run time and logs"
         if fetched:
-            why += f", {size_text(fetched)} fetched"
+            again = ", and converted" if self.storage.form == HUB else ""
+            why += f", {size_text(held)} fetched{again}"
         return Figure(quantity(SCRATCH_BYTES + fetched), why, "server.ephemeralStorage")
 
     def image(self) -> Figure:
         """Return the server's image."""
         return Figure(self.facts.image, self.facts.image_why, "server.image")
+
+    def own_image(self) -> Figure:
+        """Return the image that has minitron-trt: the gateway's."""
+        image = self.settings.gateway_image
+        why = "named by --gateway-image" if image else "made by image/Containerfile"
+        return Figure(image or OWN_IMAGE, why, "gateway.image")
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that a manifest keeps, from which `check` derives every number."""

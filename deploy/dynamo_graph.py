@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
 from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
-from minitron_trt.deploy.gateway_pod import gateway_image
 from minitron_trt.deploy.network import (
     dns,
     fetch_egress,
@@ -207,7 +206,7 @@ def _worker_container(deployment: Deployment) -> dict[str, Any]:
 
 def _own_image(deployment: Deployment) -> dict[str, Any]:
     return {
-        "image": gateway_image(deployment),
+        "image": deployment.own_image(),
         "imagePullPolicy": "IfNotPresent",
         "workingDir": "/tmp",
     }

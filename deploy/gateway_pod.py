@@ -10,13 +10,10 @@ from minitron_trt.deploy.pods import GATEWAY, labels, lifecycle, metadata, place
 from minitron_trt.gateway.command import PORT
 from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE
-from minitron_trt.version import __version__
 from minitron_trt.yaml_text import Figure
 
 KEYS_AT: Final = "/keys"
 KEYS_FILE: Final = "keys.txt"
-OWN_IMAGE: Final = f"minitron-trt:{__version__}"
-"""The image that the Containerfile beside the manifests makes."""
 
 
 def gateway_argv(
@@ -29,13 +26,6 @@ def gateway_argv(
         *("--api-keys", keys),
         *("--drain", str(deployment.settings.drain_s)),
     )
-
-
-def gateway_image(deployment: Deployment) -> Figure:
-    """Return the gateway's image."""
-    image = deployment.settings.gateway_image
-    why = "named by --gateway-image" if image else "made by image/Containerfile"
-    return Figure(image or OWN_IMAGE, why, "gateway.image")
 
 
 def gateway_memory() -> Figure:
@@ -92,7 +82,7 @@ def _container(deployment: Deployment) -> dict[str, Any]:
     }
     return {
         "name": GATEWAY,
-        "image": gateway_image(deployment),
+        "image": deployment.own_image(),
         "imagePullPolicy": "IfNotPresent",
         "workingDir": "/tmp",
         "command": list(gateway_argv(deployment, f"{deployment.name}-headless")),

@@ -15,7 +15,7 @@ from minitron_trt.deploy.dynamo_graph import (
     dynamo_routes,
     graph_scale_target,
 )
-from minitron_trt.deploy.gateway_pod import gateway_deployment, gateway_image
+from minitron_trt.deploy.gateway_pod import gateway_deployment
 from minitron_trt.deploy.monitoring import dashboard_map, pod_monitor, prometheus_rule
 from minitron_trt.deploy.network import inference_pool, network_policies, routes, services
 from minitron_trt.deploy.pods import (
@@ -169,7 +169,7 @@ _ADAPTER_ABOUT: Final = (
 
 def _images(deployment: Deployment) -> list[dict[str, Any]]:
     images: list[dict[str, Any]] = []
-    for figure in dict.fromkeys((deployment.image(), gateway_image(deployment))):
+    for figure in dict.fromkeys((deployment.image(), deployment.own_image())):
         name, at, digest = str(figure.value).partition("@")
         head, colon, tag = name.rpartition(":")
         if at:

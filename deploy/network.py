@@ -9,7 +9,6 @@ from minitron_trt.deploy.deployment import Deployment, port
 from minitron_trt.deploy.metric_names import BLOCKS, REQUESTS
 from minitron_trt.deploy.pods import GATEWAY, INSTANCE, SERVER, WORKER, metadata, selector
 from minitron_trt.deploy.settings import DeploySettings
-from minitron_trt.deploy.storage import FETCH
 from minitron_trt.gateway.command import PORT
 from minitron_trt.yaml_text import Figure
 
@@ -157,9 +156,10 @@ def dns() -> dict[str, Any]:
 
 def fetch_egress(deployment: Deployment) -> list[dict[str, Any]]:
     """Return where a repository may be fetched from, if it is."""
-    if deployment.storage.form != FETCH:
+    if not deployment.storage.is_scratch:
         return []
-    web = [{"protocol": "TCP", "port": Figure(each, "of the URL")} for each in (80, 443)]
+    why = "of what is fetched"
+    web = [{"protocol": "TCP", "port": Figure(each, why)} for each in (80, 443)]
     return [dns(), {"ports": web}]
 
 

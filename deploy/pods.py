@@ -18,7 +18,7 @@ from minitron_trt.build.trtllm.cluster.pod_parts import (
 from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
 from minitron_trt.deploy.served_facts import CLOSED
 from minitron_trt.deploy.settings import DeploySettings
-from minitron_trt.deploy.storage import FETCH, VOLUME
+from minitron_trt.deploy.storage import FETCH, HUB, HUB_FOLDER, VOLUME
 from minitron_trt.triton_repo.serving.docker_launch import INSIDE
 from minitron_trt.yaml_text import Figure
 
@@ -32,6 +32,8 @@ DIGESTS: Final = "files.sha256"
 """The list of a fetched repository's files, as sha256sum writes one."""
 INSTANCE: Final = "app.kubernetes.io/instance"
 _CLOSED_ENVIRONMENT: Final = "CLOSED"
+_PREPARED: Final = "/prepared"
+"""Where the init containers have the volume, of which the server sees the repository alone."""
 
 
 def labels(settings: DeploySettings, component: str) -> dict[str, str]:
@@ -216,9 +218,12 @@ def _gpu_placement(deployment: Deployment) -> dict[str, Any]:
 
 
 def initial(deployment: Deployment) -> dict[str, Any]:
-    """Return the container that fetches a repository, where it is not mounted."""
-    if deployment.storage.form != FETCH:
-        return {}
+    """Return the containers that bring a repository, where it is not mounted."""
+    containers = {FETCH: _fetch, HUB: _prepare}.get(deployment.storage.form)
+    return {} if containers is None else {"initContainers": containers(deployment)}
+
+
+def _fetch(deployment: Deployment) -> list[dict[str, Any]]:
     amounts = {
         "cpu": Figure("1", "one connection"),
         "memory": Figure("512Mi", "Python, and blocks of 1 MiB"),
@@ -236,7 +241,53 @@ def initial(deployment: Deployment) -> dict[str, Any]:
             {"name": SCRIPTS, "mountPath": str(INSIDE), "readOnly": True},
         ],
     }
-    return {"initContainers": [container]}
+    return [container]
+
+
+def _prepare(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return a model's way from the hub to a repository; it may begin anew, over what is there."""
+    hub_id, _, commit = deployment.storage.place.partition("@")
+    facts, precision = deployment.facts, deployment.settings.precision
+    model, repository = f"{_PREPARED}/model", f"{_PREPARED}/{HUB_FOLDER}"
+    form = ("--format", "hf", "--precision", precision, "--revision", commit)
+    ranks = ("--tp", str(facts.tp), "--pp", str(facts.pp))
+    steps = {
+        "convert": ("convert", hub_id, "-o", model, *form, "--overwrite"),
+        "triton-repo": ("triton-repo", model, "-o", repository, *ranks, "--overwrite"),
+    }
+    secret = {"name": deployment.settings.hub_token, "key": "token", "optional": True}
+    of_hub: list[dict[str, Any]] = [
+        {"name": "HF_HOME", "value": f"{_PREPARED}/hub"},
+        {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}},
+    ]
+    return [
+        _step(deployment, name, words, of_hub if name == "convert" else [])
+        for name, words in steps.items()
+    ]
+
+
+def _step(
+    deployment: Deployment, name: str, words: tuple[str, ...], variables: list[dict[str, Any]]
+) -> dict[str, Any]:
+    amounts = {
+        "cpu": Figure("2", "a conversion reads, rounds and writes at once"),
+        "memory": Figure("1Gi", "tensors pass through buffers of some MB; Python, tokenizer"),
+        "ephemeral-storage": deployment.ephemeral(),
+    }
+    return {
+        "name": name,
+        "image": deployment.own_image(),
+        "imagePullPolicy": "IfNotPresent",
+        "workingDir": "/tmp",
+        "command": ["minitron-trt", *words],
+        "env": [{"name": "HOME", "value": "/tmp"}, *variables],
+        "resources": {"requests": amounts, "limits": amounts},
+        "securityContext": container_security(),
+        "volumeMounts": [
+            {"name": VOLUME, "mountPath": _PREPARED, "readOnly": False},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
 
 
 def needs_scripts(deployment: Deployment) -> bool:

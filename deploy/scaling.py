@@ -46,7 +46,7 @@ def scale_target(deployment: Deployment) -> dict[str, str]:
 
 
 def _calm(deployment: Deployment) -> Figure:
-    start = deployment.startup_s()
+    start = deployment.prepared_s() + deployment.startup_s()
     why = f"5 minutes, and not below the {start} s that a start takes"
     return Figure(max(CALM_S, start), why, "autoscaling.calmSeconds")
 

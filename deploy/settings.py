@@ -9,6 +9,7 @@ from typing import Final
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
+from minitron_trt.quantization.precisions import PRECISIONS
 
 KUBERNETES: Final = "kubernetes"
 LEADERWORKERSET: Final = "leaderworkerset"
@@ -21,6 +22,10 @@ KEDA: Final = "keda"
 HPA: Final = "hpa"
 NONE: Final = "none"
 AUTOSCALERS: Final = (KEDA, HPA, NONE)
+CONVERTIBLE: Final = tuple(
+    name for name, known in PRECISIONS.items() if known.in_hf and not known.calibrated
+)
+"""The precisions to which a Pod can convert a model at its start, without calibration."""
 # Services want a letter first; the longest suffix, ours or a controller's, must fit into 63.
 _NAME: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME: Final = 40
@@ -50,6 +55,7 @@ class DeploySettings:
     autoscaler: str = KEDA
     route: str | None = None
     inference_pool: bool = False
+    precision: str = "bf16"  # of a model that the Pods convert
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > LONGEST_NAME:
@@ -83,3 +89,8 @@ class DeploySettings:
     def keys(self) -> str:
         """Return the name of the Secret with the gateway's API keys."""
         return self.keys_secret or f"{self.name}-gateway-keys"
+
+    @property
+    def hub_token(self) -> str:
+        """Return the name of the Secret with the hub's token, which gated models need."""
+        return f"{self.name}-hub-token"

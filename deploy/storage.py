@@ -1,4 +1,4 @@
-"""Where a Pod's repository comes from: a volume claim, an OCI image, or a fetch at its start."""
+"""Where a Pod's repository comes from: a claim, an OCI image, or what its start fetches."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from minitron_trt.errors import UsageError
 CLAIM: Final = "claim"
 IMAGE: Final = "image"
 FETCH: Final = "fetch"
+HUB: Final = "hub"
+"""The form of `--model`: an id at a commit, which the Pod's start converts."""
+HUB_FOLDER: Final = "repository"
 FORMS: Final = (CLAIM, IMAGE, FETCH)
 VOLUME: Final = "models"
 _EXPECTED: Final = "expected claim:NAME[/FOLDER], image:REFERENCE or fetch:URL"
@@ -22,7 +25,7 @@ _REFERENCE: Final = re.compile(r"[a-z0-9][\w.:/@-]*")
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """One form, and what it names: a claim with a folder of it, an image's reference, or a URL."""
+    """One form, and what it names: a claim with a folder of it, an image, a URL, or a hub id."""
 
     form: str
     place: str
@@ -32,6 +35,8 @@ class Storage:
     def parse(cls, text: str) -> Storage:
         """Read what `--storage` says; UsageError names the forms that there are."""
         form, _, place = text.partition(":")
+        if form == HUB and place:
+            return cls(form, place, HUB_FOLDER)
         if form not in FORMS or not place:
             raise UsageError(f"--storage {text!r} is no known form of storage; {_EXPECTED}")
         folder = ""
@@ -53,7 +58,13 @@ class Storage:
 
     def __str__(self) -> str:
         """Return the storage as `--storage` takes it."""
-        return f"{self.form}:{self.place}" + (f"/{self.folder}" if self.folder else "")
+        folder = f"/{self.folder}" if self.folder and self.form == CLAIM else ""
+        return f"{self.form}:{self.place}{folder}"
+
+    @property
+    def is_scratch(self) -> bool:
+        """Say whether the repository lies in the Pod's own scratch space."""
+        return self.form in (FETCH, HUB)
 
     def volume(self) -> dict[str, Any]:
         """Return the volume of a Pod; one that is fetched lies in the Pod's own scratch space."""

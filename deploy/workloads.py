@@ -43,7 +43,9 @@ def server_deployment(deployment: Deployment) -> dict[str, Any]:
             "selector": {"matchLabels": selector(settings, SERVER)},
             "strategy": {"rollingUpdate": _rolling()},
             "progressDeadlineSeconds": Figure(
-                2 * deployment.startup_s() + deployment.settings.drain_s + 60,
+                2 * (deployment.prepared_s() + deployment.startup_s())
+                + deployment.settings.drain_s
+                + 60,
                 "an end, and a start at half the expected speed",
                 "server.progressSeconds",
             ),

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import DEPLOYMENT, Manifest
 from minitron_trt.build.trtllm.cluster.slurm import SlurmSettings
 from minitron_trt.deploy.compose import compose_files
-from minitron_trt.deploy.deployment import Deployment
-from minitron_trt.deploy.gateway_pod import KEYS_FILE, OWN_IMAGE
+from minitron_trt.deploy.deployment import OWN_IMAGE, Deployment
+from minitron_trt.deploy.gateway_pod import KEYS_FILE
+from minitron_trt.deploy.hub_model import HubModel
 from minitron_trt.deploy.manifests import BASE, OVERLAY, chart_files, kustomize_files
 from minitron_trt.deploy.network import PICKER_FLAGS
-from minitron_trt.deploy.served_facts import read_facts
-from minitron_trt.deploy.settings import COMPOSE, DYNAMO, SLURM, DeploySettings
+from minitron_trt.deploy.served_facts import ServedFacts, read_facts
+from minitron_trt.deploy.settings import (
+    COMPOSE,
+    DYNAMO,
+    KSERVE,
+    KUBERNETES,
+    LEADERWORKERSET,
+    SLURM,
+    DeploySettings,
+)
 from minitron_trt.deploy.slurm import SCRIPT_NAME, slurm_files
-from minitron_trt.deploy.storage import CLAIM, Storage
+from minitron_trt.deploy.storage import CLAIM, HUB, Storage
 from minitron_trt.deploy.workloads import ssh_secret
-from minitron_trt.errors import UsageError
+from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.outputs import check_output, staged
 from minitron_trt.version import __version__
 
 README: Final = "README.md"
 _CONTAINERFILE: Final = "image/Containerfile"
 _SERVER_CONTAINERFILE: Final = "image/Server.Containerfile"
+_CONVERTING: Final = (KUBERNETES, LEADERWORKERSET, KSERVE)
 _OF_KUBERNETES: Final = (
     "gpu_product",
     "image_pull_secret",
@@ -46,17 +56,19 @@ class PlannedFiles:
 
 
 def plan_files(
-    repository: Path,
+    source: Path | HubModel,
     settings: DeploySettings,
     *,
     image: str | None = None,
     gpu: str | None = None,
     helm: bool = False,
     job: Mapping[str, Any] | None = None,
+    token: str | None = None,
 ) -> PlannedFiles:
-    """Return the files of a repository's deployment; nothing is written.
+    """Return the files of a deployment of a repository or of a model; nothing is written.
 
-    `job` has the options of Slurm's job, None for those that were not given.
+    `token` is for a model on the hub. `job` has the options of Slurm's job, None for those that
+    were not given.
     """
     options = {name: value for name, value in (job or {}).items() if value not in (None, ())}
     if options and settings.target != SLURM:
@@ -65,13 +77,16 @@ def plan_files(
         _refuse_of_kubernetes(settings, helm=helm)
     if settings.target == DYNAMO:
         _refuse_before_dynamo(settings)
-    facts = read_facts(
-        repository,
-        image=image,
-        gpu=gpu,
-        drain_s=settings.drain_s,
-        local=settings.target == SLURM,
-    )
+    if isinstance(source, HubModel):
+        facts, settings = _of_hub(source, settings, image=image, gpu=gpu, token=token)
+    else:
+        facts = read_facts(
+            source,
+            image=image,
+            gpu=gpu,
+            drain_s=settings.drain_s,
+            local=settings.target == SLURM,
+        )
     deployment = Deployment(facts, settings)
     if settings.target == COMPOSE:
         texts = compose_files(deployment)
@@ -82,6 +97,41 @@ def plan_files(
     texts |= _images(deployment)
     steps = _steps(deployment)
     return PlannedFiles(deployment, {**texts, README: _readme(deployment, steps)}, steps)
+
+
+def _of_hub(
+    model: HubModel,
+    settings: DeploySettings,
+    *,
+    image: str | None,
+    gpu: str | None,
+    token: str | None,
+) -> tuple[ServedFacts, DeploySettings]:
+    """Return what a model will be once Pods have made its repository, and the settings for that."""
+    if settings.target not in _CONVERTING:
+        raise UsageError(
+            f"--model is for {', '.join(_CONVERTING)}; for --target {settings.target} make the "
+            f"repository first: minitron-trt convert {model.hub_id} --format hf -o model, then "
+            "minitron-trt triton-repo model -o repository"
+        )
+    with model.as_repository(token) as (repository, commit):
+        try:
+            facts = read_facts(repository, image=image, gpu=gpu, drain_s=settings.drain_s)
+        except (UnsupportedError, UsageError) as error:
+            # The scratch folder is nobody's business.
+            raise type(error)(_named(str(error), repository, model.hub_id)) from error
+    named = f"{model.hub_id}@{commit}"
+    storage = f"{HUB}:{named}"
+    return (
+        replace(facts, repository=named),
+        replace(settings, storage=storage, precision=model.precision),
+    )
+
+
+def _named(text: str, repository: Path, hub_id: str) -> str:
+    for path in sorted(repository.rglob("*"), reverse=True):
+        text = text.replace(str(path), hub_id)
+    return text.replace(str(repository), hub_id).replace("make the repository again", "try again")
 
 
 def _refuse_of_kubernetes(settings: DeploySettings, *, helm: bool) -> None:
@@ -112,7 +162,8 @@ def _refuse_before_dynamo(settings: DeploySettings) -> None:
 
 def write_files(files: PlannedFiles, output: Path, *, overwrite: bool = False) -> None:
     """Write the folder whole, or not at all."""
-    inputs = (Path(files.deployment.facts.repository),)
+    deployment = files.deployment
+    inputs = () if deployment.storage.form == HUB else (Path(deployment.facts.repository),)
     check_output(output, overwrite=overwrite, kind=DEPLOYMENT, inputs=inputs)
     with staged(output, overwrite=overwrite) as scratch:
         for name, text in files.texts.items():
@@ -224,6 +275,16 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
             "",
             f"The volume claim `{deployment.storage.place}` must be readable from every node, and",
             f"have the repository's files in its folder `{folder or '/'}`.",
+        ]
+    if deployment.storage.form == HUB:
+        lines += [
+            "",
+            "Each Pod fetches the model from the hub and converts it before its server starts, so",
+            "every new replica waits for that. Convert once, and use --storage, where it matters.",
+            f"A gated model's token is in the Secret `{settings.hub_token}`, made from a file:",
+            "",
+            f"    kubectl --namespace {settings.name} create secret generic {settings.hub_token} "
+            "--from-file=token=token.txt",
         ]
     if deployment.nodes > 1 and settings.target not in (COMPOSE, SLURM):
         lines += [

@@ -1,0 +1,118 @@
+"""`deploy --model`: files for a model that Pods fetch and convert at their start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from tests.convert.source import test_hub_source
+from tests.convert.source.test_hub_source import COMMIT, REPO
+from tests.deploy.test_golden import check
+
+from minitron_trt.cli import main
+from minitron_trt.samples import sample_folder
+
+hub = test_hub_source.hub
+SERVER = "base/server.yaml"
+
+
+def deploy(hub: tuple[Any, str], folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own: the hub's library reads its environment once."""
+    state, address = hub
+    shutil.copytree(sample_folder("solar-llama"), state.folder, dirs_exist_ok=True)
+    environment = os.environ | {
+        "HF_HOME": str(folder / "cache"),
+        "HF_ENDPOINT": address,
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+        "HF_TOKEN": "hf_nobody_may_see",
+    }
+    command = ["deploy", "--model", REPO, "--target", "kubernetes", "-o", folder / "files", *words]
+    return subprocess.run(
+        [sys.executable, "-m", "minitron_trt", *map(str, command)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def checked(folder: Path) -> Result:
+    """Return what `deploy check` says of the files."""
+    return CliRunner().invoke(main, ["deploy", "check", str(folder)])
+
+
+def test_the_files_of_a_model_on_the_hub(hub: tuple[Any, str], tmp_path: Path) -> None:
+    run = deploy(hub, tmp_path, "--gpu", "H100", "--tp", 2)
+    files = tmp_path / "files"
+
+    assert run.returncode == 0, run.stderr
+    check("hub-model.yaml", (files / SERVER).read_text(), tmp_path)
+    assert "error" not in checked(files).output
+    # Of the weights nothing was fetched, and the token stands nowhere.
+    assert "model.safetensors" not in hub[0].fetched
+    texts = [path.read_text() for path in files.rglob("*") if path.is_file()]
+    assert not any("hf_nobody_may_see" in text for text in texts)
+    assert "create secret generic model-hub-token" in (files / "README.md").read_text()
+    policies = yaml.safe_load_all((files / "base/network-policies.yaml").read_text())
+    server = next(p for p in policies if p["metadata"]["name"] == "model")
+    ports = [p["port"] for rule in server["spec"]["egress"] for p in rule["ports"]]
+    assert 443 in ports
+
+
+def test_the_init_containers_do_what_they_say(hub: tuple[Any, str], tmp_path: Path) -> None:
+    """Run here, their commands make the repository whose arguments the server is given."""
+    deploy(hub, tmp_path, "--gpu", "A100", "--precision", "fp16")
+    pod = yaml.safe_load((tmp_path / "files" / SERVER).read_text())["spec"]["template"]["spec"]
+    place = tmp_path / "volume"
+    environment = os.environ | {
+        "HF_HOME": str(place / "hub"),
+        "HF_ENDPOINT": hub[1],
+        "NO_PROXY": "127.0.0.1",
+    }
+
+    for container in pod["initContainers"] * 2:
+        words = [word.replace("/prepared", str(place)) for word in container["command"]]
+        command = [sys.executable, "-m", "minitron_trt", *words[1:]]
+        subprocess.run(command, env=environment, check=True, timeout=120)
+
+    mount = next(m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "models")
+    served = place / mount["subPath"]
+    manifest = json.loads((served / "minitron.json").read_text())
+    assert (manifest["kind"], manifest["runtime"]) == ("repository", "llmapi")
+    recorded = json.loads((tmp_path / "files/minitron.json").read_text())["server"]
+    assert recorded["repository"] == f"{REPO}@{COMMIT}"
+    there = sum(manifest["files"].values())
+    assert there == pytest.approx(recorded["repository_bytes"], rel=0.01)
+    assert f"--model-repository={mount['mountPath']}" in pod["containers"][0]["args"]
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "line"),
+    [
+        (["--model", "folder"], 2, "is no hub id"),
+        (["--model", "a/b", "--target", "compose"], 2, "make the repository first"),
+        (["--model", "a/b", "--precision", "fp8"], 2, "fp8"),
+        (["--tp", "2", "repository"], 2, "--tp goes with --model"),
+        ([], 2, "--model with a hub id"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    tmp_path: Path, words: list[str], exit_code: int, line: str
+) -> None:
+    target = [] if "--target" in words else ["--target", "kubernetes"]
+    result = CliRunner().invoke(
+        main, ["deploy", "write", *words, *target, "-o", str(tmp_path / "files")]
+    )
+
+    assert (result.exit_code, line in result.stderr) == (exit_code, True), result.stderr
+    assert not (tmp_path / "files").exists()
