@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+import minitron_trt
 from minitron_trt.build.containers import RECOMMENDED
 from minitron_trt.errors import MissingExtraError, UnsupportedError
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
@@ -119,7 +120,8 @@ _NEEDED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = MappingProxyType(
 def check_packages(runtime: str) -> None:
     """Raise MissingExtraError when this Python lacks what the models of a runtime import.
 
-    UnsupportedError when the embedded server cannot run it whatever is installed.
+    UnsupportedError when the embedded server cannot run it whatever is installed, or does not find
+    what this process finds.
     """
     if runtime == TRTLLM:
         raise UnsupportedError(
@@ -127,8 +129,21 @@ def check_packages(runtime: str) -> None:
             "--runner local in NVIDIA's container, or --runner docker"
         )
     for package, extra in _NEEDED.get(runtime, ()):
-        if importlib.util.find_spec(package) is None:
+        spec = importlib.util.find_spec(package)
+        if spec is None:
             raise MissingExtraError(package, extra, f"the {runtime} runtime")
+        _check_found_without_environment(package, spec.origin)
+    _check_found_without_environment("minitron_trt", minitron_trt.__file__)
+
+
+def _check_found_without_environment(package: str, origin: str | None) -> None:
+    """Refuse a package that only PYTHONPATH leads to, which the stub's interpreter ignores."""
+    for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        if folder and origin and Path(origin).is_relative_to(Path(folder).absolute()):
+            raise UnsupportedError(
+                f"{package} is found through PYTHONPATH ({folder}), which Triton's Python backend "
+                f"ignores; install it into the environment of {sys.executable}"
+            )
 
 
 def _check_libpython(version: str) -> Path | None:
