@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -79,7 +80,7 @@ def find_embedded() -> Installation:
     """Return the tritonserver that the nvidia-pytriton wheel carries.
 
     MissingExtraError when the wheel is not installed; UnsupportedError when it has no stub for this
-    Python, or the stub's libpython is absent.
+    Python, the stub's libpython is absent, or numpy is too new for it.
     """
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
@@ -94,6 +95,7 @@ def find_embedded() -> Installation:
             f"nvidia-pytriton has no Python backend for Python {version}; it has {', '.join(known)}"
         )
     python_library = _check_libpython(version)
+    _check_numpy()
     libraries = [package.parent / "nvidia_pytriton.libs", python_library]
     backend = server / "backends" / "python"
     return Installation(
@@ -160,6 +162,16 @@ def _check_libpython(version: str) -> Path | None:
             f"(Debian, Ubuntu: apt install libpython{version}) or use a Python built with it"
         ) from None
     return None
+
+
+def _check_numpy() -> None:
+    # Other packages may bring a numpy that the wheel rules out; pip only warns of that.
+    version = importlib.metadata.version("numpy")
+    if int(version.partition(".")[0]) > 1:
+        raise UnsupportedError(
+            f"numpy is {version}, with which the Python backend of nvidia-pytriton dies at the "
+            "first text; run: pip install 'numpy<2', or use --runner docker or local"
+        )
 
 
 def _environment(libraries: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import minitron_trt
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.triton_repo.runtimes.runtime_names import REFERENCE
-from minitron_trt.triton_repo.serving.installation import check_packages
+from minitron_trt.triton_repo.serving.installation import check_packages, find_embedded
 
 
 def test_packages_that_only_pythonpath_leads_to_are_refused(
@@ -26,3 +27,12 @@ def test_packages_that_only_pythonpath_leads_to_are_refused(
         UnsupportedError, match=r"PYTHONPATH .* which Triton's Python backend ignores"
     ):
         check_packages(REFERENCE)
+
+
+def test_a_numpy_that_ends_the_python_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_embedded()
+    # Seen with 2.5.2: "unpack_from requires a buffer of at least 589505319 bytes".
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.5.2")
+
+    with pytest.raises(UnsupportedError, match=r"numpy is 2.5.2, .* run: pip install 'numpy<2'"):
+        find_embedded()
