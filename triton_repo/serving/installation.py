@@ -15,7 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-import minitron_trt
 from minitron_trt.build.containers import RECOMMENDED
 from minitron_trt.errors import MissingExtraError, UnsupportedError
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
@@ -135,7 +134,8 @@ def check_packages(runtime: str) -> None:
         if spec is None:
             raise MissingExtraError(package, extra, f"the {runtime} runtime")
         _check_found_without_environment(package, spec.origin)
-    _check_found_without_environment("minitron_trt", minitron_trt.__file__)
+    ours = importlib.util.find_spec("minitron_trt")
+    _check_found_without_environment("minitron_trt", ours.origin if ours else None)
 
 
 def _check_found_without_environment(package: str, origin: str | None) -> None:
