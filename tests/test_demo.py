@@ -34,6 +34,7 @@ def test_it_walks_to_the_text_that_the_sample_has_learnt(tmp_path: Path) -> None
     assert {"model", "checkpoint", "repository"} <= kept
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_ends_it_with_its_own_words(tmp_path: Path) -> None:
     result = run_demo("--model", str(tmp_path), "-q")
 

@@ -54,6 +54,7 @@ def test_a_checkpoints_link_out_of_it_does_not_reach_a_repository(
     assert not (tmp_path / "repository").exists()
 
 
+@pytest.mark.slow
 def test_what_the_manifest_does_not_list_does_not_reach_a_repository(
     whole: Path, secret: Path, tmp_path: Path, command: Command
 ) -> None:

@@ -247,6 +247,7 @@ def test_an_output_in_proc_is_one_line(tiny_llama: Path, command: Command) -> No
     )
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -55,6 +55,7 @@ def scales(folder: Path, rank: int) -> int:
     return sum(name.endswith("per_channel_scale") for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--dry-run",), ()], ids=["dry run", "build"])
 def test_a_build_opens_its_checkpoint_once(
     options: tuple[str, ...],

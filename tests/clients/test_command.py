@@ -196,6 +196,7 @@ def test_a_refusal_is_exit_code_7_and_a_timeout_6(
     assert result.stderr == stderr.format(url=triton.url, seconds=seconds)
 
 
+@pytest.mark.slow
 def test_interrupting_cancels_the_request(triton: TritonDouble) -> None:
     command = [sys.executable, "-m", "minitron_trt", "generate", "forever on", "--url", triton.url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -252,6 +253,7 @@ def on_terminal(*args: str) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_a_terminal_is_shown_what_it_would_obey(triton_http: TritonDouble) -> None:
     visible = r"hi\x1b]0;pwned\x07\x1b[2J\x9b31m" + "\t" + r"red\r\x08"
 

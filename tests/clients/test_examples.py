@@ -24,6 +24,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_an_example_runs(code: str) -> None:
     with serve_grpc() as grpc, serve_http() as http:

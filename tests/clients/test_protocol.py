@@ -329,6 +329,7 @@ def test_what_no_answer_can_be_is_a_broken_protocol(pieces: list[Piece], fault: 
 EVENTS = b": hi\n\ndata: a\ndata:b\r\n\r\nid: 1\rdata:  c\r\rdata: rest\n"
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, len(EVENTS))))
 def test_any_cut_of_a_stream_gives_the_same_events(cuts: list[int]) -> None:
     reader = EventReader(100)

@@ -62,6 +62,7 @@ def test_the_echo_remembers_what_it_was_asked_and_what_was_cancelled() -> None:
         assert record.closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "absent"),
     [

@@ -102,6 +102,7 @@ def test_numbers_that_fit_the_smaller_format_lose_nothing(
     )
 
 
+@pytest.mark.slow
 def test_the_summary_says_how_much_and_where(
     make_model: MakeModel, command: Command, tmp_path: Path
 ) -> None:

@@ -152,6 +152,7 @@ def burning(deployment: Deployment, series: list[dict[str, str]], names: set[str
     return {"interval": "1m", "input_series": series, "promql_expr_test": expressions}
 
 
+@pytest.mark.slow
 def test_alerts_burn_for_what_they_are_about_and_for_nothing_else(
     facts: ServedFacts, tmp_path: Path
 ) -> None:

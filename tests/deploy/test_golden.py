@@ -14,6 +14,8 @@ from tests.deploy.repositories import planned
 
 from minitron_trt.deploy.settings import COMPOSE, DYNAMO, KSERVE, LEADERWORKERSET, SLURM
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "deploy"
 GPUS = ("A100", "L40", "H100", "B200")
 # Versions, and variables that are switches.

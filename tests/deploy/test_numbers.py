@@ -28,6 +28,8 @@ from minitron_trt.deploy.served_facts import CLOSED, ServedFacts, read_facts
 from minitron_trt.deploy.settings import DYNAMO, LEADERWORKERSET
 from minitron_trt.yaml_text import Figure, figures_of
 
+pytestmark = pytest.mark.slow
+
 GB = 10**9
 
 

@@ -78,6 +78,7 @@ def test_an_open_loop_and_messages(command: Command, url: str, tmp_path: Path) -
     assert (by_rate["request_count"]["avg"], by_time["request_count"]["avg"]) == (4, 1)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_folder_each_and_a_report(command: Command, url: str, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     sweep = ("bench", "--url", url, *SMALL, "--sweep", "1,2", "--repeats", "2", "-o", folder)
@@ -116,6 +117,7 @@ def test_a_sweep_has_a_folder_each_and_a_report(command: Command, url: str, tmp_
     assert '<svg class="chart"' in page
 
 
+@pytest.mark.slow
 def test_two_results_are_compared(command: Command, url: str, tmp_path: Path) -> None:
     folder, file = tmp_path / "a", tmp_path / "b.json"
     load = ("bench", "--url", url, *SMALL, "--repeats", "2")
@@ -200,6 +202,7 @@ def test_a_result_that_is_none_is_refused(command: Command, tmp_path: Path, cont
     assert (result.exit_code, str(file) in result.stderr) == (3, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
 )

@@ -58,6 +58,7 @@ def test_runs_are_compared_where_there_are_several(tmp_path: Path) -> None:
     assert set(verdicts(a, a).values()) == {(RUNS, "no difference shown")}
 
 
+@pytest.mark.slow
 def test_of_single_runs_requests_are_compared_also_aiperfs(tmp_path: Path) -> None:
     slow = result(tmp_path / "a", 100, requests=tuple(range(90, 110)))
     fast = result(tmp_path / "b", 50, requests=tuple(range(40, 60)))

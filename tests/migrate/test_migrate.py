@@ -27,6 +27,8 @@ from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
+pytestmark = pytest.mark.slow
+
 LLAMA, NEMOTRON = "solar-llama", "solar-nemotron"
 SIZES = (
     "vocab_size",

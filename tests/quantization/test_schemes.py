@@ -130,6 +130,7 @@ def test_weight_only_values_come_back_within_a_step_of_their_row(name: str, weig
     assert (np.abs(found - wide) <= scale + np.abs(wide) / 200).all()
 
 
+@pytest.mark.slow
 @given(weight=weights())
 @settings(max_examples=40)
 def test_codes_from_tables_are_those_of_the_formulas(weight: Any) -> None:

@@ -104,6 +104,7 @@ def record_of(result: Result) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.slow
 @needs_registry
 def test_what_is_pulled_is_what_was_pushed(
     registry: str, repository: Path, tmp_path: Path, command: Command
@@ -138,6 +139,7 @@ def test_skopeo_reads_and_copies_it(
     assert again["digest"] == pushed["digest"]
 
 
+@pytest.mark.slow
 @needs_registry
 @needs_skopeo
 def test_an_image_that_a_tool_compressed_on_its_way_is_unpacked(
@@ -162,6 +164,7 @@ def skopeo(*arguments: str) -> subprocess.CompletedProcess[str]:
     return result
 
 
+@pytest.mark.slow
 @needs_registry
 def test_a_signature_is_asked_for_by_its_key(
     registry: str,

@@ -38,6 +38,7 @@ def repository(checkpoint: Checkpoint, tmp_path: Path) -> ModelRepository:
     return emit_repository(checkpoint.folder, tmp_path / "repository", ServingRecipe())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_each_config_is_the_reviewed_one(repository: ModelRepository, name: str) -> None:
     """To accept a change: read the new text, then copy it to tests/golden/triton_repo."""
@@ -120,6 +121,7 @@ def test_a_checkpoint_without_tokenizer_is_refused(checkpoint: Checkpoint, tmp_p
         emit_repository(copy, tmp_path / "r", ServingRecipe())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "ends", "words"),
     [
@@ -201,6 +203,7 @@ def test_the_command_refuses_with_one_line(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_object(checkpoint: Checkpoint, tmp_path: Path) -> None:
     output = tmp_path / "r"
 

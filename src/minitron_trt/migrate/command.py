@@ -54,7 +54,7 @@ def migrate(
     overwrite: bool,
     **options: Any,
 ) -> None:
-    """Leave engines: write what TensorRT-LLM's PyTorch runtime serves.
+    """Leave engines for TensorRT-LLM's PyTorch runtime.
 
     SOURCE is a checkpoint of convert, TensorRT-LLM or ModelOpt, an engine (its folder, or its
     config.json alone) or a Triton repository that serves one. A checkpoint's ranks are joined to a

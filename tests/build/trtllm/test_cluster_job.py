@@ -135,6 +135,7 @@ def test_the_steps_put_the_folders_on_the_claim_and_take_the_engine_back(
     )
 
 
+@pytest.mark.slow
 def test_the_schema_would_catch_what_is_wrong(build: Callable[..., Result]) -> None:
     _, job = objects_of(record_of(build(*KUBERNETES)))
     job["spec"]["backofLimit"] = 0

@@ -15,6 +15,7 @@ from minitron_trt.errors import ProcessError
 LOG = Path(__file__).with_name("trtllm_build.log")
 
 
+@pytest.mark.slow
 def test_the_stages_are_those_of_a_real_log_in_their_order(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -535,6 +535,7 @@ def test_no_damage_ends_in_anything_but_a_refusal(
     assert len(lines) <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(data=st.data())
 def test_no_value_of_a_config_ends_in_anything_but_a_refusal(

@@ -139,6 +139,7 @@ def test_what_is_read_is_what_transformers_4_57_computes(
 LLAMA3 = {**STRETCH, "rope_type": "llama3"}
 
 
+@pytest.mark.slow
 @pytest.mark.transformers_5
 @pytest.mark.parametrize(
     ("kind", "record"),

@@ -111,6 +111,7 @@ def test_what_is_neither_is_refused(
     assert words in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

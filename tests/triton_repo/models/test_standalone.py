@@ -15,6 +15,8 @@ from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
+pytestmark = pytest.mark.slow
+
 IN_THE_CONTAINER: Final = frozenset(
     {
         *("jinja2", "numpy", "tokenizers", "torch", "yaml"),

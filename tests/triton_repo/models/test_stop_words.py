@@ -46,6 +46,7 @@ def test_text_is_cut_before_the_first_word_wherever_pieces_end(
     assert ("".join(pieces), stopped) == cut(text, words)
 
 
+@pytest.mark.slow
 @given(words=WORDS, text=LETTERS)
 def test_only_what_may_start_a_word_is_held_back(words: list[str], text: str) -> None:
     matcher = StopMatcher(StopWords(words))

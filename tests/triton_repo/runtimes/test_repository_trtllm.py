@@ -223,6 +223,7 @@ def test_of_an_engine_that_takes_drafts_it_is_said_who_has_to_send_them(
     assert (said in caplog.text) is (mode == 2)
 
 
+@pytest.mark.slow
 def test_float16_engines_have_float16_tables_and_logits(tmp_path: Path) -> None:
     pretrained = {"logits_dtype": "float16", "dtype": "float16"}
     engine = write_engine(tmp_path / "engine", size_bytes=1000, pretrained=pretrained)

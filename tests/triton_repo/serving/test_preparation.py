@@ -124,6 +124,7 @@ def test_an_image_that_is_missing_is_said_before_the_work(gpu: Doubles, model: P
         plan(model)
 
 
+@pytest.mark.slow
 def test_what_was_made_is_found_again(doubles: Doubles, model: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = plan(model).carry_out(cache)
@@ -138,6 +139,7 @@ def test_what_was_made_is_found_again(doubles: Doubles, model: Path, tmp_path: P
     ]
 
 
+@pytest.mark.slow
 def test_another_model_and_another_precision_have_places_of_their_own(
     doubles: Doubles, model: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +174,7 @@ def test_a_run_goes_on_where_another_one_was_interrupted(
     assert {name: time for name, time in state(cache).items() if name in whole} == whole
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_made_again(doubles: Doubles, model: Path, tmp_path: Path) -> None:
     place = plan(model).carry_out(tmp_path / "cache").parent
     os.truncate(place / "checkpoint" / "rank0.safetensors", 10)
@@ -182,6 +185,7 @@ def test_what_is_damaged_is_made_again(doubles: Doubles, model: Path, tmp_path: 
     assert (repository / "ensemble" / "config.pbtxt").is_file()
 
 
+@pytest.mark.slow
 def test_files_of_the_hubs_cache_are_known_by_their_names(
     doubles: Doubles, model: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +203,7 @@ def test_files_of_the_hubs_cache_are_known_by_their_names(
     assert plan(snapshot).carry_out(tmp_path) == first
 
 
+@pytest.mark.slow
 def test_an_engine_is_built_and_served_by_its_own_runtime(
     gpu: Doubles, model: Path, tmp_path: Path
 ) -> None:

@@ -184,6 +184,7 @@ def test_ranks_of_the_pytorch_runtime_go_through_its_launcher(
     assert doubles.mpirun_argv.count("trtllm-llmapi-launch") == 2
 
 
+@pytest.mark.slow
 def test_the_embedded_server_says_that_it_has_no_engines(two_ranks: Path, tmp_path: Path) -> None:
     code, message = refused(two_ranks, str(tmp_path), "--runner=embedded")
 
@@ -201,6 +202,7 @@ def test_a_triton_without_the_backend_is_named(tmp_path: Path, two_ranks: Path) 
     assert f"{doubles.folder / 'tritonserver'} has no tensorrtllm backend" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("release", "bounded"), [("26.07", True), ("25.05", False), ("", False)])
 def test_the_image_that_it_runs_in_says_whether_its_triton_bounds_requests(
     tmp_path: Path, doubles: Doubles, release: str, bounded: bool

@@ -276,6 +276,7 @@ def test_the_embedded_server_listens_on_this_machine_only(tmp_path: Path, option
     )
 
 
+@pytest.mark.slow
 def test_the_embedded_server_listens_elsewhere_for_whoever_says_that_they_know(
     tmp_path: Path,
 ) -> None:
@@ -284,6 +285,7 @@ def test_the_embedded_server_listens_elsewhere_for_whoever_says_that_they_know(
     assert message.startswith("error: the ports must differ")
 
 
+@pytest.mark.slow
 def test_open_admin_protocols_beyond_this_machine_are_warned_of(tmp_path: Path) -> None:
     message = refused(tmp_path, "--host=0.0.0.0", "--insecure-embedded", "--allow-api=trace")
 

@@ -132,6 +132,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_never_get_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ten ports one takes six, so for the other three are left, and then none."""
     monkeypatch.setattr(server_options, "_PORTS", range(19_980, 19_990))
@@ -352,6 +353,7 @@ def serve_in_words(repository: Path, *prefix: str) -> tuple[int, str]:
     return result.returncode, result.stderr
 
 
+@pytest.mark.slow
 def test_serve_without_any_triton_says_what_to_install(repository: Path) -> None:
     """A finder that hides the wheel stands for a machine where it is not installed."""
     code = (
@@ -389,6 +391,7 @@ def test_a_folder_that_is_no_repository_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_serve_of_a_damaged_repository_starts_nothing(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
