@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.build.compatibility import LoadFault
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import (
@@ -23,9 +24,10 @@ from minitron_trt.build.recipe.engine_memory import (
 )
 from minitron_trt.console import size_text
 from minitron_trt.convert.source.folder_files import read_json
-from minitron_trt.convert.source.model_folder import ModelSource
-from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
+from minitron_trt.convert.source.model_folder import folder_spec
+from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, QUANTIZATION_KEYS
 from minitron_trt.convert.source.tokenizer_folder import TOKENIZER_CONFIG
+from minitron_trt.convert.source.weight_files import read_tensors
 from minitron_trt.gpus import GPUS, Target
 from minitron_trt.quantization.precisions import PRECISIONS, of_algorithm
 from minitron_trt.spec import ModelSpec
@@ -76,31 +78,34 @@ def check_edge(folder: Path, target: Target | None, length: int) -> EdgeReport:
     `length` is how many tokens one sequence may have. BadInputError or UnsupportedError when it is
     no folder of a Llama, Mistral or Nemotron.
     """
-    source = ModelSource.open(folder)
-    precision = _precision(source)
+    spec, precision = folder_spec(folder), _precision(folder)
     findings = [
-        _architecture(source.spec, folder),
+        _architecture(spec, folder),
         _template(folder),
         _format(precision),
-        *_head(source.spec),
+        *_head(spec),
     ]
     if target is not None:
-        findings += [_payload(target), _memory(source.spec, precision, target, length)]
-    return EdgeReport(folder, source.spec, precision, tuple(findings))
+        findings += [_payload(target), _memory(spec, precision, target, length)]
+    return EdgeReport(folder, spec, precision, tuple(findings))
 
 
-def _precision(source: ModelSource) -> str:
+def _precision(folder: Path) -> str:
     """Return the format of the weights: a precision of ours, or what the folder calls it."""
-    if (source.folder / QUANTIZATION_FILE).is_file():
-        record = read_json(source.folder, QUANTIZATION_FILE).get("quantization") or {}
-        algorithm = str(record.get("quant_algo"))
-        try:
-            return of_algorithm(algorithm).name
-        except KeyError:
-            return algorithm
-    if source.scales:
-        return source.scales.precision or "quantized"
-    storages = {entry.dtype for entry in source.tensors.values()}
+    config = read_json(folder, CONFIG_NAME)
+    blocks: list[Any] = [config.get(key) for key in QUANTIZATION_KEYS]
+    if _there(folder, QUANTIZATION_FILE):
+        blocks.insert(0, read_json(folder, QUANTIZATION_FILE).get("quantization"))
+    for block in blocks:
+        if not isinstance(block, Mapping):
+            continue
+        algorithm = block.get("quant_algo") or block.get("quant_method")
+        if algorithm is not None:
+            try:
+                return of_algorithm(str(algorithm)).name
+            except KeyError:
+                return str(algorithm)
+    storages = {entry.dtype for entry in read_tensors(folder).values()}
     return "fp16" if storages == {"F16"} else "bf16"
 
 

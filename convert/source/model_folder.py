@@ -127,6 +127,16 @@ class ModelSource:
         return record
 
 
+def folder_spec(folder: Path) -> ModelSpec:
+    """Return the facts of a model folder whose weights may be of any format, as for serving it.
+
+    BadInputError or UnsupportedError say why it is no folder of a known architecture.
+    """
+    _check_place(folder)
+    config = HfConfig(read_json(folder, CONFIG_NAME))
+    return read_spec(config, _head_size(config, unwrapped(read_tensors(folder))))
+
+
 def _check_place(folder: Path) -> None:
     if not folder.is_dir():
         raise BadInputError(f"{folder} is not a folder; expected a Hugging Face model folder")

@@ -90,6 +90,16 @@ def test_a_chat_template_is_a_must(folder: Path, place: str) -> None:
     assert fits(folder)["chat template"] is (place in ("file", "tokenizer"))
 
 
+@pytest.mark.parametrize(("algorithm", "fits_there"), [("NVFP4", True), ("W4A16_AWQ", False)])
+def test_formats_are_read_that_convert_does_not(
+    folder: Path, algorithm: str, fits_there: bool
+) -> None:
+    record = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(record))
+
+    assert fits(folder)["precision"] is fits_there
+
+
 def test_rowwise_scales_are_refused(tmp_path: Path) -> None:
     options = ConvertOptions(precision="fp8-rowwise", form="hf")
     convert(str(sample_folder("solar-llama")), tmp_path / "rowwise", options)

@@ -25,7 +25,7 @@ from minitron_trt.convert.conversion_plan import ConversionPlan
 from minitron_trt.convert.hf_output import has_kv_scales, write_hf_configs
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.locate import locate
-from minitron_trt.convert.source.model_folder import ModelSource
+from minitron_trt.convert.source.model_folder import folder_spec
 from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.convert.source.special_tokens import read_special_tokens
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
@@ -209,10 +209,10 @@ def plan_migration(source: Path, options: MigrateOptions) -> Migration:
         positions = folder.spec.max_positions
     else:
         assert origin.model is not None
-        opened = ModelSource.open(origin.model)
-        _compare(origin, opened.spec, origin.model)
+        spec = folder_spec(origin.model)
+        _compare(origin, spec, origin.model)
         _note_folder(origin, origin.model)
-        positions = opened.spec.max_positions
+        positions = spec.max_positions
     for name in ("tp", "pp"):
         if (requested := getattr(options, name)) is not None:
             origin.ledger.aim(f"{RECIPE}.{name}", str(requested), f"--{name} says so")
