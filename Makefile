@@ -150,8 +150,8 @@ test-slurm: $(COMPLETE) ## Run job files on a Slurm of one node (Debian: slurm-w
 test-podman: $(COMPLETE) ## Run the docker runner's containers (Debian: podman runc catatonit busybox-static)
 	PODMAN_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_podman.py
 
-test-alerts: $(COMPLETE) ## Have Prometheus' own promtool try a deployment's alerts (Debian: prometheus)
-	$(BIN)/python -m pytest tests/deploy/test_alerts.py tests/test_grafana.py
+test-alerts: $(COMPLETE) ## Have Prometheus scrape a server and try a deployment's alerts (Debian: prometheus)
+	$(BIN)/python -m pytest tests/deploy/test_alerts.py tests/test_grafana.py tests/triton_repo/test_prometheus.py
 
 test-crds: $(COMPLETE) $(CRDS)/.ready ## Hold objects of KEDA, Gateway API and prometheus-operator against their schemas, from npm
 	CRD_MODULES=$(abspath $(CRDS))/node_modules $(BIN)/python -m pytest tests/deploy/test_npm_schemas.py

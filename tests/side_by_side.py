@@ -20,6 +20,7 @@ SERVED: Final = frozenset(
         "tests/triton_repo/test_fuzz.py",
         "tests/triton_repo/test_fuzz_http.py",
         "tests/triton_repo/test_metrics.py",
+        "tests/triton_repo/test_prometheus.py",
         "tests/triton_repo/test_server.py",
         "tests/triton_repo/test_server_tensors.py",
         "tests/triton_repo/test_soak.py",
