@@ -26,6 +26,7 @@ CRDS := .npm-crds
 LLAMA_CPP := .llama-cpp
 VLLM := .venv-vllm
 EDGE := .venv-edge
+PODMAN := .venv-podman
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
 TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
@@ -147,8 +148,14 @@ $(OLDEST)/.complete: pyproject.toml constraints-oldest.txt
 test-slurm: $(COMPLETE) ## Run job files on a Slurm of one node (Debian: slurm-wlm munge openmpi-bin)
 	SLURM_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_slurm.py tests/deploy/test_slurm_served.py
 
-test-podman: $(COMPLETE) ## Run the docker runner's containers (Debian: podman runc catatonit busybox-static)
-	PODMAN_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_podman.py
+test-podman: $(COMPLETE) $(PODMAN)/.ready ## Run the docker runner's containers and the compose file (Debian: podman runc catatonit busybox-static)
+	PODMAN_TESTS=1 PODMAN_COMPOSE=$(abspath $(PODMAN))/bin/podman-compose $(BIN)/python -m pytest \
+		tests/build/trtllm/test_podman.py tests/deploy/test_compose_podman.py
+
+$(PODMAN)/.ready: | $(COMPLETE)
+	$(PYTHON) -m venv $(PODMAN)
+	$(PODMAN)/bin/python -m pip install --quiet podman-compose==1.6.0
+	@touch $@
 
 test-alerts: $(COMPLETE) ## Have Prometheus scrape a server and try a deployment's alerts (Debian: prometheus)
 	$(BIN)/python -m pytest tests/deploy/test_alerts.py tests/test_grafana.py tests/triton_repo/test_prometheus.py
