@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,18 +12,21 @@ import cloup
 
 from minitron_trt.build.trtllm.cluster.slurm_options import SLURM_NAMES, slurm_options
 from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.deploy.planned_scale import read_planned_scale
 from minitron_trt.deploy.settings import (
     AUTOSCALERS,
     CONVERTIBLE,
     KEDA,
     LONGEST_NAME,
+    MAX_REPLICAS,
+    REPLICAS,
     TARGETS,
     DeploySettings,
 )
 from minitron_trt.drain_option import drain_option
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.gpus import complete_gpu
-from minitron_trt.option_types import POSITIVE
+from minitron_trt.option_types import DURATION
 
 if TYPE_CHECKING:
     from minitron_trt.deploy.hub_model import HubModel
@@ -143,10 +147,18 @@ def deploy() -> None:
 @cloup.option_group(
     "Replicas and objectives",
     cloup.option(
-        "--replicas", type=click.IntRange(1), default=2, show_default=True, help="At least"
+        "--plan",
+        type=PATH,
+        help="What plan --rate … --json printed of one GPU and precision: replicas, and when there "
+        "should be more",
     ),
     cloup.option(
-        "--max-replicas", type=click.IntRange(1), default=8, show_default=True, help="At most"
+        "--replicas", type=click.IntRange(1), help="At least  [default: 2, or the plan's]"
+    ),
+    cloup.option(
+        "--max-replicas",
+        type=click.IntRange(1),
+        help="At most  [default: 8, or the plan's for a slower GPU]",
     ),
     cloup.option(
         "--autoscaler",
@@ -170,18 +182,18 @@ def deploy() -> None:
     cloup.option(
         "--ttft",
         "ttft_s",
-        type=POSITIVE,
+        type=DURATION,
         default=2.0,
         show_default=True,
-        help="Seconds to the first token, of which an alert tells",
+        help="Seconds to the first token, of which an alert tells, or 200ms",
     ),
     cloup.option(
         "--itl",
         "itl_s",
-        type=POSITIVE,
+        type=DURATION,
         default=0.1,
         show_default=True,
-        help="Seconds between tokens, of which an alert tells",
+        help="Seconds between tokens, of which an alert tells, or 20ms",
     ),
 )
 @slurm_options(
@@ -215,6 +227,7 @@ def write(
     source = _source(repository, {key: options.pop(key) for key in _OF_MODEL})
     job = {key: options.pop(key) for key in SLURM_NAMES}
     place = source if isinstance(source, Path) else Path(source.hub_id)
+    options |= _scale(options.pop("plan"), options)
     settings = DeploySettings(name=name or name_of(place), **options)
     files = plan_files(source, settings, image=image, gpu=gpu, helm=helm, job=job, token=token)
     if dry_run:
@@ -242,6 +255,14 @@ def _source(repository: Path | None, of_model: dict[str, Any]) -> Path | HubMode
     if given:
         raise UsageError(f"--{next(iter(given))} goes with --model; a repository is made already")
     return repository
+
+
+def _scale(plan: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the replicas, by the options, else the plan, and what else the plan says."""
+    scale = None if plan is None else read_planned_scale(plan)
+    least = options["replicas"] or (scale.replicas if scale else REPLICAS)
+    most = options["max_replicas"] or (max(scale.most_replicas, least) if scale else MAX_REPLICAS)
+    return {"scale": scale, "replicas": least, "max_replicas": most}
 
 
 @deploy.command("check")

@@ -22,7 +22,7 @@ from minitron_trt.console import size_text
 from minitron_trt.deploy.served_facts import ENDPOINTS, ServedFacts
 from minitron_trt.deploy.settings import LEADERWORKERSET, SLURM, DeploySettings
 from minitron_trt.deploy.storage import FETCH, HUB, Storage
-from minitron_trt.errors import UnsupportedError
+from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
 from minitron_trt.version import __version__
 from minitron_trt.yaml_text import Figure
@@ -52,6 +52,7 @@ class Deployment:
     settings: DeploySettings
 
     def __post_init__(self) -> None:
+        self._check_scale()
         ranks, room = self.facts.ranks, self.settings.gpus_per_node
         if ranks <= room:
             return
@@ -70,6 +71,24 @@ class Deployment:
             raise UnsupportedError(
                 f"{need}; tp {self.facts.tp} neither divides nor fills nodes, so tensor "
                 "parallelism would cross them unevenly: convert with --tp that does"
+            )
+
+    def _check_scale(self) -> None:
+        """Refuse a plan of another engine; UsageError."""
+        scale, facts = self.settings.scale, self.facts
+        if scale is None:
+            return
+        planned = (scale.gpu, scale.tp)
+        own = (facts.gpu.gpu if facts.gpu else "no GPU", facts.tp)
+        if planned != own:
+            raise UsageError(
+                f"--plan is of {planned[0]} with tp {planned[1]}, {facts.repository} of {own[0]} "
+                f"with tp {own[1]}; plan for what it runs on, or name the GPU with --gpu"
+            )
+        if scale.concurrency > facts.batch:
+            raise UsageError(
+                f"--plan has {scale.concurrency} sequences at once, {facts.repository} takes "
+                f"{facts.batch}; plan with --max-batch-size {facts.batch}"
             )
 
     @property
@@ -99,7 +118,22 @@ class Deployment:
 
     def replicas(self) -> Figure:
         """Return how many replicas there are at least."""
-        return Figure(self.settings.replicas, "--replicas", "server.replicas")
+        return Figure(
+            self.settings.replicas, self._why("--replicas", "replicas"), "server.replicas"
+        )
+
+    def most_replicas(self) -> Figure:
+        """Return how many replicas there are at most."""
+        why = self._why("--max-replicas", "most_replicas")
+        return Figure(self.settings.max_replicas, why, "autoscaling.maxReplicas")
+
+    def _why(self, option: str, planned: str) -> str:
+        """Return where a number of replicas comes from: the plan's, where it is that one."""
+        scale = self.settings.scale
+        own = {"replicas": self.settings.replicas, "most_replicas": self.settings.max_replicas}
+        if scale is None or getattr(scale, planned) != own[planned]:
+            return option
+        return scale.what
 
     def gpus(self) -> Figure:
         """Return the GPUs of a Pod."""

@@ -46,6 +46,10 @@ def kv_query(deployment: Deployment) -> str:
 
 def waiting_limit(deployment: Deployment) -> Figure:
     """Return how many requests may wait per replica before there should be another one."""
+    scale = deployment.settings.scale
+    if scale is not None:
+        why = f"{scale.what}: {scale.waiting_reason}"
+        return Figure(str(scale.waiting), why, "autoscaling.waitingPerReplica")
     running = concurrent(deployment)
     why = f"an eighth of the {running} sequences that a replica runs at once"
     return Figure(str(max(running // 8, 1)), why, "autoscaling.waitingPerReplica")

@@ -11,6 +11,7 @@ from minitron_trt.deploy.settings import HPA, KEDA, LEADERWORKERSET
 from minitron_trt.yaml_text import Figure
 
 CALM_S: Final = 300
+_PODS_UP: Final = 2
 
 
 def disruption_budgets(deployment: Deployment, front: str = GATEWAY) -> list[dict[str, Any]]:
@@ -51,17 +52,14 @@ def _calm(deployment: Deployment) -> Figure:
     return Figure(max(CALM_S, start), why, "autoscaling.calmSeconds")
 
 
-def _most(deployment: Deployment) -> Figure:
-    return Figure(deployment.settings.max_replicas, "--max-replicas", "autoscaling.maxReplicas")
-
-
 def _kv_percent() -> Figure:
     return Figure(str(round(100 * KV_SHARE)), "per cent of the KV caches", "autoscaling.kvPercent")
 
 
 def _behaviour(deployment: Deployment) -> dict[str, Any]:
     return {
-        "scaleUp": {"policies": [_pace(2)]},
+        # Two a minute would take hours to add a tenth to hundreds.
+        "scaleUp": {"policies": [_pace(max(_PODS_UP, deployment.settings.replicas // 10))]},
         "scaleDown": {
             "stabilizationWindowSeconds": _calm(deployment),
             "policies": [_pace(1)],
@@ -83,7 +81,7 @@ def _scaled_object(deployment: Deployment, target: dict[str, str]) -> dict[str, 
         "spec": {
             "scaleTargetRef": target,
             "minReplicaCount": deployment.replicas(),
-            "maxReplicaCount": _most(deployment),
+            "maxReplicaCount": deployment.most_replicas(),
             "advanced": {
                 "horizontalPodAutoscalerConfig": {"behavior": _behaviour(deployment)},
             },
@@ -124,7 +122,7 @@ def _pod_autoscaler(deployment: Deployment, target: dict[str, str]) -> dict[str,
         "spec": {
             "scaleTargetRef": target,
             "minReplicas": deployment.replicas(),
-            "maxReplicas": _most(deployment),
+            "maxReplicas": deployment.most_replicas(),
             "behavior": _behaviour(deployment),
             "metrics": [
                 {

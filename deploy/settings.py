@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
+from minitron_trt.deploy.planned_scale import PlannedScale
 from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
 from minitron_trt.quantization.precisions import PRECISIONS
@@ -29,6 +30,8 @@ CONVERTIBLE: Final = tuple(
 # Services want a letter first; the longest suffix, ours or a controller's, must fit into 63.
 _NAME: Final = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME: Final = 40
+REPLICAS: Final = 2
+MAX_REPLICAS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,8 @@ class DeploySettings:
     name: str
     storage: str
     gpus_per_node: int = 8
-    replicas: int = 2
-    max_replicas: int = 8
+    replicas: int = REPLICAS
+    max_replicas: int = MAX_REPLICAS
     disk_mb_s: int = 200
     drain_s: int = DRAIN_S
     ttft_s: float = 2.0
@@ -56,6 +59,7 @@ class DeploySettings:
     route: str | None = None
     inference_pool: bool = False
     precision: str = "bf16"  # of a model that the Pods convert
+    scale: PlannedScale | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or len(self.name) > LONGEST_NAME:

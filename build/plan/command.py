@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +35,7 @@ from minitron_trt.tables import Column, fitting, folded, output_width, table_lin
 
 # What only a rate needs is imported where it is used: without one a plan shall come at once.
 if TYPE_CHECKING:
-    from minitron_trt.build.plan.traffic.planned_traffic import TrafficRow
+    from minitron_trt.build.plan.traffic.planned_traffic import PlannedTraffic
 
 _PROFILE_LEN: Final = min(profile.seq_len for profile in PROFILE_SIZES.values())
 _TEXT_WIDTH: Final = 80
@@ -194,7 +194,7 @@ def _check_traffic_options(options: Mapping[str, Any]) -> None:
             raise UsageError(f"--{option} is a deadline of requests; give their --rate, too")
 
 
-def _traffic(result: Plan, options: Mapping[str, Any]) -> tuple[TrafficRow, ...] | None:
+def _traffic(result: Plan, options: Mapping[str, Any]) -> PlannedTraffic | None:
     """Return what each row takes at the rate, None without one."""
     if options["rate"] is None:
         return None
@@ -249,21 +249,18 @@ def _report(
     result: Plan,
     recommended: list[Recommendation],
     *,
-    traffic: Sequence[TrafficRow] | None,
+    traffic: PlannedTraffic | None,
     explain: bool,
     plot: Path | None,
 ) -> None:
     """Print a plan and what it comes to; UnsupportedError when that is nothing."""
-    record = result.to_json() | {"recommended": [each.to_json() for each in recommended]}
-    if traffic is not None:
-        from minitron_trt.build.plan.traffic.planned_traffic import traffic_record
-
-        record |= traffic_record(result, traffic)
+    record = (traffic or result).to_json()
+    record["recommended"] = [each.to_json() for each in recommended]
     text = describe(result, recommended, traffic=traffic, explain=explain, width=output_width())
     console.result(record, f"{text}\n\nchart: {plot}" if plot else text)
     if not recommended:
-        fits = [each.problem for each in traffic or () if each.problem]
-        raise UnsupportedError(fits[0] if fits else f"nothing fits: {result.rows[0].problem}")
+        late = [each.problem for each in traffic.rows if each.problem] if traffic else []
+        raise UnsupportedError(late[0] if late else f"nothing fits: {result.rows[0].problem}")
 
 
 def _check_plot(path: Path) -> None:
@@ -284,7 +281,7 @@ def describe(
     result: Plan,
     recommended: list[Recommendation],
     *,
-    traffic: Sequence[TrafficRow] | None = None,
+    traffic: PlannedTraffic | None = None,
     explain: bool = False,
     width: int | None = None,
 ) -> str:
@@ -301,12 +298,8 @@ def describe(
         lines += _traffic_lines(traffic, width)
     elif fits:
         lines += ["", *_table(fits, width)]
-    problems = {id(each.row): each.problem for each in traffic or ()}
-    refused = [
-        f"{_name(row)}: {problem}"
-        for row in result.rows
-        if (problem := row.problem or problems.get(id(row)))
-    ]
+    problems = [(row, traffic.problem(row) if traffic else row.problem) for row in result.rows]
+    refused = [f"{_name(row)}: {problem}" for row, problem in problems if problem]
     lines += ["", *refused] if refused else []
     gpus = dict.fromkeys(row.target.gpu for row in result.rows)
     unsure = [gpu.name for gpu in gpus if gpu.sure is Sure.UNVERIFIED]
@@ -321,13 +314,10 @@ def describe(
     return "\n".join(lines)
 
 
-def _traffic_lines(traffic: Sequence[TrafficRow], width: int | None) -> list[str]:
+def _traffic_lines(traffic: PlannedTraffic, width: int | None) -> list[str]:
     from minitron_trt.build.plan.traffic.traffic_text import demand_text, table_text
 
-    served = [each.traffic for each in traffic if each.traffic is not None]
-    return (
-        [f"at {demand_text(served[0].demand)}", "", *table_text(traffic, width)] if served else []
-    )
+    return [f"at {demand_text(traffic.demand)}", *table_text(traffic.rows, width)]
 
 
 def _recommendation_lines(each: Recommendation) -> list[str]:

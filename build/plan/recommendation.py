@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from minitron_trt.build.plan.sizing import Plan, PlanRow
 
 if TYPE_CHECKING:
-    from minitron_trt.build.plan.traffic.planned_traffic import TrafficRow
+    from minitron_trt.build.plan.traffic.planned_traffic import PlannedTraffic
     from minitron_trt.build.plan.traffic.replicas import Traffic
 
 # FP8 first where the GPU multiplies in it: TensorRT-LLM's documentation suggests that for batches
@@ -56,7 +55,7 @@ def recommend(
     source: str,
     build_options: tuple[str, ...],
     *,
-    traffic: Sequence[TrafficRow] | None = None,
+    traffic: PlannedTraffic | None = None,
 ) -> list[Recommendation]:
     """Return the best row of each GPU on which anything fits: few GPUs, then `ORDER`.
 
@@ -64,24 +63,34 @@ def recommend(
     plan that the engine must have, too. With `traffic` only rows count that can serve it.
     """
     order = list(ORDER)
-    served = {id(each.row): each.traffic for each in traffic or () if each.traffic is not None}
     best: dict[str, PlanRow] = {}
     for row in plan.rows:
-        if row.recipe is None or (traffic is not None and id(row) not in served):
+        if row.recipe is None or (traffic and not traffic.of(row)):
             continue
         key = (row.tp, order.index(row.precision))
         other = best.get(row.target.name)
         if other is None or key < (other.tp, order.index(other.precision)):
             best[row.target.name] = row
     return [
-        Recommendation(
-            row=row,
-            reason=_ALREADY if plan.model.sharded else ORDER[row.precision],
-            commands=_commands(plan, row, source, _sized(row, build_options, served.get(id(row)))),
-            traffic=served.get(id(row)),
-        )
+        _recommendation(plan, row, source, build_options, traffic.of(row) if traffic else None)
         for row in best.values()
     ]
+
+
+def _recommendation(
+    plan: Plan,
+    row: PlanRow,
+    source: str,
+    build_options: tuple[str, ...],
+    traffic: Traffic | None,
+) -> Recommendation:
+    options = _sized(row, build_options, traffic)
+    return Recommendation(
+        row=row,
+        reason=_ALREADY if plan.model.sharded else ORDER[row.precision],
+        commands=_commands(plan, row, source, options),
+        traffic=traffic,
+    )
 
 
 def _sized(

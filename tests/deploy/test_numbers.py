@@ -24,6 +24,7 @@ from minitron_trt.deploy.command import name_of
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.dynamo_graph import dynamo_graph
 from minitron_trt.deploy.manifests import digests_text, objects_of
+from minitron_trt.deploy.planned_scale import PlannedScale
 from minitron_trt.deploy.served_facts import CLOSED, ServedFacts, read_facts
 from minitron_trt.deploy.settings import DYNAMO, LEADERWORKERSET
 from minitron_trt.yaml_text import Figure, figures_of
@@ -92,6 +93,11 @@ SOURCES: dict[str, tuple[Callable[[ServedFacts], dict[str, Any]], dict[str, Any]
     ),
     "replicas": (lambda _: {}, {"replicas": 5}, {"server.replicas"}),
     "max-replicas": (lambda _: {}, {"max_replicas": 50}, {"autoscaling.maxReplicas"}),
+    "plan": (
+        lambda _: {},
+        {"scale": PlannedScale(10.0, "H100-SXM", 2, 64, 2, 8, 3, "so many get slots in time")},
+        {"autoscaling.waitingPerReplica"},
+    ),
     "fetch": (lambda _: {}, {"storage": "fetch:https://example.org"}, {"server.ephemeralStorage"}),
     "gateway-image": (lambda _: {}, {"gateway_image": "gateway:2"}, {"gateway.image"}),
 }

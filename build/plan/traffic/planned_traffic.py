@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +25,41 @@ class TrafficRow:
         return 0 if self.traffic is None else self.traffic.replicas * self.row.tp
 
 
-def planned_traffic(plan: Plan, demand: Demand) -> tuple[TrafficRow, ...]:
+@dataclass(frozen=True, slots=True)
+class PlannedTraffic:
+    """A demand, and each row of a plan on which the model fits."""
+
+    plan: Plan
+    demand: Demand
+    rows: tuple[TrafficRow, ...]
+
+    def of(self, row: PlanRow) -> Traffic | None:
+        """Return what a row of the plan bears; None where it cannot serve the demand."""
+        return next((each.traffic for each in self.rows if each.row is row), None)
+
+    def problem(self, row: PlanRow) -> str:
+        """Return why a row of the plan cannot serve the demand, if so."""
+        return row.problem or next((each.problem for each in self.rows if each.row is row), "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan's record with what --rate adds to it."""
+        rows = []
+        for row in self.plan.rows:
+            traffic = self.of(row)
+            more = {"traffic": traffic.to_json()} if traffic else {"problem": self.problem(row)}
+            rows.append(row.to_json() | more)
+        return {
+            **self.plan.to_json(),
+            "demand": self.demand.to_json(),
+            "efficiency": efficiency().to_json(),
+            "rows": rows,
+        }
+
+
+def planned_traffic(plan: Plan, demand: Demand) -> PlannedTraffic:
     """Return what each row of a plan takes for a demand."""
-    return tuple(_planned(row, demand) for row in plan.rows if row.recipe is not None)
+    rows = tuple(_planned(row, demand) for row in plan.rows if row.recipe is not None)
+    return PlannedTraffic(plan, demand, rows)
 
 
 def _planned(row: PlanRow, demand: Demand) -> TrafficRow:
@@ -45,17 +76,3 @@ def _planned(row: PlanRow, demand: Demand) -> TrafficRow:
     except UnsupportedError as error:
         return TrafficRow(row, problem=str(error))
     return TrafficRow(row, traffic)
-
-
-def traffic_record(plan: Plan, rows: Sequence[TrafficRow]) -> dict[str, Any]:
-    """Return what a demand adds to the record that --json prints, rows in the plan's order."""
-    by_row = {id(each.row): each for each in rows}
-    records = []
-    for row in plan.rows:
-        record, each = row.to_json(), by_row.get(id(row))
-        if each is not None and each.traffic is not None:
-            record["traffic"] = each.traffic.to_json()
-        elif each is not None:
-            record["problem"] = each.problem
-        records.append(record)
-    return {"efficiency": efficiency().to_json(), "rows": records}

@@ -48,6 +48,10 @@ class Demand:
                 f"{_MOST_REQUESTS_PER_S:g}"
             )
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the record that --json prints."""
+        return {"rate": self.rate, "ttft_s": self.ttft_s, "itl_s": self.itl_s}
+
 
 @dataclass(frozen=True, slots=True)
 class Roofline:

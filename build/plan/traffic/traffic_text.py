@@ -64,6 +64,7 @@ def table_text(rows: Sequence[TrafficRow], width: int | None) -> list[str]:
     titles = [column.title for column in columns if column.title in _MEANINGS]
     names = ", ".join(column.title for column in left_out)
     return [
+        "",
         *table_lines(columns),
         "",
         *(f"  {title:8}  {_MEANINGS[title]}" for title in titles),
