@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
 from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
 from minitron_trt.deploy.pods import GATEWAY, labels, lifecycle, metadata, placement, selector
+from minitron_trt.deploy.settings import DeploySettings
 from minitron_trt.gateway.command import PORT
 from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE
 from minitron_trt.yaml_text import Figure
 
+_LEAST: Final = 2
+# Of one processor, for a streamed token: docs/performance.md.
+_TOKEN_S: Final = 0.00024
 KEYS_AT: Final = "/keys"
 KEYS_FILE: Final = "keys.txt"
 
@@ -41,7 +46,7 @@ def gateway_deployment(deployment: Deployment) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": metadata(settings, GATEWAY, "-gateway"),
         "spec": {
-            "replicas": Figure(2, "one may go", "gateway.replicas"),
+            "replicas": _replicas(settings),
             "selector": {"matchLabels": selector(settings, GATEWAY)},
             "template": {
                 "metadata": {"labels": labels(settings, GATEWAY)},
@@ -49,6 +54,16 @@ def gateway_deployment(deployment: Deployment) -> dict[str, Any]:
             },
         },
     }
+
+
+def _replicas(settings: DeploySettings) -> Figure:
+    """Return as many as one may go of, and as the tokens of a plan keep busy."""
+    scale, knob = settings.scale, "gateway.replicas"
+    if scale is None:
+        return Figure(_LEAST, "one may go", knob)
+    busy = ceil(scale.tokens_per_s * _TOKEN_S)
+    why = f"{scale.what}: {scale.tokens_per_s:,.0f} tokens/s at {_TOKEN_S * 1e3:g} ms each"
+    return Figure(max(busy + 1, _LEAST), f"{why}, and one may go", knob)
 
 
 def _pod(deployment: Deployment) -> dict[str, Any]:

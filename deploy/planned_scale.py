@@ -22,6 +22,7 @@ class PlannedScale:
     """
 
     rate: _Rate
+    tokens_per_s: _Rate
     gpu: str
     tp: Size
     concurrency: Size
@@ -50,6 +51,7 @@ class _Autoscaler:
 @dataclass(frozen=True, slots=True)
 class _Traffic:
     replicas: Size
+    tokens_per_s: _Rate
     replica: _Replica
     autoscaler: _Autoscaler
     replicas_if_slower: Size | None = None
@@ -90,6 +92,7 @@ def read_planned_scale(path: Path) -> PlannedScale:
     ((row, traffic),) = served
     return PlannedScale(
         rate=plan.demand.rate,
+        tokens_per_s=traffic.tokens_per_s,
         gpu=row.gpu,
         tp=row.tp,
         concurrency=traffic.replica.concurrency_at_most,

@@ -58,18 +58,29 @@ def _kv_percent() -> Figure:
 
 def _behaviour(deployment: Deployment) -> dict[str, Any]:
     return {
-        # Two a minute would take hours to add a tenth to hundreds.
-        "scaleUp": {"policies": [_pace(max(_PODS_UP, deployment.settings.replicas // 10))]},
+        "scaleUp": {"policies": [_pace(deployment)]},
         "scaleDown": {
             "stabilizationWindowSeconds": _calm(deployment),
-            "policies": [_pace(1)],
+            "policies": [_policy(1)],
         },
     }
 
 
-def _pace(pods: int) -> dict[str, Any]:
+def _pace(deployment: Deployment) -> dict[str, Any]:
+    # At two a minute hundreds of replicas would take a quarter of an hour to be a tenth more.
+    tenth = deployment.settings.replicas // 10
+    if tenth <= _PODS_UP:
+        return _policy(_PODS_UP)
+    return _policy(tenth, ", a tenth of the replicas")
+
+
+def _policy(pods: int, reason: str = "") -> dict[str, Any]:
     minute = Figure(60, "seconds")
-    return {"type": "Pods", "value": Figure(pods, "Pods a minute"), "periodSeconds": minute}
+    return {
+        "type": "Pods",
+        "value": Figure(pods, f"Pods a minute{reason}"),
+        "periodSeconds": minute,
+    }
 
 
 def _scaled_object(deployment: Deployment, target: dict[str, str]) -> dict[str, Any]:

@@ -114,7 +114,9 @@ def _commands(
     if not plan.model.sharded:
         checkpoint = "checkpoint"
         parallel = ("--tp", str(row.tp)) if row.tp > 1 else ()
-        precision = ("--precision", row.precision)
-        convert = [("convert", source, "-o", checkpoint, *precision, *parallel)]
+        stored = ["--precision", row.precision]
+        if plan.model.kv_cache:
+            stored += ["--kv-cache", plan.model.kv_cache]
+        convert = [("convert", source, "-o", checkpoint, *stored, *parallel)]
     build = ("build", checkpoint, "-o", "engine", "--arch", row.target.name, *build_options)
     return tuple(shlex.join(("minitron-trt", *words)) for words in (*convert, build))

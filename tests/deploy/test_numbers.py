@@ -52,6 +52,17 @@ def gpu(facts: ServedFacts, **changes: Any) -> dict[str, Any]:
     return {"gpu": dataclasses.replace(facts.gpu, **changes)}
 
 
+SCALE = PlannedScale(
+    rate=100.0,
+    tokens_per_s=30_000.0,
+    gpu="H100-SXM",
+    tp=2,
+    concurrency=64,
+    replicas=2,
+    most_replicas=8,
+    waiting=3,
+    waiting_reason="so many get slots in time",
+)
 # A source, and all the numbers that come from it.
 SOURCES: dict[str, tuple[Callable[[ServedFacts], dict[str, Any]], dict[str, Any], set[str]]] = {
     "weights": (
@@ -95,8 +106,8 @@ SOURCES: dict[str, tuple[Callable[[ServedFacts], dict[str, Any]], dict[str, Any]
     "max-replicas": (lambda _: {}, {"max_replicas": 50}, {"autoscaling.maxReplicas"}),
     "plan": (
         lambda _: {},
-        {"scale": PlannedScale(10.0, "H100-SXM", 2, 64, 2, 8, 3, "so many get slots in time")},
-        {"autoscaling.waitingPerReplica"},
+        {"scale": SCALE},
+        {"autoscaling.waitingPerReplica", "gateway.replicas"},
     ),
     "fetch": (lambda _: {}, {"storage": "fetch:https://example.org"}, {"server.ephemeralStorage"}),
     "gateway-image": (lambda _: {}, {"gateway_image": "gateway:2"}, {"gateway.image"}),
@@ -118,7 +129,11 @@ def test_a_number_changes_with_its_source_and_with_nothing_else(
 
 
 # What a graph of Dynamo's has otherwise: its operator rolls workers, and no gateway is before them.
-OF_GRAPHS = {"server.progressSeconds": None, "gateway.graceSeconds": "frontend.graceSeconds"}
+OF_GRAPHS = {
+    "server.progressSeconds": None,
+    "gateway.graceSeconds": "frontend.graceSeconds",
+    "gateway.replicas": None,
+}
 
 
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != "gateway-image"])
@@ -147,7 +162,7 @@ def test_a_worker_waits_and_drains_as_its_triton_does(facts: ServedFacts) -> Non
 
 def test_every_number_that_people_may_set_has_a_source_above(facts: ServedFacts) -> None:
     """But for those of the gateway, which has the same size before every server."""
-    alike = {"gateway.replicas", "gateway.cpu", "gateway.memory", "gateway.ephemeralStorage"}
+    alike = {"gateway.cpu", "gateway.memory", "gateway.ephemeralStorage"}
     sources = set().union(*(changing for _, _, changing in SOURCES.values()))
 
     known = numbers(Deployment(facts, settings_of()))

@@ -187,7 +187,8 @@ def _slower_text(traffic: Traffic) -> str:
     share = traffic.uncertainty.spread.ninth_decile
     if traffic.slower_replicas is None:
         return f"by {share:.0%}, no number of replicas would keep the deadlines"
-    return f"by {share:.0%}, {traffic.slower_replicas:,} replicas"
+    many = "s" * (traffic.slower_replicas > 1)
+    return f"by {share:.0%}, {traffic.slower_replicas:,} replica{many}"
 
 
 def _times(average_s: float, most_s: float) -> str:

@@ -144,6 +144,9 @@ def test_the_engine_is_built_for_what_was_planned(command: Command) -> None:
     ]
     build = row["recommended"][0]["commands"][-1]
 
+    cached = planned(command, *arguments, "--kv-cache", "fp8")["recommended"][0]["commands"]
+
+    assert cached[0].endswith("--precision fp8 --kv-cache fp8")
     assert slots[1] == 16
     assert slots[2] < slots[0]
     assert build.endswith(f"--profile throughput --max-batch-size {slots[2]}")
