@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-serve bench-clients bench-gateway soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -19,6 +19,7 @@ DYNAMO := .venv-dynamo
 OLDEST := .venv-oldest
 GRAFANA := .npm-grafana
 AIPERF := .venv-aiperf
+AICONFIGURATOR := .venv-aiconfigurator
 LANGCHAIN := .venv-langchain
 GUIDELLM := .venv-guidellm
 CHECKOV := .venv-checkov
@@ -254,6 +255,15 @@ soak-clients: $(COMPLETE) ## Look at what each client holds after 10,000 request
 
 bench-gateway: $(COMPLETE) ## Time what the gateway adds to Triton, and look at what it keeps after 10,000 requests
 	$(BIN)/python benchmarks/bench_gateway.py
+
+# It predicts by what it measured on GPUs, and is asked in an environment of its own.
+bench-plan: $(COMPLETE) $(AICONFIGURATOR)/.ready ## Compare plan's predictions with NVIDIA's figures, beside NVIDIA's aiconfigurator
+	$(BIN)/python benchmarks/bench_plan.py --aiconfigurator $(AICONFIGURATOR)/bin/aiconfigurator
+
+$(AICONFIGURATOR)/.ready:
+	$(PYTHON) -m venv $(AICONFIGURATOR)
+	$(AICONFIGURATOR)/bin/python -m pip install --quiet aiconfigurator==0.12.0
+	@touch $@
 
 # Where the repository lies, for the links of the package's page.
 URL = $(shell git remote get-url origin 2> /dev/null)
