@@ -202,6 +202,10 @@ def requests(network: Network) -> dict[str, Any]:
     found["drained"] = len(text_of([first, *going])) > 0
     found["worker"] = worker.wait(PATIENCE_S)
     found["gone"] = get(f"{FRONTEND}/v1/models")[1]
+    elsewhere = ("--discovery-backend", "kubernetes")
+    lost = network.start("lost", *OURS, "dynamo-worker", str(network.repository), *elsewhere)
+    found["lost"] = lost.wait(PATIENCE_S)
+    found["said"] = [line for line in network.log("lost").splitlines() if "error: " in line]
     return found
 
 

@@ -61,6 +61,9 @@ def found_in(scenario: str, repository: Path, folder: Path) -> dict[str, Any]:
         "DYN_REQUEST_PLANE": "tcp",
         "DYN_EVENT_PLANE": "zmq",
         "HF_HUB_OFFLINE": "1",
+        # Workers are healthy when Dynamo's own requests to try them are answered.
+        "DYN_HEALTH_CHECK_ENABLED": "true",
+        "DYN_CANARY_WAIT_TIME": "1",
         "PYTHONPATH": str(folder / "packages"),
     }
     done = subprocess.run(
@@ -100,6 +103,8 @@ def test_requests_are_answered_refused_and_cancelled(repository: Path, tmp_path:
     assert found["left"] == "cancelled"
     assert (found["drained"], found["worker"]) == (True, 0)
     assert "solar" not in found["gone"]
+    assert (found["lost"], len(found["said"])) == (6, 1)
+    assert "error: Dynamo cannot be joined: " in found["said"][0]
 
 
 def test_requests_go_on_when_a_worker_is_killed(repository: Path, tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import click
 import cloup
@@ -13,10 +13,8 @@ import cloup
 from minitron_trt.clients.request_options import CHAT_TEMPLATE, TRITON_URL
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.drain_option import drain_option
-from minitron_trt.errors import MissingExtraError
+from minitron_trt.errors import MinitronError, MissingExtraError, one_line
 from minitron_trt.option_types import POSITIVE
-
-log = logging.getLogger(__name__)
 
 GRACE_S: Final = 5
 """Seconds that Dynamo's framework waits, after a worker has left its router, before it drains."""
@@ -148,7 +146,19 @@ def dynamo_worker(
         "triton": chosen.url,
     }
     console.result(record, describe(record))
-    run_worker(card, chosen)
+    try:
+        run_worker(card, chosen)
+    except MinitronError as error:
+        click.echo(one_line(f"error: {error}"), err=True)
+        _leave(error.exit_code)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: threads of Dynamo's outlive its worker, and abort a Python that tidies up."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def describe(record: dict[str, Any]) -> str:

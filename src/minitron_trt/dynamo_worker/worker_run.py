@@ -9,10 +9,9 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from dynamo.common.backend import Worker, WorkerConfig
 from dynamo.common.utils.namespace import get_worker_namespace
@@ -22,16 +21,14 @@ from minitron_trt.clients.endpoint import Access, Timeouts
 from minitron_trt.clients.model_interface import ModelInterface
 from minitron_trt.dynamo_worker.model_card import ModelCard
 from minitron_trt.dynamo_worker.triton_engine import TritonEngine
+from minitron_trt.dynamo_worker.triton_watch import EVERY_S, TritonWatch
 from minitron_trt.errors import ServerError, UnreachableError, UnsupportedError
 from minitron_trt.host.async_termination import run_terminable
 
 log = logging.getLogger(__name__)
 
-_EVERY_S: Final = 1.0
 # Frontends take workers for the same only where the path that was given is the same, too.
 _FOLDER: Final = Path("model")
-# A server that is busy loading or draining answers late; one that is gone answers never.
-_MISSES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +71,11 @@ async def _work(card: ModelCard, options: WorkerOptions) -> None:
             engine = TritonEngine(
                 client, card, drain_s=options.drain_s, block_size=options.block_size
             )
-            watch = _TritonWatch(client, engine)
+            watch = TritonWatch(client, lambda: engine.endpoint, _end_worker)
             log.info("Triton is ready; the worker joins %s", options.namespace)
             async with watch.watching():
                 _leave_signals_to_dynamo()
-                await Worker(engine, _config(card, options)).run()
+                await _run(Worker(engine, _config(card, options)))
     if watch.fault is not None:
         raise watch.fault
 
@@ -98,7 +95,7 @@ async def _found(client: AsyncClient, card: ModelCard, options: WorkerOptions) -
                 f"Triton at {options.url} was not ready after {options.timeout_s:g} s; look at its "
                 "log, or raise --timeout"
             )
-        await asyncio.sleep(_EVERY_S)
+        await asyncio.sleep(EVERY_S)
 
 
 def _check(card: ModelCard, interface: ModelInterface) -> None:
@@ -129,54 +126,20 @@ def _config(card: ModelCard, options: WorkerOptions) -> WorkerConfig:
     )
 
 
+async def _run(worker: Worker) -> None:
+    try:
+        await worker.run()
+    except Exception as error:  # Dynamo raises nothing more precise
+        raise UnreachableError(
+            f"Dynamo cannot be joined: {error}; look at --discovery-backend and at what it needs"
+        ) from error
+
+
+def _end_worker() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _leave_signals_to_dynamo() -> None:
     """Give up our handlers: Dynamo's would call them before its own."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-
-
-class _TritonWatch:
-    """Looks whether Triton is there: takes the worker from the router while it is not ready.
-
-    When it is gone, the worker's end is asked for, and `fault` tells why.
-    """
-
-    def __init__(self, client: AsyncClient, engine: TritonEngine) -> None:
-        self._client = client
-        self._engine = engine
-        self._is_listed = True
-        self.fault: ServerError | None = None
-
-    @contextlib.asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
-        """Watch while a block runs."""
-        task = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def _watch(self) -> None:
-        misses = 0
-        while misses < _MISSES:
-            await asyncio.sleep(_EVERY_S)
-            try:
-                await self._list(await self._client.ready())
-                misses = 0
-            except ServerError as error:
-                misses += 1
-                self.fault = error if misses == _MISSES else None
-        log.warning("Triton is gone; the worker ends, and its requests go on elsewhere")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    async def _list(self, is_ready: bool) -> None:
-        endpoint: Any = self._engine.endpoint
-        if endpoint is None or is_ready == self._is_listed:
-            return
-        self._is_listed = is_ready
-        log.warning("Triton is %s", "ready again" if is_ready else "not ready; no requests to it")
-        if is_ready:
-            await endpoint.register_endpoint_instance()
-        else:
-            await endpoint.unregister_endpoint_instance()
