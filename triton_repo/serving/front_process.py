@@ -23,6 +23,11 @@ DYNAMO: Final = "dynamo"
 _START_S: Final = 60.0
 # A worker of Dynamo's waits for its routers to notice that it goes, before it drains.
 _MARGINS_S: Final = {GATEWAY: 3.0, DYNAMO: 8.0}
+_INSTEAD: Final = {
+    "--gateway": "give the gateway an address and TLS of its own: --gateway-options '--host "
+    "0.0.0.0 --tls-cert cert.pem …'",
+    "--frontend": "only the worker beside it asks; the frontend has an address and TLS of its own",
+}
 _ERROR: Final = re.compile(r"(?i)error: (.*)")
 _KINDS: Final[dict[int, type[MinitronError]]] = {2: UsageError, 3: BadInputError}
 
@@ -46,10 +51,7 @@ def _program(command: str, options: ServerOptions) -> tuple[str, ...]:
 
 def _option_words(option: str, words: str, options: ServerOptions) -> list[str]:
     if not options.endpoints.is_local or options.tls is not None:
-        raise UsageError(
-            f"with {option} Triton stays on 127.0.0.1 without TLS; give the gateway an address and "
-            "TLS of its own: --gateway-options '--host 0.0.0.0 --tls-cert cert.pem …'"
-        )
+        raise UsageError(f"with {option} Triton stays on 127.0.0.1 without TLS; {_INSTEAD[option]}")
     try:
         return shlex.split(words)
     except ValueError as error:

@@ -67,7 +67,7 @@ def asked_tokens(asked: Mapping[str, Any], card: ModelCard) -> AskedTokens:
             f"the prompt has {len(prompt)} tokens, and {card.name} holds {card.context_length} "
             "with the answer; shorten it"
         )
-    stop_ids = frozenset() if stop.get("ignore_eos") else _stop_ids(asked, stop, card)
+    stop_ids = () if stop.get("ignore_eos") else _stop_ids(asked, stop, card)
     drawn = _drawn(sampling)
     wanted = output.get("logprobs")
     max_tokens = min(stop.get("max_tokens") or room, room)
@@ -76,7 +76,7 @@ def asked_tokens(asked: Mapping[str, Any], card: ModelCard) -> AskedTokens:
         input_ids=prompt,
         max_tokens=max_tokens,
         # Triton's model takes one id; the others are looked for in what it sends.
-        end_id=min(stop_ids, default=None),
+        end_id=next(iter(stop_ids), None),
         min_tokens=stop.get("min_tokens") or None,
         return_log_probs=True if wanted is not None else None,
         **drawn,
@@ -88,7 +88,7 @@ def asked_tokens(asked: Mapping[str, Any], card: ModelCard) -> AskedTokens:
         request=request,
         prompt_tokens=len(prompt),
         max_tokens=max_tokens,
-        stop_ids=stop_ids,
+        stop_ids=frozenset(stop_ids),
         min_tokens=request.min_tokens or 0,
         log_probs=wanted is not None,
         tells_likeliest=_tells_likeliest(wanted or 0, drawn),
@@ -121,13 +121,16 @@ def _unsupported(name: str, value: Any = None, why: str = "") -> RefusedError:
     )
 
 
-def _stop_ids(asked: Mapping[str, Any], stop: Mapping[str, Any], card: ModelCard) -> frozenset[int]:
+def _stop_ids(
+    asked: Mapping[str, Any], stop: Mapping[str, Any], card: ModelCard
+) -> tuple[int, ...]:
+    """Return the ids that end a sequence, the model's own first."""
     named = (
         stop.get(name) or ()
         for name in ("stop_token_ids", "stop_token_ids_visible", "stop_token_ids_hidden")
     )
     ends = asked.get("eos_token_ids") or card.end_ids
-    return frozenset((*ends, *(each for ids in named for each in ids)))
+    return tuple(dict.fromkeys((*ends, *(each for ids in named for each in ids))))
 
 
 def _drawn(sampling: Mapping[str, Any]) -> dict[str, Any]:
