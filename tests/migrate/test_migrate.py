@@ -22,6 +22,7 @@ from minitron_trt.build.engine import write_engine_manifest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.calibration.text import CalibrationText
 from minitron_trt.convert.conversion import ConvertOptions, convert
+from minitron_trt.migrate.fates import UNKNOWN
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.repository import emit_repository
@@ -39,6 +40,54 @@ SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
+UPSTREAM_PRETRAINED: dict[str, Any] = {
+    **dict.fromkeys(("mlp_bias", "attn_bias", "residual_mlp", "qk_layernorm"), False),
+    "disable_weight_only_quant_plugin": False,
+    "remove_duplicated_kv_heads": False,
+    "use_parallel_embedding": False,
+    "share_embedding_table": False,
+    "embedding_sharding_dim": 0,
+    "moe": {"num_experts": 0, "top_k": 0, "normalization_mode": None, "tp_mode": 0},
+    "hidden_act": "silu",
+    "position_embedding_type": "rope_gpt_neox",
+    "rotary_base": 500000.0,
+    "mapping": {
+        **dict.fromkeys(("world_size", "cp_size", "tp_size", "pp_size"), 1),
+        **dict.fromkeys(("moe_tp_size", "moe_ep_size"), 1),
+        "gpus_per_node": 8,
+    },
+}
+UPSTREAM_BUILD: dict[str, Any] = {
+    **dict.fromkeys(("opt_batch_size", "builder_opt", "force_num_profiles"), None),
+    **dict.fromkeys(("gather_context_logits", "gather_generation_logits"), False),
+    **dict.fromkeys(("enable_debug_output", "use_refit", "weight_sparsity"), False),
+    **dict.fromkeys(("weight_streaming", "use_strip_plan"), False),
+    "opt_num_tokens": 256,
+    "max_prompt_embedding_table_size": 0,
+    "kv_cache_type": "PAGED",
+    "strongly_typed": True,
+    "profiling_verbosity": "layer_names_only",
+    "max_draft_len": 0,
+    "speculative_decoding_mode": 1,
+    "input_timing_cache": None,
+    "output_timing_cache": "model.cache",
+    "lora_config": {"lora_dir": [], "max_lora_rank": 64, "lora_target_modules": []},
+    "auto_parallel_config": {"world_size": 1, "cluster_key": "A100-SXM-80GB"},
+    "max_encoder_input_len": 1024,
+    "use_fused_mlp": "enable",
+    "plugin_config": {
+        "dtype": "float16",
+        **dict.fromkeys(("bert_attention_plugin", "gpt_attention_plugin"), "auto"),
+        **dict.fromkeys(("moe_plugin", "mamba_conv1d_plugin"), "auto"),
+        **dict.fromkeys(("gemm_plugin", "nccl_plugin", "lora_plugin", "lookup_plugin")),
+        **dict.fromkeys(("context_fmha", "paged_kv_cache", "remove_input_padding"), True),
+        **dict.fromkeys(("enable_xqa", "use_fused_mlp"), True),
+        **dict.fromkeys(("reduce_fusion", "multiple_profiles", "paged_state"), False),
+        **dict.fromkeys(("streamingllm", "manage_weights", "use_fp8_context_fmha"), False),
+        "tokens_per_block": 64,
+        "use_paged_context_fmha": False,
+    },
+}
 Migrate = Callable[..., dict[str, Any]]
 
 
@@ -254,6 +303,34 @@ def test_an_engine_of_ours_gives_back_the_weights_of_its_checkpoint(
     assert torch.equal(logits(tmp_path / "migrated/model"), logits(sample_folder(LLAMA)))
     assert (arguments["max_batch_size"], arguments["enable_chunked_prefill"]) == (8, True)
     assert report["model"] == "model"
+
+
+def test_every_setting_of_an_engine_of_upstream_is_known(migrate: Migrate, tmp_path: Path) -> None:
+    """The keys are those that TensorRT-LLM 0.13 wrote for a Llama, and 1.x has all but a few."""
+    engine = sample_engine(tmp_path / "engine", **UPSTREAM_BUILD)
+    config = json.loads((engine / "config.json").read_text())
+    config["pretrained_config"] |= UPSTREAM_PRETRAINED
+    (engine / "config.json").write_text(json.dumps(config))
+
+    report = migrate(engine, "--model", sample_folder(LLAMA))
+
+    settings = report["settings"]
+    assert [s["name"] for s in settings if s["reason"] == UNKNOWN.reason] == []
+    lost = {s["name"] for s in settings if s["fate"] == "lost"}
+    on = {"bert_attention_plugin", "gpt_attention_plugin", "moe_plugin", "mamba_conv1d_plugin"}
+    on |= {"context_fmha", "enable_xqa", "use_fused_mlp", "dtype"}
+    assert lost == on | {
+        "auto_parallel_config",
+        "gpus_per_node",
+        "moe_ep_size",
+        "moe_tp_size",
+        "opt_num_tokens",
+        "output_timing_cache",
+        "profiling_verbosity",
+        "strongly_typed",
+        "max_encoder_input_len",
+        "version",
+    }
 
 
 def test_an_engine_alone_is_served_from_the_model_that_is_named(

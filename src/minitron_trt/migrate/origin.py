@@ -165,6 +165,10 @@ def _take_engine(origin: Origin, path: Path) -> None:
     _take_model(origin, f"{name}: pretrained_config", config["pretrained_config"])
     build = dict(config["build_config"])
     plugins = build.pop("plugin_config", None) or {}
+    lora = build.get("lora_config") or {}
+    if not (lora.get("lora_dir") or lora.get("lora_target_modules")):
+        # What trtllm-build writes where nobody asked for LoRA.
+        build.pop("lora_config", None)
     origin.ledger.take(f"{name}: build_config", build, BUILD)
     rules = {key: PLUGINS.get(key, OTHER_PLUGIN) for key in plugins}
     origin.ledger.take(f"{name}: plugin_config", plugins, rules)

@@ -27,6 +27,17 @@ def _lost(reason: str, *names: str) -> dict[str, Rule]:
     return dict.fromkeys(names, Rule(reason=reason))
 
 
+def _off(reason: str, *names: str) -> dict[str, Rule]:
+    """Return the rules of what is off unless it is asked for: only what was on can be lost."""
+    rule = Rule(
+        kept=("false", "0", "disable", "none"),
+        kept_as="off, and there is none here",
+        otherwise=Fate.LOST,
+        reason=reason,
+    )
+    return dict.fromkeys(names, rule)
+
+
 def _truth(value: str) -> str:
     """Return true or false for each word that TensorRT-LLM's models take for one."""
     return json.dumps(value.lower() in ("true", "1", "t", "yes", "y"))
@@ -100,13 +111,13 @@ MODEL: Final[Rules] = MappingProxyType(
             kept_as=f"{_RUNTIME} hands out float32 logits",
             reason="they were narrower",
         ),
-        **_lost(
+        **_off(
             f"{_RUNTIME} shards the embedding by itself",
             "use_parallel_embedding",
             "embedding_sharding_dim",
             "share_embedding_table",
         ),
-        **_lost(
+        **_off(
             _COMPILED,
             "disable_weight_only_quant_plugin",
             "producer",
@@ -195,13 +206,13 @@ BUILD: Final[Rules] = MappingProxyType(
             kept=("0",), kept_as="no drafts", otherwise=Fate.LOST, reason=_SPECULATION
         ),
         **_lost(_LORA, "lora_config", "max_lora_rank"),
-        **_lost(
+        **_off(
             _OTHER_MODELS,
             "max_encoder_input_len",
             "max_prompt_embedding_table_size",
             "use_mrope",
         ),
-        **_lost(
+        **_off(
             _COMPILED,
             "opt_num_tokens",
             "opt_batch_size",
@@ -221,6 +232,7 @@ BUILD: Final[Rules] = MappingProxyType(
             "visualize_network",
             "builder_opt",
             "max_draft_tokens",
+            "use_fused_mlp",
         ),
     }
 )
@@ -241,10 +253,17 @@ PLUGINS: Final[Rules] = MappingProxyType(
             kept=("true",), kept_as="packed input", reason="this runtime has no other"
         ),
         "lora_plugin": Rule(reason=_LORA),
+        # On unless turned off.
+        **_lost(_KERNELS, "context_fmha", "enable_xqa", "use_fused_mlp"),
     }
 )
 """Plugins with a counterpart; of the others the runtime decides."""
-OTHER_PLUGIN: Final = Rule(reason=_KERNELS)
+OTHER_PLUGIN: Final = Rule(
+    kept=("false", "disable"),
+    kept_as="off, and there is none here",
+    otherwise=Fate.LOST,
+    reason=_KERNELS,
+)
 
 _KV: Final = "llm.kv_cache_config"
 _TEXT: Final[Rules] = MappingProxyType(
