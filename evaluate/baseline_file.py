@@ -67,20 +67,35 @@ class BaselineFile:
         """Return how many chunks it has whole."""
         return (self.path.stat().st_size - self._start) // self._chunk_bytes
 
-    def append(self, index: int, log_probabilities: Array) -> None:
-        """Write a chunk's rows [scored, vocab] in its place."""
+    def append(self, index: int, rows: NDArray[np.uint16]) -> None:
+        """Write a chunk's rows in its place, as `in_steps` makes them."""
         with self.path.open("r+b") as file:
             file.seek(self._start + index * self._chunk_bytes)
-            file.write(_in_steps(log_probabilities, self._row_values).tobytes())
+            file.write(rows.tobytes())
 
-    def read(self, index: int) -> Array:
-        """Return a chunk's log-probabilities [scored, vocab]; BadInputError when it lacks them."""
+    def read(self, index: int) -> NDArray[np.uint16]:
+        """Return a chunk's rows, for `in_numbers`; BadInputError when it lacks them."""
         with self.path.open("rb") as file:
             file.seek(self._start + index * self._chunk_bytes)
             blob = file.read(self._chunk_bytes)
         if len(blob) < self._chunk_bytes:
             raise BadInputError(f"{self.path} lacks chunk {index + 1}; make it again")
-        rows = np.frombuffer(blob, np.uint16).reshape(self.scored, self._row_values)
+        return np.frombuffer(blob, np.uint16).reshape(self.scored, self._row_values)
+
+    def in_steps(self, log_probabilities: Array) -> NDArray[np.uint16]:
+        """Return log-probabilities [rows, vocab] as the file has them."""
+        largest = log_probabilities.max(axis=1, keepdims=True)
+        least = np.maximum(log_probabilities.min(axis=1, keepdims=True), largest - _RANGE)
+        scale = ((largest - least) / _STEPS).astype(np.float32)
+        safe = np.where(scale > 0, scale, 1).astype(np.float64)
+        steps = np.rint(np.clip(log_probabilities - least, 0, None) / safe)
+        rows = np.zeros((len(steps), self._row_values), np.uint16)
+        rows[:, :_SCALE_VALUES] = np.hstack([scale, least.astype(np.float32)]).view(np.uint16)
+        rows[:, _SCALE_VALUES : _SCALE_VALUES + steps.shape[1]] = np.minimum(steps, _STEPS)
+        return rows
+
+    def in_numbers(self, rows: NDArray[np.uint16]) -> Array:
+        """Return the log-probabilities [rows, vocab] of rows of the file."""
         numbers = rows[:, :_SCALE_VALUES].copy().view(np.float32)
         steps = rows[:, _SCALE_VALUES : _SCALE_VALUES + self.vocab]
         return np.asarray((numbers[:, :1] * steps + numbers[:, 1:]).astype(np.float64))
@@ -105,16 +120,3 @@ class BaselineFile:
     @property
     def _chunk_bytes(self) -> int:
         return 2 * self.scored * self._row_values
-
-
-def _in_steps(log_probabilities: Array, row_values: int) -> NDArray[np.uint16]:
-    """Return rows as the file has them."""
-    largest = log_probabilities.max(axis=1, keepdims=True)
-    least = np.maximum(log_probabilities.min(axis=1, keepdims=True), largest - _RANGE)
-    scale = ((largest - least) / _STEPS).astype(np.float32)
-    safe = np.where(scale > 0, scale, 1).astype(np.float64)
-    steps = np.rint(np.clip(log_probabilities - least, 0, None) / safe)
-    rows = np.zeros((len(steps), row_values), np.uint16)
-    rows[:, :_SCALE_VALUES] = np.hstack([scale, least.astype(np.float32)]).view(np.uint16)
-    rows[:, _SCALE_VALUES : _SCALE_VALUES + steps.shape[1]] = np.minimum(steps, _STEPS)
-    return rows

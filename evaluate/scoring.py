@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minitron_trt.console import Advance, ShowProgress
 from minitron_trt.errors import BadInputError, UsageError
@@ -24,6 +26,7 @@ from minitron_trt.evaluate.perplexity import (
     perplexity,
 )
 from minitron_trt.evaluate.text_tokens import TextTokens
+from minitron_trt.host.machine import usable_cores
 from minitron_trt.quantization.number_formats import Array
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 BASELINE_NAME: Final = "baseline.logits"
 _OWNER_NAME: Final = "baseline.key"
 _COLUMNS: Final = 3  # of a token's scores
+# Float64 numbers that a core's cache holds; those of a chunk would be a quarter of a gigabyte.
+_VALUES_AT_ONCE: Final = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +167,42 @@ class Evaluation:
         done = min(path.stat().st_size // rows, len(chunks)) if path.exists() else 0
         if first:
             done = min(done, baseline.file.complete)
-        with path.open("r+b" if path.exists() else "wb") as file:
+        opened = path.open("r+b" if path.exists() else "wb")
+        with opened as file, ThreadPoolExecutor(usable_cores()) as threads:
             file.seek(done * rows)
             advance(done)
             for index in range(done, len(chunks)):
-                chunk = chunks[index]
-                own = _log_likelihoods(model, chunk)
-                if first:
-                    baseline.file.append(index, own)
-                scores = compare(own, baseline.file.read(index), chunk.targets)
-                file.write(_packed(scores).tobytes())
+                table = self._chunk_scores(model, chunks[index], index, baseline, threads, first)
+                file.write(table.tobytes())
                 file.flush()
                 advance(1)
         table = np.fromfile(path, np.float64, len(chunks) * rows // 8).reshape(-1, _COLUMNS)
         return TokenScores(table[:, 0], table[:, 1], table[:, 2] > 0)
+
+    def _chunk_scores(
+        self,
+        model: EvaluatedModel,
+        chunk: Chunk,
+        index: int,
+        baseline: _Baseline,
+        threads: ThreadPoolExecutor,
+        first: bool,
+    ) -> Array:
+        """Return what is kept of a chunk's scores; the first model's rows become the baseline's."""
+        logits, file = model.logits(chunk), baseline.file
+        kept = None if first else file.read(index)
+        count = max(1, _VALUES_AT_ONCE // file.vocab)
+
+        def part(at: int) -> tuple[NDArray[np.uint16], Array]:
+            rows = slice(at, at + count)
+            own = _log_likelihoods(model, logits[rows])
+            steps = file.in_steps(own) if kept is None else kept[rows]
+            return steps, _packed(compare(own, file.in_numbers(steps), chunk.targets[rows]))
+
+        steps, tables = zip(*threads.map(part, range(0, len(logits), count)), strict=True)
+        if first:
+            file.append(index, np.concatenate(steps))
+        return np.concatenate(tables)
 
     def _key(self, model: EvaluatedModel, *, beside: str = "") -> str:
         """Return what tells a model's figures, beside a baseline, from those of any other."""
@@ -191,14 +218,14 @@ class Evaluation:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _log_likelihoods(model: EvaluatedModel, chunk: Chunk) -> Array:
+def _log_likelihoods(model: EvaluatedModel, logits: NDArray[np.float32]) -> Array:
     try:
-        return log_likelihoods(model.logits(chunk))
+        return log_likelihoods(logits)
     except BadInputError as error:
         raise BadInputError(f"{model.name}: {error}") from error
 
 
-def _packed(scores: TokenScores) -> Any:
+def _packed(scores: TokenScores) -> Array:
     columns = (scores.nll, scores.divergence, scores.same_top)
     return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
 

@@ -139,14 +139,14 @@ def test_a_baseline_on_a_disk_is_what_was_written_but_for_its_steps(tmp_path: Pa
     rows = [log_likelihoods(random.normal(0, 4, (7, 41))) for _ in chunks]
     baseline.create()
     for index, values in enumerate(rows):
-        baseline.append(index, values)
+        baseline.append(index, baseline.in_steps(values))
     opened = BaselineFile.open(tmp_path / "baseline", scored=7)
 
     assert opened.complete == 2
     assert opened.fits(chunks)
     for index, values in enumerate(rows):
         kept = values > values.max(axis=1, keepdims=True) - 16
-        assert np.abs(opened.read(index) - values)[kept].max() < 2.5e-4
+        assert np.abs(opened.in_numbers(opened.read(index)) - values)[kept].max() < 2.5e-4
 
 
 def test_perplexity_is_that_which_transformers_computes(text: Path, command: Command) -> None:
