@@ -124,43 +124,38 @@ def fitted_as(precision: str) -> str:
 @functools.cache
 def efficiency() -> Efficiency:
     """Return what all figures say."""
-    return _fit(_Figures.published(), slice(None))
+    return _fit(slice(None))
 
 
-@dataclass(frozen=True, slots=True)
-class _Figures:
-    """The work of each figure, a row, in parts relative to the time that was measured.
+@functools.cache
+def _precisions() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(figure.model.precision for figure in measurements()))
+
+
+@functools.cache
+def _parts() -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return each figure's work, a row, in parts relative to the time that was measured.
 
     The columns are arithmetic by precision, memory, links and layers.
     """
-
-    precisions: tuple[str, ...]
-    parts: np.ndarray[Any, np.dtype[np.float64]]
-
-    @classmethod
-    @functools.cache
-    def published(cls) -> _Figures:
-        """Return all published figures."""
-        import numpy as np
-
-        names = tuple(dict.fromkeys(figure.model.precision for figure in measurements()))
-        return cls(names, np.array([_parts(figure, names) for figure in measurements()]))
-
-
-def _parts(figure: Measurement, precisions: Sequence[str]) -> list[float]:
-    work, measured_s = figure.work, figure.output_len / figure.tokens_per_s
-    arithmetic = [
-        work.arithmetic_s if name == figure.model.precision else 0.0 for name in precisions
-    ]
-    parts = (*arithmetic, work.memory_s, work.link_s, work.layers)
-    return [part / measured_s for part in parts]
-
-
-def _fit(figures: _Figures, kept: Any) -> Efficiency:
-    """Return the efficiencies with the least squares of relative errors of the times."""
     import numpy as np
 
-    parts = figures.parts[kept]
+    rows = []
+    for figure in measurements():
+        work, measured_s = figure.work, figure.output_len / figure.tokens_per_s
+        own = [figure.model.precision == name for name in _precisions()]
+        arithmetic = [work.arithmetic_s * is_own for is_own in own]
+        rows.append([*arithmetic, work.memory_s, work.link_s, work.layers])
+        rows[-1] = [part / measured_s for part in rows[-1]]
+    return np.array(rows)
+
+
+def _fit(kept: slice | list[bool]) -> Efficiency:
+    """Return the efficiencies with the least squares of relative errors of the figures kept."""
+    import numpy as np
+
+    parts = _parts()[kept]
+    # Of what no figure has work, nothing can be said.
     used = parts.any(axis=0)
     factors = np.zeros(len(used))
     factors[used] = np.linalg.lstsq(parts[:, used], np.ones(len(parts)), rcond=None)[0]
@@ -168,7 +163,7 @@ def _fit(figures: _Figures, kept: Any) -> Efficiency:
     return Efficiency(
         arithmetic={
             name: 1 / factor
-            for name, factor in zip(figures.precisions, arithmetic, strict=True)
+            for name, factor in zip(_precisions(), arithmetic, strict=True)
             if factor
         },
         memory=1 / memory,
@@ -247,7 +242,7 @@ def errors_without(group: str) -> tuple[float | None, ...]:
     for figure in figures:
         kept = tuple(not shared(figure, other) for other in figures)
         if kept not in fits:
-            fits[kept] = _fit(_Figures.published(), list(kept))
+            fits[kept] = _fit(list(kept))
         errors.append(_error(fits[kept], figure) if fits[kept].knows(figure.model) else None)
     return tuple(errors)
 
