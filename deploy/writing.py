@@ -36,7 +36,7 @@ from minitron_trt.version import __version__
 README: Final = "README.md"
 _CONTAINERFILE: Final = "image/Containerfile"
 _SERVER_CONTAINERFILE: Final = "image/Server.Containerfile"
-_CONVERTING: Final = (KUBERNETES, LEADERWORKERSET, KSERVE)
+_CONVERTING: Final = (KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO)
 _OF_KUBERNETES: Final = (
     "gpu_product",
     "image_pull_secret",

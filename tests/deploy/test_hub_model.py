@@ -15,10 +15,16 @@ import yaml
 from click.testing import CliRunner, Result
 from tests.convert.source import test_hub_source
 from tests.convert.source.test_hub_source import COMMIT, REPO
+from tests.deploy.repositories import planned
 from tests.deploy.test_golden import check
 
 from minitron_trt.cli import main
+from minitron_trt.deploy.check.deployment_check import check_deployment
+from minitron_trt.deploy.settings import DYNAMO, KSERVE, KUBERNETES, LEADERWORKERSET
+from minitron_trt.deploy.writing import write_files
 from minitron_trt.samples import sample_folder
+from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 hub = test_hub_source.hub
 SERVER = "base/server.yaml"
@@ -94,6 +100,30 @@ def test_the_init_containers_do_what_they_say(hub: tuple[Any, str], tmp_path: Pa
     there = sum(manifest["files"].values())
     assert there == pytest.approx(recorded["repository_bytes"], rel=0.01)
     assert f"--model-repository={mount['mountPath']}" in pod["containers"][0]["args"]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the runtime llmapi, as Pods would make it."""
+    folder = tmp_path_factory.mktemp("hub") / "repository"
+    emit_repository(sample_folder("solar-llama"), folder, ServingRecipe(tp=2))
+    return folder
+
+
+@pytest.mark.parametrize("target", [KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO])
+def test_each_target_prepares_the_model_before_its_server(
+    repository: Path, tmp_path: Path, target: str
+) -> None:
+    spread = {"gpus_per_node": 1} if target == LEADERWORKERSET else {}
+    files = planned(repository, target, storage=f"hub:a/b@{COMMIT}", gpu="H100", **spread)
+    write_files(files, tmp_path / "files")
+
+    text = "".join(text for name, text in files.texts.items() if name.startswith("base/"))
+    pods = text.count("initContainers:")
+    assert (text.count("- name: convert\n"), text.count("- name: triton-repo\n")) == (pods, pods)
+    # Whoever has the models in a Pod, Dynamo's worker too, sees the repository alone.
+    assert text.count("subPath: repository") == text.count("mountPath: /models\n") >= pods > 0
+    assert not check_deployment(tmp_path / "files").errors
 
 
 @pytest.mark.parametrize(

@@ -428,6 +428,28 @@ def unfilled(folder: Path) -> list[object]:
     return [upstream]
 
 
+def odd_window(folder: Path) -> list[object]:
+    """Return the words for a repository with a value of another kind."""
+    return [write_upstream(folder / "upstream", {"max_attention_window_size": "long"})]
+
+
+def odd_records(folder: Path) -> list[object]:
+    """Return the words for an engine whose config has lists for records."""
+    engine = sample_engine(folder / "engine", lora_config=[1], max_draft_len={"a": 1})
+    config = json.loads((engine / "config.json").read_text())
+    config["pretrained_config"] |= {"moe": [1], "q_scaling": "x"}
+    (engine / "config.json").write_text(json.dumps(config))
+    return [engine, "--model", sample_folder(LLAMA)]
+
+
+def truncated(folder: Path) -> list[object]:
+    """Return the words for a checkpoint with a rank cut short."""
+    checkpoint = strangers(checkpoint_of(LLAMA, folder / "checkpoint", tp=2))
+    path = checkpoint / "rank1.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    return [checkpoint, "--tokenizer", sample_folder(LLAMA)]
+
+
 @pytest.mark.parametrize(
     ("words", "exit_code", "line"),
     [
@@ -436,6 +458,9 @@ def unfilled(folder: Path) -> list[object]:
         (without_tokenizer, 3, "pass --tokenizer"),
         (without_a_rank, 3, "has no rank0.safetensors"),
         (unfilled, 3, "minitron-trt check"),
+        (odd_window, 3, "max_attention_window_size is 'long'"),
+        (odd_records, 4, "q_scaling is 'x'"),
+        (truncated, 3, "truncated or damaged"),
         (lambda folder: [folder / "nothing"], 3, "is not there"),
         (lambda _: [sample_folder(LLAMA)], 4, "minitron-trt triton-repo"),
     ],

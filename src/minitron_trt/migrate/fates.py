@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from minitron_trt.errors import BadInputError
+
 LLM: Final = "llm"
 RECIPE: Final = "recipe"
 """The places of a target: an argument of the LLM class, or how the repository is written."""
@@ -111,7 +113,10 @@ class Ledger:
 
     def _judge(self, section: str, name: str, value: str, rule: Rule) -> None:
         if rule.target:
-            converted = rule.convert(value) if rule.convert else value
+            try:
+                converted = rule.convert(value) if rule.convert else value
+            except ValueError as error:
+                raise BadInputError(f"{section}: {name} is {value!r} ({error})") from error
             if converted != rule.default or rule.target in self.targets:
                 self.aim(rule.target, converted)
             became = shown(rule.target, converted)

@@ -30,7 +30,7 @@ from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
 from minitron_trt.convert.source.special_tokens import read_special_tokens
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.convert.source.weight_files import has_weights
-from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
+from minitron_trt.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from minitron_trt.families import FAMILIES
 from minitron_trt.migrate.fates import LLM, RECIPE, Fate, Ledger, Setting
 from minitron_trt.migrate.hf_weights import WeightsWritten, hf_size_bytes, write_hf_weights
@@ -94,7 +94,10 @@ class FolderPlan:
         parts = (self.spec, self.precision, self.kv_cache)
         size = hf_size_bytes(*parts)
         if (free := shutil.disk_usage(folder).free) < size:
-            raise OSError(f"the model needs {size_text(size)}, its disk has {size_text(free)} free")
+            raise OutputError(
+                f"the model needs {size_text(size)} but its disk has {size_text(free)} free; "
+                "choose another disk"
+            )
         with progress("join", size) as advance:
             written = write_hf_weights(
                 self.checkpoint,

@@ -165,7 +165,7 @@ def _take_engine(origin: Origin, path: Path) -> None:
     _take_model(origin, f"{name}: pretrained_config", config["pretrained_config"])
     build = dict(config["build_config"])
     plugins = build.pop("plugin_config", None) or {}
-    lora = build.get("lora_config") or {}
+    lora = _record(build.get("lora_config"))
     if not (lora.get("lora_dir") or lora.get("lora_target_modules")):
         # What trtllm-build writes where nobody asked for LoRA.
         build.pop("lora_config", None)
@@ -180,6 +180,10 @@ def _take_engine(origin: Origin, path: Path) -> None:
         source = Manifest.read_unchecked(path.parent, ENGINE).source
         origin.checkpoint = _still_there(source)
         origin.made_of = _source_of(source.get("source") or {})
+
+
+def _record(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _still_there(source: Mapping[str, Any]) -> Checkpoint | None:
@@ -208,7 +212,7 @@ def _take_model(origin: Origin, section: str, config: Mapping[str, Any]) -> None
                 f"{origin.place}: {name} is {value!r}; the Hugging Face class of "
                 f"{config.get('architecture')} has {expected!r}"
             )
-    experts = (config.get("moe") or {}).get("num_experts", 0)
+    experts = _record(config.get("moe")).get("num_experts", 0)
     if experts:
         raise UnsupportedError(f"{origin.place}: the model has {experts} experts; expected none")
     family = FAMILIES.get(str(config.get("architecture")))
