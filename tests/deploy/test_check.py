@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -26,6 +27,8 @@ from minitron_trt.deploy.writing import write_files
 from minitron_trt.triton_repo.check.report import Severity
 
 pytestmark = pytest.mark.slow
+# As kubectl get crds -o yaml writes them, or as the operator's sources have them.
+CRDS = os.environ.get("DYNAMO_CRDS", "")
 Deployed = Callable[[str], Path]
 
 
@@ -52,6 +55,14 @@ def test_what_is_written_has_nothing_wrong(target: str, written: Deployed) -> No
     report = check_deployment(written(target))
 
     assert [f.message for f in report.findings if f.severity is not Severity.NOTE] == []
+
+
+@pytest.mark.skipif(not CRDS, reason="DYNAMO_CRDS names no definitions of Dynamo's operator")
+def test_a_graph_keeps_to_the_operators_own_definition(written: Deployed) -> None:
+    report = check_deployment(written(DYNAMO), (Path(CRDS),))
+
+    assert [f.message for f in report.findings if "nvidia.com" in f.message] == []
+    assert report.errors == ()
 
 
 # By target: the file, what stands there, what somebody makes of it, and what is said of that.

@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,11 +62,12 @@ class Network:
         argv = (*OURS, "serve", str(self.repository), *ports, "--timeout", "600", *options)
         return self.start(f"triton{number}", *argv)
 
-    def work(self, number: int, *options: str) -> subprocess.Popen[bytes]:
+    def work(self, number: int, *options: str, name: str = "") -> subprocess.Popen[bytes]:
         """Start the worker of a Triton."""
         url = f"grpc://127.0.0.1:{8001 + 10 * number}"
         argv = (*OURS, "dynamo-worker", str(self.repository), "--url", url, *options)
-        return self.start(f"worker{number}", *argv, DYN_SYSTEM_PORT=str(9090 + number))
+        port = str(9090 + number)
+        return self.start(name or f"worker{number}", *argv, DYN_SYSTEM_PORT=port)
 
     def front(self, *options: str) -> subprocess.Popen[bytes]:
         """Start Dynamo's frontend, with which requests move to another worker."""
@@ -210,33 +211,47 @@ def requests(network: Network) -> dict[str, Any]:
 
 
 def killed(network: Network) -> dict[str, Any]:
-    """Two Tritons and workers: one worker killed, then the other's Triton, in mid-stream."""
+    """Two Tritons and workers: one worker killed in mid-stream, then the other's Triton."""
     tritons = [network.serve(number) for number in range(2)]
     workers = [network.work(number) for number in range(2)]
     network.front()
     until(has_model)
     until(lambda: is_healthy(0) and is_healthy(1))
-    whole = text_of(events(**LONG))
+    found: dict[str, Any] = {
+        "whole": text_of(events(**LONG)),
+        "worker_killed": streamed_while(workers[0].kill),
+    }
+    until(lambda: active(0) == 0)
+    workers[0].wait()
+    network.work(0, name="worker0_again")
+    until(lambda: is_healthy(0))
+    # Its parent alone would have it drain.
+    found["triton_killed"] = streamed_while(lambda: kill_children(tritons[1]))
+    found["worker"] = workers[1].wait(PATIENCE_S)
+    found["said"] = [line for line in network.log("worker1").splitlines() if "error: " in line]
+    return found
+
+
+def streamed_while(ends: Callable[[], object]) -> list[str]:
+    """Return the texts of four streams, during which something ends; both Tritons have some."""
     streams: list[list[dict[str, Any]]] = [[] for _ in range(4)]
     threads = [
         threading.Thread(target=lambda each=each: each.extend(events(**LONG))) for each in streams
     ]
     for thread in threads:
         thread.start()
-    until(lambda: active(0) and active(1) and all(streams is not None for each in streams))
-    workers[0].kill()
+    until(lambda: active(0) and active(1))
+    ends()
     for thread in threads:
         thread.join()
-    found: dict[str, Any] = {
-        "whole": whole,
-        "streamed": [text_of(each) for each in streams],
-        "after": text_of(events(prompt=PROMPT, max_tokens=3, temperature=0)),
-    }
-    until(lambda: active(0) == 0)
-    end(tritons[1])
-    found["worker"] = workers[1].wait(PATIENCE_S)
-    found["said"] = [line for line in network.log("worker1").splitlines() if "error: " in line]
-    return found
+    return [text_of(each) for each in streams]
+
+
+def kill_children(process: subprocess.Popen[bytes]) -> None:
+    """Kill what a program has started itself."""
+    for path in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        for pid in path.read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def load(network: Network) -> dict[str, Any]:
