@@ -62,7 +62,7 @@ _TENSOR_NAME: Final = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,8})\.)?(\w+)\.(weight
 
 
 @dataclass(frozen=True, slots=True)
-class HfTensor:
+class UnpackedTensor:
     """A tensor of a Hugging Face folder and how it comes from a GGUF file."""
 
     name: str
@@ -77,7 +77,7 @@ class GgufModel:
 
     file: GgufFile
     config: Mapping[str, Any]
-    tensors: tuple[HfTensor, ...]
+    tensors: tuple[UnpackedTensor, ...]
     vocabulary: Vocabulary | None  # None of a file without a tokenizer
 
     @property
@@ -115,7 +115,7 @@ def _refuse_what_is_no_model(file: GgufFile) -> None:
         raise BadInputError(f"{file.path} has no tensors, at most a vocabulary; {_PASS}")
 
 
-def _tensors(file: GgufFile, facts: GgufModelFacts) -> Iterator[HfTensor]:
+def _tensors(file: GgufFile, facts: GgufModelFacts) -> Iterator[UnpackedTensor]:
     for tensor in file.tensors.values():
         match = _TENSOR_NAME.fullmatch(tensor.name)
         layer, stem, part = match.groups() if match else (None, "", "")
@@ -130,7 +130,7 @@ def _tensors(file: GgufFile, facts: GgufModelFacts) -> Iterator[HfTensor]:
             )
         place = f"model.layers.{int(layer)}." if layer else ""
         turned = facts.architecture.interleaved and stem in ("attn_q", "attn_k")
-        yield HfTensor(
+        yield UnpackedTensor(
             f"{place}{name}.{part}",
             tensor,
             interleaved_rows=_rows_of_a_head(file, tensor, facts.head_size) if turned else 0,

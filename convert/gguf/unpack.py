@@ -23,7 +23,7 @@ from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.console import Advance, no_progress
 from minitron_trt.convert.finite_values import check_finite
 from minitron_trt.convert.gguf.file import gguf_package
-from minitron_trt.convert.gguf.tensor_origins import GgufModel, HfTensor
+from minitron_trt.convert.gguf.tensor_origins import GgufModel, UnpackedTensor
 from minitron_trt.convert.gguf.tokenizer import write_tokenizer
 from minitron_trt.convert.source.folder_files import write_json
 from minitron_trt.dtypes import DTYPES, UNQUANTIZED
@@ -104,7 +104,7 @@ class GgufFolder:
                 raise
 
     def _move(
-        self, tensor: HfTensor, entry: TensorEntry, reader: int, writer: int, advance: Advance
+        self, tensor: UnpackedTensor, entry: TensorEntry, reader: int, writer: int, advance: Advance
     ) -> None:
         at = entry.offset
         for start, raw in self._blocks(tensor, reader):
@@ -115,7 +115,9 @@ class GgufFolder:
                 done = os.pwrite(writer, data, at)
                 data, at = data[done:], at + done
 
-    def _blocks(self, tensor: HfTensor, reader: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    def _blocks(
+        self, tensor: UnpackedTensor, reader: int
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield (first row, rows) of a tensor as the file has them; whole heads, if interleaved."""
         source = tensor.source
         unit = tensor.interleaved_rows or 1
@@ -128,7 +130,7 @@ class GgufFolder:
             yield start, np.frombuffer(blob, np.uint8).reshape(rows, source.row_bytes)
 
     def _values(
-        self, tensor: HfTensor, raw: NDArray[np.uint8], first_row: int, dtype: np.dtype[Any]
+        self, tensor: UnpackedTensor, raw: NDArray[np.uint8], first_row: int, dtype: np.dtype[Any]
     ) -> NDArray[Any]:
         """Return the values of some rows, in the order and format of the folder's tensor."""
         # Scales of a damaged file may be NaN or infinite; what comes of them is refused below.
@@ -161,7 +163,7 @@ def restore_rows(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _dtype(tensor: HfTensor, storage: str) -> str:
+def _dtype(tensor: UnpackedTensor, storage: str) -> str:
     if tensor.minus_one:
         return "F32"
     return tensor.source.kind if tensor.source.kind in UNQUANTIZED else storage

@@ -34,11 +34,7 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
     UnsupportedError for several GPUs.
     """
     recipe.refuse(REFERENCE, "tp", "pp", "mount", "max_queue_delay_us")
-    gpu = recipe.settings_of(TENSORRT_LLM).get("gpu_device_ids", "0")
-    if not gpu.isdecimal():
-        raise UnsupportedError(
-            f"gpu_device_ids is {gpu!r}; the reference runtime computes on one GPU: name one"
-        )
+    _check_gpu(recipe)
     batch = recipe.max_batch_size or DEFAULT_MAX_BATCH_SIZE
     parameters = {
         "gpt_model_path": _CHECKPOINT,
@@ -84,3 +80,11 @@ def seq_len(spec: ModelSpec, recipe: ServingRecipe) -> int:
     """Return how many tokens a sequence may have; UsageError beyond the model's positions."""
     check_max_seq_len(recipe, spec.max_positions)
     return recipe.max_seq_len or min(spec.max_positions, DEFAULT_MAX_SEQ_LEN)
+
+
+def _check_gpu(recipe: ServingRecipe) -> None:
+    gpu = recipe.settings_of(TENSORRT_LLM).get("gpu_device_ids", "0")
+    if not gpu.isdecimal():
+        raise UnsupportedError(
+            f"gpu_device_ids is {gpu!r}; the reference runtime computes on one GPU: name one"
+        )
