@@ -15,7 +15,7 @@ and predicting them from the rest.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -176,31 +176,22 @@ def uncertainty(model: EngineModel, gpu: Gpu) -> Uncertainty:
     """Return how far predictions for a model on a GPU can be trusted."""
     figures = measurements()
     precision = fitted_as(model.precision)
-    sizes = {_sizes(figure.model) for figure in figures}
-    model_published = _sizes(model) in sizes
+    model_published = _sizes(model) in {_sizes(figure.model) for figure in figures}
     gpu_published = gpu in {figure.gpu for figure in figures}
-    several = model.parallelism.tp > 1
-
-    def spread(leave_out: str) -> Spread | None:
-        return _spread(
-            [
-                abs(miss)
-                for figure, miss in zip(figures, errors_without(leave_out), strict=True)
-                if miss is not None
-                and figure.model.precision == precision
-                and (figure.model.parallelism.tp > 1) == several
-            ]
-        )
-
-    alone = spread("figure")
-    assert alone is not None, f"no figures of {precision}"
     outside = {
         (True, True): "figure",
         (False, True): "model",
         (True, False): "gpu",
         (False, False): "model or gpu",
     }[model_published, gpu_published]
-    return Uncertainty(alone, spread(outside), model_published, gpu_published, precision)
+    several = model.parallelism.tp > 1
+    alone = _spread("figure", precision, several=several)
+    if alone is None:
+        # Of 4-bit weights on several GPUs nothing was published: those on one have to do.
+        alone = _spread("figure", precision, several=False)
+    assert alone is not None, precision
+    tried = _spread(outside, precision, several=several)
+    return Uncertainty(alone, tried, model_published, gpu_published, precision)
 
 
 def _sizes(model: EngineModel) -> tuple[int, ...]:
@@ -208,7 +199,15 @@ def _sizes(model: EngineModel) -> tuple[int, ...]:
     return spec.layers, spec.hidden, spec.heads, spec.kv_heads, spec.intermediate, spec.vocab
 
 
-def _spread(errors: Sequence[float]) -> Spread | None:
+def _spread(group: str, precision: str, *, several: bool) -> Spread | None:
+    """Return the errors without a group, of a precision on one GPU or several; None of none."""
+    errors = [
+        abs(miss)
+        for figure, miss in zip(measurements(), errors_without(group), strict=True)
+        if miss is not None
+        and figure.model.precision == precision
+        and (figure.model.parallelism.tp > 1) == several
+    ]
     if not errors:
         return None
     import numpy as np

@@ -26,7 +26,7 @@ _MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "each": "requests a second of a replica, of those that it can bear",
         "TTFT": "time to first token: mean, and within what 99 of 100 are",
         "ITL": "time between tokens: mean, and within what 99 of 100 requests are",
-        "within": "nine of ten predictions were so near to NVIDIA's figures; >: or less",
+        "within": "error of nine of ten predictions of NVIDIA's figures; >: or worse",
     }
 )
 

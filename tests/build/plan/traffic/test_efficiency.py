@@ -158,6 +158,17 @@ def test_uncertainty_goes_by_what_was_measured() -> None:
     assert farther.spread.median > inside.spread.median
 
 
+@pytest.mark.parametrize("tp", [1, 8])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_precision_has_an_uncertainty(precision: str, tp: int) -> None:
+    model = MINITRON.stored_as(precision).sharded_for(tp)
+    found = uncertainty(model, find_gpu("B200"))
+
+    assert efficiency().knows(model)
+    assert 0 < found.spread.median <= found.spread.ninth_decile < 1
+    assert (found.outside is None) == (tp > 1 or found.precision not in ("bf16", "fp8"))
+
+
 def test_times_add_up_over_resources() -> None:
     found = replace(efficiency(), arithmetic={"bf16": 0.5}, memory=0.8, link=0.25, layer_s=1e-5)
 
