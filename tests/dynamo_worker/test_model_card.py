@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 from tests.deploy.repositories import repository_for
+from tokenizers import Tokenizer
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
@@ -95,6 +96,40 @@ def test_an_engine_says_how_long_its_sequences_are(tmp_path: Path) -> None:
     assert card.generator == "tensorrt_llm"
     assert card.context_length > 0
     assert card.vocab > 0
+
+
+def test_prompts_are_neither_cut_nor_filled_up(repository: Path, tmp_path: Path) -> None:
+    """Dynamo does what tokenizer.json says of batches of training texts, too."""
+    served = with_template(repository, tmp_path, TEMPLATE)
+    path = served.folder / "preprocessing/1/tokenizer/tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(path))
+    read_card(served).write(tmp_path / "card")
+    copied = Tokenizer.from_file(str(tmp_path / "card/tokenizer.json"))
+
+    assert (copied.truncation, copied.padding) == (None, None)
+    assert len(copied.encode("Our solar system is large and cold").ids) > 8
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("1/tokenizer/tokenizer.json", "{}", "is not read by tokenizers"),
+        ("1/tokenizer/tokenizer_config.json", "[", "is damaged"),
+        ("1/tokenizer/tokenizer_config.json", '{"chat_template": []}', "none is `default`"),
+        ("1/tokenizer/chat_template.jinja", "{{ raise }", "chat template cannot be used"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(
+    name: str, text: str, said: str, repository: Path, tmp_path: Path
+) -> None:
+    served = with_template(repository, tmp_path, TEMPLATE)
+    (served.folder / "preprocessing" / name).write_text(text)
+
+    with pytest.raises(BadInputError, match=said):
+        read_card(served)
 
 
 def test_a_repository_without_a_tokenizer_is_refused(repository: Path, tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ class ModelCard:
     def write(self, folder: Path) -> None:
         """Make the folder with the files that Dynamo reads: tokenizer, config and template."""
         folder.mkdir()
-        for name in (_TOKENIZER, _TOKENIZER_CONFIG):
-            shutil.copyfile(self.tokenizer / name, folder / name)
+        shutil.copyfile(self.tokenizer / _TOKENIZER_CONFIG, folder / _TOKENIZER_CONFIG)
+        _copy_tokenizer(self.tokenizer / _TOKENIZER, folder / _TOKENIZER)
         config = {
             "architectures": [self.architecture],
             "model_type": self.architecture.removesuffix("ForCausalLM").lower(),
@@ -91,19 +91,13 @@ def read_card(
     tokenizer = _tokenizer(served)
     config = _record(tokenizer / _TOKENIZER_CONFIG)
     ends = _end_ids(served)
-    read = Tokenizer.from_file(str(tokenizer / _TOKENIZER))
+    read = _read_tokenizer(tokenizer / _TOKENIZER)
     start_ids = _start_ids(served, read)
     if chat_template is None:
-        template = template_source(tokenizer, config)
-        if (
-            template is not None
-            and start_ids
-            and not _writes_start(template, config, read, start_ids)
-        ):
+        template = _own_template(tokenizer, config)
+        if template is not None and not _writes_start(template, config, read, start_ids):
             # Dynamo does not tell a prompt of messages from another one.
-            log.warning(
-                "completions begin without the ids %s, as the chat template does", start_ids
-            )
+            log.warning("completions begin without ids %s, as the chat template does", start_ids)
             start_ids = []
     else:
         template = read_template(chat_template).source
@@ -142,7 +136,38 @@ def _tokenizer(served: ServedRepository) -> Path:
 
 def _end_ids(served: ServedRepository) -> tuple[int, ...]:
     text = _parameter(served, "end_ids")
-    return tuple(json.loads(text)) if text else ()
+    try:
+        return tuple(map(int, json.loads(text))) if text else ()
+    except (ValueError, TypeError) as error:
+        raise BadInputError(
+            f"{served.folder}: end_ids of {PREPROCESSING} is {text!r}; expected a list of ids"
+        ) from error
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        read = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise BadInputError(f"{path} is not read by tokenizers: {error}") from error
+    read.no_truncation()
+    read.no_padding()
+    return read
+
+
+def _copy_tokenizer(path: Path, copy: Path) -> None:
+    """Copy a tokenizer without what is for batches of training texts: cutting and filling up."""
+    record = _record(path)
+    if record.get("truncation") is None and record.get("padding") is None:
+        shutil.copyfile(path, copy)
+    else:
+        _write_json(copy, record | {"truncation": None, "padding": None})
+
+
+def _own_template(tokenizer: Path, config: Mapping[str, Any]) -> str | None:
+    try:
+        return template_source(tokenizer, config)
+    except ValueError as error:
+        raise BadInputError(str(error)) from error
 
 
 def _start_ids(served: ServedRepository, tokenizer: Tokenizer) -> list[int]:
