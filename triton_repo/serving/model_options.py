@@ -23,13 +23,14 @@ class ModelOptions:
     """How a model is to be served; None is what suits it and this machine."""
 
     precision: str | None = None
+    tp: int | None = None
     runtime: str | None = None
     revision: str | None = None
     token: str | None = None
 
     def refuse_for(self, source: str) -> None:
         """Raise UsageError when something was requested of a source that is a repository."""
-        for name in ("precision", "runtime", "revision"):
+        for name in ("precision", "tp", "runtime", "revision"):
             if getattr(self, name) is not None:
                 raise UsageError(
                     f"--{name} is for a model, and {source} is a repository: leave it out, or name "
@@ -43,6 +44,11 @@ _MODEL = cloup.option_group(
         "--precision",
         type=click.Choice(list(PRECISIONS)),
         help="What to convert a model to  [default: the source's if that is FP8, else bf16]",
+    ),
+    cloup.option(
+        "--tp",
+        type=click.IntRange(1),
+        help="Tensor-parallel ranks, a GPU each  [default: 1]",
     ),
     cloup.option(
         "--runtime",

@@ -107,7 +107,7 @@ class Preparation:
     def carry_out(self, cache: Path, progress: ShowProgress = no_display) -> Path:
         """Return the repository, below `cache`, made as far as it was not there."""
         made = locate(self.source, revision=self.options.revision, token=self.options.token)
-        folder = cache / _key(made, self.options.precision, progress)
+        folder = cache / _key(made, self.options, progress)
         log.info("what is made is kept in %s", folder)
         count = len(self.stages) + 1
         for number, stage in enumerate(self.stages, 1):
@@ -131,12 +131,19 @@ def prepare(source: str, options: ModelOptions, runner: str | None = None) -> Pr
     UnsupportedError when this machine lacks what the runtime takes.
     """
     kind = _artifact_kind(source)
-    if kind is not None and options.precision is not None:
-        raise UsageError(f"--precision is for a model; {source} is of kind {kind!r}: leave it out")
+    for name in ("precision", "tp"):
+        if kind is not None and getattr(options, name) is not None:
+            raise UsageError(f"--{name} is for a model; {source} is of kind {kind!r}: leave it out")
     runtime, reason = _choose_runtime(options.runtime, kind)
     if runner == DOCKER and runs_anywhere(runtime):
         raise UnsupportedError(
             f"{reason}, and no image has the {runtime} runtime: leave out --runner docker"
+        )
+    here = len(local_gpus())
+    if runtime != REFERENCE and (options.tp or 1) > max(here, 1):
+        raise UnsupportedError(
+            f"--tp {options.tp} takes so many GPUs, and {here} are here; a cluster's job does it: "
+            "docs/how-to/slurm.md"
         )
     runner = runner or choose(runtime)
     if runner == EMBEDDED:
@@ -144,7 +151,7 @@ def prepare(source: str, options: ModelOptions, runner: str | None = None) -> Pr
     stages = [] if kind is not None else [_conversion(source, options, runtime)]
     if runtime == TRTLLM and kind != ENGINE:
         stages.append(_engine(_source_of(stages, source), runner))
-    stages.append(_repository(stages, source, runtime))
+    stages.append(_repository(stages, source, runtime, options.tp))
     return Preparation(source, runtime, reason, tuple(stages), options)
 
 
@@ -180,9 +187,12 @@ def _source_of(stages: list[Stage], source: str) -> str:
 def _conversion(source: str, options: ModelOptions, runtime: str) -> Stage:
     form = "hf" if runtime == LLMAPI else "trtllm"
     kind = HUGGING_FACE if runtime == LLMAPI else CHECKPOINT
-    requested = ConvertOptions(precision=options.precision, form=form, overwrite=True)
+    # A folder for the PyTorch runtime is whole; that runtime shards it when it loads it.
+    tp = 1 if runtime == LLMAPI else options.tp or 1
+    requested = ConvertOptions(precision=options.precision, tp=tp, form=form, overwrite=True)
     words = ["convert", source]
     words += ["--precision", options.precision] if options.precision else []
+    words += ["--tp", str(tp)] if tp > 1 else []
     words += ["--format", form] if runtime == LLMAPI else []
     words += ["--revision", options.revision] if options.revision else []
     return Stage(
@@ -223,13 +233,16 @@ def _engine(source: str, runner: str) -> Stage:
     )
 
 
-def _repository(stages: list[Stage], source: str, runtime: str) -> Stage:
+def _repository(stages: list[Stage], source: str, runtime: str, tp: int | None) -> Stage:
+    sharded = tp if runtime == LLMAPI else None
+    words = ["triton-repo", _source_of(stages, source)]
+    words += ["--tp", str(sharded)] if sharded else []
     return Stage(
         name=f"{REPOSITORY}-{stages[-1].name if stages else runtime}",
         kind=REPOSITORY,
-        words=("triton-repo", _source_of(stages, source)),
+        words=tuple(words),
         make=lambda artifact, output, _: emit_repository(
-            artifact, output, ServingRecipe(), runtime=runtime, overwrite=True
+            artifact, output, ServingRecipe(tp=sharded), runtime=runtime, overwrite=True
         ),
     )
 
@@ -246,7 +259,7 @@ def _is_whole(folder: Path, kind: str) -> bool:
     return True
 
 
-def _key(source: Path, precision: str | None, progress: ShowProgress) -> str:
+def _key(source: Path, options: ModelOptions, progress: ShowProgress) -> str:
     """Return the name of a model's folder: a digest of its bytes and what they are made into."""
     files = list(_files_of(source))
     place = source if source.is_dir() else source.parent
@@ -255,7 +268,8 @@ def _key(source: Path, precision: str | None, progress: ShowProgress) -> str:
         for file in files:
             digests[str(file.relative_to(place))] = _digest(file)
             advance(file.stat().st_size)
-    record = {"files": digests, "precision": precision, "version": __version__}
+    decided = {"precision": options.precision, "tp": options.tp or 1}
+    record = {"files": digests, **decided, "version": __version__}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -19,6 +19,7 @@ from tests.triton_repo.ticker import ports, write_ticker
 from minitron_trt.cli import main
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import MinitronError
+from minitron_trt.host.machine import local_gpus
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_repository import ModelRepository
 from minitron_trt.triton_repo.serving.model_options import ModelOptions
@@ -51,8 +52,8 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def plan(source: object, **options: str) -> Preparation:
-    return prepare(str(source), ModelOptions(**options))
+def plan(source: object, *, tp: int | None = None, **options: str) -> Preparation:
+    return prepare(str(source), ModelOptions(tp=tp, **options))
 
 
 def record_of(source: object, *options: str) -> dict[str, object]:
@@ -109,6 +110,24 @@ def test_the_runtime_can_be_chosen(gpu: Doubles, model: Path) -> None:
     ]
 
 
+def test_ranks_are_the_checkpoints_or_the_runtimes_own(
+    gpu: Doubles, model: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    one = command("serve", model, "--tp", "2", "--dry-run")
+    several = [*local_gpus(), *local_gpus()]
+    monkeypatch.setattr(f"{prepare.__module__}.local_gpus", lambda: several)
+
+    assert one.exit_code == 4
+    assert "--tp 2 takes so many GPUs, and 1 are here" in one.stderr
+    assert (
+        plan(model, tp=2).stages[0].command == f"minitron-trt convert {model} --tp 2 -o checkpoint"
+    )
+    assert [stage.command for stage in plan(model, tp=2, runtime="llmapi").stages] == [
+        f"minitron-trt convert {model} --format hf -o huggingface",
+        "minitron-trt triton-repo huggingface --tp 2 -o repository",
+    ]
+
+
 def test_a_gpu_without_a_server_for_engines_is_no_use(doubles: Doubles, model: Path) -> None:
     doubles.install("nvidia-smi")
     if shutil.which("docker") or shutil.which("tritonserver"):
@@ -146,6 +165,7 @@ def test_another_model_and_another_precision_have_places_of_their_own(
     places = [
         plan(model).carry_out(tmp_path),
         plan(model, precision="w8a16").carry_out(tmp_path),
+        plan(model, tp=2).carry_out(tmp_path),
     ]
     path = model / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -153,7 +173,7 @@ def test_another_model_and_another_precision_have_places_of_their_own(
     path.write_bytes(content)
     places.append(plan(model).carry_out(tmp_path))
 
-    assert len(set(places)) == 3
+    assert len(set(places)) == 4
 
 
 def test_a_run_goes_on_where_another_one_was_interrupted(
