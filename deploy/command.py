@@ -260,7 +260,7 @@ def _source(repository: Path | None, of_model: dict[str, Any]) -> Path | HubMode
 def _scale(plan: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the replicas, by the options, else the plan, and what else the plan says."""
     scale = None if plan is None else read_planned_scale(plan)
-    least = options["replicas"] or (scale.replicas if scale else REPLICAS)
+    least = options["replicas"] or max(scale.replicas if scale else 0, REPLICAS)
     most = options["max_replicas"] or (max(scale.most_replicas, least) if scale else MAX_REPLICAS)
     return {"scale": scale, "replicas": least, "max_replicas": most}
 

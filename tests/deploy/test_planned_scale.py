@@ -67,6 +67,17 @@ def test_numbers_are_the_plans_and_say_so(
     assert "minReplicaCount: 30  # --replicas" in (output / "base/autoscaling.yaml").read_text()
 
 
+def test_a_single_replica_gets_another_for_when_it_goes(
+    repository_of: RepositoryOf, tmp_path: Path, command: Command, planned: Callable[..., Path]
+) -> None:
+    plan = planned("--precision", "fp8")
+    changed(plan, lambda record: record["rows"][0]["traffic"].update(replicas=1))
+    arguments = ("deploy", repository_of("H100"), "--target", "kubernetes", "--name", "llama")
+    result = command(*arguments, "--plan", plan, "--dry-run", "-o", tmp_path / "deployment")
+
+    assert "minReplicaCount: 2  # --replicas" in result.stdout
+
+
 def changed(plan: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads(plan.read_text())
     change(record)
