@@ -109,7 +109,11 @@ SOURCES: dict[str, tuple[Callable[[ServedFacts], dict[str, Any]], dict[str, Any]
         {"scale": SCALE},
         {"autoscaling.waitingPerReplica", "gateway.replicas"},
     ),
-    "fetch": (lambda _: {}, {"storage": "fetch:https://example.org"}, {"server.ephemeralStorage"}),
+    "fetch": (
+        lambda _: {},
+        {"storage": "fetch:https://example.org"},
+        {"server.ephemeralStorage", "server.progressSeconds"},
+    ),
     "gateway-image": (lambda _: {}, {"gateway_image": "gateway:2"}, {"gateway.image"}),
 }
 
