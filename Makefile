@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -242,6 +242,9 @@ bench-quantize: $(COMPLETE) ## Time quantizing against cp and ModelOpt
 
 bench-build: $(COMPLETE) ## Time a full-size engine build without a GPU
 	$(BIN)/python benchmarks/bench_build.py $(MODEL)
+
+bench-perplexity: $(COMPLETE) ## Time the forward pass of eval perplexity against transformers', in turns
+	$(BIN)/python benchmarks/bench_perplexity.py $(MODEL)
 
 bench-serve: $(COMPLETE) ## Time the text pipeline, the reference runtime and the executor
 	$(BIN)/python benchmarks/bench_serve.py

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 import ml_dtypes
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
 from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.executor.products import product
 from minitron_trt.families import family_of
 from minitron_trt.quantization.number_formats import Array
 from minitron_trt.quantization.precisions import KV_SCALE, Inputs, Precision
@@ -53,7 +53,7 @@ class Linear:
         inner = values.to(self._weight.dtype)
         if self._prequant is not None:
             inner = inner * self._prequant
-        return F.linear(self._round(inner), self._weight).to(values.dtype)
+        return product(self._round(inner), self._weight).to(values.dtype)
 
     def _round(self, values: Tensor) -> Tensor:
         if self._inputs is Inputs.TOKEN_FP8:

@@ -19,6 +19,7 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError
 from minitron_trt.executor.attention import KVCache, Layout
 from minitron_trt.executor.merged_weights import TORCH_DTYPES, read_weights
+from minitron_trt.executor.products import product
 from minitron_trt.executor.quantized_layers import kv_roundings, linear_layers
 from minitron_trt.executor.rotary import rope_table
 from minitron_trt.executor.step import Floats, StepBatch
@@ -113,7 +114,7 @@ class ReferenceModel:
         """Return the float32 logits [T, vocab] of what comes out of the last layer."""
         hidden = self._norm("transformer.ln_f", hidden)
         blocks = torch.split(self._weights["lm_head.weight"], self._head_rows)
-        logits = [F.linear(hidden, rows.to(hidden.dtype)) for rows in blocks]
+        logits = [product(hidden, rows.to(hidden.dtype)) for rows in blocks]
         return torch.cat(logits, dim=-1).float() if len(blocks) > 1 else logits[0].float()
 
     def _layer(self, layer: int, hidden: Tensor, layout: Layout) -> Tensor:
