@@ -57,6 +57,20 @@ def checked(folder: Path) -> Result:
     return CliRunner().invoke(main, ["deploy", "check", str(folder)])
 
 
+def prepare(hub: tuple[Any, str], files: Path, place: Path) -> Path:
+    """Run the commands of the init containers here; return what the server sees of their volume."""
+    pod = yaml.safe_load((files / SERVER).read_text())["spec"]["template"]["spec"]
+    variables = {"HF_HOME": str(place / "hub"), "HF_ENDPOINT": hub[1], "NO_PROXY": "127.0.0.1"}
+    for container in pod["initContainers"]:
+        words = [word.replace("/prepared", str(place)) for word in container["command"]]
+        command = [sys.executable, "-m", "minitron_trt", *words[1:]]
+        subprocess.run(command, env=os.environ | variables, check=True, timeout=120)
+    server = pod["containers"][0]
+    mount = next(m for m in server["volumeMounts"] if m["name"] == "models")
+    assert f"--model-repository={mount['mountPath']}" in " ".join(server["args"])
+    return place / str(mount["subPath"])
+
+
 def test_the_files_of_a_model_on_the_hub(hub: tuple[Any, str], tmp_path: Path) -> None:
     run = deploy(hub, tmp_path, "--gpu", "H100", "--tp", 2)
     files = tmp_path / "files"
@@ -73,33 +87,13 @@ def test_the_files_of_a_model_on_the_hub(hub: tuple[Any, str], tmp_path: Path) -
     server = next(p for p in policies if p["metadata"]["name"] == "model")
     ports = [p["port"] for rule in server["spec"]["egress"] for p in rule["ports"]]
     assert 443 in ports
-
-
-def test_the_init_containers_do_what_they_say(hub: tuple[Any, str], tmp_path: Path) -> None:
-    """Run here, their commands make the repository whose arguments the server is given."""
-    deploy(hub, tmp_path, "--gpu", "A100", "--precision", "fp16")
-    pod = yaml.safe_load((tmp_path / "files" / SERVER).read_text())["spec"]["template"]["spec"]
-    place = tmp_path / "volume"
-    environment = os.environ | {
-        "HF_HOME": str(place / "hub"),
-        "HF_ENDPOINT": hub[1],
-        "NO_PROXY": "127.0.0.1",
-    }
-
-    for container in pod["initContainers"] * 2:
-        words = [word.replace("/prepared", str(place)) for word in container["command"]]
-        command = [sys.executable, "-m", "minitron_trt", *words[1:]]
-        subprocess.run(command, env=environment, check=True, timeout=120)
-
-    mount = next(m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "models")
-    served = place / mount["subPath"]
-    manifest = json.loads((served / "minitron.json").read_text())
+    # What the init containers make is what the numbers were derived from.
+    manifest = json.loads((prepare(hub, files, tmp_path / "volume") / "minitron.json").read_text())
+    recorded = json.loads((files / "minitron.json").read_text())["server"]
     assert (manifest["kind"], manifest["runtime"]) == ("repository", "llmapi")
-    recorded = json.loads((tmp_path / "files/minitron.json").read_text())["server"]
     assert recorded["repository"] == f"{REPO}@{COMMIT}"
-    there = sum(manifest["files"].values())
-    assert there == pytest.approx(recorded["repository_bytes"], rel=0.01)
-    assert f"--model-repository={mount['mountPath']}" in pod["containers"][0]["args"]
+    size = sum(manifest["files"].values())
+    assert size == pytest.approx(recorded["repository_bytes"], rel=0.01)
 
 
 @pytest.fixture(scope="module")
