@@ -66,8 +66,10 @@ def found_in(scenario: str, repository: Path, folder: Path) -> dict[str, Any]:
         "DYN_CANARY_WAIT_TIME": "1",
         "PYTHONPATH": str(folder / "packages"),
     }
+    # Whatever ends the program, nothing that it started outlives it.
+    alone = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc")
     done = subprocess.run(
-        ("unshare", "--net", "--map-root-user", sys.executable, PROGRAM, scenario, folder),
+        (*alone, "--map-root-user", sys.executable, PROGRAM, scenario, folder),
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
