@@ -109,10 +109,17 @@ def finish_job(shown: ShownCommand) -> None:
     subprocess.run(("trtllm-build", *folders), capture_output=True, check=True)
 
 
+def give_template(shown: ShownCommand) -> None:
+    """Put a chat template into a folder, which base models come without."""
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    Path(shown.words[2], "chat_template.jinja").write_text(template)
+
+
 # What a page takes for granted, by the words in which it says so.
 PROVIDED: Final[dict[str, Callable[[ShownCommand], None]]] = {
     "a repository": make_repository,
     "the finished job": finish_job,
+    "a chat template": give_template,
 }
 
 
