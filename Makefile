@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-lm-eval test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,6 +25,7 @@ GUIDELLM := .venv-guidellm
 CHECKOV := .venv-checkov
 CRDS := .npm-crds
 LLAMA_CPP := .llama-cpp
+LM_EVAL := .venv-lm-eval
 VLLM := .venv-vllm
 EDGE := .venv-edge
 PODMAN := .venv-podman
@@ -127,6 +128,18 @@ $(LLAMA_CPP)/.ready: $(COMPLETE) tests/convert/gguf/llama_cpp_probe.cpp
 	$(CXX) -std=c++17 -O1 -o $(LLAMA_CPP)/build/bin/probe tests/convert/gguf/llama_cpp_probe.cpp \
 		-I $(LLAMA_CPP)/source/llama.cpp/include -I $(LLAMA_CPP)/source/llama.cpp/ggml/include \
 		-L $(LLAMA_CPP)/build/bin -lllama -lggml -lggml-base -Wl,-rpath,'$$ORIGIN'
+	@touch $@
+
+test-lm-eval: $(COMPLETE) $(LM_EVAL)/.ready ## Have lm-eval, in an environment of its own, ask models here and on servers
+	LM_EVAL_PYTHON=$(abspath $(LM_EVAL))/bin/python $(BIN)/python -m pytest \
+		tests/evaluate/tasks/test_lm_eval.py tests/triton_repo/test_tasks_served.py
+
+# accelerate is what lm-eval's own model of Hugging Face folders wants beside transformers.
+$(LM_EVAL)/.ready: | $(COMPLETE)
+	$(PYTHON) -m venv $(LM_EVAL)
+	$(LM_EVAL)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(LM_EVAL)/bin/python -m pip install --quiet --constraint constraints.txt $(TORCH) \
+		--editable ".[tasks]" lm-eval==0.4.13 accelerate gguf
 	@touch $@
 
 # llama.cpp takes half an hour to build, so only where `make test-llama-cpp` has done it.

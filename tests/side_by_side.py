@@ -24,6 +24,7 @@ SERVED: Final = frozenset(
         "tests/triton_repo/test_server.py",
         "tests/triton_repo/test_server_tensors.py",
         "tests/triton_repo/test_soak.py",
+        "tests/triton_repo/test_tasks_served.py",
         "tests/triton_repo/runtimes/test_runtime.py",
     }
 )

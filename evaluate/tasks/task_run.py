@@ -122,8 +122,8 @@ def _loaded_tasks(choice: TaskChoice) -> list[Any]:
     for name in choice.task_names:
         if name not in manager.task_index and not Path(name).is_file():
             raise UsageError(
-                f"lm-eval knows no task {name!r}{suggestion(name, manager.all_tasks)}; "
-                "its list: lm_eval ls tasks"
+                f"lm-eval knows no task {name!r}; lm_eval ls tasks prints its list"
+                f"{suggestion(name, manager.all_tasks)}"
             )
     loaded = []
     for name in choice.task_names:

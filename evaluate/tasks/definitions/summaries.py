@@ -1,10 +1,9 @@
-"""What the task definitions here are scored by; lm-eval imports this file by its path."""
+"""What XL-Sum is made of and scored by; lm-eval imports this file by its path."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 
@@ -37,24 +36,3 @@ def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
-
-
-def programs(resps: Sequence[Sequence[str]], docs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return the programs to run: HumanEval's are continuations of their prompts."""
-    return [
-        [doc.get("prompt", "") + answer for answer in answers]
-        for answers, doc in zip(resps, docs, strict=True)
-    ]
-
-
-def pass_at_1(references: Sequence[str], predictions: Sequence[Sequence[str]]) -> float:
-    """Return the share of the programs that pass their tests."""
-    scores, _ = _code_eval().compute(references=references, predictions=predictions, k=[1])
-    return float(scores["pass@1"])
-
-
-@cache
-def _code_eval() -> Any:
-    # Hugging Face's package, not this folder; the metric it fetches from the hub runs nothing
-    # unless HF_ALLOW_CODE_EVAL is 1.
-    return import_module("evaluate").load("code_eval")
