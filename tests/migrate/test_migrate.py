@@ -22,7 +22,9 @@ from minitron_trt.build.engine import write_engine_manifest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.migrate.fates import UNKNOWN
+from minitron_trt.migrate.setting_rules import PARAMETERS
 from minitron_trt.samples import sample_folder
+from minitron_trt.triton_repo import parameters
 from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -506,3 +508,29 @@ def test_the_report_comes_without_writing(command: Callable[..., Result], tmp_pa
     assert result.exit_code == 0
     assert "tensorrt_llm/config.pbtxt" in result.stdout
     assert "max_batch_size 4 → --max-batch-size 4" in result.stdout
+
+
+def test_a_tied_head_stays_tied(migrate: Migrate, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(sample_folder(LLAMA), source)
+    tensors = load_file(source / FILE)
+    save_file({n: v.clone() for n, v in tensors.items() if n != "lm_head.weight"}, source / FILE)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    convert(str(source), tmp_path / "checkpoint", ConvertOptions(tp=2))
+
+    migrate(tmp_path / "checkpoint")
+
+    migrated = load_file(tmp_path / "migrated/model" / FILE)
+    assert migrated.keys() == tensors.keys() - {"lm_head.weight"}
+    written = json.loads((tmp_path / "migrated/model/config.json").read_text())
+    assert written["tie_word_embeddings"] is True
+
+
+def test_every_parameter_that_triton_repo_knows_has_a_fate() -> None:
+    silent = {
+        model: [parameter.name for parameter in known if parameter.name not in PARAMETERS[model]]
+        for model, known in parameters.PARAMETERS.items()
+    }
+
+    assert not any(silent.values()), silent

@@ -72,7 +72,8 @@ def migrate(
         assert output is not None
         migration.carry_out(output, overwrite=overwrite, progress=console.progress)
     record = migration.to_json() | ({} if dry_run else {"migration": str(output)})
-    console.result(record, folded(describe(migration, output), output_width()))
+    place = None if dry_run else output
+    console.result(record, folded(describe(migration, place), output_width()))
 
 
 def describe(migration: Migration, output: Path | None) -> str:
