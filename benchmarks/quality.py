@@ -43,7 +43,8 @@ The published models could not be downloaded where this was made, so the figures
 Austen samples (`minitron-trt sample austen-llama -o model`), which have 1.4 million parameters
 and are scored by a novel that they have not read. They show the order of the precisions and what
 each does to a model's probabilities; how much a model of 4 or 8 billion parameters loses is for
-the second command to say.
+the second command to say. Each was trained for about 10 minutes on one CPU core
+(`src/minitron_trt/samples/README.md`).
 
 The figures are llama.cpp's (`minitron-trt eval perplexity`): chunks of 512 tokens of which the
 last 255 are scored; ± is the perplexity's standard error; accuracy is the first model's

@@ -26,6 +26,7 @@ from minitron_trt.evaluate.scoring import Scored
 from minitron_trt.evaluate.table import rows_of
 from minitron_trt.evaluate.text_tokens import TextTokens, read_text
 from minitron_trt.samples import HELD_OUT_TEXT, sample_folder
+from minitron_trt.tensorfile import read_header
 
 pytestmark = pytest.mark.slow
 
@@ -353,6 +354,21 @@ def test_a_server_is_not_found_in_one_line(text: Path, command: Command) -> None
 
     assert (result.exit_code, result.stderr.count("\n")) == (6, 1)
     assert result.stderr.startswith("error: no Triton server answers at grpc://127.0.0.1:1")
+
+
+def test_logits_that_are_nan_name_the_model_that_gave_them(
+    checkpoints: Path, text: Path, command: Command, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(checkpoints / "bf16", tmp_path / "damaged")
+    norm = read_header(damaged / "rank0.safetensors")["transformer.ln_f.weight"]
+    with (damaged / "rank0.safetensors").open("r+b") as file:
+        file.seek(norm.offset)
+        file.write(b"\xc0\x7f" * (norm.size_bytes // 2))
+    options = ("--text", text, "--context", "64", "--chunks", "1")
+    result = command("eval", "perplexity", checkpoints / "bf16", damaged, *options)
+
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1)
+    assert result.stderr.startswith("error: damaged: the model's logits are NaN or infinite; its")
 
 
 def test_a_vocabulary_that_ends_each_text_is_refused(

@@ -11,6 +11,13 @@ import pytest
 from click.testing import Result
 from tests.gateway.chromium import PROGRAM, Browser, chromium
 
+from minitron_trt.evaluate.tasks.task_record import (
+    PublishedScore,
+    TaskModel,
+    TaskRecord,
+    TaskScore,
+)
+
 pytest.importorskip("matplotlib", reason="NOT TESTED, matplotlib is not installed")
 
 Command = Callable[..., Result]
@@ -139,6 +146,33 @@ def test_a_figure_of_lm_eval_has_its_error_and_shots(
 
     assert result.exit_code == 0, result.stderr
     assert f"{row}<td>25</td><td>50.00</td><td>2.00</td><td></td>" in output.read_text()
+
+
+def test_what_eval_tasks_prints_is_read(command: Command, tmp_path: Path) -> None:
+    published = PublishedScore(
+        model="m", value=0.6, source="t", card_label="", standard_errors=-2.0, differs=True
+    )
+    score = TaskScore(
+        task="winogrande",
+        metric="acc",
+        filter="none",
+        value=0.59,
+        error=None,
+        higher_is_better=True,
+        shots=5,
+        documents=3,
+        of_documents=3,
+        main=True,
+        published=published,
+    )
+    record = TaskRecord("0.4.13", None, None, (TaskModel("w8a16", "folder", (score,)),))
+    path, output = tmp_path / "tasks.json", tmp_path / "report.html"
+    path.write_text(json.dumps(record.as_json()))
+    result = command("eval", "report", path, "-o", output)
+
+    assert result.exit_code == 0, result.stderr
+    assert "w8a16: winogrande 59.0; beyond the error of the published figure" in result.stdout
+    assert "<td>5</td><td>59.00</td><td></td><td>60.0</td>" in output.read_text()
 
 
 def test_a_fault_is_marked(command: Command, tmp_path: Path) -> None:
