@@ -68,7 +68,7 @@ def _server(deployment: Deployment) -> dict[str, Any]:
         "command": [_literal(word) for word in facts.argv],
         "environment": dict(facts.environment),
         **_confinement(deployment),
-        "tmpfs": ["/tmp:rw,exec,nosuid,nodev"],
+        "tmpfs": ["/tmp:rw,exec,nosuid,nodev,mode=1777"],
         "shm_size": _lower(deployment.shm()),
         "mem_limit": _lower(deployment.memory()),
         "cpus": deployment.cpus(),
@@ -116,7 +116,7 @@ def _gateway(deployment: Deployment) -> dict[str, Any]:
         "command": list(gateway_argv(deployment, SERVER)),
         "environment": {"HOME": "/tmp"},
         **_confinement(deployment),
-        "tmpfs": ["/tmp:rw,nosuid,nodev"],
+        "tmpfs": ["/tmp:rw,nosuid,nodev,mode=1777"],
         "mem_limit": _lower(gateway_memory()),
         "stop_grace_period": Figure(
             f"{drain + STOP_MARGIN_S}s", f"--drain {drain} + {STOP_MARGIN_S} to end"

@@ -172,20 +172,18 @@ def serve(
     from minitron_trt.triton_repo.serving.served_repository import ServedRepository
     from minitron_trt.triton_repo.serving.server import TritonServer
 
-    options = _server_options(server_options)
     if frontend is None and frontend_words is not None:
         raise click.UsageError("--frontend-options is for --frontend dynamo")
-    fronts = []
+    options = _server_options(server_options)
+    argvs = {}
     if has_gateway or gateway_words is not None:
-        argv = gateway_argv(gateway_words or "", options)
-        fronts.append(FrontProcess(GATEWAY, argv, options.drain_s))
+        argvs[GATEWAY] = gateway_argv(gateway_words or "", options)
     repository = _repository(console, source, model, runner=runner, dry_run=dry_run)
     if repository is None:
         return
     served = ServedRepository.open(repository)
     if frontend is not None:
-        argv = dynamo_argv(frontend_words or "", options, repository)
-        fronts.append(FrontProcess(frontend, argv, options.drain_s))
+        argvs[frontend] = dynamo_argv(frontend_words or "", options, repository)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
         launch = plan(served, options, Path(scratch), runner, image)
         if dry_run:
@@ -194,6 +192,7 @@ def serve(
             return
         _warn_of_open_apis(options)
         server = TritonServer(launch, options, timeout_s=timeout_s, log_file=log_file)
+        fronts = [FrontProcess(name, argv, options.drain_s) for name, argv in argvs.items()]
         _run_until_stopped(server, launch, console, fronts)
 
 

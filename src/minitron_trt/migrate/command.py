@@ -17,7 +17,7 @@ from minitron_trt.hub_options import HUB_OPTIONS
 from minitron_trt.tables import folded, output_width
 
 if TYPE_CHECKING:
-    from minitron_trt.migrate.fates import Setting
+    from minitron_trt.migrate.fates import SettingFate
     from minitron_trt.migrate.migration import Migration
 
 _COLOURS: Final = {"carried": "green", "changed": "yellow", "lost": "red"}
@@ -91,13 +91,13 @@ def describe(migration: Migration, output: Path | None) -> str:
     return "\n".join(lines)
 
 
-def _lines(settings: list[Setting]) -> Iterator[str]:
+def _lines(settings: list[SettingFate]) -> Iterator[str]:
     for fate, colour in _COLOURS.items():
         for text in _by_reason([setting for setting in settings if setting.fate == fate]):
             yield f"  {coloured(f'{fate:7}', colour)}  {one_line(text)}"
 
 
-def _by_reason(settings: Iterable[Setting]) -> Iterator[str]:
+def _by_reason(settings: Iterable[SettingFate]) -> Iterator[str]:
     """Yield a line for each setting that has a value of its own, and one for each common fate."""
     common: dict[str, list[str]] = {}
     for setting in settings:
@@ -114,5 +114,5 @@ def _by_reason(settings: Iterable[Setting]) -> Iterator[str]:
         yield f"{', '.join(names)} {reason}"
 
 
-def _has_value(setting: Setting) -> bool:
+def _has_value(setting: SettingFate) -> bool:
     return setting.becomes.startswith("--") or "=" in setting.becomes

@@ -27,7 +27,7 @@ class Fate(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class SettingFate:
     """One setting of a source, by the file or section that it stands in, and what became of it."""
 
     section: str
@@ -72,7 +72,7 @@ class Rule:
 class Ledger:
     """The settings met so far, and what they come to: arguments, the recipe, parameters."""
 
-    settings: list[Setting] = field(default_factory=list)
+    settings: list[SettingFate] = field(default_factory=list)
     targets: dict[str, str] = field(default_factory=dict)
 
     def take(self, section: str, record: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
@@ -82,7 +82,7 @@ class Ledger:
             if text:
                 self._judge(section, name, text, rules.get(name, UNKNOWN))
 
-    def note(self, setting: Setting) -> None:
+    def note(self, setting: SettingFate) -> None:
         """Take a setting whose fate was found elsewhere."""
         self.settings.append(setting)
 
@@ -120,14 +120,14 @@ class Ledger:
             if converted != rule.default or rule.target in self.targets:
                 self.aim(rule.target, converted)
             became = shown(rule.target, converted)
-            self.note(Setting(section, name, value, Fate.CARRIED, became, rule.reason))
+            self.note(SettingFate(section, name, value, Fate.CARRIED, became, rule.reason))
         elif rule.kept_as and (rule.kept is None or value.lower() in rule.kept):
-            self.note(Setting(section, name, value, Fate.CARRIED, rule.kept_as))
+            self.note(SettingFate(section, name, value, Fate.CARRIED, rule.kept_as))
         else:
             fate = rule.otherwise if rule.kept_as else Fate.LOST
             # What a setting was meant to do is done where only its value is another.
             becomes = rule.kept_as if fate is Fate.CHANGED else ""
-            self.note(Setting(section, name, value, fate, becomes, rule.reason))
+            self.note(SettingFate(section, name, value, fate, becomes, rule.reason))
 
 
 UNKNOWN: Final = Rule(reason="nothing of the PyTorch runtime corresponds to it")

@@ -32,7 +32,7 @@ from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.convert.source.weight_files import has_weights
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from minitron_trt.families import FAMILIES
-from minitron_trt.migrate.fates import LLM, RECIPE, Fate, Ledger, Setting
+from minitron_trt.migrate.fates import LLM, RECIPE, Fate, Ledger, SettingFate
 from minitron_trt.migrate.hf_weights import WeightsWritten, hf_size_bytes, write_hf_weights
 from minitron_trt.migrate.origin import Origin, open_origin
 from minitron_trt.outputs import check_output, output_errors, staged
@@ -184,7 +184,7 @@ def _note_norms(ledger: Ledger, written: WeightsWritten) -> None:
         return
     changed = written.unrestored
     ledger.note(
-        Setting(
+        SettingFate(
             _WEIGHTS,
             "norms",
             f"{written.norms} of LayerNorm1P",
@@ -302,10 +302,10 @@ def _note_weights(ledger: Ledger, checkpoint: Checkpoint, stored: Precision) -> 
     became = f"{MODEL_FOLDER}/model.safetensors, {stored.name}{joined}"
     precision = checkpoint.precision
     if precision is stored:
-        ledger.note(Setting(_WEIGHTS, "precision", precision.name, Fate.CARRIED, became))
+        ledger.note(SettingFate(_WEIGHTS, "precision", precision.name, Fate.CARRIED, became))
         return
     ledger.note(
-        Setting(
+        SettingFate(
             _WEIGHTS,
             "precision",
             precision.name,
@@ -323,7 +323,7 @@ def _carried_kv_cache(ledger: Ledger, kv_cache: str | None, precision: Precision
         return None
     if KV_CACHES[kv_cache].in_hf and has_kv_scales(precision):
         became = "k_scale and v_scale, the one scale of the checkpoint"
-        ledger.note(Setting(_WEIGHTS, "kv_cache", kv_cache, Fate.CARRIED, became))
+        ledger.note(SettingFate(_WEIGHTS, "kv_cache", kv_cache, Fate.CARRIED, became))
         return kv_cache
     _note_kv_without_scales(ledger, kv_cache)
     return None
@@ -333,7 +333,7 @@ def _note_kv_without_scales(ledger: Ledger, kv_cache: str) -> None:
     if KV_CACHES[kv_cache].in_hf:
         ledger.aim(_KV_DTYPE, kv_cache)
         ledger.note(
-            Setting(
+            SettingFate(
                 _WEIGHTS,
                 "kv_cache",
                 kv_cache,
@@ -344,14 +344,14 @@ def _note_kv_without_scales(ledger: Ledger, kv_cache: str) -> None:
         )
         return
     reason = f"the PyTorch runtime has no {kv_cache} KV cache"
-    ledger.note(Setting(_WEIGHTS, "kv_cache", kv_cache, Fate.LOST, reason=reason))
+    ledger.note(SettingFate(_WEIGHTS, "kv_cache", kv_cache, Fate.LOST, reason=reason))
 
 
 def _note_folder(origin: Origin, folder: Path) -> None:
     """Note what an engine's quantization becomes over a model folder."""
     ledger, engine = origin.ledger, origin.engine
     ledger.note(
-        Setting(_WEIGHTS, "engine", str(origin.place), Fate.CHANGED, str(folder), _NO_WEIGHTS)
+        SettingFate(_WEIGHTS, "engine", str(origin.place), Fate.CHANGED, str(folder), _NO_WEIGHTS)
     )
     if engine is None:
         return
@@ -363,12 +363,12 @@ def _note_folder(origin: Origin, folder: Path) -> None:
     stored = _named(has)
     if engine.precision == stored or (engine.precision in ("bf16", "fp16") and has is None):
         became = f"the model's weights, {stored or engine.precision}"
-        ledger.note(Setting(_WEIGHTS, "precision", engine.precision, Fate.CARRIED, became))
+        ledger.note(SettingFate(_WEIGHTS, "precision", engine.precision, Fate.CARRIED, became))
     else:
         known = PRECISIONS.get(engine.precision)
         way = f"; or first: {_again(folder, engine.precision)}" if known and known.in_hf else ""
         ledger.note(
-            Setting(
+            SettingFate(
                 _WEIGHTS,
                 "precision",
                 engine.precision,
@@ -381,7 +381,7 @@ def _note_folder(origin: Origin, folder: Path) -> None:
         return
     if has_kv == KV_CACHES[engine.kv_cache].algorithm:
         became = f"the scales in {folder.name}"
-        ledger.note(Setting(_WEIGHTS, "kv_cache", engine.kv_cache, Fate.CARRIED, became))
+        ledger.note(SettingFate(_WEIGHTS, "kv_cache", engine.kv_cache, Fate.CARRIED, became))
     else:
         _note_kv_without_scales(ledger, engine.kv_cache)
 

@@ -23,7 +23,7 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.source.weight_files import has_weights
 from minitron_trt.errors import BadInputError, MinitronError, UnsupportedError, an
 from minitron_trt.families import FAMILIES
-from minitron_trt.migrate.fates import Fate, Ledger, Setting
+from minitron_trt.migrate.fates import Fate, Ledger, SettingFate
 from minitron_trt.migrate.setting_rules import (
     BUILD,
     FIELDS,
@@ -174,7 +174,7 @@ def _take_engine(origin: Origin, path: Path) -> None:
     origin.ledger.take(f"{name}: plugin_config", plugins, rules)
     if version := config.get("version"):
         origin.ledger.note(
-            Setting(name, "version", str(version), Fate.LOST, reason="no engine is tied to it")
+            SettingFate(name, "version", str(version), Fate.LOST, reason="no engine is tied to it")
         )
     if (path.parent / MANIFEST_NAME).is_file():
         source = Manifest.read_unchecked(path.parent, ENGINE).source
@@ -282,7 +282,7 @@ def _take_config(origin: Origin, model: ModelFolder) -> None:
     """Take the fields and the parameters of a config.pbtxt."""
     if model.role not in MODELS:
         origin.ledger.note(
-            Setting(
+            SettingFate(
                 model.file,
                 "name",
                 model.name,
