@@ -116,9 +116,7 @@ def run_tasks(
 
 def _loaded_tasks(choice: TaskChoice) -> list[Any]:
     """Return lm-eval's tasks and groups, with their data and shots."""
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=[str(path) for path in (DEFINITIONS, *choice.include)])
+    manager = _task_manager(choice)
     for name in choice.task_names:
         if name not in manager.task_index and not Path(name).is_file():
             raise UsageError(
@@ -138,6 +136,19 @@ def _loaded_tasks(choice: TaskChoice) -> list[Any]:
                     task.set_config("num_fewshot", shots)
             loaded.append(item)
     return loaded
+
+
+def _task_manager(choice: TaskChoice) -> TaskManager:
+    """Return lm-eval's tasks, without its own 14,000 files where no task of it is asked for."""
+    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import Kind
+
+    include = [str(path) for path in (DEFINITIONS, *choice.include)]
+    manager = TaskManager(include_path=include, include_defaults=False)
+    entries = [manager.task_index.get(name) for name in choice.task_names]
+    if all(entry is not None and entry.kind is Kind.TASK for entry in entries):
+        return manager
+    return TaskManager(include_path=include)
 
 
 def _check_consent(name: str, manager: TaskManager, choice: TaskChoice) -> None:
