@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.evaluate.evaluated_model import ComputedLogits
-from minitron_trt.evaluate.perplexity import Chunk, chunks_of
+from minitron_trt.evaluate.perplexity import TextChunk, chunks_of
 from minitron_trt.executor.reference import ReferenceModel
 
 CausalLM: Any = AutoModelForCausalLM  # its methods have no types
@@ -48,7 +48,7 @@ def measured(forward: Callable[[], object]) -> Turn:
     return Turn(time.process_time() - processor, time.perf_counter() - clock)
 
 
-def their_logits(model: Any, chunk: Chunk) -> torch.Tensor:
+def their_logits(model: Any, chunk: TextChunk) -> torch.Tensor:
     """Return transformers' logits of a chunk's scored rows."""
     rows = torch.arange(chunk.first_row, len(chunk.inputs) - 1)
     ids = torch.from_numpy(chunk.inputs).long()[None]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitron_trt.errors import BadInputError
-from minitron_trt.evaluate.perplexity import Chunk
+from minitron_trt.evaluate.perplexity import TextChunk
 from minitron_trt.quantization.number_formats import Array
 
 _MAGIC: Final = b"_logits_"
@@ -100,7 +100,7 @@ class BaselineFile:
         steps = rows[:, _SCALE_VALUES : _SCALE_VALUES + self.vocab]
         return np.asarray((numbers[:, :1] * steps + numbers[:, 1:]).astype(np.float64))
 
-    def fits(self, chunks: tuple[Chunk, ...]) -> bool:
+    def fits(self, chunks: tuple[TextChunk, ...]) -> bool:
         """Return whether its tokens are those that the chunks are scored by."""
         targets = np.array([chunk.targets for chunk in chunks])
         return self.tokens.shape[0] >= len(chunks) and bool(

@@ -24,7 +24,7 @@ from minitron_trt.convert.nemo.archive import is_nemo
 from minitron_trt.convert.source.locate import is_gguf, locate
 from minitron_trt.convert.source.weight_files import read_tensors
 from minitron_trt.errors import MissingExtraError, UnsupportedError
-from minitron_trt.evaluate.perplexity import Chunk
+from minitron_trt.evaluate.perplexity import TextChunk
 
 if TYPE_CHECKING:
     from minitron_trt.evaluate.served_model import ServerSettings
@@ -48,7 +48,7 @@ class EvaluatedModel:
     tokenizer_json: Path | None  # None of a server, unless it was named
     prompt_logits: PromptLogits
 
-    def logits(self, chunk: Chunk) -> NDArray[np.float32]:
+    def logits(self, chunk: TextChunk) -> NDArray[np.float32]:
         """Return the logits of a chunk's scored rows [scored, vocab]."""
         return self.prompt_logits(chunk.inputs, range(chunk.first_row, len(chunk.inputs) - 1))
 

@@ -24,7 +24,7 @@ from minitron_trt.quantization.number_formats import Array
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class TextChunk:
     """The tokens that a model is given, and those that it is scored by."""
 
     inputs: NDArray[np.int32]  # [context]
@@ -43,7 +43,7 @@ def chunks_of(
     begin: int | None,
     stride: int | None = None,
     at_most: int | None = None,
-) -> tuple[Chunk, ...]:
+) -> tuple[TextChunk, ...]:
     """Cut a text's tokens; `begin` takes the place of each chunk's first token.
 
     UsageError for a context or a stride by which nothing is scored, BadInputError for a text that
@@ -73,11 +73,11 @@ def chunks_of(
     )
 
 
-def _chunk(ids: NDArray[np.int32], scored: int, begin: int | None) -> Chunk:
+def _chunk(ids: NDArray[np.int32], scored: int, begin: int | None) -> TextChunk:
     inputs = ids.copy()
     if begin is not None:
         inputs[0] = begin
-    return Chunk(inputs, ids[-scored:])
+    return TextChunk(inputs, ids[-scored:])
 
 
 @dataclass(frozen=True, slots=True)

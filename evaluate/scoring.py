@@ -19,8 +19,8 @@ from minitron_trt.evaluate.baseline_file import BaselineFile
 from minitron_trt.evaluate.divergence import Divergence, TokenScores, compare
 from minitron_trt.evaluate.evaluated_model import EvaluatedModel, opened_model
 from minitron_trt.evaluate.perplexity import (
-    Chunk,
     Estimate,
+    TextChunk,
     chunks_of,
     log_likelihoods,
     perplexity,
@@ -82,7 +82,7 @@ class Evaluation:
         """
         self.state.mkdir(parents=True, exist_ok=True)
         results: list[Scored] = []
-        chunks: tuple[Chunk, ...] | None = None
+        chunks: tuple[TextChunk, ...] | None = None
         baseline: _Baseline | None = None
         baseline_nll: Array | None = None
         for source in sources:
@@ -105,7 +105,9 @@ class Evaluation:
             baseline_nll = scores.nll if baseline_nll is None else baseline_nll
         return results
 
-    def _chunks(self, model: EvaluatedModel, before: tuple[Chunk, ...] | None) -> tuple[Chunk, ...]:
+    def _chunks(
+        self, model: EvaluatedModel, before: tuple[TextChunk, ...] | None
+    ) -> tuple[TextChunk, ...]:
         """Return the text in a model's tokens; a server is taken to have those of the model before.
 
         UsageError for a server that comes first and whose tokenizer was not named.
@@ -122,7 +124,7 @@ class Evaluation:
             text.ids, self.context, begin=text.begin, stride=self.stride, at_most=self.chunks
         )
 
-    def _baseline(self, model: EvaluatedModel, chunks: tuple[Chunk, ...]) -> _Baseline:
+    def _baseline(self, model: EvaluatedModel, chunks: tuple[TextChunk, ...]) -> _Baseline:
         """Return the baseline that is kept here, or the beginning of one if that is of another."""
         path, owner, key = self.state / BASELINE_NAME, self.state / _OWNER_NAME, self._key(model)
         if path.exists() and owner.exists() and owner.read_text() == key:
@@ -139,7 +141,7 @@ class Evaluation:
         return _Baseline(baseline, key)
 
     def _check(
-        self, baseline: BaselineFile, model: EvaluatedModel, chunks: tuple[Chunk, ...]
+        self, baseline: BaselineFile, model: EvaluatedModel, chunks: tuple[TextChunk, ...]
     ) -> None:
         if not baseline.fits(chunks):
             raise BadInputError(
@@ -155,7 +157,7 @@ class Evaluation:
     def _scores(
         self,
         model: EvaluatedModel,
-        chunks: tuple[Chunk, ...],
+        chunks: tuple[TextChunk, ...],
         baseline: _Baseline,
         advance: Advance,
         *,
@@ -182,7 +184,7 @@ class Evaluation:
     def _chunk_scores(
         self,
         model: EvaluatedModel,
-        chunk: Chunk,
+        chunk: TextChunk,
         index: int,
         baseline: _Baseline,
         threads: ThreadPoolExecutor,

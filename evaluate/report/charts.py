@@ -10,7 +10,7 @@ from minitron_trt.evaluate.report.result_records import (
     BenchResult,
     PerplexityResult,
     PlanResult,
-    TaskModel,
+    ReportedModel,
     TasksResult,
     VerifyResult,
 )
@@ -123,7 +123,7 @@ def tasks_chart(found: TasksResult) -> Figure | None:
     return figure
 
 
-def shown(model: TaskModel) -> list[Any]:
+def shown(model: ReportedModel) -> list[Any]:
     """Return a model's scores that a chart has: the main one of each task, a share of 1."""
     scores = [score for score in model.tasks if score.main and score.group is None]
     first = {score.task: score for score in reversed(scores) if 0 <= score.value <= 1}

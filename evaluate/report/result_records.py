@@ -18,7 +18,7 @@ from minitron_trt.records import check_record, read_record
 _BENCH_FILE: Final = "profile_export_aiperf.json"
 
 
-class Estimate(msgspec.Struct, frozen=True):
+class ReportedEstimate(msgspec.Struct, frozen=True):
     """A figure and its standard error."""
 
     value: float
@@ -35,7 +35,7 @@ class Memory(msgspec.Struct, frozen=True):
     kv_pool_bytes: int
 
 
-class Bounds(msgspec.Struct, frozen=True):
+class ReportedBounds(msgspec.Struct, frozen=True):
     """What no engine beats."""
 
     prefill_ms_at_least: float
@@ -43,7 +43,7 @@ class Bounds(msgspec.Struct, frozen=True):
     batch_tokens_per_s_at_most: float
 
 
-class PlanRow(msgspec.Struct, frozen=True):
+class ReportedRow(msgspec.Struct, frozen=True):
     """A precision on a GPU; what does not fit has a problem."""
 
     gpu: str
@@ -52,7 +52,7 @@ class PlanRow(msgspec.Struct, frozen=True):
     fits: bool
     sequences: int | None = None
     memory: Memory | None = None
-    bounds: Bounds | None = None
+    bounds: ReportedBounds | None = None
     problem: str | None = None
 
 
@@ -74,11 +74,11 @@ class PlanResult(msgspec.Struct, frozen=True):
     parameters: int
     input_len: int
     output_len: int
-    rows: tuple[PlanRow, ...]
+    rows: tuple[ReportedRow, ...]
     recommended: tuple[Recommended, ...]
 
 
-class LayerError(msgspec.Struct, frozen=True):
+class ReportedLayer(msgspec.Struct, frozen=True):
     """How far a layer is from the source's."""
 
     layer: int
@@ -88,7 +88,7 @@ class LayerError(msgspec.Struct, frozen=True):
     cosine: float
 
 
-class LogitsError(msgspec.Struct, frozen=True):
+class ReportedLogits(msgspec.Struct, frozen=True):
     """How far the logits are."""
 
     largest: float
@@ -105,8 +105,8 @@ class VerifyResult(msgspec.Struct, frozen=True):
     kv_cache: str | None
     tokens: int
     bound: float
-    layers: tuple[LayerError, ...]
-    logits: LogitsError
+    layers: tuple[ReportedLayer, ...]
+    logits: ReportedLogits
     fault: str | None
 
 
@@ -116,10 +116,10 @@ class ScoredModel(msgspec.Struct, frozen=True):
     model: str
     size_bytes: int | None
     scored_tokens: int
-    perplexity: Estimate
+    perplexity: ReportedEstimate
     accuracy: float
-    kl: Estimate | None = None
-    same_top: Estimate | None = None
+    kl: ReportedEstimate | None = None
+    same_top: ReportedEstimate | None = None
 
 
 class PerplexityResult(msgspec.Struct, frozen=True):
@@ -137,7 +137,7 @@ class Published(msgspec.Struct, frozen=True):
     differs: bool | None = None
 
 
-class TaskScore(msgspec.Struct, frozen=True):
+class ReportedScore(msgspec.Struct, frozen=True):
     """One figure of one task."""
 
     task: str
@@ -150,17 +150,17 @@ class TaskScore(msgspec.Struct, frozen=True):
     published: Published | None = None
 
 
-class TaskModel(msgspec.Struct, frozen=True):
+class ReportedModel(msgspec.Struct, frozen=True):
     """The scores of one model."""
 
     model: str
-    tasks: tuple[TaskScore, ...]
+    tasks: tuple[ReportedScore, ...]
 
 
 class TasksResult(msgspec.Struct, frozen=True):
     """The scores of models."""
 
-    models: Annotated[tuple[TaskModel, ...], msgspec.Meta(min_length=1)]
+    models: Annotated[tuple[ReportedModel, ...], msgspec.Meta(min_length=1)]
 
 
 class BenchResult(msgspec.Struct, frozen=True):
@@ -225,7 +225,7 @@ def _of_lm_eval(record: dict[str, Any]) -> TasksResult:
     results = check_record(record["results"], dict[str, dict[str, Any]])
     shots = check_record(record.get("n-shot", {}), dict[str, int])
     scores = [
-        TaskScore(
+        ReportedScore(
             task=task,
             metric=metric,
             value=float(value),
@@ -240,7 +240,7 @@ def _of_lm_eval(record: dict[str, Any]) -> TasksResult:
         and isinstance(value := figures[f"{metric},{how}" if how else metric], (int, float))
         and how
     ]
-    return TasksResult((TaskModel(str(record.get("model_name") or "model"), tuple(scores)),))
+    return TasksResult((ReportedModel(str(record.get("model_name") or "model"), tuple(scores)),))
 
 
 def _load(record: dict[str, Any]) -> BenchResult:

@@ -13,10 +13,10 @@ from minitron_trt.evaluate.report.result_records import (
     BenchResult,
     PerplexityResult,
     PlanResult,
-    PlanRow,
+    ReportedRow,
+    ReportedScore,
     Result,
     ScoredModel,
-    TaskScore,
     TasksResult,
     VerifyResult,
 )
@@ -63,7 +63,7 @@ def _plan(plan: PlanResult, draw: bool) -> Section:
             [_plan_cells(row) for row in fit],
             texts=2,
         ),
-        small("Bounds by bandwidth and arithmetic that no engine beats, not predictions."),
+        small("ReportedBounds by bandwidth and arithmetic that no engine beats, not predictions."),
     ]
     refused = [
         [f"{row.gpu} {row.precision} tp {row.tp}", row.problem or ""]
@@ -87,7 +87,7 @@ def _plan(plan: PlanResult, draw: bool) -> Section:
     )
 
 
-def _plan_cells(row: PlanRow) -> list[str]:
+def _plan_cells(row: ReportedRow) -> list[str]:
     memory, bounds = row.memory, row.bounds
     return [
         row.gpu,
@@ -200,7 +200,7 @@ def _tasks(found: TasksResult, draw: bool) -> Section:
     )
 
 
-def _task_cells(score: TaskScore) -> list[str]:
+def _task_cells(score: ReportedScore) -> list[str]:
     return [
         "" if score.shots is None else str(score.shots),
         f"{100 * score.value:.2f}",

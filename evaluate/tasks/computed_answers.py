@@ -21,7 +21,7 @@ _SCORED_CHUNK: Final = 64  # the same, where each has logits, of 8 bytes for eac
 _TAIL: Final = 8  # tokens beside a stop text's bytes that may be part of it
 
 
-class TextTokenizer(Protocol):
+class TaskTokenizer(Protocol):
     """What a prompt's tokens are, and what text tokens are."""
 
     def encode_prompt(self, text: str, room: int) -> list[int]:
@@ -47,7 +47,7 @@ _Scoring = Generator[_Chunk, Array, list[Likelihood]]
 class ComputedAnswers:
     """Answers by a model with as many sequences at once as it has slots."""
 
-    def __init__(self, model: StepModel, tokenizer: TextTokenizer, end_ids: Sequence[int]) -> None:
+    def __init__(self, model: StepModel, tokenizer: TaskTokenizer, end_ids: Sequence[int]) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._end_ids = tuple(end_ids)
@@ -151,7 +151,7 @@ def _scored(context: tuple[int, ...], continuations: Sequence[tuple[int, ...]]) 
 class _Answer:
     """An answer as its tokens come."""
 
-    def __init__(self, wish: Wish, tokenizer: TextTokenizer) -> None:
+    def __init__(self, wish: Wish, tokenizer: TaskTokenizer) -> None:
         self.ended = False
         self._wish = wish
         self._tokenizer = tokenizer
