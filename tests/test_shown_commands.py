@@ -164,7 +164,11 @@ def test_the_commands_of_a_page_run_one_after_another(
             PROVIDED[shown.needs](shown)
             there.add(shown.needs)
         words = typed(shown, workplace)
-        if words[0] in PARSED or any("://" in word for word in words):
+        if (
+            words[0] in PARSED
+            or words[:2] == ["eval", "tasks"]
+            or any("://" in word for word in words)
+        ):
             parse(words)
             continue
         result = command(*words)
