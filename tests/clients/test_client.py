@@ -165,6 +165,7 @@ def test_readiness_is_what_the_server_says(triton: TritonDouble, is_ready: bool)
     assert answers == (is_ready, is_ready)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "leave",
     [stop_early, stop_early_async, fail_inside, cancel_the_task, drop_the_stream],
@@ -287,6 +288,7 @@ def says_hello(client: Client) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_a_server_may_go_and_come_back(serve: Serve, closed_port: int) -> None:
     with contextlib.ExitStack() as stack:
         with serve(closed_port) as double:

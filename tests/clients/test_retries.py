@@ -77,6 +77,7 @@ def tries(transport: Failing, other: AsyncFailing, **settings: Any) -> tuple[obj
     return outcome, transport.tries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "times", "after_chunk", "retries", "succeeds", "made"),
     [

@@ -166,6 +166,7 @@ def test_alerts_burn_for_what_they_are_about_and_for_nothing_else(
     assert told(tmp_path, llmapi, tests) == ""
 
 
+@pytest.mark.slow
 def test_what_the_autoscaler_asks_rises_and_falls_with_the_load(
     facts: ServedFacts, tmp_path: Path
 ) -> None:

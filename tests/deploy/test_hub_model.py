@@ -26,6 +26,8 @@ from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
+pytestmark = pytest.mark.slow
+
 hub = test_hub_source.hub
 SERVER = "base/server.yaml"
 

@@ -112,6 +112,7 @@ def files(command: Command, tmp_path: Path) -> list[Path]:
     return [tmp_path / f"{name}.json" for name in (*kinds, "verify", "plan")]
 
 
+@pytest.mark.slow
 def test_results_are_joined_in_the_order_of_the_work(
     files: list[Path], command: Command, tmp_path: Path
 ) -> None:

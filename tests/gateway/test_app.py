@@ -210,6 +210,7 @@ def test_a_body_that_drips_is_given_up() -> None:
             assert b" 408 " in connection.recv(1000)
 
 
+@pytest.mark.slow
 def test_more_than_can_run_at_a_time_is_429_at_once() -> None:
     options = GatewayOptions(limits=GatewayLimits(running=2))
     with running_gateway(EchoDouble(), options) as gateway:

@@ -133,6 +133,7 @@ def test_two_results_are_compared(command: Command, url: str, tmp_path: Path) ->
     assert "b is" in table.stdout
 
 
+@pytest.mark.slow
 def test_some_failures_are_told_and_no_answer_at_all_is_an_error(
     command: Command, url: str, double: Running, tmp_path: Path
 ) -> None:

@@ -277,6 +277,7 @@ def test_an_image_that_is_not_there_is_named(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["push", "pull"])
 def test_a_registry_that_is_not_there_is_said(
     name: str, repository: Path, tmp_path: Path, command: Command

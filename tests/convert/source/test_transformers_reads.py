@@ -213,6 +213,7 @@ WRITTEN: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "record"), WRITTEN, ids=str)
 @pytest.mark.parametrize("version", ["5", "4.57"])
 def test_a_config_that_is_written_is_read_alike_by_both(
