@@ -19,12 +19,10 @@ from tests.patience import PATIENCE_S, until
 
 from minitron_trt.clients.client import Client
 from minitron_trt.convert.conversion import ConvertOptions, convert
-from minitron_trt.errors import UsageError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.front_process import gateway_argv
 from minitron_trt.triton_repo.serving.runtime_load import read_load
-from minitron_trt.triton_repo.serving.server_options import Endpoints, ServerOptions, free_endpoints
+from minitron_trt.triton_repo.serving.server_options import free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 LONG = {"min_tokens": 1900}
@@ -38,16 +36,6 @@ class ServedGateway:
     addresses: dict[str, Any]
     process: subprocess.Popen[str]
     log: IO[str]
-
-
-def test_triton_is_behind_the_gateway_alone() -> None:
-    with pytest.raises(UsageError, match="Triton stays on 127"):
-        gateway_argv("", ServerOptions(Endpoints(host="0.0.0.0")))
-    with pytest.raises(UsageError, match="a shell cannot read"):
-        gateway_argv("'", ServerOptions())
-
-    argv = gateway_argv("--port 0", ServerOptions(drain_s=7))
-    assert argv[-6:] == ("--drain", "7", "--url", "grpc://127.0.0.1:8001", "--port", "0")
 
 
 @pytest.mark.slow

@@ -25,8 +25,7 @@ from minitron_trt.triton_repo.serving.front_process import (
     DYNAMO,
     GATEWAY,
     FrontProcess,
-    dynamo_argv,
-    gateway_argv,
+    front_argv,
 )
 from minitron_trt.triton_repo.serving.model_options import ModelOptions, model_options
 from minitron_trt.triton_repo.serving.server_options import (
@@ -149,12 +148,8 @@ def serve(
     image: str | None,
     timeout_s: float,
     log_file: Path | None,
-    has_gateway: bool,
-    gateway_words: str | None,
-    frontend: str | None,
-    frontend_words: str | None,
     dry_run: bool,
-    **server_options: Any,
+    **options: Any,
 ) -> None:
     """Run Triton on a model or a model repository.
 
@@ -172,28 +167,52 @@ def serve(
     from minitron_trt.triton_repo.serving.served_repository import ServedRepository
     from minitron_trt.triton_repo.serving.server import TritonServer
 
-    if frontend is None and frontend_words is not None:
-        raise click.UsageError("--frontend-options is for --frontend dynamo")
-    options = _server_options(server_options)
-    argvs = {}
-    if has_gateway or gateway_words is not None:
-        argvs[GATEWAY] = gateway_argv(gateway_words or "", options)
+    server_options = _server_options(options)
+    # What is wrong with them is said before a model is converted.
+    argvs = _front_argvs(source, options, server_options)
     repository = _repository(console, source, model, runner=runner, dry_run=dry_run)
     if repository is None:
         return
     served = ServedRepository.open(repository)
-    if frontend is not None:
-        argvs[frontend] = dynamo_argv(frontend_words or "", options, repository)
+    if DYNAMO in argvs:
+        argvs[DYNAMO] = (*argvs[DYNAMO], str(repository))
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
-        launch = plan(served, options, Path(scratch), runner, image)
+        launch = plan(served, server_options, Path(scratch), runner, image)
         if dry_run:
             record = {"runner": launch.runner, "argv": launch.argv, "ranks": launch.ranks}
             console.result(record, shlex.join(launch.argv))
             return
-        _warn_of_open_apis(options)
-        server = TritonServer(launch, options, timeout_s=timeout_s, log_file=log_file)
-        fronts = [FrontProcess(name, argv, options.drain_s) for name, argv in argvs.items()]
+        _warn_of_open_apis(server_options)
+        server = TritonServer(launch, server_options, timeout_s=timeout_s, log_file=log_file)
+        fronts = [FrontProcess(name, argv, server_options.drain_s) for name, argv in argvs.items()]
         _run_until_stopped(server, launch, console, fronts)
+
+
+def _front_argvs(
+    source: str, chosen: dict[str, Any], options: ServerOptions
+) -> dict[str, tuple[str, ...]]:
+    """Return the command lines of what is to stand before the server, by its name."""
+    argvs = {}
+    gateway, worker = chosen["gateway_words"], chosen["frontend_words"]
+    if chosen["has_gateway"] or gateway is not None:
+        argvs[GATEWAY] = front_argv(GATEWAY, gateway or "", options)
+    if chosen["frontend"] == DYNAMO:
+        name = model_name(source)
+        named = () if name is None else ("--model-name", name)
+        argvs[DYNAMO] = front_argv(DYNAMO, worker or "", options, defaults=named)
+    elif worker is not None:
+        raise click.UsageError("--frontend-options is for --frontend dynamo")
+    return argvs
+
+
+def model_name(source: str) -> str | None:
+    """Return what a model is called, which its repository does not tell; None of a repository."""
+    from minitron_trt.triton_repo.serving.served_repository import names_model
+
+    if not names_model(source):
+        return None
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
 
 
 def _repository(

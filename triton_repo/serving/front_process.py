@@ -8,8 +8,9 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import click
@@ -21,43 +22,69 @@ from minitron_trt.triton_repo.serving.server_options import ServerOptions
 GATEWAY: Final = "gateway"
 DYNAMO: Final = "dynamo"
 _START_S: Final = 60.0
-# A worker of Dynamo's waits for its routers to notice that it goes, before it drains.
-_MARGINS_S: Final = {GATEWAY: 3.0, DYNAMO: 8.0}
-_INSTEAD: Final = {
-    "--gateway": "give the gateway an address and TLS of its own: --gateway-options '--host "
-    "0.0.0.0 --tls-cert cert.pem …'",
-    "--frontend": "only the worker beside it asks; the frontend has an address and TLS of its own",
-}
 _ERROR: Final = re.compile(r"(?i)error: (.*)")
-_KINDS: Final[dict[int, type[MinitronError]]] = {2: UsageError, 3: BadInputError}
+_ERROR_KINDS: Final[dict[int, type[MinitronError]]] = {2: UsageError, 3: BadInputError}
 
 
-def gateway_argv(words: str, options: ServerOptions) -> tuple[str, ...]:
-    """Return the command line; UsageError where Triton would not be behind the gateway alone."""
-    parts = _option_words("--gateway", words, options)
-    return (*_program("gateway", options), *parts)
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A command that can stand before a server, and the option of `serve` that asks for it.
+
+    `margin_s` is how long its end may take beside the drain; `instead` says how others reach it.
+    """
+
+    command: str
+    option: str
+    margin_s: float
+    instead: str
 
 
-def dynamo_argv(words: str, options: ServerOptions, repository: Path) -> tuple[str, ...]:
-    """Return the command line of the worker that puts the server behind Dynamo; as above."""
-    parts = _option_words("--frontend", words, options)
-    return (*_program("dynamo-worker", options), *parts, str(repository))
+_PROGRAMS: Final[Mapping[str, _Program]] = MappingProxyType(
+    {
+        GATEWAY: _Program(
+            command="gateway",
+            option="--gateway",
+            margin_s=3.0,
+            instead="give the gateway an address and TLS of its own: --gateway-options '--host "
+            "0.0.0.0 --tls-cert cert.pem …'",
+        ),
+        DYNAMO: _Program(
+            command="dynamo-worker",
+            option="--frontend",
+            # Dynamo waits 5 s for routers to notice that a worker goes, before it drains.
+            margin_s=8.0,
+            instead="only the worker beside it asks; the frontend has an address and TLS of its "
+            "own",
+        ),
+    }
+)
 
 
-def _program(command: str, options: ServerOptions) -> tuple[str, ...]:
-    program = (sys.executable, "-m", "minitron_trt", command, "--json")
-    return (*program, "--drain", str(options.drain_s), "--url", options.grpc_url)
+def front_argv(
+    name: str, words: str, options: ServerOptions, *, defaults: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Return the command line of a program before a server; a worker's repository comes after it.
 
-
-def _option_words(option: str, words: str, options: ServerOptions) -> list[str]:
+    `words` are options of the program, as a shell reads them, and win over `defaults`. UsageError
+    where they cannot be read, or where others could reach Triton past the program.
+    """
+    program = _PROGRAMS[name]
     if not options.endpoints.is_local or options.tls is not None:
-        raise UsageError(f"with {option} Triton stays on 127.0.0.1 without TLS; {_INSTEAD[option]}")
+        raise UsageError(
+            f"with {program.option} Triton stays on 127.0.0.1 without TLS; {program.instead}"
+        )
     try:
-        return shlex.split(words)
+        parts = shlex.split(words)
     except ValueError as error:
         raise UsageError(
-            f"{option}-options is {words!r}, which a shell cannot read: {error}"
+            f"{program.option}-options is {words!r}, which a shell cannot read: {error}"
         ) from error
+    return (
+        *(sys.executable, "-m", "minitron_trt", program.command, "--json"),
+        *("--drain", str(options.drain_s), "--url", options.grpc_url),
+        *defaults,
+        *parts,
+    )
 
 
 class FrontProcess:
@@ -70,7 +97,7 @@ class FrontProcess:
     def __init__(self, name: str, argv: tuple[str, ...], drain_s: int) -> None:
         self.name = name
         self._argv = argv
-        self._stop_s = drain_s + _MARGINS_S[name]
+        self._stop_s = drain_s + _PROGRAMS[name].margin_s
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._take: Callable[[str], None] = self._lines.put
         self._process: OwnedProcess | None = None
@@ -129,7 +156,7 @@ class FrontProcess:
         told = next((found[1] for each in said if (found := _ERROR.match(each))), "")
         code = process.poll()
         reason = told or (said[-1] if said else f"it ended with status {code}")
-        kind = _KINDS.get(code or 0, ProcessError)
+        kind = _ERROR_KINDS.get(code or 0, ProcessError)
         raise kind(f"the {self.name} does not start: {reason}")
 
 
