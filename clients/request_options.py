@@ -29,6 +29,7 @@ def url_option(what: str, *, more: str) -> Callable[[C], C]:
 
 _SHORT_URLS = "localhost:8000 and :8001 are Triton's HTTP and gRPC"
 TRITON_URL = url_option("Triton", more=_SHORT_URLS)
+TRITON_CA = cloup.option("--ca", type=PATH, help="PEM file that signed Triton's certificate")
 CHAT_TEMPLATE = cloup.option(
     "--chat-template",
     metavar="FILE",

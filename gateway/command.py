@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 import cloup
 
-from minitron_trt.clients.request_options import CHAT_TEMPLATE, TRITON_URL
+from minitron_trt.clients.request_options import CHAT_TEMPLATE, TRITON_CA, TRITON_URL
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.drain_option import drain_option
 from minitron_trt.errors import MissingExtraError, UsageError
@@ -23,7 +23,7 @@ PORT: Final = 9000
 @cloup.option_group(
     "Triton and its models",
     TRITON_URL,
-    cloup.option("--ca", type=PATH, help="PEM file that signed Triton's certificate"),
+    TRITON_CA,
     cloup.option(
         "--model",
         "models",

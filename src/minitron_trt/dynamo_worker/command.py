@@ -10,14 +10,12 @@ from typing import Any, Final, NoReturn
 import click
 import cloup
 
-from minitron_trt.clients.request_options import CHAT_TEMPLATE, TRITON_URL
+from minitron_trt.clients.request_options import CHAT_TEMPLATE, TRITON_CA, TRITON_URL
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.drain_option import drain_option
 from minitron_trt.errors import MinitronError, MissingExtraError, one_line
 from minitron_trt.option_types import POSITIVE
 
-GRACE_S: Final = 5
-"""Seconds that Dynamo's framework waits, after a worker has left its router, before it drains."""
 _MARGIN_S: Final = 5
 _DEADLINE: Final = "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT"
 
@@ -27,7 +25,7 @@ _DEADLINE: Final = "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT"
 @cloup.option_group(
     "Triton and its model",
     TRITON_URL,
-    cloup.option("--ca", type=PATH, help="PEM file that signed Triton's certificate"),
+    TRITON_CA,
     cloup.option("--model-name", help="What clients call it  [default: the repository's folder]"),
     CHAT_TEMPLATE,
     cloup.option(
