@@ -95,7 +95,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def until(condition: Any) -> None:
+def until(condition: Callable[[], object]) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():

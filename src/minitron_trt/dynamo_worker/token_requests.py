@@ -112,11 +112,13 @@ def _refuse(asked: Mapping[str, Any]) -> None:
                 raise _unsupported(name, value)
 
 
-def _unsupported(name: str, value: Any = None, why: str = "") -> RefusedError:
+def _unsupported(
+    name: str, value: Any = None, *, why: str = "", remedy: str = "leave it out"
+) -> RefusedError:
     told = "" if value is None else f" is {json.dumps(value)}, which"
+    reason = f": {why}" if why else ""
     return RefusedError(
-        f"{name}{told} is not supported by the model behind this worker"
-        f"{why and ': '}{why}; leave it out",
+        f"{name}{told} is not supported by the model behind this worker{reason}; {remedy}",
         field=name,
     )
 
@@ -152,7 +154,7 @@ def _several(sampling: Mapping[str, Any]) -> dict[str, Any]:
     count = sampling.get("n") or 1
     best = sampling.get("best_of") or count
     if best != count:
-        raise _unsupported("best_of", best, "no more answers are made than are returned")
+        raise _unsupported("best_of", best, why="no more answers are made than are returned")
     return {"num_return_sequences": count} if count > 1 else {}
 
 
@@ -174,7 +176,7 @@ def _tells_likeliest(count: int, drawn: Mapping[str, Any]) -> bool:
         raise _unsupported(
             "logprobs",
             count,
-            "it tells the log-prob of the token that it takes and of no other; ask for 0, or for 1 "
-            "with a temperature of 0",
+            why="it tells the log-prob of the token that it takes and of no other",
+            remedy="ask for 0, or for 1 with a temperature of 0",
         )
     return count == 1

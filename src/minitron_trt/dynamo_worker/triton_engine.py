@@ -31,6 +31,7 @@ from minitron_trt.errors import (
     MinitronError,
     RefusedError,
     RequestCancelledError,
+    ServerError,
     ServerTimeoutError,
     UnreachableError,
     UsageError,
@@ -68,8 +69,8 @@ class TritonEngine(LLMEngine):  # type: ignore[misc]
 
     @classmethod
     async def from_args(cls, argv: list[str] | None = None) -> tuple[LLMEngine, WorkerConfig]:
-        """Refuse: the options are those of `minitron-trt dynamo-worker`."""
-        raise NotImplementedError
+        """Refuse, where Dynamo's own launcher is given this class in place of our command."""
+        raise UsageError("this engine has no options of its own; run minitron-trt dynamo-worker")
 
     async def start(self, worker_id: int) -> EngineConfig:
         """Return what the router must know; the server has been waited for."""
@@ -168,7 +169,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except MinitronError as error:
-        if getattr(error, "is_passing", False):
+        if isinstance(error, ServerError) and error.is_passing:
             # Too busy, or about to end: another worker may have room.
             raise StreamIncomplete(one_line(str(error))) from error
         kind = next(kind for ours, kind in _ERRORS if isinstance(error, ours))
