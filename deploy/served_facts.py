@@ -24,6 +24,7 @@ from minitron_trt.spec import Parallelism
 from minitron_trt.triton_repo.contract.model_names import (
     POSTPROCESSING,
     PREPROCESSING,
+    TENSORRT_LLM,
     TENSORRT_LLM_BLS,
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
@@ -226,6 +227,13 @@ def _of_reference(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     """Return what a checkpoint for the reference runtime says, which computes on processors."""
     if gpu is not None:
         raise UsageError("--gpu is for engines and llmapi; the reference runtime has none")
+    parameters = served.configs[TENSORRT_LLM].parameters
+    if "gpu_device_ids" in parameters:
+        raise UnsupportedError(
+            f"{served.folder} is for the reference runtime on GPU "
+            f"{parameters['gpu_device_ids'].string_value}, and deploy asks for no GPU for that "
+            "runtime; make the repository again without tensorrt_llm.gpu_device_ids"
+        )
     return {"tp": 1, "pp": 1}
 
 

@@ -19,6 +19,7 @@ from click.testing import Result
 from tests.deploy.conftest import RepositoryOf
 from tests.deploy.repositories import planned, settings_of
 
+from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.deploy import fetch_repository
 from minitron_trt.deploy.command import name_of
 from minitron_trt.deploy.deployment import Deployment
@@ -27,6 +28,10 @@ from minitron_trt.deploy.manifests import digests_text, objects_of
 from minitron_trt.deploy.planned_scale import PlannedScale
 from minitron_trt.deploy.served_facts import CLOSED, ServedFacts, read_facts
 from minitron_trt.deploy.settings import DYNAMO, LEADERWORKERSET
+from minitron_trt.errors import UnsupportedError
+from minitron_trt.samples import sample_folder
+from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 from minitron_trt.yaml_text import Figure, figures_of
 
 pytestmark = pytest.mark.slow
@@ -390,3 +395,14 @@ def test_a_list_has_every_file_of_the_repository(repository_of: RepositoryOf) ->
     names = [line.partition("  ")[2] for line in digests_text(repository).splitlines()]
 
     assert names == [str(path.relative_to(repository)) for path in paths]
+
+
+def test_the_reference_runtime_on_a_gpu_is_refused(tmp_path: Path) -> None:
+    convert(str(sample_folder("solar-llama")), tmp_path / "checkpoint", ConvertOptions())
+    recipe = ServingRecipe(settings={"tensorrt_llm": {"gpu_device_ids": "0"}})
+    emit_repository(tmp_path / "checkpoint", tmp_path / "repository", recipe)
+
+    with pytest.raises(
+        UnsupportedError, match="reference runtime on GPU 0, and deploy asks for no"
+    ):
+        read_facts(tmp_path / "repository", image="triton:1", gpu=None, drain_s=20)

@@ -219,9 +219,11 @@ def _device(gpu: str) -> str:
     """Return where torch computes: a GPU that is named by its id, else the CPU."""
     if not gpu:
         return "cpu"
-    if int(gpu) >= torch.cuda.device_count():
+    there = torch.cuda.device_count()
+    if not gpu.isdecimal() or int(gpu) >= there:
         raise UnsupportedError(
-            f"gpu_device_ids is {gpu}, but torch sees {torch.cuda.device_count()} NVIDIA GPUs here"
+            f"gpu_device_ids is {gpu!r}; expected one of the {there} NVIDIA GPUs that torch sees "
+            "here, by its number from 0, or nothing for the CPU"
         )
     return f"cuda:{gpu}"
 
