@@ -118,22 +118,15 @@ class Deployment:
 
     def replicas(self) -> Figure:
         """Return how many replicas there are at least."""
-        return Figure(
-            self.settings.replicas, self._why("--replicas", "replicas"), "server.replicas"
-        )
+        count, scale = self.settings.replicas, self.settings.scale
+        why = scale.what if scale and scale.replicas == count else "--replicas"
+        return Figure(count, why, "server.replicas")
 
     def most_replicas(self) -> Figure:
         """Return how many replicas there are at most."""
-        why = self._why("--max-replicas", "most_replicas")
-        return Figure(self.settings.max_replicas, why, "autoscaling.maxReplicas")
-
-    def _why(self, option: str, planned: str) -> str:
-        """Return where a number of replicas comes from: the plan's, where it is that one."""
-        scale = self.settings.scale
-        own = {"replicas": self.settings.replicas, "most_replicas": self.settings.max_replicas}
-        if scale is None or getattr(scale, planned) != own[planned]:
-            return option
-        return scale.what
+        count, scale = self.settings.max_replicas, self.settings.scale
+        why = scale.what if scale and scale.most_replicas == count else "--max-replicas"
+        return Figure(count, why, "autoscaling.maxReplicas")
 
     def gpus(self) -> Figure:
         """Return the GPUs of a Pod."""
@@ -179,10 +172,17 @@ class Deployment:
         return Figure(ceil(2 * self.startup_s() / PROBE_S), why, "server.startupFailures")
 
     def grace_s(self) -> Figure:
-        """Return how long a Pod may take to end."""
+        """Return how long a Pod with a server may take to end."""
+        return self._grace_s("server", "Triton's exit timeout")
+
+    def front_grace_s(self, component: str) -> Figure:
+        """Return how long a Pod of what stands before the servers may take to end."""
+        return self._grace_s(component, "--drain")
+
+    def _grace_s(self, component: str, limit: str) -> Figure:
         drain = self.settings.drain_s
-        why = f"preStop {PRE_STOP_S} + Triton's exit timeout {drain} + {STOP_MARGIN_S} to end"
-        return Figure(PRE_STOP_S + drain + STOP_MARGIN_S, why, "server.graceSeconds")
+        why = f"preStop {PRE_STOP_S} + {limit} {drain} + {STOP_MARGIN_S} to end"
+        return Figure(PRE_STOP_S + drain + STOP_MARGIN_S, why, f"{component}.graceSeconds")
 
     def shm_bytes(self) -> int:
         """Return the size of /dev/shm."""

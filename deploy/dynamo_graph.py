@@ -9,23 +9,26 @@ from __future__ import annotations
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
-from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
+from minitron_trt.deploy.deployment import PROBE_S, Deployment, port
 from minitron_trt.deploy.network import (
     dns,
     fetch_egress,
+    http_route,
     monitoring_peer,
     network_policy,
-    parents,
     route_peer,
-    whole_answer,
+    tcp,
 )
 from minitron_trt.deploy.pods import (
     FRONTEND,
     SERVER,
+    home,
     initial,
     labels,
     lifecycle,
     metadata,
+    own_container,
+    patience,
     placement,
     selector,
     server_container,
@@ -33,7 +36,6 @@ from minitron_trt.deploy.pods import (
     volumes,
 )
 from minitron_trt.deploy.settings import NONE
-from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
 from minitron_trt.yaml_text import Figure
 
 GRAPH_API: Final = "nvidia.com/v1beta1"
@@ -73,10 +75,8 @@ def _version() -> Figure:
 
 def _frontend(deployment: Deployment) -> dict[str, Any]:
     settings = deployment.settings
-    grace = PRE_STOP_S + settings.drain_s + STOP_MARGIN_S
-    why = f"preStop {PRE_STOP_S} + --drain {settings.drain_s} + {STOP_MARGIN_S} to end"
-    end = Figure(grace, why, "frontend.graceSeconds")
-    spec = placement(settings, FRONTEND, grace=end, nodes={})
+    grace = deployment.front_grace_s(FRONTEND)
+    spec = placement(settings, FRONTEND, grace=grace, nodes={})
     return {
         "name": FRONTEND,
         "type": FRONTEND_TYPE,
@@ -99,10 +99,9 @@ def _with_account(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _frontend_container(deployment: Deployment) -> dict[str, Any]:
-    health = {"timeoutSeconds": Figure(5, "seconds for an answer")}
     return {
         "name": MAIN,
-        **_own_image(deployment),
+        **own_container(deployment),
         "command": ["python3", "-m", "dynamo.frontend"],
         "args": [
             *("--http-port", str(HTTP_PORT)),
@@ -110,23 +109,13 @@ def _frontend_container(deployment: Deployment) -> dict[str, Any]:
             *("--router-mode", "least-loaded"),
             *("--migration-limit", str(_MIGRATIONS)),
         ],
-        "env": [*_environment(), _variable("DYN_TCP_RESPONSE_STREAM_PORT", _RESPONSES_PORT)],
+        "env": [home(), _variable("DYN_TCP_RESPONSE_STREAM_PORT", _RESPONSES_PORT)],
         "ports": [
             {"name": "http", "containerPort": _http()},
             {"name": "responses", "containerPort": _responses()},
         ],
         "resources": _amounts("frontend", "router and tokenizer: 110 MB before any request"),
-        "readinessProbe": {
-            "httpGet": {"path": "/health", "port": "http"},
-            **health,
-            "periodSeconds": Figure(5, "a frontend without workers is left out soon"),
-        },
-        "livenessProbe": {
-            "httpGet": {"path": "/live", "port": "http"},
-            **health,
-            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
-            "failureThreshold": Figure(6, "a minute"),
-        },
+        **_probes("http", seen="a frontend without workers is left out soon"),
         "lifecycle": lifecycle(),
         "securityContext": container_security(),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
@@ -160,11 +149,9 @@ def _workers(deployment: Deployment) -> dict[str, Any]:
 
 def _worker_container(deployment: Deployment) -> dict[str, Any]:
     settings, facts = deployment.settings, deployment.facts
-    probe = {"port": "system"}
-    patience = {"timeoutSeconds": Figure(4, "seconds for an answer")}
     return {
         "name": MAIN,
-        **_own_image(deployment),
+        **own_container(deployment),
         "command": [
             *("minitron-trt", "dynamo-worker", facts.mount),
             *("--url", f"grpc://127.0.0.1:{port('grpc').value}"),
@@ -172,7 +159,7 @@ def _worker_container(deployment: Deployment) -> dict[str, Any]:
             *("--drain", str(settings.drain_s)),
             *("--timeout", str(2 * deployment.startup_s())),
         ],
-        "env": [*_environment(), _variable("DYN_TCP_RPC_PORT", _REQUESTS_PORT)],
+        "env": [home(), _variable("DYN_TCP_RPC_PORT", _REQUESTS_PORT)],
         "ports": [
             {"name": "system", "containerPort": _system()},
             {"name": "requests", "containerPort": _requests()},
@@ -180,22 +167,11 @@ def _worker_container(deployment: Deployment) -> dict[str, Any]:
         "resources": _amounts("worker", "one process, whose work is passing on: 125 MB"),
         # Its own server of health begins when Triton has loaded.
         "startupProbe": {
-            "httpGet": {"path": "/live", **probe},
-            **patience,
+            **_probe("/live", "system"),
             "periodSeconds": Figure(PROBE_S, "seconds between probes"),
             "failureThreshold": deployment.startup_failures(),
         },
-        "readinessProbe": {
-            "httpGet": {"path": "/health", **probe},
-            **patience,
-            "periodSeconds": Figure(5, "a worker that has left is seen soon"),
-        },
-        "livenessProbe": {
-            "httpGet": {"path": "/live", **probe},
-            **patience,
-            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
-            "failureThreshold": Figure(6, "a minute"),
-        },
+        **_probes("system", seen="a worker that has left is seen soon"),
         "securityContext": container_security(),
         "volumeMounts": [
             deployment.storage.mount(facts.mount),
@@ -204,12 +180,20 @@ def _worker_container(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _own_image(deployment: Deployment) -> dict[str, Any]:
+def _probes(port_name: str, *, seen: str) -> dict[str, Any]:
+    """Return the probes of Dynamo's own server of health."""
     return {
-        "image": deployment.own_image(),
-        "imagePullPolicy": "IfNotPresent",
-        "workingDir": "/tmp",
+        "readinessProbe": {**_probe("/health", port_name), "periodSeconds": Figure(5, seen)},
+        "livenessProbe": {
+            **_probe("/live", port_name),
+            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+            "failureThreshold": Figure(6, "a minute"),
+        },
     }
+
+
+def _probe(path: str, port_name: str) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": port_name}, "timeoutSeconds": patience()}
 
 
 def _amounts(component: str, why: str) -> dict[str, Any]:
@@ -221,11 +205,6 @@ def _amounts(component: str, why: str) -> dict[str, Any]:
         ),
     }
     return {"requests": amounts, "limits": amounts}
-
-
-def _environment() -> list[dict[str, Any]]:
-    # Dynamo keeps what it knows of models below the home.
-    return [{"name": "HOME", "value": "/tmp"}]
 
 
 def _variable(name: str, value: int) -> dict[str, Any]:
@@ -253,7 +232,7 @@ def dynamo_policies(deployment: Deployment) -> list[dict[str, Any]]:
     settings = deployment.settings
     frontends = {"podSelector": {"matchLabels": selector(settings, FRONTEND)}}
     workers = {"podSelector": {"matchLabels": selector(settings, SERVER)}}
-    kubernetes = {"ports": [_tcp(Figure(each, "Kubernetes' API")) for each in _ANY_API_PORTS]}
+    kubernetes = {"ports": [tcp(Figure(each, "Kubernetes' API")) for each in _ANY_API_PORTS]}
     monitoring = monitoring_peer(settings)
     # The frontend knows no keys: only what stands before it may ask.
     askers = [route_peer(settings.route), monitoring]
@@ -263,11 +242,11 @@ def dynamo_policies(deployment: Deployment) -> list[dict[str, Any]]:
             SERVER,
             "",
             ingress=[
-                {"from": [frontends], "ports": [_tcp(_requests()), _tcp(_system())]},
-                {"from": [monitoring], "ports": [_tcp(port("metrics")), _tcp(_system())]},
+                {"from": [frontends], "ports": [tcp(_requests()), tcp(_system())]},
+                {"from": [monitoring], "ports": [tcp(port("metrics")), tcp(_system())]},
             ],
             egress=[
-                {"to": [frontends], "ports": [_tcp(_responses())]},
+                {"to": [frontends], "ports": [tcp(_responses())]},
                 dns(),
                 kubernetes,
                 *fetch_egress(deployment),
@@ -278,11 +257,11 @@ def dynamo_policies(deployment: Deployment) -> list[dict[str, Any]]:
             FRONTEND,
             f"-{FRONTEND}",
             ingress=[
-                {"from": askers, "ports": [_tcp(_http())]},
-                {"from": [workers], "ports": [_tcp(_responses())]},
+                {"from": askers, "ports": [tcp(_http())]},
+                {"from": [workers], "ports": [tcp(_responses())]},
             ],
             egress=[
-                {"to": [workers], "ports": [_tcp(_requests()), _tcp(_system())]},
+                {"to": [workers], "ports": [tcp(_requests()), tcp(_system())]},
                 dns(),
                 kubernetes,
             ],
@@ -290,30 +269,9 @@ def dynamo_policies(deployment: Deployment) -> list[dict[str, Any]]:
     ]
 
 
-def _tcp(number: Figure) -> dict[str, Any]:
-    return {"protocol": "TCP", "port": number}
-
-
 def dynamo_routes(deployment: Deployment) -> list[dict[str, Any]]:
     """Return the route of Gateway API to the Service that the operator makes of the frontend."""
     settings = deployment.settings
     if settings.route is None:
         return []
-    backend = {"name": f"{settings.name}-{FRONTEND}", "port": _http()}
-    return [
-        {
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": "HTTPRoute",
-            "metadata": metadata(settings, FRONTEND),
-            "spec": {
-                "parentRefs": parents(settings.route),
-                "rules": [
-                    {
-                        "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
-                        "backendRefs": [backend],
-                        "timeouts": {"request": whole_answer()},
-                    }
-                ],
-            },
-        }
-    ]
+    return [http_route(settings, settings.route, FRONTEND, _http())]

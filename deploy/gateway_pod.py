@@ -6,11 +6,20 @@ from math import ceil
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
-from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
-from minitron_trt.deploy.pods import GATEWAY, labels, lifecycle, metadata, placement, selector
+from minitron_trt.deploy.deployment import PROBE_S, Deployment, port
+from minitron_trt.deploy.pods import (
+    GATEWAY,
+    home,
+    labels,
+    lifecycle,
+    metadata,
+    own_container,
+    patience,
+    placement,
+    selector,
+)
 from minitron_trt.deploy.settings import DeploySettings
 from minitron_trt.gateway.command import PORT
-from minitron_trt.triton_repo.serving.docker_launch import STOP_MARGIN_S
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE
 from minitron_trt.yaml_text import Figure
 
@@ -68,11 +77,9 @@ def _replicas(settings: DeploySettings) -> Figure:
 
 def _pod(deployment: Deployment) -> dict[str, Any]:
     settings = deployment.settings
-    grace = PRE_STOP_S + settings.drain_s + STOP_MARGIN_S
-    why = f"preStop {PRE_STOP_S} + --drain {settings.drain_s} + {STOP_MARGIN_S} to end"
-    end = Figure(grace, why, "gateway.graceSeconds")
+    grace = deployment.front_grace_s(GATEWAY)
     return {
-        **placement(settings, GATEWAY, grace=end, nodes={}),
+        **placement(settings, GATEWAY, grace=grace, nodes={}),
         "containers": [_container(deployment)],
         "volumes": [
             # Made by whoever deploys: keys stand in no file of this folder.
@@ -93,15 +100,13 @@ def _container(deployment: Deployment) -> dict[str, Any]:
     }
     health = {
         "httpGet": {"path": "/health", "port": "openai"},
-        "timeoutSeconds": Figure(5, "seconds for an answer"),
+        "timeoutSeconds": patience(),
     }
     return {
         "name": GATEWAY,
-        "image": deployment.own_image(),
-        "imagePullPolicy": "IfNotPresent",
-        "workingDir": "/tmp",
+        **own_container(deployment),
         "command": list(gateway_argv(deployment, f"{deployment.name}-headless")),
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        "env": [home()],
         "ports": [{"name": "openai", "containerPort": Figure(PORT, "the gateway's port")}],
         "resources": {"requests": amounts, "limits": amounts},
         # /health says whether Triton is ready, so only readiness goes by it.

@@ -102,7 +102,7 @@ def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
             deployment,
             GATEWAY,
             "-gateway",
-            ingress=[{"ports": [{"protocol": "TCP", "port": _openai()}]}],
+            ingress=[{"ports": [tcp(_openai())]}],
             egress=[{"to": [servers], "ports": _ports("http", "grpc")}, dns()],
         ),
     ]
@@ -110,11 +110,6 @@ def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
 
 def _openai() -> Figure:
     return Figure(PORT, "the gateway's port")
-
-
-def whole_answer() -> Figure:
-    """Return how long a route waits for an answer."""
-    return Figure("600s", "the gateway's limit of a whole answer")
 
 
 def network_policy(
@@ -146,7 +141,12 @@ def _group(name: str) -> dict[str, Any]:
 
 
 def _ports(*names: str) -> list[dict[str, Any]]:
-    return [{"protocol": "TCP", "port": port(name)} for name in names]
+    return [tcp(port(name)) for name in names]
+
+
+def tcp(number: Figure) -> dict[str, Any]:
+    """Return a port that a policy opens."""
+    return {"protocol": "TCP", "port": number}
 
 
 def dns() -> dict[str, Any]:
@@ -159,7 +159,7 @@ def fetch_egress(deployment: Deployment) -> list[dict[str, Any]]:
     if not deployment.storage.is_scratch:
         return []
     why = "of what is fetched"
-    web = [{"protocol": "TCP", "port": Figure(each, why)} for each in (80, 443)]
+    web = [tcp(Figure(each, why)) for each in (80, 443)]
     return [dns(), {"ports": web}]
 
 
@@ -181,38 +181,44 @@ def routes(deployment: Deployment) -> list[dict[str, Any]]:
     settings = deployment.settings
     if settings.route is None:
         return []
-    openai = {"name": f"{settings.name}-gateway", "port": _openai()}
-    rules: list[dict[str, Any]] = [
-        {
-            "matches": [{"path": {"type": "PathPrefix", "value": "/v1"}}],
-            "backendRefs": [openai],
-            "timeouts": {"request": whole_answer()},
-        }
+    if not settings.inference_pool:
+        return [http_route(settings, settings.route, GATEWAY, _openai())]
+    pool = _pool_rule(settings.name)
+    return [
+        http_route(settings, settings.route, GATEWAY, _openai(), pool),
+        _grpc_route(deployment, settings.route),
     ]
-    if settings.inference_pool:
-        rules.append(_pool_rule(settings.name))
-    http = {
+
+
+def http_route(
+    settings: DeploySettings, route: str, component: str, number: Figure, *more: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the route of OpenAI's API to the Service of a component, and of what else is ruled."""
+    service = {"name": f"{settings.name}-{component}", "port": number}
+    return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
-        "metadata": metadata(settings, GATEWAY),
-        "spec": {"parentRefs": parents(settings.route), "rules": rules},
+        "metadata": metadata(settings, component),
+        "spec": {"parentRefs": _parents(route), "rules": [_rule("/v1", service), *more]},
     }
-    return [http, _grpc_route(deployment, settings.route)] if settings.inference_pool else [http]
 
 
-def parents(route: str) -> list[dict[str, str]]:
-    """Return the gateway of a route, as `--route` names it."""
+def _rule(prefix: str, backend: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "matches": [{"path": {"type": "PathPrefix", "value": prefix}}],
+        "backendRefs": [backend],
+        "timeouts": {"request": Figure("600s", "the gateway's limit of a whole answer")},
+    }
+
+
+def _parents(route: str) -> list[dict[str, str]]:
     namespace, slash, name = route.rpartition("/")
     return [{"name": name, **({"namespace": namespace} if slash else {})}]
 
 
 def _pool_rule(name: str) -> dict[str, Any]:
     pool = {"group": "inference.networking.k8s.io", "kind": "InferencePool", "name": name}
-    return {
-        "matches": [{"path": {"type": "PathPrefix", "value": "/v2/models"}}],
-        "backendRefs": [pool],
-        "timeouts": {"request": whole_answer()},
-    }
+    return _rule("/v2/models", pool)
 
 
 def _grpc_route(deployment: Deployment, route: str) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _grpc_route(deployment: Deployment, route: str) -> dict[str, Any]:
         "kind": "GRPCRoute",
         "metadata": metadata(settings, SERVER, "-grpc"),
         "spec": {
-            "parentRefs": parents(route),
+            "parentRefs": _parents(route),
             "rules": [
                 {
                     "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],

@@ -105,6 +105,20 @@ def base_container(deployment: Deployment) -> dict[str, Any]:
     }
 
 
+def own_container(deployment: Deployment) -> dict[str, Any]:
+    """Return what every container of the image with minitron-trt has."""
+    return {
+        "image": deployment.own_image(),
+        "imagePullPolicy": "IfNotPresent",
+        "workingDir": "/tmp",
+    }
+
+
+def home() -> dict[str, str]:
+    """Return the variable of a home that can be written, for what libraries keep there."""
+    return {"name": "HOME", "value": "/tmp"}
+
+
 def _argument(word: str) -> str:
     """Return a word of the command line as Kubernetes passes it on; closed calls get a secret."""
     if word.endswith(f":{CLOSED}"):
@@ -135,8 +149,8 @@ def resources(deployment: Deployment) -> dict[str, Any]:
 
 def _probes(deployment: Deployment) -> dict[str, Any]:
     period = Figure(PROBE_S, "seconds between probes")
-    live = {"httpGet": {"path": "/v2/health/live", "port": "http"}, "timeoutSeconds": _patience()}
-    ready = {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "timeoutSeconds": _patience()}
+    live = {"httpGet": {"path": "/v2/health/live", "port": "http"}, "timeoutSeconds": patience()}
+    ready = {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "timeoutSeconds": patience()}
     return {
         "startupProbe": {
             **ready,
@@ -156,7 +170,8 @@ def _probes(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _patience() -> Figure:
+def patience() -> Figure:
+    """Return how long a probe waits for an answer."""
     return Figure(5, "seconds for an answer")
 
 
@@ -276,11 +291,9 @@ def _step(
     }
     return {
         "name": name,
-        "image": deployment.own_image(),
-        "imagePullPolicy": "IfNotPresent",
-        "workingDir": "/tmp",
+        **own_container(deployment),
         "command": ["minitron-trt", *words],
-        "env": [{"name": "HOME", "value": "/tmp"}, *variables],
+        "env": [home(), *variables],
         "resources": {"requests": amounts, "limits": amounts},
         "securityContext": container_security(),
         "volumeMounts": [
