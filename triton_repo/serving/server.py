@@ -15,7 +15,7 @@ from minitron_trt.errors import ProcessError
 from minitron_trt.host.processes import OwnedProcess, is_running
 from minitron_trt.outputs import output_errors
 from minitron_trt.triton_repo.serving.launch import Launch
-from minitron_trt.triton_repo.serving.model_processes import Stall, model_processes
+from minitron_trt.triton_repo.serving.python_stubs import Stall, model_processes
 from minitron_trt.triton_repo.serving.runtime_load import read_load, read_local
 from minitron_trt.triton_repo.serving.server_log import ServerLog
 from minitron_trt.triton_repo.serving.server_options import ServerOptions

@@ -1,4 +1,4 @@
-"""The processes of Python models below a server, which Triton starts and does not look after."""
+"""The stubs of Python models: programs that Triton starts and does not look after."""
 
 from __future__ import annotations
 
