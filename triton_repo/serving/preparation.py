@@ -139,12 +139,8 @@ def prepare(source: str, options: ModelOptions, runner: str | None = None) -> Pr
         raise UnsupportedError(
             f"{reason}, and no image has the {runtime} runtime: leave out --runner docker"
         )
-    here = len(local_gpus())
-    if runtime != REFERENCE and (options.tp or 1) > max(here, 1):
-        raise UnsupportedError(
-            f"--tp {options.tp} takes so many GPUs, and {here} are here; a cluster's job does it: "
-            "docs/how-to/slurm.md"
-        )
+    if options.tp is not None and runtime != REFERENCE:
+        _check_gpus(options.tp)
     runner = runner or choose(runtime)
     if runner == EMBEDDED:
         check_packages(runtime)
@@ -178,6 +174,15 @@ def _choose_runtime(requested: str | None, kind: str | None) -> tuple[str, str]:
     except MinitronError as error:
         return REFERENCE, f"{error}; until then {_REFERENCE}"
     return TRTLLM, f"here is {gpus[0].name}: an engine is built for it (or --runtime reference)"
+
+
+def _check_gpus(tp: int) -> None:
+    here = len(local_gpus())
+    if tp > max(here, 1):
+        raise UnsupportedError(
+            f"--tp {tp} takes so many GPUs, and {here} are here; a cluster's job does it: "
+            "docs/how-to/slurm.md"
+        )
 
 
 def _source_of(stages: list[Stage], source: str) -> str:
