@@ -6,6 +6,8 @@ find each other to the containers named `main`, and the service account that the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
@@ -48,8 +50,10 @@ MAIN: Final = "main"
 FRONTEND_TYPE: Final = "frontend"
 HTTP_PORT: Final = 8000
 SYSTEM_PORT: Final = 9090
-_REQUESTS_PORT: Final = 9345
-_RESPONSES_PORT: Final = 9346
+_REQUESTS: Final = "DYN_TCP_RPC_PORT"
+_RESPONSES: Final = "DYN_TCP_RESPONSE_STREAM_PORT"
+FIXED_PORTS: Final[Mapping[str, int]] = MappingProxyType({_REQUESTS: 9345, _RESPONSES: 9346})
+"""The ports that Dynamo would choose as it goes, by the variables that fix them."""
 _MIGRATIONS: Final = 3
 _ANY_API_PORTS: Final = (443, 6443)
 
@@ -109,10 +113,10 @@ def _frontend_container(deployment: Deployment) -> dict[str, Any]:
             *("--router-mode", "least-loaded"),
             *("--migration-limit", str(_MIGRATIONS)),
         ],
-        "env": [home(), _variable("DYN_TCP_RESPONSE_STREAM_PORT", _RESPONSES_PORT)],
+        "env": [home(), _port_variable(_RESPONSES)],
         "ports": [
             {"name": "http", "containerPort": _http()},
-            {"name": "responses", "containerPort": _responses()},
+            {"name": "responses", "containerPort": _fixed(_RESPONSES)},
         ],
         "resources": _amounts("frontend", "router and tokenizer: 110 MB before any request"),
         **_probes("http", seen="a frontend without workers is left out soon"),
@@ -159,10 +163,10 @@ def _worker_container(deployment: Deployment) -> dict[str, Any]:
             *("--drain", str(settings.drain_s)),
             *("--timeout", str(2 * deployment.startup_s())),
         ],
-        "env": [home(), _variable("DYN_TCP_RPC_PORT", _REQUESTS_PORT)],
+        "env": [home(), _port_variable(_REQUESTS)],
         "ports": [
             {"name": "system", "containerPort": _system()},
-            {"name": "requests", "containerPort": _requests()},
+            {"name": "requests", "containerPort": _fixed(_REQUESTS)},
         ],
         "resources": _amounts("worker", "one process, whose work is passing on: 125 MB"),
         # Its own server of health begins when Triton has loaded.
@@ -207,8 +211,9 @@ def _amounts(component: str, why: str) -> dict[str, Any]:
     return {"requests": amounts, "limits": amounts}
 
 
-def _variable(name: str, value: int) -> dict[str, Any]:
-    return {"name": name, "value": Figure(str(value), "fixed, for the network policies")}
+def _port_variable(name: str) -> dict[str, Any]:
+    number = str(FIXED_PORTS[name])
+    return {"name": name, "value": Figure(number, "fixed, for the network policies")}
 
 
 def _http() -> Figure:
@@ -219,12 +224,8 @@ def _system() -> Figure:
     return Figure(SYSTEM_PORT, "the operator's port of health and metadata")
 
 
-def _requests() -> Figure:
-    return Figure(_REQUESTS_PORT, "DYN_TCP_RPC_PORT")
-
-
-def _responses() -> Figure:
-    return Figure(_RESPONSES_PORT, "DYN_TCP_RESPONSE_STREAM_PORT")
+def _fixed(variable: str) -> Figure:
+    return Figure(FIXED_PORTS[variable], variable)
 
 
 def dynamo_policies(deployment: Deployment) -> list[dict[str, Any]]:
@@ -242,11 +243,11 @@ def dynamo_policies(deployment: Deployment) -> list[dict[str, Any]]:
             SERVER,
             "",
             ingress=[
-                {"from": [frontends], "ports": [tcp(_requests()), tcp(_system())]},
+                {"from": [frontends], "ports": [tcp(_fixed(_REQUESTS)), tcp(_system())]},
                 {"from": [monitoring], "ports": [tcp(port("metrics")), tcp(_system())]},
             ],
             egress=[
-                {"to": [frontends], "ports": [tcp(_responses())]},
+                {"to": [frontends], "ports": [tcp(_fixed(_RESPONSES))]},
                 dns(),
                 kubernetes,
                 *fetch_egress(deployment),
@@ -258,10 +259,10 @@ def dynamo_policies(deployment: Deployment) -> list[dict[str, Any]]:
             f"-{FRONTEND}",
             ingress=[
                 {"from": askers, "ports": [tcp(_http())]},
-                {"from": [workers], "ports": [tcp(_responses())]},
+                {"from": [workers], "ports": [tcp(_fixed(_RESPONSES))]},
             ],
             egress=[
-                {"to": [workers], "ports": [tcp(_requests()), tcp(_system())]},
+                {"to": [workers], "ports": [tcp(_fixed(_REQUESTS)), tcp(_system())]},
                 dns(),
                 kubernetes,
             ],

@@ -66,27 +66,27 @@ Objects = Mapping[str, list[dict[str, Any]]]
 
 def objects_of(deployment: Deployment) -> Objects:
     """Return the objects of a deployment, by the name of the file that they stand in."""
-    target = scale_target(deployment)
-    if deployment.settings.target == KSERVE:
-        target = {**target, "name": f"{deployment.name}-predictor"}
-    if deployment.settings.target == DYNAMO:
-        files = _behind_dynamo(deployment)
-    else:
-        files = {
-            "server": [_workload(deployment)],
-            "gateway": [gateway_deployment(deployment)],
-            "services": services(deployment),
-            "network-policies": network_policies(deployment),
-            "routes": [*routes(deployment), *inference_pool(deployment)],
-            "disruptions": disruption_budgets(deployment),
-            "autoscaling": autoscaler(deployment, target),
-        }
+    is_graph = deployment.settings.target == DYNAMO
+    files = _behind_dynamo(deployment) if is_graph else _behind_gateway(deployment)
     files |= {
         "monitoring": [pod_monitor(deployment), prometheus_rule(deployment)],
         "dashboard": [dashboard_map(deployment)],
         "scripts": [_scripts(deployment)] if needs_scripts(deployment) else [],
     }
     return {name: objects for name, objects in files.items() if objects}
+
+
+def _behind_gateway(deployment: Deployment) -> dict[str, list[dict[str, Any]]]:
+    """Return servers with the gateway before them, and who may reach them."""
+    return {
+        "server": [_workload(deployment)],
+        "gateway": [gateway_deployment(deployment)],
+        "services": services(deployment),
+        "network-policies": network_policies(deployment),
+        "routes": [*routes(deployment), *inference_pool(deployment)],
+        "disruptions": disruption_budgets(deployment),
+        "autoscaling": autoscaler(deployment, scale_target(deployment)),
+    }
 
 
 def _behind_dynamo(deployment: Deployment) -> dict[str, list[dict[str, Any]]]:

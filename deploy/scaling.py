@@ -7,7 +7,7 @@ from typing import Any, Final
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.monitoring import KV_SHARE, kv_query, waiting_limit, waiting_query
 from minitron_trt.deploy.pods import GATEWAY, SERVER, metadata, selector
-from minitron_trt.deploy.settings import HPA, KEDA, LEADERWORKERSET
+from minitron_trt.deploy.settings import HPA, KEDA, KSERVE, LEADERWORKERSET
 from minitron_trt.yaml_text import Figure
 
 CALM_S: Final = 300
@@ -43,7 +43,9 @@ def scale_target(deployment: Deployment) -> dict[str, str]:
     if deployment.settings.target == LEADERWORKERSET:
         version = "leaderworkerset.x-k8s.io/v1"
         return {"apiVersion": version, "kind": "LeaderWorkerSet", "name": deployment.name}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment.name}
+    # KServe names the Deployment that it makes.
+    suffix = "-predictor" if deployment.settings.target == KSERVE else ""
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "name": f"{deployment.name}{suffix}"}
 
 
 def _calm(deployment: Deployment) -> Figure:

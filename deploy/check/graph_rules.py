@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit
 
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
 from minitron_trt.deploy.check.files import Document, FieldPath, entries
-from minitron_trt.deploy.dynamo_graph import ADAPTER, FRONTEND_TYPE, GRAPH, HTTP_PORT, MAIN
+from minitron_trt.deploy.dynamo_graph import (
+    ADAPTER,
+    FIXED_PORTS,
+    FRONTEND_TYPE,
+    GRAPH,
+    HTTP_PORT,
+    MAIN,
+)
 from minitron_trt.triton_repo.check.report import Finding
-
-_PORT_VARIABLES: Final = ("DYN_TCP_RPC_PORT", "DYN_TCP_RESPONSE_STREAM_PORT")
 
 
 def check_graphs(documents: list[Document]) -> Iterator[Finding]:
@@ -55,7 +60,7 @@ def _triton_beside(
 def _fixed_ports(pod: PodTemplate, path: FieldPath, container: dict[str, Any]) -> Iterator[Finding]:
     for place, variable in entries(container.get("env")):
         name, value = variable.get("name"), str(variable.get("value"))
-        if name in _PORT_VARIABLES and value not in set(map(str, ports_of(pod))):
+        if name in FIXED_PORTS and value not in set(map(str, ports_of(pod))):
             yield pod.document.finding(
                 (*path, "env", place, "value"),
                 f"{name} is {value}, which is no port of the Pod; network policies would close it",
