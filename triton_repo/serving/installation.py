@@ -112,7 +112,7 @@ _OF_TEXT: Final = (("tokenizers", "server"), ("jinja2", "server"))
 # What the models import in the Python of the embedded server: package and the extra that has it.
 _NEEDED: Final[Mapping[str, tuple[tuple[str, str], ...]]] = MappingProxyType(
     {
-        REFERENCE: (("torch", "reference"), *_OF_TEXT),
+        REFERENCE: (("torch", "reference"), ("minitron_trt", "reference"), *_OF_TEXT),
         LLMAPI: (("tensorrt_llm", "trtllm"), *_OF_TEXT),
     }
 )
@@ -134,8 +134,6 @@ def check_packages(runtime: str) -> None:
         if spec is None:
             raise MissingExtraError(package, extra, f"the {runtime} runtime")
         _check_found_without_environment(package, spec.origin)
-    ours = importlib.util.find_spec("minitron_trt")
-    _check_found_without_environment("minitron_trt", ours.origin if ours else None)
 
 
 def _check_found_without_environment(package: str, origin: str | None) -> None:

@@ -12,6 +12,7 @@ import minitron_trt
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.triton_repo.runtimes.runtime_names import REFERENCE
 from minitron_trt.triton_repo.serving.installation import check_packages, find_embedded
+from minitron_trt.triton_repo.serving.served_repository import OTHER
 
 
 def test_packages_that_only_pythonpath_leads_to_are_refused(
@@ -27,6 +28,8 @@ def test_packages_that_only_pythonpath_leads_to_are_refused(
         UnsupportedError, match=r"PYTHONPATH .* which Triton's Python backend ignores"
     ):
         check_packages(REFERENCE)
+    # Models of others need nothing of ours.
+    check_packages(OTHER)
 
 
 def test_a_numpy_that_ends_the_python_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
