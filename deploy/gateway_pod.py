@@ -24,8 +24,8 @@ from minitron_trt.triton_repo.serving.server_options import ANYWHERE
 from minitron_trt.yaml_text import Figure
 
 _LEAST: Final = 2
-# Of one processor, for a streamed token: docs/performance.md.
-_TOKEN_S: Final = 0.00024
+# Microseconds of a processor for a streamed token: docs/performance.md, "Clients and the gateway".
+_TOKEN_US: Final = 291
 KEYS_AT: Final = "/keys"
 KEYS_FILE: Final = "keys.txt"
 
@@ -66,12 +66,12 @@ def gateway_deployment(deployment: Deployment) -> dict[str, Any]:
 
 
 def _replicas(settings: DeploySettings) -> Figure:
-    """Return as many as one may go of, and as the tokens of a plan keep busy."""
+    """Return how many there are: those that a plan's tokens keep busy, and one that may go."""
     scale, knob = settings.scale, "gateway.replicas"
     if scale is None:
         return Figure(_LEAST, "one may go", knob)
-    busy = ceil(scale.tokens_per_s * _TOKEN_S)
-    why = f"{scale.what}: {scale.tokens_per_s:,.0f} tokens/s at {_TOKEN_S * 1e3:g} ms each"
+    busy = ceil(scale.tokens_per_s * _TOKEN_US / 1e6)
+    why = f"{scale.what}: {scale.tokens_per_s:,.0f} tokens/s at {_TOKEN_US / 1e3:g} ms each"
     return Figure(max(busy + 1, _LEAST), f"{why}, and one may go", knob)
 
 
