@@ -11,12 +11,7 @@ from typing import Any, Final
 
 from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest, facts_as, sha256
 from minitron_trt.build.engine_model import EngineModel
-from minitron_trt.build.recipe.engine_memory import (
-    Forecast,
-    activation_bytes,
-    kv_bytes_per_token,
-    reserve_bytes,
-)
+from minitron_trt.build.recipe.engine_memory import Forecast, forecast_memory
 from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.checkpoint import Algorithms, Checkpoint
 from minitron_trt.errors import BadInputError
@@ -209,15 +204,13 @@ class Engine:
     def forecast(self, gpu: Gpu) -> Forecast:
         """Return what the engine takes of one GPU's memory; weights are the engine file's size."""
         limits = self.limits
-        return Forecast(
-            gpu_bytes=gpu.memory_bytes,
-            weights_bytes=max(self.rank_bytes),
-            activation_bytes=activation_bytes(
-                self.model, limits.max_num_tokens, limits.max_batch_size * limits.max_beam_width
-            ),
-            reserve_bytes=reserve_bytes(self.model),
-            kv_bytes_per_token=kv_bytes_per_token(self.model),
+        return forecast_memory(
+            self.model,
+            gpu,
+            max_num_tokens=limits.max_num_tokens,
+            sequences=limits.max_batch_size * limits.max_beam_width,
             tokens_per_block=limits.tokens_per_block,
+            weights=max(self.rank_bytes),
         )
 
 

@@ -11,13 +11,7 @@ from typing import Any, Final
 from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
 from minitron_trt.build.compatibility import check_engine
 from minitron_trt.build.engine_model import EngineModel, find_model
-from minitron_trt.build.recipe.engine_memory import (
-    KV_FRACTION,
-    Forecast,
-    activation_bytes,
-    kv_bytes_per_token,
-    reserve_bytes,
-)
+from minitron_trt.build.recipe.engine_memory import KV_FRACTION, Forecast, forecast_memory
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
 from minitron_trt.gpus import Target, check_support, find_target
 from minitron_trt.spec import Parallelism
@@ -204,15 +198,13 @@ def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
         check_support(read.precision, target)
     limits = read_limits(served)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    forecast = Forecast(
-        gpu_bytes=target.gpu.memory_bytes,
-        weights_bytes=ceil(weights / parallelism.world_size),
-        activation_bytes=activation_bytes(
-            model, arguments.get("max_num_tokens") or _LLM_MAX_NUM_TOKENS, limits.batch
-        ),
-        reserve_bytes=reserve_bytes(model),
-        kv_bytes_per_token=kv_bytes_per_token(model),
+    forecast = forecast_memory(
+        model,
+        target.gpu,
+        max_num_tokens=arguments.get("max_num_tokens") or _LLM_MAX_NUM_TOKENS,
+        sequences=limits.batch,
         tokens_per_block=_TOKENS_PER_BLOCK,
+        weights=ceil(weights / parallelism.world_size),
     )
     need = _need(forecast, target, limits.max_seq_len, None)
     if need.needed_bytes > forecast.gpu_bytes:

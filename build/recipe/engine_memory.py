@@ -20,6 +20,7 @@ from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.checkpoint_tensors import held_layers, shard_shape
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.families import FAMILIES, Place, family_of
+from minitron_trt.gpus import Gpu
 from minitron_trt.quantization.precisions import KV_SCALE, PRECISIONS
 
 RESERVE_BYTES: Final = 3 << 29
@@ -134,6 +135,32 @@ class Forecast:
             "kv_pool_bytes": self.kv_pool_bytes,
             "kv_tokens": self.kv_tokens,
         }
+
+
+def forecast_memory(
+    model: EngineModel,
+    gpu: Gpu,
+    *,
+    max_num_tokens: int,
+    sequences: int,
+    tokens_per_block: int,
+    weights: int | None = None,
+    context_logits: bool = False,
+) -> Forecast:
+    """Return what lies in the memory of a GPU that runs so many sequences at once.
+
+    `weights` are the bytes of files; without, those of the model's shapes.
+    """
+    return Forecast(
+        gpu_bytes=gpu.memory_bytes,
+        weights_bytes=weights_bytes(model) if weights is None else weights,
+        activation_bytes=activation_bytes(
+            model, max_num_tokens, sequences, context_logits=context_logits
+        ),
+        reserve_bytes=reserve_bytes(model),
+        kv_bytes_per_token=kv_bytes_per_token(model),
+        tokens_per_block=tokens_per_block,
+    )
 
 
 def reserve_bytes(model: EngineModel) -> int:

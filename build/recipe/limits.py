@@ -10,13 +10,7 @@ from typing import Final
 
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.context_attention import ContextAttention
-from minitron_trt.build.recipe.engine_memory import (
-    Forecast,
-    activation_bytes,
-    kv_bytes_per_token,
-    reserve_bytes,
-    weights_bytes,
-)
+from minitron_trt.build.recipe.engine_memory import Forecast, forecast_memory, kv_bytes_per_token
 from minitron_trt.build.recipe.request import BuildRequest, Setting
 from minitron_trt.console import size_text
 from minitron_trt.errors import UnsupportedError, UsageError
@@ -87,19 +81,13 @@ class LimitChoice:
 
     def forecast(self, limits: Limits) -> Forecast:
         """Return what lies in the GPU's memory with these limits."""
-        model, request = self.model, self.request
-        return Forecast(
-            gpu_bytes=self.target.gpu.memory_bytes,
-            weights_bytes=weights_bytes(model),
-            activation_bytes=activation_bytes(
-                model,
-                limits.max_num_tokens,
-                limits.max_batch_size * limits.max_beam_width,
-                context_logits=request.gather_logits in ("context", "all"),
-            ),
-            reserve_bytes=reserve_bytes(model),
-            kv_bytes_per_token=kv_bytes_per_token(model),
+        return forecast_memory(
+            self.model,
+            self.target.gpu,
+            max_num_tokens=limits.max_num_tokens,
+            sequences=limits.max_batch_size * limits.max_beam_width,
             tokens_per_block=limits.tokens_per_block,
+            context_logits=self.request.gather_logits in ("context", "all"),
         )
 
     def settings(self, limits: Limits) -> tuple[Setting, ...]:

@@ -15,13 +15,7 @@ from typing import Any, Final
 
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.plan.roofline import Work, prompt_work, step_work, token_work
-from minitron_trt.build.recipe.engine_memory import (
-    Forecast,
-    activation_bytes,
-    kv_bytes_per_token,
-    reserve_bytes,
-    weights_bytes,
-)
+from minitron_trt.build.recipe.engine_memory import forecast_memory
 from minitron_trt.gpus import Gpu, find_gpu
 from minitron_trt.spec import ModelSpec, Rope
 
@@ -104,12 +98,11 @@ def _measurement(
 
 
 def _fitting(model: EngineModel, gpu: Gpu, tokens: int) -> int:
-    forecast = Forecast(
-        gpu_bytes=gpu.memory_bytes,
-        weights_bytes=weights_bytes(model),
-        activation_bytes=activation_bytes(model, _STEP_TOKENS, _MOST_SEQUENCES),
-        reserve_bytes=reserve_bytes(model),
-        kv_bytes_per_token=kv_bytes_per_token(model),
+    forecast = forecast_memory(
+        model,
+        gpu,
+        max_num_tokens=_STEP_TOKENS,
+        sequences=_MOST_SEQUENCES,
         tokens_per_block=_TOKENS_PER_BLOCK,
     )
     return min(forecast.sequences(tokens), _MOST_SEQUENCES)
