@@ -88,7 +88,7 @@ class Bounds:
 def bounds(model: EngineModel, gpu: Gpu, input_len: int, output_len: int, batch: int) -> Bounds:
     """Return the bounds for a prompt and for decoding halfway through the output."""
     step = step_work(model, gpu)
-    token = token_work(model, gpu, input_len + output_len // 2)
+    token = token_work(model, gpu, input_len, output_len)
     together = (step + token * batch).least_s
     # One sequence's steps go through the pipeline one by one; several, or chunks, keep it full.
     stages = model.parallelism.pp
@@ -111,8 +111,9 @@ def _read_bytes(model: EngineModel) -> int:
     return pipeline_weights_bytes(model) - embedding_bytes(model)
 
 
-def token_work(model: EngineModel, gpu: Gpu, context: int) -> Work:
-    """Return what each sequence that decodes adds to a step, with so many tokens cached."""
+def token_work(model: EngineModel, gpu: Gpu, input_len: int, output_len: int) -> Work:
+    """Return what each sequence that decodes adds to a step, halfway through its output."""
+    context = input_len + output_len // 2
     cached = context * model.spec.layers * kv_bytes_per_layer(model)
     return Work(
         arithmetic_s=_seconds(model, gpu, _layer_flops(model, context) + _head_flops(model)),
@@ -127,6 +128,17 @@ def prompt_work(model: EngineModel, gpu: Gpu, input_len: int) -> Work:
     flops = input_len * _layer_flops(model, input_len // 2) + _head_flops(model)
     return Work(
         arithmetic_s=_seconds(model, gpu, flops), link_s=_link_s(model, gpu, tokens=input_len)
+    )
+
+
+def request_work(
+    model: EngineModel, gpu: Gpu, input_len: int, output_len: int, *, batch: int
+) -> Work:
+    """Return what a request takes where `batch` run at once: its prompt, tokens, part of steps."""
+    # The first token comes of the prompt.
+    tokens = token_work(model, gpu, input_len, output_len) * (output_len - 1)
+    return (
+        prompt_work(model, gpu, input_len) + tokens + step_work(model, gpu) * (output_len / batch)
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.build.engine_model import EngineModel
-from minitron_trt.build.plan.roofline import Work, prompt_work, step_work, token_work
+from minitron_trt.build.plan.roofline import Work, request_work
 from minitron_trt.build.recipe.engine_memory import forecast_memory
 from minitron_trt.gpus import Gpu, find_gpu
 from minitron_trt.spec import ModelSpec, Rope
@@ -38,17 +38,6 @@ class Measurement:
     tokens_per_s: float
     batch: int
     work: Work  # of one request, its share of every step included
-
-
-def request_work(
-    model: EngineModel, gpu: Gpu, input_len: int, output_len: int, *, batch: int
-) -> Work:
-    """Return what a request takes where `batch` run at once: its prompt, tokens, part of steps."""
-    # The first token comes of the prompt; what is cached grows, so that half the answer counts.
-    tokens = token_work(model, gpu, input_len + output_len // 2) * (output_len - 1)
-    return (
-        prompt_work(model, gpu, input_len) + tokens + step_work(model, gpu) * (output_len / batch)
-    )
 
 
 @functools.cache

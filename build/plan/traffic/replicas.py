@@ -10,10 +10,15 @@ from math import ceil
 from typing import Any, Final
 
 from minitron_trt.build.engine_model import EngineModel
-from minitron_trt.build.plan.roofline import Work, prompt_work, step_work, token_work
+from minitron_trt.build.plan.roofline import (
+    Work,
+    prompt_work,
+    request_work,
+    step_work,
+    token_work,
+)
 from minitron_trt.build.plan.traffic.arrivals import Simulated, simulate
 from minitron_trt.build.plan.traffic.efficiency import Uncertainty, efficiency, uncertainty
-from minitron_trt.build.plan.traffic.published import request_work
 from minitron_trt.build.plan.traffic.queueing import QueueFigures, queue_figures
 from minitron_trt.build.plan.traffic.service_times import ServiceTimes, service_times
 from minitron_trt.errors import UnsupportedError, UsageError
@@ -205,7 +210,7 @@ def _roofline(model: EngineModel, gpu: Gpu, demand: Demand, slots: int) -> Roofl
     step = step_work(model, gpu)
     return Roofline(
         prompt=step + prompt_work(model, gpu, demand.input_len),
-        token=step + token_work(model, gpu, demand.input_len + demand.output_len // 2),
+        token=step + token_work(model, gpu, demand.input_len, demand.output_len),
         request=request_work(model, gpu, demand.input_len, demand.output_len, batch=slots),
     )
 

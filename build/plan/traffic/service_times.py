@@ -95,12 +95,11 @@ def service_times(
     step_tokens: int,
 ) -> ServiceTimes:
     """Return a replica's times at the efficiencies that were found."""
-    halfway = input_len + output_len // 2
     step, token, prompt = (
         found.seconds(work, model.precision)
         for work in (
             step_work(model, gpu),
-            token_work(model, gpu, halfway),
+            token_work(model, gpu, input_len, output_len),
             prompt_work(model, gpu, input_len),
         )
     )
