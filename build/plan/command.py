@@ -182,7 +182,7 @@ def plan(
     recommended = recommend(
         result,
         HUB_IDS.get(found.name, model),
-        _build_options(request.build),
+        request.build,
         traffic=traffic,
     )
     _report(console, result, recommended, traffic=traffic, explain=explain, plot=plot)
@@ -230,18 +230,6 @@ def _build_request(options: Mapping[str, Any]) -> BuildRequest:
         # Up to there a sequence is within what every profile builds for.
         max_seq_len=seq_len if seq_len > _PROFILE_LEN else None,
     )
-
-
-def _build_options(request: BuildRequest) -> tuple[str, ...]:
-    """Return what a build must be told so that its engine is the one that was planned."""
-    options = () if request.profile == BuildRequest().profile else ("--profile", request.profile)
-    for option, value in (
-        ("--max-batch-size", request.max_batch_size),
-        ("--max-seq-len", request.max_seq_len),
-    ):
-        if value is not None:
-            options = (*options, option, str(value))
-    return options
 
 
 def _report(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from minitron_trt.build.plan.sizing import Plan, PlanRow
+from minitron_trt.build.recipe.request import BuildRequest
 
 if TYPE_CHECKING:
     from minitron_trt.build.plan.traffic.planned_traffic import PlannedTraffic
@@ -53,14 +54,14 @@ class Recommendation:
 def recommend(
     plan: Plan,
     source: str,
-    build_options: tuple[str, ...],
+    request: BuildRequest,
     *,
     traffic: PlannedTraffic | None = None,
 ) -> list[Recommendation]:
     """Return the best row of each GPU on which anything fits: few GPUs, then `ORDER`.
 
-    `source` is what to convert, or the checkpoint to build from; `build_options` are those of the
-    plan that the engine must have, too. With `traffic` only rows count that can serve it.
+    `source` is what to convert, or the checkpoint to build from; `request` is what the engine was
+    planned with. With `traffic` only rows count that can serve it.
     """
     order = list(ORDER)
     best: dict[str, PlanRow] = {}
@@ -72,7 +73,7 @@ def recommend(
         if other is None or key < (other.tp, order.index(other.precision)):
             best[row.target.name] = row
     return [
-        _recommendation(plan, row, source, build_options, traffic.of(row) if traffic else None)
+        _recommendation(plan, row, source, request, traffic.of(row) if traffic else None)
         for row in best.values()
     ]
 
@@ -81,35 +82,26 @@ def _recommendation(
     plan: Plan,
     row: PlanRow,
     source: str,
-    build_options: tuple[str, ...],
+    request: BuildRequest,
     traffic: Traffic | None,
 ) -> Recommendation:
-    options = _sized(row, build_options, traffic)
     return Recommendation(
         row=row,
         reason=_ALREADY if plan.model.sharded else ORDER[row.precision],
-        commands=_commands(plan, row, source, options),
+        commands=_commands(plan, row, source, _sized(row, request, traffic)),
         traffic=traffic,
     )
 
 
-def _sized(
-    row: PlanRow, build_options: tuple[str, ...], traffic: Traffic | None
-) -> tuple[str, ...]:
-    """Return the options with the batch that the traffic was planned with, where it is its own."""
+def _sized(row: PlanRow, request: BuildRequest, traffic: Traffic | None) -> BuildRequest:
+    """Return the request with the batch that the traffic was planned with, where it is its own."""
     assert row.recipe is not None
     if traffic is None or traffic.times.slots == row.recipe.limits.max_batch_size:
-        return build_options
-    kept = list(build_options)
-    if "--max-batch-size" in kept:
-        place = kept.index("--max-batch-size")
-        del kept[place : place + 2]
-    return (*kept, "--max-batch-size", str(traffic.times.slots))
+        return request
+    return replace(request, max_batch_size=traffic.times.slots)
 
 
-def _commands(
-    plan: Plan, row: PlanRow, source: str, build_options: tuple[str, ...]
-) -> tuple[str, ...]:
+def _commands(plan: Plan, row: PlanRow, source: str, request: BuildRequest) -> tuple[str, ...]:
     checkpoint, convert = source, []
     if not plan.model.sharded:
         checkpoint = "checkpoint"
@@ -118,5 +110,19 @@ def _commands(
         if plan.model.kv_cache:
             stored += ["--kv-cache", plan.model.kv_cache]
         convert = [("convert", source, "-o", checkpoint, *stored, *parallel)]
-    build = ("build", checkpoint, "-o", "engine", "--arch", row.target.name, *build_options)
+    options = _build_options(request)
+    build = ("build", checkpoint, "-o", "engine", "--arch", row.target.name, *options)
     return tuple(shlex.join(("minitron-trt", *words)) for words in (*convert, build))
+
+
+def _build_options(request: BuildRequest) -> tuple[str, ...]:
+    """Return what a build must be told so that its engine is the one that was planned."""
+    default = BuildRequest()
+    chosen = (
+        ("--profile", request.profile, default.profile),
+        ("--max-batch-size", request.max_batch_size, default.max_batch_size),
+        ("--max-seq-len", request.max_seq_len, default.max_seq_len),
+    )
+    return tuple(
+        word for option, value, usual in chosen if value != usual for word in (option, str(value))
+    )

@@ -21,6 +21,7 @@ from minitron_trt.build.plan.command import describe, parameters_text
 from minitron_trt.build.plan.recommendation import ORDER, recommend
 from minitron_trt.build.plan.roofline import bounds
 from minitron_trt.build.plan.sizing import PlanRequest, make_plan
+from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.gpus import GPUS, find_gpu, find_target
 from minitron_trt.quantization.precisions import PRECISIONS
@@ -181,7 +182,7 @@ def test_the_table_says_what_its_columns_mean(command: Command) -> None:
 def test_the_table_fits_its_terminal(width: int) -> None:
     targets = tuple(find_target(name) for name in ("H100", "A100", "RTX PRO 6000", "GH200"))
     plan = make_plan(EngineModel("m", PRESETS[LLAMA]), PlanRequest(targets))
-    text = describe(plan, recommend(plan, "m", ()), width=width)
+    text = describe(plan, recommend(plan, "m", BuildRequest()), width=width)
     left_out = re.search(r"Left\s+out\s+at\s+this\s+width: (.*);\s", text, re.DOTALL)
 
     assert max(map(len, text.splitlines())) <= width

@@ -16,6 +16,7 @@ from minitron_trt.build.plan.recommendation import recommend
 from minitron_trt.build.plan.sizing import PlanRequest, make_plan
 from minitron_trt.build.plan.traffic.planned_traffic import planned_traffic
 from minitron_trt.build.plan.traffic.replicas import Demand, Traffic, plan_traffic, quantile
+from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.gpus import find_gpu, find_target
 from minitron_trt.spec import Parallelism
@@ -179,7 +180,8 @@ def test_all_but_commands_fits_a_terminal(width: int) -> None:
     request = PlanRequest(targets, input_len=1000, output_len=300, precisions=("bf16",))
     result = make_plan(MINITRON, request)
     rows = planned_traffic(result, Demand(10_000.0, 1000, 300, ttft_s=0.5))
-    text = describe(result, recommend(result, "m", (), traffic=rows), traffic=rows, width=width)
+    recommended = recommend(result, "m", BuildRequest(), traffic=rows)
+    text = describe(result, recommended, traffic=rows, width=width)
     lines = [line for line in text.splitlines() if "minitron-trt" not in line]
 
     assert "at 10,000 requests/s, 99 of 100 within TTFT 500 ms" in lines
