@@ -3,55 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import cloup
 
 from minitron_trt.build.engine_model import HUB_IDS, PRESETS, EngineModel, find_model
+from minitron_trt.build.plan.plan_text import describe, parameters_text
 from minitron_trt.build.plan.recommendation import Recommendation, recommend
-from minitron_trt.build.plan.sizing import (
-    Plan,
-    PlanRequest,
-    PlanRow,
-    check_own,
-    make_plan,
-    parameters,
-)
+from minitron_trt.build.plan.sizing import Plan, PlanRequest, check_own, make_plan, parameters
 from minitron_trt.build.recipe.limits import PROFILE_SIZES
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.errors import UnsupportedError, UsageError
-from minitron_trt.gpus import ARCHITECTURES, GPUS, Sure, complete_gpu, find_target, support
+from minitron_trt.gpus import ARCHITECTURES, GPUS, complete_gpu, find_target, support
 from minitron_trt.hub_options import HUB_OPTIONS
 from minitron_trt.option_types import DURATION, POSITIVE, Count
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import ModelSpec
-from minitron_trt.tables import Column, fitting, folded, output_width, table_lines
+from minitron_trt.tables import Column, fitting, output_width, table_lines
 
 # What only a rate needs is imported where it is used: without one a plan shall come at once.
 if TYPE_CHECKING:
     from minitron_trt.build.plan.traffic.planned_traffic import PlannedTraffic
 
 _PROFILE_LEN: Final = min(profile.seq_len for profile in PROFILE_SIZES.values())
-_TEXT_WIDTH: Final = 80
-# What stands above a column, in words.
-_MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "weights": "memory of each GPU that the weights take",
-        "KV cache": "memory of each GPU that is left for keys and values",
-        "tokens": "so many fit in the KV cache",
-        "seqs": "so many sequences of these lengths fit at once",
-        "prefill>=": "one prompt takes at least so long",
-        "decode<=": "tokens a second of one sequence, at most",
-        "batch<=": "tokens a second of all that fit together, at most",
-        "limits": "recommended max_batch_size x max_seq_len of the engine",
-    }
-)
 
 
 @cloup.command()
@@ -263,130 +241,6 @@ def _write_chart(result: Plan, path: Path) -> None:
     from minitron_trt.pictures import picture
 
     write_output(path, picture(chart(result), path))
-
-
-def describe(
-    result: Plan,
-    recommended: list[Recommendation],
-    *,
-    traffic: PlannedTraffic | None = None,
-    explain: bool = False,
-    width: int | None = None,
-) -> str:
-    """Return a plan as a table and its assumptions, and what it comes to."""
-    spec = result.model.spec
-    kv_bytes = 2 * spec.layers * spec.kv_size * result.model.kv_cache_bytes
-    fits = [row for row in result.rows if row.recipe is not None]
-    lines = [
-        f"{result.model.name}: {parameters_text(parameters(spec))} parameters, "
-        f"{kv_bytes:,} bytes of KV cache a token",
-        f"for sequences of {result.input_len:,} + {result.output_len:,} tokens",
-    ]
-    if traffic is not None:
-        lines += _traffic_lines(traffic, width)
-    elif fits:
-        lines += ["", *_table(fits, width)]
-    problems = [(row, traffic.problem(row) if traffic else row.problem) for row in result.rows]
-    refused = [f"{_name(row)}: {problem}" for row, problem in problems if problem]
-    lines += ["", *refused] if refused else []
-    gpus = dict.fromkeys(row.target.gpu for row in result.rows)
-    unsure = [gpu.name for gpu in gpus if gpu.sure is Sure.UNVERIFIED]
-    if unsure:
-        lines += ["", f"Not compared with a data sheet: bandwidth and rates of {', '.join(unsure)}"]
-    if explain:
-        for row in fits:
-            assert row.recipe is not None
-            lines += ["", f"{_name(row)}:", folded(row.recipe.explain(), width)]
-    for each in recommended:
-        lines += ["", *_recommendation_lines(each)]
-    return "\n".join(lines)
-
-
-def _traffic_lines(traffic: PlannedTraffic, width: int | None) -> list[str]:
-    from minitron_trt.build.plan.traffic.traffic_text import demand_text, table_text
-
-    return [f"at {demand_text(traffic.demand)}", *table_text(traffic.rows, width)]
-
-
-def _recommendation_lines(each: Recommendation) -> list[str]:
-    gpu, count = each.row.target.gpu.name, each.row.tp
-    lines = []
-    if each.traffic is not None:
-        from minitron_trt.build.plan.traffic.traffic_text import details_text
-
-        lines = [*details_text(_name(each.row), each.traffic), ""]
-    return [
-        *lines,
-        f"Recommended for {gpu}: {each.row.precision} on {count} GPU{'s' * (count > 1)}",
-        f"  # {each.reason}",
-        *(f"  {command}" for command in each.commands),
-    ]
-
-
-def parameters_text(count: int) -> str:
-    """Return a number of parameters as models are called by it, such as 8.27 B or 1.2 M."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)
-
-
-def _name(row: PlanRow) -> str:
-    return f"{row.target.gpu.name} {row.precision} tp {row.tp}"
-
-
-def _table(rows: list[PlanRow], width: int | None) -> list[str]:
-    """Return the table, and below it what its columns mean and what was assumed."""
-    columns, left_out = fitting(_columns(rows), width)
-    titles = [column.title for column in columns if column.title in _MEANINGS]
-    widest = max(len(title) for title in titles)
-    note = (
-        "Bounds that cannot be beaten, not predictions. Assumed: activations of one step, 1.5 GiB "
-        "for the runtime (2 GiB on several GPUs), and 0.9 of the rest for the KV cache."
-    )
-    if left_out:
-        names = ", ".join(column.title for column in left_out)
-        note += f" Left out at this width: {names}; --json has all."
-    return [
-        *table_lines(columns),
-        "",
-        *(f"  {title:{widest}}  {_MEANINGS[title]}" for title in titles),
-        "",
-        *textwrap.wrap(note, _TEXT_WIDTH),
-    ]
-
-
-def _columns(rows: list[PlanRow]) -> list[Column]:
-    cells = [_cells(row) for row in rows]
-    drops = {"limits": 4, "tokens": 3, "prefill>=": 2, "KV cache": 1}
-    return [
-        Column(
-            title=title,
-            cells=[each[title] for each in cells],
-            left=title in ("GPU", "precision"),
-            drop=drops.get(title, 0),
-        )
-        for title in cells[0]
-    ]
-
-
-def _cells(row: PlanRow) -> dict[str, str]:
-    assert row.recipe is not None
-    assert row.bounds is not None
-    held, limits = row.recipe.forecast, row.recipe.limits
-    return {
-        "GPU": row.target.gpu.name,
-        "precision": row.precision,
-        "tp": str(row.tp),
-        "weights": size_text(held.weights_bytes),
-        "KV cache": size_text(held.kv_pool_bytes),
-        "tokens": f"{held.kv_tokens:,}",
-        "seqs": f"{row.sequences:,}",
-        "prefill>=": f"{row.bounds.prefill_s * 1e3:,.1f} ms",
-        "decode<=": f"{row.bounds.decode_tokens_per_s:,.0f}/s",
-        "batch<=": f"{row.bounds.batch_tokens_per_s:,.0f}/s",
-        "limits": f"{limits.max_batch_size} x {limits.max_seq_len}",
-    }
 
 
 def _list(console: Console, *, gpus: bool) -> None:

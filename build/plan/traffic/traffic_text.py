@@ -8,13 +8,13 @@ from math import ceil
 from types import MappingProxyType
 from typing import Final
 
+from minitron_trt.build.plan.row_table import TEXT_WIDTH, row_table
 from minitron_trt.build.plan.traffic.efficiency import Spread, Uncertainty
 from minitron_trt.build.plan.traffic.planned_traffic import TrafficRow
 from minitron_trt.build.plan.traffic.queueing import queue_figures
 from minitron_trt.build.plan.traffic.replicas import Demand, Traffic, quantile
-from minitron_trt.tables import Column, fitting, table_lines
+from minitron_trt.tables import Column, table_lines
 
-_TEXT_WIDTH: Final = 80
 _BAR_WIDTH: Final = 24
 _CURVE_LOADS: Final = (0.98, 0.9, 0.8, 0.7, 0.5, 0.3)
 _CURVE_STEP: Final = 0.04
@@ -47,29 +47,13 @@ def table_text(rows: Sequence[TrafficRow], width: int | None) -> list[str]:
     served = [(each, each.traffic) for each in rows if each.traffic is not None]
     if not served:
         return []
-    cells = [_cells(each, traffic) for each, traffic in served]
-    drops = {"roofline": 5, "each": 4, "running": 3, "GPUs": 2, "within": 1}
-    columns, left_out = fitting(
-        [
-            Column(
-                title=title,
-                cells=[each[title] for each in cells],
-                left=title in ("GPU", "precision"),
-                drop=drops.get(title, 0),
-            )
-            for title in cells[0]
-        ],
-        width,
+    lines, left_out = row_table(
+        [_cells(each, traffic) for each, traffic in served],
+        drops={"roofline": 5, "each": 4, "running": 3, "GPUs": 2, "within": 1},
+        meanings=_MEANINGS,
+        width=width,
     )
-    titles = [column.title for column in columns if column.title in _MEANINGS]
-    names = ", ".join(column.title for column in left_out)
-    return [
-        "",
-        *table_lines(columns),
-        "",
-        *(f"  {title:8}  {_MEANINGS[title]}" for title in titles),
-        *(["", f"Left out at this width: {names}; --json has all."] if left_out else []),
-    ]
+    return ["", *lines, *(["", left_out] if left_out else [])]
 
 
 def _cells(each: TrafficRow, traffic: Traffic) -> dict[str, str]:
@@ -114,7 +98,7 @@ def details_text(name: str, traffic: Traffic) -> list[str]:
     for title, text in facts.items():
         lines += textwrap.wrap(
             text,
-            _TEXT_WIDTH,
+            TEXT_WIDTH,
             initial_indent=f"  {title:{widest}}  ",
             subsequent_indent=" " * (widest + 4),
         )
@@ -132,8 +116,6 @@ def _curve(traffic: Traffic) -> list[str]:
     rows = []
     for count in sorted(counts):
         rate = demand.rate / count
-        if rate >= times.capacity:
-            continue
         queue = queue_figures(times, rate)
         filled = round(queue.running / times.slots * _BAR_WIDTH)
         rows.append(

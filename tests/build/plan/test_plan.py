@@ -17,7 +17,7 @@ from click.testing import Result
 
 from minitron_trt.build.engine_model import PRESETS, EngineModel
 from minitron_trt.build.plan.chart import chart
-from minitron_trt.build.plan.command import describe, parameters_text
+from minitron_trt.build.plan.plan_text import describe, parameters_text
 from minitron_trt.build.plan.recommendation import ORDER, recommend
 from minitron_trt.build.plan.roofline import bounds
 from minitron_trt.build.plan.sizing import PlanRequest, make_plan

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from minitron_trt.build.engine_model import PRESETS, EngineModel
-from minitron_trt.build.plan.command import describe
+from minitron_trt.build.plan.plan_text import describe
 from minitron_trt.build.plan.recommendation import recommend
 from minitron_trt.build.plan.sizing import PlanRequest, make_plan
 from minitron_trt.build.plan.traffic.planned_traffic import planned_traffic
