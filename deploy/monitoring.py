@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from minitron_trt.build.plan.traffic.waiting_limit import limit_by_slots
 from minitron_trt.deploy.dashboard import dashboard
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.metric_names import (
@@ -50,9 +51,8 @@ def waiting_limit(deployment: Deployment) -> Figure:
     if scale is not None:
         why = f"{scale.what}: {scale.waiting_reason}"
         return Figure(str(scale.waiting), why, "autoscaling.waitingPerReplica")
-    running = concurrent(deployment)
-    why = f"an eighth of the {running} sequences that a replica runs at once"
-    return Figure(str(max(running // 8, 1)), why, "autoscaling.waitingPerReplica")
+    limit = limit_by_slots(concurrent(deployment))
+    return Figure(str(limit.requests), limit.reason, "autoscaling.waitingPerReplica")
 
 
 def concurrent(deployment: Deployment) -> int:

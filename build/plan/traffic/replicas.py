@@ -21,13 +21,17 @@ from minitron_trt.build.plan.traffic.arrivals import Simulated, simulate
 from minitron_trt.build.plan.traffic.efficiency import Uncertainty, efficiency, uncertainty
 from minitron_trt.build.plan.traffic.queueing import QueueFigures, queue_figures
 from minitron_trt.build.plan.traffic.service_times import ServiceTimes, service_times
+from minitron_trt.build.plan.traffic.waiting_limit import (
+    WaitingLimit,
+    limit_by_deadline,
+    limit_by_slots,
+)
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.gpus import Gpu
 
 WAITS: Final = 0.01
 """The share of requests that may find no free slot."""
 _DEADLINE_QUANTILE: Final = 0.99
-_WAITING_SHARE: Final = 8
 _MOST_REQUESTS_PER_S: Final = 1e9
 _SIMULATED_REQUESTS: Final = 1000
 _SEED: Final = 0
@@ -99,24 +103,11 @@ class Traffic:
         return self.demand.rate * self.demand.output_len
 
     @property
-    def most_waiting(self) -> int:
+    def waiting_limit(self) -> WaitingLimit:
         """Return how many requests may wait at a replica before there should be another one."""
         if self.demand.ttft_s is None:
-            return max(self.times.slots // _WAITING_SHARE, 1)
-        # With all slots taken: the rest of a step, then one with the prompt.
-        full_s = self.times.step_s + self.times.slots * self.times.token_s
-        left_s = self.demand.ttft_s - 1.5 * full_s - self.times.prompt_s
-        return max(math.floor(left_s * self.times.capacity), 1)
-
-    @property
-    def waiting_reason(self) -> str:
-        """Return why, as a comment beside the number has it."""
-        if self.demand.ttft_s is None:
-            return f"an eighth of the {self.times.slots} sequences that a replica runs at once"
-        return (
-            f"so many get slots, at {self.times.capacity:.3g} requests/s, within the "
-            f"{self.demand.ttft_s:g} s to the first token"
-        )
+            return limit_by_slots(self.times.slots)
+        return limit_by_deadline(self.times, self.demand.ttft_s)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that --json prints."""
@@ -144,7 +135,10 @@ class Traffic:
                 "avg": _ms(self.queue.latency_s),
                 "simulated_avg": _ms(self.simulated.latency_s),
             },
-            "autoscaler": {"waiting": self.most_waiting, "reason": self.waiting_reason},
+            "autoscaler": {
+                "waiting": self.waiting_limit.requests,
+                "reason": self.waiting_limit.reason,
+            },
             "uncertainty": self.uncertainty.to_json(),
         }
 

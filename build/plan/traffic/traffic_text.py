@@ -87,8 +87,8 @@ def details_text(name: str, traffic: Traffic) -> list[str]:
         "throughput": f"{traffic.tokens_per_s:,.0f} tokens/s; a replica bears "
         f"{times.capacity * demand.output_len:,.0f}, at full rates of its "
         f"{roofline.request.bound_by} {demand.output_len / roofline.request.least_s:,.0f}",
-        "autoscaler": f"one more when more than {traffic.most_waiting} wait at each: "
-        f"{traffic.waiting_reason}",
+        "autoscaler": f"one more when more than {traffic.waiting_limit.requests} wait at each: "
+        f"{traffic.waiting_limit.reason}",
         "leave-one-out": _spread_text(traffic.uncertainty.leave_one_out, traffic.uncertainty),
         "outside": _outside_text(traffic.uncertainty),
         "if slower": _slower_text(traffic),

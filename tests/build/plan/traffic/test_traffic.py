@@ -75,10 +75,10 @@ def test_a_replica_may_let_wait_what_the_deadline_leaves() -> None:
     times = lax.times
     full_s = 1.5 * (times.step_s + 128 * times.token_s) + times.prompt_s
 
-    assert free.most_waiting == 128 // 8
-    assert strict.most_waiting < lax.most_waiting
-    assert lax.most_waiting == int((4.0 - full_s) * times.capacity)
-    assert "within the 4 s to the first token" in lax.waiting_reason
+    assert free.waiting_limit.requests == 128 // 8
+    assert strict.waiting_limit.requests < lax.waiting_limit.requests
+    assert lax.waiting_limit.requests == int((4.0 - full_s) * times.capacity)
+    assert "within the 4 s to the first token" in lax.waiting_limit.reason
 
 
 @pytest.mark.parametrize(
