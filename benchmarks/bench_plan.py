@@ -17,9 +17,8 @@ from types import MappingProxyType
 from typing import Final
 
 import click
-import numpy as np
 
-from minitron_trt.build.plan.traffic.efficiency import efficiency, errors_without
+from minitron_trt.build.plan.traffic.efficiency import Spread, efficiency, errors_without
 from minitron_trt.build.plan.traffic.published import Measurement, measurements
 from minitron_trt.tables import Column, table_lines
 
@@ -58,8 +57,7 @@ def _errors() -> list[Column]:
     for left_out in _LEFT_OUT:
         misses = list(zip(measurements(), errors_without(left_out), strict=True))
         cells = [
-            _spread(miss for figure, miss in misses if miss is not None and chosen(figure))
-            for chosen in groups.values()
+            _spread(miss for figure, miss in misses if chosen(figure)) for chosen in groups.values()
         ]
         columns.append(Column(f"left out: {left_out}", cells))
     return columns
@@ -74,8 +72,7 @@ def _beside(program: str) -> list[Column]:
         for figure, ours, elsewhere in misses
         if figure.model.name == _MODEL
         and figure.gpu.name in _SYSTEMS
-        and (figure.source == "TensorRT-LLM 0.15.0" or figure.gpu.name == "H200")
-        and figure.source in ("TensorRT-LLM 0.15.0", "TensorRT-LLM 1.0.0")
+        and figure.source == f"TensorRT-LLM {'1.0.0' if figure.gpu.name == 'H200' else '0.15.0'}"
     ]
     for (gpu, precision), group in groupby(
         chosen, key=lambda each: (each[0].gpu.name, each[0].model.precision)
@@ -93,17 +90,14 @@ def _beside(program: str) -> list[Column]:
 def _spreads(
     known: Sequence[tuple[Measurement, float | None, float | None, float | None]],
 ) -> tuple[str, ...]:
-    return (
-        tuple(
-            _spread(miss for miss in column if miss is not None)
-            for column in list(zip(*known, strict=True))[1:]
-        )
-        or ("no data",) * 3
-    )
+    if not known:
+        return ("no data",) * 3
+    _, *errors = zip(*known, strict=True)
+    return tuple(_spread(column) for column in errors)
 
 
 def _peer_error(program: str, figure: Measurement) -> float | None:
-    """Return aiconfigurator's error; None where it has no data."""
+    """Return aiconfigurator's error; None where it has no data, and says so."""
     kept = "fp8" if figure.model.precision == "fp8" else "bfloat16"
     # Prompts of the requests that take the places of those that end.
     prompts = figure.batch * figure.input_len // figure.output_len
@@ -125,15 +119,16 @@ def _peer_error(program: str, figure: Measurement) -> float | None:
         (program, "cli", "estimate", *words), capture_output=True, text=True, check=False
     )
     found = _FASTEST_TOKENS.search(said.stdout)
-    return float(found[1].replace(",", "")) / figure.tokens_per_s - 1 if found else None
+    if found is None:
+        reason = (said.stderr or said.stdout).strip().rpartition("\n")[2]
+        click.echo(f"{figure.gpu.name}: no figure of aiconfigurator's: {reason}", err=True)
+        return None
+    return float(found[1].replace(",", "")) / figure.tokens_per_s - 1
 
 
-def _spread(misses: Iterable[float]) -> str:
-    errors = [abs(miss) for miss in misses]
-    if not errors:
-        return "-"
-    middle, ninth = np.quantile(errors, (0.5, 0.9))
-    return f"{middle:.1%}, {ninth:.1%} of {len(errors)}"
+def _spread(misses: Iterable[float | None]) -> str:
+    found = Spread.of(misses)
+    return f"{found.median:.1%}, {found.ninth_decile:.1%} of {found.figures}" if found else "-"
 
 
 if __name__ == "__main__":

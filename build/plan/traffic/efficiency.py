@@ -15,7 +15,7 @@ and predicting them from the rest.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -75,6 +75,17 @@ class Spread:
     figures: int
     median: float
     ninth_decile: float
+
+    @classmethod
+    def of(cls, misses: Iterable[float | None]) -> Spread | None:
+        """Return the spread of errors of either sign, without those that are None; None of none."""
+        import numpy as np
+
+        errors = [abs(miss) for miss in misses if miss is not None]
+        if not errors:
+            return None
+        middle, ninth = np.quantile(errors, (0.5, 0.9))
+        return cls(len(errors), float(middle), float(ninth))
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that --json prints."""
@@ -145,8 +156,8 @@ def _parts() -> np.ndarray[Any, np.dtype[np.float64]]:
         work, measured_s = figure.work, figure.output_len / figure.tokens_per_s
         own = [figure.model.precision == name for name in _precisions()]
         arithmetic = [work.arithmetic_s * is_own for is_own in own]
-        rows.append([*arithmetic, work.memory_s, work.link_s, work.layers])
-        rows[-1] = [part / measured_s for part in rows[-1]]
+        parts = (*arithmetic, work.memory_s, work.link_s, work.layers)
+        rows.append([part / measured_s for part in parts])
     return np.array(rows)
 
 
@@ -185,10 +196,10 @@ def uncertainty(model: EngineModel, gpu: Gpu) -> Uncertainty:
         (False, False): "model or gpu",
     }[model_published, gpu_published]
     several = model.parallelism.tp > 1
-    alone = _spread("figure", precision, several=several)
-    if alone is None:
-        # Of 4-bit weights on several GPUs nothing was published: those on one have to do.
-        alone = _spread("figure", precision, several=False)
+    # Of 4-bit weights on several GPUs nothing was published: those on one have to do.
+    alone = _spread("figure", precision, several=several) or _spread(
+        "figure", precision, several=False
+    )
     assert alone is not None, precision
     tried = _spread(outside, precision, several=several)
     return Uncertainty(alone, tried, model_published, gpu_published, precision)
@@ -201,19 +212,11 @@ def _sizes(model: EngineModel) -> tuple[int, ...]:
 
 def _spread(group: str, precision: str, *, several: bool) -> Spread | None:
     """Return the errors without a group, of a precision on one GPU or several; None of none."""
-    errors = [
-        abs(miss)
+    return Spread.of(
+        miss
         for figure, miss in zip(measurements(), errors_without(group), strict=True)
-        if miss is not None
-        and figure.model.precision == precision
-        and (figure.model.parallelism.tp > 1) == several
-    ]
-    if not errors:
-        return None
-    import numpy as np
-
-    middle, ninth = np.quantile(errors, (0.5, 0.9))
-    return Spread(len(errors), float(middle), float(ninth))
+        if figure.model.precision == precision and (figure.model.parallelism.tp > 1) == several
+    )
 
 
 # Which figures are left out together.
