@@ -94,7 +94,8 @@ def details_text(name: str, traffic: Traffic) -> list[str]:
         "if slower": _slower_text(traffic),
     }
     widest = max(len(title) for title in facts)
-    lines = [f"{name}, one of {traffic.replicas:,} replicas:", "", *_curve(traffic), ""]
+    which = "its only replica" if traffic.replicas == 1 else f"one of {traffic.replicas:,} replicas"
+    lines = [f"{name}, {which}:", "", *_curve(traffic), ""]
     for title, text in facts.items():
         lines += textwrap.wrap(
             text,
