@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
+from math import ceil, inf
 from typing import Any, Final
 
 from minitron_trt.build.engine_model import EngineModel
@@ -260,7 +259,7 @@ def _finds_slots(times: ServiceTimes, rate: float) -> bool:
 
 def _keeps(times: ServiceTimes, demand: Demand, rate: float) -> bool:
     """Return whether 99 of 100 simulated requests keep the deadlines."""
-    ttft_s, itl_s = demand.ttft_s or math.inf, demand.itl_s or math.inf
+    ttft_s, itl_s = demand.ttft_s or inf, demand.itl_s or inf
     means = queue_figures(times, rate)
     if means.ttft_s > ttft_s or means.itl_s > itl_s:
         return False
