@@ -30,7 +30,8 @@ from minitron_trt.gpus import Gpu
 
 WAITS: Final = 0.01
 """The share of requests that may find no free slot."""
-_DEADLINE_QUANTILE: Final = 0.99
+DEADLINE_QUANTILE: Final = 0.99
+"""The share of requests that must keep a deadline."""
 _MOST_REQUESTS_PER_S: Final = 1e9
 _SIMULATED_REQUESTS: Final = 1000
 _SEED: Final = 0
@@ -265,8 +266,8 @@ def _keeps(times: ServiceTimes, demand: Demand, rate: float) -> bool:
         return False
     seen = _simulated(times, rate)
     return (
-        quantile(seen.ttfts_s, _DEADLINE_QUANTILE) <= ttft_s
-        and quantile(seen.itls_s, _DEADLINE_QUANTILE) <= itl_s
+        quantile(seen.ttfts_s, DEADLINE_QUANTILE) <= ttft_s
+        and quantile(seen.itls_s, DEADLINE_QUANTILE) <= itl_s
     )
 
 

@@ -12,7 +12,7 @@ from minitron_trt.build.plan.row_table import TEXT_WIDTH, row_table
 from minitron_trt.build.plan.traffic.efficiency import Spread, Uncertainty
 from minitron_trt.build.plan.traffic.planned_traffic import TrafficRow
 from minitron_trt.build.plan.traffic.queueing import queue_figures
-from minitron_trt.build.plan.traffic.replicas import Demand, Traffic, quantile
+from minitron_trt.build.plan.traffic.replicas import DEADLINE_QUANTILE, Demand, Traffic, quantile
 from minitron_trt.tables import Column, table_lines
 
 _BAR_WIDTH: Final = 24
@@ -67,8 +67,8 @@ def _cells(each: TrafficRow, traffic: Traffic) -> dict[str, str]:
         "roofline": f"{traffic.roofline.replicas(traffic.demand.rate):,}",
         "each": f"{traffic.rate_each:.3g} of {traffic.times.capacity:.3g}/s",
         "running": f"{traffic.queue.running:.0f} of {traffic.times.slots}",
-        "TTFT": _times(traffic.queue.ttft_s, quantile(seen.ttfts_s, 0.99)),
-        "ITL": _times(traffic.queue.itl_s, quantile(seen.itls_s, 0.99)),
+        "TTFT": _times(traffic.queue.ttft_s, quantile(seen.ttfts_s, DEADLINE_QUANTILE)),
+        "ITL": _times(traffic.queue.itl_s, quantile(seen.itls_s, DEADLINE_QUANTILE)),
         "within": _within_text(traffic.uncertainty),
     }
 
