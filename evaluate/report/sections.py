@@ -63,7 +63,7 @@ def _plan(plan: PlanResult, draw: bool) -> Section:
             [_plan_cells(row) for row in fit],
             texts=2,
         ),
-        small("ReportedBounds by bandwidth and arithmetic that no engine beats, not predictions."),
+        small("Bounds by bandwidth and arithmetic that no engine beats, not predictions."),
     ]
     refused = [
         [f"{row.gpu} {row.precision} tp {row.tp}", row.problem or ""]

@@ -130,6 +130,7 @@ def test_results_are_joined_in_the_order_of_the_work(
     assert "computes what its source does: layers within 0.07 (bound 0.4)" in page
     assert "bf16: mmlu 59.2; beyond the error of the published figure: mmlu of bf16" in page
     assert summaries["Load test of ensemble"].startswith("concurrency 2: 200 tokens/s")
+    assert "<small>Bounds by bandwidth and arithmetic that no engine beats" in page
     assert "concurrency 2 (interrupted)" in page
     assert page.count('<svg class="chart"') == 6
     # It loads nothing from elsewhere, and names of models are no code.
