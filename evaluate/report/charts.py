@@ -10,10 +10,9 @@ from minitron_trt.evaluate.report.result_records import (
     BenchResult,
     PerplexityResult,
     PlanResult,
-    ReportedModel,
-    TasksResult,
     VerifyResult,
 )
+from minitron_trt.evaluate.tasks.task_record import TaskModel, TaskRecord, TaskScore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +85,7 @@ def perplexity_chart(found: PerplexityResult) -> Figure | None:
     )
 
 
-def tasks_chart(found: TasksResult) -> Figure | None:
+def tasks_chart(found: TaskRecord) -> Figure | None:
     """Return a bar for each task and model with its standard error, and what is published."""
     names = list(dict.fromkeys(score.task for model in found.models for score in shown(model)))
     if not names:
@@ -123,11 +122,9 @@ def tasks_chart(found: TasksResult) -> Figure | None:
     return figure
 
 
-def shown(model: ReportedModel) -> list[Any]:
-    """Return a model's scores that a chart has: the main one of each task, a share of 1."""
-    scores = [score for score in model.tasks if score.main and score.group is None]
-    first = {score.task: score for score in reversed(scores) if 0 <= score.value <= 1}
-    return [first[name] for name in dict.fromkeys(score.task for score in scores) if name in first]
+def shown(model: TaskModel) -> list[TaskScore]:
+    """Return a model's scores that a chart has: of the tasks that were asked for, the shares."""
+    return [score for score in model.main_scores if score.is_share]
 
 
 def bench_chart(loads: Sequence[BenchResult]) -> Figure | None:

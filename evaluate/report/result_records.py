@@ -6,6 +6,7 @@ results and aiperf's own files are read as well.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
@@ -13,6 +14,9 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 
 from minitron_trt.errors import BadInputError
+from minitron_trt.evaluate.tasks.harness_results import HarnessResults, task_scores
+from minitron_trt.evaluate.tasks.task_record import KIND as TASKS_KIND
+from minitron_trt.evaluate.tasks.task_record import TaskModel, TaskRecord
 from minitron_trt.records import check_record, read_record
 
 _BENCH_FILE: Final = "profile_export_aiperf.json"
@@ -128,41 +132,6 @@ class PerplexityResult(msgspec.Struct, frozen=True):
     models: Annotated[tuple[ScoredModel, ...], msgspec.Meta(min_length=1)]
 
 
-class Published(msgspec.Struct, frozen=True):
-    """A figure that was published, and whether the result differs from it."""
-
-    model: str
-    value: float
-    source: str
-    differs: bool | None = None
-
-
-class ReportedScore(msgspec.Struct, frozen=True):
-    """One figure of one task."""
-
-    task: str
-    metric: str
-    value: float
-    error: float | None = None
-    shots: int | None = None
-    main: bool = True
-    group: str | None = None
-    published: Published | None = None
-
-
-class ReportedModel(msgspec.Struct, frozen=True):
-    """The scores of one model."""
-
-    model: str
-    tasks: tuple[ReportedScore, ...]
-
-
-class TasksResult(msgspec.Struct, frozen=True):
-    """The scores of models."""
-
-    models: Annotated[tuple[ReportedModel, ...], msgspec.Meta(min_length=1)]
-
-
 class BenchResult(msgspec.Struct, frozen=True):
     """One load, its figures by aiperf's tag and statistic."""
 
@@ -173,7 +142,7 @@ class BenchResult(msgspec.Struct, frozen=True):
     is_complete: bool
 
 
-Result: TypeAlias = PlanResult | VerifyResult | PerplexityResult | TasksResult | BenchResult
+Result: TypeAlias = PlanResult | VerifyResult | PerplexityResult | TaskRecord | BenchResult
 
 
 def read_results(path: Path) -> Iterator[Result]:
@@ -205,10 +174,10 @@ def _results(record: dict[str, Any]) -> Iterator[Result]:
         yield check_record(record, PlanResult)
     elif "layers" in record:
         yield check_record(record, VerifyResult)
-    elif record.get("kind") == "eval tasks":
-        yield check_record(record, TasksResult)
+    elif record.get("kind") == TASKS_KIND:
+        yield check_record(record, TaskRecord)
     elif "results" in record:
-        yield _of_lm_eval(record)
+        yield _of_lm_eval(check_record(record, HarnessResults))
     elif "models" in record:
         yield check_record(record, PerplexityResult)
     elif "loads" in record:
@@ -220,27 +189,10 @@ def _results(record: dict[str, Any]) -> Iterator[Result]:
         raise ValueError(f"it has {', '.join(list(record)[:6]) or 'nothing'}")
 
 
-def _of_lm_eval(record: dict[str, Any]) -> TasksResult:
-    """Return lm-eval's own results: `acc,none` is a figure, `acc_stderr,none` its error."""
-    results = check_record(record["results"], dict[str, dict[str, Any]])
-    shots = check_record(record.get("n-shot", {}), dict[str, int])
-    scores = [
-        ReportedScore(
-            task=task,
-            metric=metric,
-            value=float(value),
-            error=error
-            if isinstance(error := figures.get(f"{metric}_stderr,{how}"), float)
-            else None,
-            shots=shots.get(task),
-        )
-        for task, figures in results.items()
-        for metric, _, how in [key.partition(",") for key in figures]
-        if not metric.endswith("_stderr")
-        and isinstance(value := figures[f"{metric},{how}" if how else metric], (int, float))
-        and how
-    ]
-    return TasksResult((ReportedModel(str(record.get("model_name") or "model"), tuple(scores)),))
+def _of_lm_eval(found: HarnessResults) -> TaskRecord:
+    name = found.model_name
+    model = TaskModel(name, source=name, tasks=tuple(task_scores(found)))
+    return TaskRecord(found.lm_eval_version, preset=None, limit=None, models=(model,))
 
 
 def _load(record: dict[str, Any]) -> BenchResult:
@@ -265,7 +217,5 @@ def _load(record: dict[str, Any]) -> BenchResult:
 
 def _numbers(text: str) -> list[tuple[bool, float, str]]:
     """Return a key by which concurrency_2 comes before concurrency_10."""
-    import re
-
     parts = re.split(r"(\d+)", text)
     return [(part.isdigit(), float(part) if part.isdigit() else 0.0, part) for part in parts]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Final
 
@@ -14,12 +14,12 @@ from minitron_trt.evaluate.report.result_records import (
     PerplexityResult,
     PlanResult,
     ReportedRow,
-    ReportedScore,
     Result,
     ScoredModel,
-    TasksResult,
     VerifyResult,
 )
+from minitron_trt.evaluate.tasks.results_table import score_text
+from minitron_trt.evaluate.tasks.task_record import TaskRecord, TaskScore
 from minitron_trt.html_page import folded, small, table
 from minitron_trt.tables import number_text
 
@@ -38,7 +38,7 @@ class Section:
     summary: str
     parts: Sequence[str] = ()  # HTML
     figure: Figure | None = None
-    is_good: bool | None = field(default=None)
+    is_good: bool | None = None
 
 
 def sections(results: Sequence[Result], *, draw: bool) -> list[Section]:
@@ -47,7 +47,7 @@ def sections(results: Sequence[Result], *, draw: bool) -> list[Section]:
         *(_plan(result, draw) for result in results if isinstance(result, PlanResult)),
         *(_verify(result, draw) for result in results if isinstance(result, VerifyResult)),
         *(_perplexity(result, draw) for result in results if isinstance(result, PerplexityResult)),
-        *(_tasks(result, draw) for result in results if isinstance(result, TasksResult)),
+        *(_tasks(result, draw) for result in results if isinstance(result, TaskRecord)),
     ]
     loads = [result for result in results if isinstance(result, BenchResult)]
     return [*found, *([_bench(loads, draw)] if loads else [])]
@@ -173,7 +173,7 @@ def _score_cells(model: ScoredModel, baseline: ScoredModel) -> list[str]:
     ]
 
 
-def _tasks(found: TasksResult, draw: bool) -> Section:
+def _tasks(found: TaskRecord, draw: bool) -> Section:
     rows, differing = [], []
     for model in found.models:
         for score in model.tasks:
@@ -193,18 +193,18 @@ def _tasks(found: TasksResult, draw: bool) -> Section:
         "Tasks",
         summary,
         [
-            table(["model", "task", "metric", "shots", "%", "±", "published"], rows, texts=3),
-            small("By lm-evaluation-harness; ± is one standard error."),
+            table(["model", "task", "metric", "shots", "value", "±", "published"], rows, texts=3),
+            small("By lm-evaluation-harness; shares are in %, ± is one standard error."),
         ],
         charts.tasks_chart(found) if draw else None,
     )
 
 
-def _task_cells(score: ReportedScore) -> list[str]:
+def _task_cells(score: TaskScore) -> list[str]:
     return [
         "" if score.shots is None else str(score.shots),
-        f"{100 * score.value:.2f}",
-        "" if score.error is None else f"{100 * score.error:.2f}",
+        score_text(score, score.value),
+        "" if score.error is None else score_text(score, score.error),
         "" if score.published is None else f"{100 * score.published.value:.1f}",
     ]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from minitron_trt.build.engine_model import HUB_IDS, PRESETS
+from minitron_trt.build.engine_model import PRESETS
 from minitron_trt.spec import ModelSpec
 
 _PAPER: Final = "arXiv 2408.11796, table 1"
@@ -33,6 +33,11 @@ class PresetTask:
     filter: str = "none"
     card_label: str = "zero-shot"
     runs_code: bool = False
+
+    @property
+    def figure(self) -> str:
+        """Return what lm-eval calls the published metric."""
+        return f"{self.metric},{self.filter}"
 
 
 _TASKS: Final = (
@@ -93,13 +98,8 @@ PUBLISHED: Final[Mapping[str, Mapping[str, PublishedFigure]]] = MappingProxyType
 
 def published_name(spec: ModelSpec) -> str | None:
     """Return the published model that a model has the sizes of, None when there is none such."""
-
-    def sizes(spec: ModelSpec) -> tuple[object, ...]:
-        return (spec.architecture, spec.layers, spec.hidden, spec.heads, spec.intermediate)
-
-    return next((name for name, known in PRESETS.items() if sizes(known) == sizes(spec)), None)
+    return next((name for name, known in PRESETS.items() if _sizes(known) == _sizes(spec)), None)
 
 
-def hub_id(name: str) -> str:
-    """Return a published model's id on the Hugging Face hub."""
-    return HUB_IDS[name]
+def _sizes(spec: ModelSpec) -> tuple[object, ...]:
+    return (spec.architecture, spec.layers, spec.hidden, spec.heads, spec.intermediate)

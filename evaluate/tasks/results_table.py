@@ -43,8 +43,8 @@ def _columns(scores: Sequence[TaskScore], record: TaskRecord) -> Iterator[tuple[
         yield "card says", [_card_label(score, record) for score in scores]
     yield "metric", [score.metric for score in scores]
     yield "documents", [_documents(score) for score in scores]
-    yield "value", [_number(score, score.value) for score in scores]
-    yield "±", ["" if score.error is None else _number(score, score.error) for score in scores]
+    yield "value", [score_text(score, score.value) for score in scores]
+    yield "±", ["" if score.error is None else score_text(score, score.error) for score in scores]
     if any(score.published for score in scores):
         figures = [score.published for score in scores]
         yield (
@@ -79,6 +79,6 @@ def _documents(score: TaskScore) -> str:
     return f"{score.documents} of {score.of_documents}" if is_part else str(score.documents)
 
 
-def _number(score: TaskScore, value: float) -> str:
-    """Return a share as a percentage; a perplexity is none."""
-    return f"{100 * value:.2f}" if 0 <= score.value <= 1 else f"{value:.4f}"
+def score_text(score: TaskScore, value: float) -> str:
+    """Return a score's value or error, of a share in percent."""
+    return f"{100 * value:.2f}" if score.is_share else f"{value:.4f}"

@@ -16,13 +16,11 @@ mmlu, is a task among its subtasks, which have its name as `group`.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from minitron_trt.errors import BadInputError
-from minitron_trt.records import read_record
 
 KIND: Final = "eval tasks"
 VERSION: Final = 1
@@ -59,6 +57,11 @@ class TaskScore(msgspec.Struct, frozen=True, omit_defaults=True):
     group: str | None = None
     published: PublishedScore | None = None
 
+    @property
+    def is_share(self) -> bool:
+        """Say whether it is a share of 1, as an accuracy is and a perplexity is not."""
+        return 0 <= self.value <= 1 and self.higher_is_better is not False
+
 
 class TaskModel(msgspec.Struct, frozen=True):
     """The scores of one model."""
@@ -79,23 +82,17 @@ class TaskRecord(msgspec.Struct, frozen=True):
     lm_eval: str
     preset: str | None
     limit: float | None
-    models: tuple[TaskModel, ...]
+    models: Annotated[tuple[TaskModel, ...], msgspec.Meta(min_length=1)]
     kind: str = KIND
     version: int = VERSION
 
-    @classmethod
-    def read(cls, path: Path) -> TaskRecord:
-        """Read a file with the record; BadInputError when it holds something else."""
-        try:
-            record = read_record(path, cls)
-        except ValueError as error:
-            raise BadInputError(f"{path} is not what eval tasks --json prints ({error})") from error
-        if (record.kind, record.version) != (KIND, VERSION):
+    def __post_init__(self) -> None:
+        """Refuse, when it is read, what another command or version wrote."""
+        if (self.kind, self.version) != (KIND, VERSION):
             raise BadInputError(
-                f"{path} has kind {record.kind!r}, version {record.version}; expected {KIND!r}, "
+                f"it has kind {self.kind!r}, version {self.version}; expected {KIND!r}, "
                 f"version {VERSION}"
             )
-        return record
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that is printed."""

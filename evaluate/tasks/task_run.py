@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,20 +16,11 @@ from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.evaluate.evaluated_model import check_device, is_server
 from minitron_trt.evaluate.served_model import ServerSettings
 from minitron_trt.evaluate.tasks.harness_model import MinitronLM
-from minitron_trt.evaluate.tasks.presets import (
-    PUBLISHED,
-    TASK_PRESETS,
-    PresetTask,
-    hub_id,
-    published_name,
-)
-from minitron_trt.evaluate.tasks.task_record import (
-    PublishedScore,
-    TaskModel,
-    TaskRecord,
-    TaskScore,
-)
+from minitron_trt.evaluate.tasks.harness_results import HarnessResults, task_scores
+from minitron_trt.evaluate.tasks.presets import TASK_PRESETS, PresetTask, published_name
+from minitron_trt.evaluate.tasks.task_record import TaskModel, TaskRecord
 from minitron_trt.option_types import suggestion
+from minitron_trt.records import check_record
 
 if TYPE_CHECKING:
     from lm_eval.loggers import EvaluationTracker
@@ -109,8 +100,12 @@ def run_tasks(
         finally:
             lm.close()
         name = source.partition("://")[2] if is_server(source) else Path(source).name or source
-        published = settings.published or (lm.spec and published_name(lm.spec))
-        models.append(TaskModel(name, source, tuple(_scores(results, choice, published or None))))
+        published = settings.published
+        if published is None and lm.spec is not None:
+            published = published_name(lm.spec)
+        found = check_record(results, HarnessResults)
+        scores = task_scores(found, choice.benchmarks, published=published)
+        models.append(TaskModel(name, source, tuple(scores)))
     return TaskRecord(version("lm_eval"), choice.preset, choice.limit, tuple(models))
 
 
@@ -175,8 +170,6 @@ def _consented(name: str, choice: TaskChoice) -> None:
 
 
 def _load(name: str, manager: TaskManager) -> list[Any]:
-    from lm_eval.api.group import Group
-
     try:
         loaded = manager.load([name])
     except Exception as error:  # the data sets' library raises all there is
@@ -189,7 +182,6 @@ def _load(name: str, manager: TaskManager) -> list[Any]:
     inside = {child for group in groups.values() for child in group.child_names}
     items: list[Any] = [group for group in groups.values() if group.name not in inside]
     grouped = {task.task_name for group in items for task in _leaves(group)}
-    assert all(isinstance(item, Group) for item in items)
     return [*items, *(task for key, task in loaded["tasks"].items() if key not in grouped)]
 
 
@@ -250,66 +242,3 @@ def _cache(lm: MinitronLM, settings: TaskSettings) -> str | None:
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     name = Path(lm.pretrained).name or "model"
     return str(settings.cache / f"{name}-{key}")
-
-
-def _scores(
-    results: Mapping[str, Any], choice: TaskChoice, published: str | None
-) -> Iterator[TaskScore]:
-    """Yield every metric of every task, one of each marked as the main one."""
-    parents = {
-        child: group
-        for group, children in results.get("group_subtasks", {}).items()
-        for child in children
-    }
-    for task, metrics in results["results"].items():
-        benchmark = choice.benchmarks.get(task)
-        samples = results["n-samples"].get(task, {})
-        is_first = True
-        for name, value in metrics.items():
-            metric, comma, filtered = name.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
-            main = (
-                is_first
-                if benchmark is None
-                else (metric, filtered) == (benchmark.metric, benchmark.filter)
-            )
-            is_first = False
-            error = metrics.get(f"{metric}_stderr,{filtered}")
-            number = error if isinstance(error, float) else None
-            yield TaskScore(
-                task=task,
-                metric=metric,
-                filter=filtered,
-                value=float(value),
-                error=number,
-                higher_is_better=results["higher_is_better"].get(task, {}).get(metric),
-                shots=results["n-shot"].get(task),
-                documents=samples.get("effective", metrics.get("sample_len")),
-                of_documents=samples.get("original"),
-                main=main,
-                group=parents.get(task),
-                published=(
-                    _beside(float(value), number, benchmark, published)
-                    if benchmark is not None and main
-                    else None
-                ),
-            )
-
-
-def _beside(
-    value: float, error: float | None, benchmark: PresetTask, published: str | None
-) -> PublishedScore | None:
-    figure = PUBLISHED[published].get(benchmark.name) if published else None
-    if figure is None or published is None:
-        return None
-    distance = figure.distance(value)
-    errors = distance / error if error else None
-    return PublishedScore(
-        model=hub_id(published),
-        value=figure.value,
-        source=figure.source,
-        card_label=benchmark.card_label,
-        standard_errors=errors,
-        differs=None if errors is None else abs(errors) > 1,
-    )

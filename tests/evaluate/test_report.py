@@ -54,30 +54,47 @@ PERPLEXITY: dict[str, Any] = {
         },
     ]
 }
-TASKS: dict[str, Any] = {
-    "kind": "eval tasks",
-    "version": 1,
-    "models": [
-        {
-            "model": "bf16",
-            "source": "folder",
-            "tasks": [
-                {
-                    "task": "mmlu",
-                    "metric": "acc",
-                    "value": 0.592,
-                    "error": 0.0039,
-                    "shots": 5,
-                    "main": True,
-                    "published": {"model": "m", "value": 0.605, "source": "t", "differs": True},
-                }
-            ],
-        }
-    ],
-}
+
+
+def tasks_record(model: str, task: str, value: float, *, published: float) -> dict[str, Any]:
+    """Return what eval tasks prints of a task, which is beyond the published figure."""
+    beside = PublishedScore(
+        model="m", value=published, source="t", card_label="", standard_errors=-2.0, differs=True
+    )
+    score = TaskScore(
+        task=task,
+        metric="acc",
+        filter="none",
+        value=value,
+        error=None,
+        higher_is_better=True,
+        shots=5,
+        documents=3,
+        of_documents=3,
+        main=True,
+        published=beside,
+    )
+    return TaskRecord("0.4.13", None, None, (TaskModel(model, "folder", (score,)),)).as_json()
+
+
+TASKS = tasks_record("bf16", "mmlu", 0.592, published=0.605)
 LM_EVAL: dict[str, Any] = {
-    "results": {"arc": {"alias": "arc", "acc,none": 0.5, "acc_stderr,none": 0.02}},
+    "results": {
+        "arc": {"alias": "arc", "acc,none": 0.5, "acc_stderr,none": 0.02},
+        "prose": {
+            "alias": "prose",
+            "byte_perplexity,none": 5.25,
+            "byte_perplexity_stderr,none": "N/A",
+        },
+        "bits": {"bits_per_byte,none": 0.75},
+        "sums": {"acc,none": 0.625, "sample_len": 8},
+        "sums_easy": {"acc,none": 0.75},
+        "alone": {"alias": "alone"},
+        "alone_easy": {"acc,none": 0.875},
+    },
     "n-shot": {"arc": 25},
+    "higher_is_better": {"bits": {"bits_per_byte": False}},
+    "group_subtasks": {"sums": ["sums_easy"], "alone": ["alone_easy"]},
     "model_name": "harness",
 }
 
@@ -150,26 +167,23 @@ def test_a_figure_of_lm_eval_has_its_error_and_shots(
     assert f"{row}<td>25</td><td>50.00</td><td>2.00</td><td></td>" in output.read_text()
 
 
+def test_of_lm_evals_figures_shares_alone_are_in_percent_and_groups_stand_for_their_tasks(
+    files: list[Path], command: Command, tmp_path: Path
+) -> None:
+    output = tmp_path / "report.html"
+    result = command("eval", "report", tmp_path / "lm-eval.json", "-o", output)
+    page = output.read_text()
+
+    assert result.exit_code == 0, result.stderr
+    assert "Tasks: harness: arc 50.0, sums 62.5, alone_easy 87.5\n" in result.stdout
+    assert '<td class="text">byte_perplexity</td><td></td><td>5.2500</td>' in page
+    assert '<td class="text">bits_per_byte</td><td></td><td>0.7500</td>' in page
+    assert '<td class="text">sums: sums_easy</td>' in page
+
+
 def test_what_eval_tasks_prints_is_read(command: Command, tmp_path: Path) -> None:
-    published = PublishedScore(
-        model="m", value=0.6, source="t", card_label="", standard_errors=-2.0, differs=True
-    )
-    score = TaskScore(
-        task="winogrande",
-        metric="acc",
-        filter="none",
-        value=0.59,
-        error=None,
-        higher_is_better=True,
-        shots=5,
-        documents=3,
-        of_documents=3,
-        main=True,
-        published=published,
-    )
-    record = TaskRecord("0.4.13", None, None, (TaskModel("w8a16", "folder", (score,)),))
     path, output = tmp_path / "tasks.json", tmp_path / "report.html"
-    path.write_text(json.dumps(record.as_json()))
+    path.write_text(json.dumps(tasks_record("w8a16", "winogrande", 0.59, published=0.6)))
     result = command("eval", "report", path, "-o", output)
 
     assert result.exit_code == 0, result.stderr
@@ -200,6 +214,8 @@ def test_a_fault_is_marked(command: Command, tmp_path: Path) -> None:
         (json.dumps({"models": []}), "length >= 1"),
         (json.dumps({"loads": [1]}), "Expected `object`"),
         (json.dumps({"results": {"t": 1}}), "Expected `object`"),
+        (json.dumps({**TASKS, "version": 2}), "it has kind 'eval tasks', version 2; expected"),
+        (json.dumps({**TASKS, "models": []}), "length >= 1"),
         ('{"layers": NaN}', "JSON is malformed"),
     ],
 )
