@@ -5,35 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minitron_trt.evaluate.scoring import Scored
+from minitron_trt.evaluate.table import QualityFigures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def chart(results: Sequence[Scored]) -> Figure:
-    """Return the figure of scored models, of those that have a size."""
-    return quality_chart(
-        [
-            (result.name, result.size_bytes, result.perplexity.value, result.perplexity.error)
-            for result in results
-        ]
-    )
-
-
-def quality_chart(models: Sequence[tuple[str, int | None, float, float]]) -> Figure:
-    """Return perplexity, with its error, over size; of each model name, bytes, value and error."""
+def chart(models: Sequence[QualityFigures]) -> Figure:
+    """Return perplexity, with its error, over size, of the models that have one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    sized = [(name, size / 1e6, value, error) for name, size, value, error in models if size]
-    names, sizes, values, errors = zip(*sized, strict=True)
-    axes.errorbar(sizes, values, yerr=errors, fmt="o", color="#4c72b0", ecolor="#bbbbbb", capsize=3)
-    for name, size, value in zip(names, sizes, values, strict=True):
-        axes.annotate(name, (size, value), xytext=(6, 6), textcoords="offset points")
+    sized = [(model.size_bytes / 1e6, model) for model in models if model.size_bytes]
+    axes.errorbar(
+        [size for size, _ in sized],
+        [model.perplexity.value for _, model in sized],
+        yerr=[model.perplexity.error for _, model in sized],
+        fmt="o",
+        color="#4c72b0",
+        ecolor="#bbbbbb",
+        capsize=3,
+    )
+    for size, model in sized:
+        place = (size, model.perplexity.value)
+        axes.annotate(model.name, place, xytext=(6, 6), textcoords="offset points")
     # The baseline's line: what lies on it has lost nothing.
-    axes.axhline(models[0][2], color="#55a868", linewidth=1, linestyle="--")
+    axes.axhline(models[0].perplexity.value, color="#55a868", linewidth=1, linestyle="--")
     axes.set(xlabel="size, MB", ylabel="perplexity (lower is better)")
     axes.margins(x=0.15, y=0.2)
     axes.grid(alpha=0.3)

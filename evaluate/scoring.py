@@ -49,6 +49,16 @@ class Scored:
     perplexity: Estimate
     divergence: Divergence | None
 
+    @property
+    def kl(self) -> Estimate | None:
+        """Return the mean divergence from the baseline."""
+        return None if self.divergence is None else self.divergence.mean
+
+    @property
+    def same_top(self) -> Estimate | None:
+        """Return the share of tokens of which it and the baseline think the same likeliest."""
+        return None if self.divergence is None else self.divergence.same_top
+
 
 @dataclass(frozen=True, slots=True)
 class _Baseline:

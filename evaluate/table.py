@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from minitron_trt.evaluate.perplexity import Estimate
-from minitron_trt.evaluate.scoring import Scored
 from minitron_trt.tables import Column, table_lines
+
+if TYPE_CHECKING:
+    from minitron_trt.evaluate.scoring import Scored
 
 _HEADER: Final = ("model", "size MB", "PPL", "±", "size %", "accuracy %", "KL", "top-1 %")
 
 
-def rows_of(results: Sequence[Scored]) -> list[tuple[str, ...]]:
+class QualityFigures(Protocol):
+    """What a table and a chart show of a model, just scored or read back; a server has no size."""
+
+    @property
+    def name(self) -> str:
+        """Return what it is called."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Return the bytes of its weights."""
+
+    @property
+    def perplexity(self) -> Estimate:
+        """Return its perplexity."""
+
+    @property
+    def kl(self) -> Estimate | None:
+        """Return its mean divergence from the baseline, which has none."""
+
+    @property
+    def same_top(self) -> Estimate | None:
+        """Return the share of tokens of which it and the baseline think the same likeliest."""
+
+
+def rows_of(models: Sequence[QualityFigures]) -> list[tuple[str, ...]]:
     """Return the header and a row for each model; shares are of the first, the baseline."""
-    return [_HEADER, *(_row(result, results[0]) for result in results)]
+    return [_HEADER, *(_row(model, models[0]) for model in models)]
 
 
-def _row(result: Scored, baseline: Scored) -> tuple[str, ...]:
-    beside, size, whole = result.divergence, result.size_bytes, baseline.size_bytes
+def _row(model: QualityFigures, baseline: QualityFigures) -> tuple[str, ...]:
+    size, whole = model.size_bytes, baseline.size_bytes
     return (
-        result.name,
-        "" if size is None else f"{size / 1e6:.1f}",
-        f"{result.perplexity.value:.4f}",
-        f"{result.perplexity.error:.4f}",
-        "" if size is None or whole is None else f"{100 * size / whole:.1f}",
-        f"{100 * baseline.perplexity.value / result.perplexity.value:.2f}",
-        f"{beside.mean.value:z.6f}" if beside else "",
-        f"{100 * beside.same_top.value:.2f}" if beside else "",
+        model.name,
+        f"{size / 1e6:.1f}" if size else "",
+        f"{model.perplexity.value:.4f}",
+        f"{model.perplexity.error:.4f}",
+        f"{100 * size / whole:.1f}" if size and whole else "",
+        f"{100 * baseline.perplexity.value / model.perplexity.value:.2f}",
+        f"{model.kl.value:z.6f}" if model.kl else "",
+        f"{100 * model.same_top.value:.2f}" if model.same_top else "",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron_trt.evaluate.chart import quality_chart
+from minitron_trt.evaluate.chart import chart
 from minitron_trt.evaluate.report.result_records import (
     BenchResult,
     PerplexityResult,
@@ -75,14 +75,7 @@ def verify_chart(found: VerifyResult) -> Figure | None:
 
 def perplexity_chart(found: PerplexityResult) -> Figure | None:
     """Return size against quality, of the models that have a size."""
-    if not any(model.size_bytes for model in found.models):
-        return None
-    return quality_chart(
-        [
-            (model.model, model.size_bytes, model.perplexity.value, model.perplexity.error)
-            for model in found.models
-        ]
-    )
+    return chart(found.models) if any(model.size_bytes for model in found.models) else None
 
 
 def tasks_chart(found: TaskRecord) -> Figure | None:

@@ -14,19 +14,13 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 
 from minitron_trt.errors import BadInputError
+from minitron_trt.evaluate.perplexity import Estimate
 from minitron_trt.evaluate.tasks.harness_results import HarnessResults, task_scores
 from minitron_trt.evaluate.tasks.task_record import KIND as TASKS_KIND
 from minitron_trt.evaluate.tasks.task_record import TaskModel, TaskRecord
 from minitron_trt.records import check_record, read_record
 
 _BENCH_FILE: Final = "profile_export_aiperf.json"
-
-
-class ReportedEstimate(msgspec.Struct, frozen=True):
-    """A figure and its standard error."""
-
-    value: float
-    error: float
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -117,13 +111,19 @@ class VerifyResult(msgspec.Struct, frozen=True):
 class ScoredModel(msgspec.Struct, frozen=True):
     """A model's figures on a text; the baseline has no divergence, a server no size."""
 
-    model: str
+    name: str = msgspec.field(name="model")
     size_bytes: int | None
     scored_tokens: int
-    perplexity: ReportedEstimate
-    accuracy: float
-    kl: ReportedEstimate | None = None
-    same_top: ReportedEstimate | None = None
+    perplexity: Estimate
+    kl: Estimate | None = None
+    same_top: Estimate | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a perplexity that no text has."""
+        if self.perplexity.value < 1:
+            raise BadInputError(
+                f"{self.name} has a perplexity of {self.perplexity.value}; expected 1 or more"
+            )
 
 
 class PerplexityResult(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from minitron_trt.evaluate.report.result_records import (
     ScoredModel,
     VerifyResult,
 )
+from minitron_trt.evaluate.table import rows_of
 from minitron_trt.evaluate.tasks.results_table import score_text
 from minitron_trt.evaluate.tasks.task_record import TaskRecord, TaskScore
 from minitron_trt.html_page import folded, small, table
@@ -132,18 +133,13 @@ def _verify(found: VerifyResult, draw: bool) -> Section:
 
 def _perplexity(found: PerplexityResult, draw: bool) -> Section:
     baseline, *others = found.models
-    lines = [
-        f"{model.model} keeps {100 * model.accuracy:.2f} % of {baseline.model}'s accuracy"
-        + (f" at {_share(model, baseline)} of its size" if _share(model, baseline) else "")
-        for model in others
-    ]
-    alone = f"{baseline.model}: {baseline.perplexity.value:.4f} ± {baseline.perplexity.error:.4f}"
-    head = ["model", "size MB", "PPL", "±", "size %", "accuracy %", "KL", "top-1 %"]
+    alone = f"{baseline.name}: {baseline.perplexity.value:.4f} ± {baseline.perplexity.error:.4f}"
+    header, *rows = rows_of(found.models)
     return Section(
         "Perplexity",
-        "; ".join(lines) or alone,
+        "; ".join(_loss(model, baseline) for model in others) or alone,
         [
-            table(head, [_score_cells(model, baseline) for model in found.models]),
+            table(header, rows),
             small(
                 f"Of {baseline.scored_tokens:,} tokens, as llama-perplexity defines it: accuracy "
                 "is the first model's perplexity as a share of a model's own, KL the mean "
@@ -154,23 +150,13 @@ def _perplexity(found: PerplexityResult, draw: bool) -> Section:
     )
 
 
-def _share(model: ScoredModel, baseline: ScoredModel) -> str:
+def _loss(model: ScoredModel, baseline: ScoredModel) -> str:
+    """Return a sentence on what a model has lost, and for which size."""
+    kept = baseline.perplexity.value / model.perplexity.value
+    sentence = f"{model.name} keeps {100 * kept:.2f} % of {baseline.name}'s accuracy"
     if not model.size_bytes or not baseline.size_bytes:
-        return ""
-    return f"{100 * model.size_bytes / baseline.size_bytes:.1f} %"
-
-
-def _score_cells(model: ScoredModel, baseline: ScoredModel) -> list[str]:
-    return [
-        model.model,
-        f"{model.size_bytes / 1e6:.1f}" if model.size_bytes else "",
-        f"{model.perplexity.value:.4f}",
-        f"{model.perplexity.error:.4f}",
-        _share(model, baseline).removesuffix(" %"),
-        f"{100 * model.accuracy:.2f}",
-        f"{model.kl.value:z.6f}" if model.kl else "",
-        f"{100 * model.same_top.value:.2f}" if model.same_top else "",
-    ]
+        return sentence
+    return f"{sentence} at {100 * model.size_bytes / baseline.size_bytes:.1f} % of its size"
 
 
 def _tasks(found: TaskRecord, draw: bool) -> Section:

@@ -212,6 +212,7 @@ def test_a_fault_is_marked(command: Command, tmp_path: Path) -> None:
         (json.dumps({**VERIFIED, "bound": "much"}), "Expected `float`, got `str` - at `$.bound`"),
         (json.dumps({"models": [{"model": "m"}]}), "missing required field"),
         (json.dumps({"models": []}), "length >= 1"),
+        (json.dumps(PERPLEXITY).replace("65.75", "0"), "has a perplexity of 0.0; expected 1 or"),
         (json.dumps({"loads": [1]}), "Expected `object`"),
         (json.dumps({"results": {"t": 1}}), "Expected `object`"),
         (json.dumps({**TASKS, "version": 2}), "it has kind 'eval tasks', version 2; expected"),
