@@ -13,9 +13,9 @@ import cloup
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, UsageError
 from minitron_trt.evaluate.model_options import (
-    DEVICES,
-    DTYPES,
     SERVER,
+    device_option,
+    dtype_option,
     server_settings,
     tokenizer_option,
 )
@@ -49,20 +49,8 @@ evaluate.add_command(tasks)
     help="Let chunks overlap: each begins so many tokens after the last, and as many are scored",
 )
 @click.option("--chunks", type=Count(), help="Score so many chunks; the default is all")
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    default="float32",
-    show_default=True,
-    help="Compute in this; weights stay rounded as they are stored",
-)
-@click.option(
-    "--device",
-    type=click.Choice(DEVICES),
-    default="cpu",
-    show_default=True,
-    help="Where models are computed that are not on a server; cuda is an NVIDIA GPU",
-)
+@dtype_option
+@device_option
 @cloup.option_group("A model on a server", tokenizer_option(default="the first model's"), *SERVER)
 @click.option("--state", type=PATH, help="Keep what is done here, and go on from there")
 @click.option("--markdown", type=PATH, help="Write the table here, too")

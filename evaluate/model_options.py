@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import click
 import cloup
 
 from minitron_trt.clients.request_options import ACCESS, access
@@ -15,10 +16,21 @@ if TYPE_CHECKING:
     from minitron_trt.evaluate.served_model import ServerSettings
 
 C = TypeVar("C", bound=Callable[..., Any])
-DTYPES: Final = ("float32", "bfloat16", "float16")
-"""What a model is computed in."""
-DEVICES: Final = ("cpu", "cuda")
-"""Where it is."""
+
+dtype_option: Final = cloup.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Compute in this; weights stay rounded as they are stored",
+)
+device_option: Final = cloup.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where models are computed that are not on a server; cuda is an NVIDIA GPU",
+)
 
 
 def tokenizer_option(*, default: str | None = None) -> Callable[[C], C]:

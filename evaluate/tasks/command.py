@@ -12,9 +12,9 @@ import cloup
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, UsageError
 from minitron_trt.evaluate.model_options import (
-    DEVICES,
-    DTYPES,
     SERVER,
+    device_option,
+    dtype_option,
     server_settings,
     tokenizer_option,
 )
@@ -30,7 +30,6 @@ _PUBLISHED: Final = (
     "minitron-8b",
     "mistral-nemo-minitron-8b",
 )
-
 
 _TASKS: Final = (
     cloup.option(
@@ -66,20 +65,8 @@ _ASKING: Final = (
         type=Count(),
         help="Tokens of a prompt and its answer  [default: the model's, at most 8192]",
     ),
-    cloup.option(
-        "--dtype",
-        type=click.Choice(DTYPES),
-        default="float32",
-        show_default=True,
-        help="Compute in this; weights stay rounded as they are stored",
-    ),
-    cloup.option(
-        "--device",
-        type=click.Choice(DEVICES),
-        default="cpu",
-        show_default=True,
-        help="Where models are computed that are not on a server; cuda is an NVIDIA GPU",
-    ),
+    dtype_option,
+    device_option,
     cloup.option(
         "--apply-chat-template", "chat_template", is_flag=True, help="Ask as in a conversation"
     ),
