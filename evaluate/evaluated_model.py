@@ -97,7 +97,7 @@ def opened_model(
         settings = server or ServerSettings()
         with opened_server(source, settings) as (served, probe):
             yield EvaluatedModel(
-                name=source.partition("://")[2],
+                name=name_of(source),
                 identity=probe.identity,
                 size_bytes=None,
                 vocab=probe.vocab,
@@ -108,7 +108,7 @@ def opened_model(
     with opened_checkpoint(source, device=device, progress=progress) as opened:
         model = opened.reference(slots=1, context=context, dtype=dtype, device=device)
         yield EvaluatedModel(
-            name=opened.name,
+            name=name_of(source),
             identity=opened.identity,
             size_bytes=opened.size_bytes,
             vocab=opened.checkpoint.spec.vocab,
@@ -125,11 +125,6 @@ class OpenedCheckpoint:
     checkpoint: Checkpoint
     identity: str
     size_bytes: int
-
-    @property
-    def name(self) -> str:
-        """Return what the source is called in tables."""
-        return Path(self.source).name or self.source
 
     def reference(self, *, slots: int, context: int, dtype: str, device: str = "cpu") -> Any:
         """Return its ReferenceModel; UnsupportedError when it does not have so many positions."""
@@ -181,6 +176,11 @@ def opened_checkpoint(
 def is_server(source: str) -> bool:
     """Say whether a source is the URL of a server."""
     return "://" in source
+
+
+def name_of(source: str) -> str:
+    """Return what a source is called in tables: a server by its address."""
+    return source.partition("://")[2] if is_server(source) else Path(source).name or source
 
 
 def check_device(device: str) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from minitron_trt.console import ShowProgress
 from minitron_trt.errors import BadInputError, UsageError
-from minitron_trt.evaluate.evaluated_model import check_device, is_server
+from minitron_trt.evaluate.evaluated_model import check_device, is_server, name_of
 from minitron_trt.evaluate.served_model import ServerSettings
 from minitron_trt.evaluate.tasks.harness_model import MinitronLM
 from minitron_trt.evaluate.tasks.harness_results import HarnessResults, task_scores
@@ -99,13 +99,12 @@ def run_tasks(
             results = _results(lm, loaded, choice, settings)
         finally:
             lm.close()
-        name = source.partition("://")[2] if is_server(source) else Path(source).name or source
         published = settings.published
         if published is None and lm.spec is not None:
             published = published_name(lm.spec)
         found = check_record(results, HarnessResults)
         scores = task_scores(found, choice.benchmarks, published=published)
-        models.append(TaskModel(name, source, tuple(scores)))
+        models.append(TaskModel(name_of(source), source, tuple(scores)))
     return TaskRecord(version("lm_eval"), choice.preset, choice.limit, tuple(models))
 
 
