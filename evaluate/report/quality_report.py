@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
+from minitron_trt.artifacts import sha256
 from minitron_trt.evaluate.report.sections import Section
 from minitron_trt.html_page import folded, page, table
 
@@ -31,7 +31,7 @@ class FileOfReport:
     @classmethod
     def of(cls, path: Path) -> FileOfReport:
         """Return what tells a file or folder from others."""
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        digest = sha256(path) if path.is_file() else ""
         written = datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         return cls(str(path), digest, written)
 

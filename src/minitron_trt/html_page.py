@@ -49,16 +49,15 @@ def page(title: str, parts: Iterable[str], *, note: str) -> str:
 
 def table(head: Sequence[str] | None, rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
     """Return a table of texts; the first `texts` columns are words, the others numbers."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        kinds = (' class="text"' if at < texts else "" for at in range(len(cells)))
-        return "".join(
-            f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
-        )
-
-    top = f"<thead><tr>{line(head, 'th')}</tr></thead>" if head else ""
-    body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)
+    top = f"<thead>{_row(head, 'th', texts=texts)}</thead>" if head else ""
+    body = "".join(_row(cells, "td", texts=texts) for cells in rows)
     return f'<div class="table"><table>{top}<tbody>{body}</tbody></table></div>'
+
+
+def _row(cells: Sequence[str], tag: str, *, texts: int) -> str:
+    words = "".join(f'<{tag} class="text">{escape(cell)}</{tag}>' for cell in cells[:texts])
+    numbers = "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells[texts:])
+    return f"<tr>{words}{numbers}</tr>"
 
 
 def folded(summary: str, part: str) -> str:
