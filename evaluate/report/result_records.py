@@ -26,7 +26,6 @@ _BENCH_FILE: Final = "profile_export_aiperf.json"
 class Memory(msgspec.Struct, frozen=True):
     """What a GPU's memory is for, in bytes."""
 
-    gpu_bytes: int
     weights_bytes: int
     activation_bytes: int
     reserve_bytes: int
@@ -38,7 +37,6 @@ class ReportedBounds(msgspec.Struct, frozen=True):
 
     prefill_ms_at_least: float
     decode_tokens_per_s_at_most: float
-    batch_tokens_per_s_at_most: float
 
 
 class ReportedRow(msgspec.Struct, frozen=True):
@@ -138,7 +136,6 @@ class BenchResult(msgspec.Struct, frozen=True):
     load: str
     model: str
     figures: Mapping[str, Mapping[str, float]]
-    units: Mapping[str, str]
     is_complete: bool
 
 
@@ -210,7 +207,6 @@ def _load(record: dict[str, Any]) -> BenchResult:
             tag: {name: float(x) for name, x in value.items() if isinstance(x, (int, float))}
             for tag, value in metrics.items()
         },
-        units={tag: str(value["unit"]) for tag, value in metrics.items()},
         is_complete=bool(record.get("is_complete", True)),
     )
 
