@@ -9,7 +9,7 @@ import numpy as np
 
 from minitron_trt.errors import BadInputError
 from minitron_trt.evaluate.perplexity import log_likelihoods
-from minitron_trt.evaluate.tasks.questions import Continuation, Likelihood, Wish
+from minitron_trt.evaluate.tasks.questions import Continuation, Likelihood, TaskPrompt
 from minitron_trt.executor.requests import Event, Request
 from minitron_trt.executor.sampling import Sampling
 from minitron_trt.executor.scheduler import Executor
@@ -98,21 +98,21 @@ class ComputedAnswers:
         for slot, rows in zip(chunks, np.split(logits, stops[:-1]), strict=True):
             yield slot, log_likelihoods(rows) if len(rows) else rows
 
-    def generate(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, str]]:
+    def generate(self, prompts: Sequence[TaskPrompt]) -> Iterator[tuple[int, str]]:
         """Yield the answers of requests that share steps as they do behind a server."""
         executor = Executor(self._model, max_tokens_per_step=max(512, self._model.slots))
-        prompts = [
-            self._tokenizer.encode_prompt(wish.text, self._model.max_seq_len - wish.max_tokens)
-            for wish in wishes
+        prompt_ids = [
+            self._tokenizer.encode_prompt(prompt.text, self._model.max_seq_len - prompt.max_tokens)
+            for prompt in prompts
         ]
-        waiting = iter(sorted(range(len(wishes)), key=lambda place: -len(prompts[place])))
+        waiting = iter(sorted(range(len(prompts)), key=lambda place: -len(prompt_ids[place])))
         answers: dict[int, _Answer] = {}
         while True:
             while len(answers) < self._model.slots:
                 if (place := next(waiting, None)) is None:
                     break
-                answer = answers[place] = _Answer(wishes[place], self._tokenizer)
-                request = self._request(place, prompts[place], wishes[place])
+                answer = answers[place] = _Answer(prompts[place], self._tokenizer)
+                request = self._request(place, prompt_ids[place], prompts[place])
                 executor.submit(request, answer.take, answer.is_complete)
             if not answers:
                 return
@@ -120,10 +120,10 @@ class ComputedAnswers:
             for place in [place for place, answer in answers.items() if answer.ended]:
                 yield place, answers.pop(place).text()
 
-    def _request(self, place: int, prompt: Sequence[int], wish: Wish) -> Request:
-        choice: dict[str, Any] = dict(wish.choice)
-        sampling = Sampling(**choice, seed=wish.seed, end_ids=self._end_ids)
-        return Request(str(place), tuple(prompt), wish.max_tokens, sampling)
+    def _request(self, place: int, ids: Sequence[int], prompt: TaskPrompt) -> Request:
+        options: dict[str, Any] = dict(prompt.sampling)
+        sampling = Sampling(**options, seed=prompt.seed, end_ids=self._end_ids)
+        return Request(str(place), tuple(ids), prompt.max_tokens, sampling)
 
 
 def _scored(context: tuple[int, ...], continuations: Sequence[tuple[int, ...]]) -> _Scoring:
@@ -151,14 +151,14 @@ def _scored(context: tuple[int, ...], continuations: Sequence[tuple[int, ...]]) 
 class _Answer:
     """An answer as its tokens come."""
 
-    def __init__(self, wish: Wish, tokenizer: TaskTokenizer) -> None:
+    def __init__(self, prompt: TaskPrompt, tokenizer: TaskTokenizer) -> None:
         self.ended = False
-        self._wish = wish
+        self._prompt = prompt
         self._tokenizer = tokenizer
         self._tokens: list[int] = []
         self._error: str | None = None
         # A token may be no more than a byte.
-        longest = max((len(stop.encode()) for stop in wish.stops), default=0)
+        longest = max((len(stop.encode()) for stop in prompt.stops), default=0)
         self._tail = longest + _TAIL
 
     def take(self, event: Event) -> None:
@@ -169,9 +169,9 @@ class _Answer:
     def is_complete(self) -> bool:
         """Say whether a stop text is there, after which nothing more is needed."""
         text = self._tokenizer.decode(self._tokens[-self._tail :])
-        return any(stop in text for stop in self._wish.stops if stop)
+        return any(stop in text for stop in self._prompt.stops if stop)
 
     def text(self) -> str:
         if self._error is not None:
             raise BadInputError(f"an answer could not be generated: {self._error}")
-        return self._wish.cut(self._tokenizer.decode(self._tokens))
+        return self._prompt.cut(self._tokenizer.decode(self._tokens))

@@ -23,7 +23,13 @@ from minitron_trt.console import Console, ShowProgress
 from minitron_trt.errors import BadInputError, MinitronError, UnsupportedError, UsageError
 from minitron_trt.evaluate.evaluated_model import is_server, opened_checkpoint
 from minitron_trt.evaluate.served_model import ServerSettings, connected
-from minitron_trt.evaluate.tasks.questions import Answers, Continuation, Likelihood, Wish, choice_of
+from minitron_trt.evaluate.tasks.questions import (
+    Answers,
+    Continuation,
+    Likelihood,
+    TaskPrompt,
+    sampling_of,
+)
 from minitron_trt.spec import ModelSpec
 from minitron_trt.triton_repo.contract.model_names import ENSEMBLE, TENSORRT_LLM
 
@@ -293,13 +299,13 @@ class MinitronLM(TemplateLM):  # type: ignore[misc]
         def keep(place: int, answer: str) -> None:
             self.cache_hook.add_partial("generate_until", requests[place].args, answer)
 
-        wishes = [
-            self._wish(request.args, self._seed + place) for place, request in enumerate(requests)
+        prompts = [
+            self._prompt(request.args, self._seed + place) for place, request in enumerate(requests)
         ]
-        answers = self._answers.generate(wishes)
+        answers = self._answers.generate(prompts)
         return self._collected(answers, len(requests), "generate answers", keep)
 
-    def _wish(self, arguments: tuple[Any, Mapping[str, Any]], seed: int) -> Wish:
+    def _prompt(self, arguments: tuple[Any, Mapping[str, Any]], seed: int) -> TaskPrompt:
         prompt, options = arguments
         options = dict(normalize_gen_kwargs(dict(options), _MAX_GEN_TOKS))
         end = None if self._tokens is None else self._tokens.backend.decode(self.eot_token_id)
@@ -310,11 +316,11 @@ class MinitronLM(TemplateLM):  # type: ignore[misc]
                 f"a task asks for answers of {most} tokens; expected fewer than the "
                 f"{self._max_length} that a sequence may have (--max-length)"
             )
-        return Wish(
+        return TaskPrompt(
             text=prompt.messages if isinstance(prompt, ChatMessages) else prompt,
             max_tokens=most,
             stops=tuple(stops),
-            choice=choice_of(options),
+            sampling=sampling_of(options),
             seed=seed,
             messages=isinstance(prompt, ChatMessages),
         )

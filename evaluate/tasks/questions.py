@@ -1,4 +1,4 @@
-"""What a task asks of a model, in tokens and text: to score a continuation, to go on with a prompt.
+"""What a task asks of a model, in tokens and text: to score a continuation, to answer a prompt.
 
 Neither lm-eval nor a server is known here, so that whatever answers can stand behind both.
 """
@@ -16,8 +16,8 @@ from minitron_trt.errors import UsageError
 from minitron_trt.evaluate.perplexity import log_likelihoods
 from minitron_trt.quantization.number_formats import Array
 
-# What the field calls an option, and what its values are read as.
-_CHOICE = {"temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
+# Options of sampling by their names in lm-eval, GenerateRequest and Sampling, and their types.
+_SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
 
 
 class Continuation(NamedTuple):
@@ -46,8 +46,8 @@ class Likelihood(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """A prompt to go on with, and where and how; the answer ends before the first stop text.
+class TaskPrompt:
+    """A prompt and how to answer it; the answer ends before the first stop text.
 
     `messages` is a conversation as JSON in place of a text, for a server that has the template.
     """
@@ -55,7 +55,7 @@ class Wish:
     text: str
     max_tokens: int
     stops: tuple[str, ...]
-    choice: Mapping[str, float | int]  # fields of GenerateRequest and Sampling; none is greedy
+    sampling: Mapping[str, float | int]  # options by name; none is greedy
     seed: int
     messages: bool = False
 
@@ -66,21 +66,21 @@ class Wish:
         return text
 
 
-def choice_of(options: Mapping[str, object]) -> dict[str, float | int]:
+def sampling_of(options: Mapping[str, object]) -> dict[str, float | int]:
     """Return how tokens are chosen, of the options of lm-eval's generation_kwargs.
 
     UsageError names an option that there is none such of here.
     """
     chosen = {
         name: kind(str(options[name]))
-        for name, kind in _CHOICE.items()
+        for name, kind in _SAMPLING.items()
         if options.get(name) is not None
     }
-    unknown = set(options) - set(_CHOICE) - {"do_sample", "use_cache"}
+    unknown = set(options) - set(_SAMPLING) - {"do_sample", "use_cache"}
     if unknown:
         raise UsageError(
             f"{min(unknown)!r} is no option of generation here; expected until, max_gen_toks, "
-            f"do_sample, {', '.join(_CHOICE)}"
+            f"do_sample, {', '.join(_SAMPLING)}"
         )
     if not options.get("do_sample") or chosen.get("temperature") == 0:
         return {name: chosen[name] for name in ("repetition_penalty",) if name in chosen}
@@ -95,6 +95,6 @@ class Answers(Protocol):
         """Yield the likelihoods as they are known; BadInputError where logits are NaN."""
         ...
 
-    def generate(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, str]]:
+    def generate(self, prompts: Sequence[TaskPrompt]) -> Iterator[tuple[int, str]]:
         """Yield the answers as they end, without what stopped them."""
         ...

@@ -13,7 +13,7 @@ import numpy as np
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.evaluate.served_model import Probe, ServedLogits, probe
-from minitron_trt.evaluate.tasks.questions import Continuation, Likelihood, Wish
+from minitron_trt.evaluate.tasks.questions import Continuation, Likelihood, TaskPrompt
 
 
 class ServedAnswers:
@@ -60,25 +60,25 @@ class ServedAnswers:
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def generate(self, wishes: Sequence[Wish]) -> Iterator[tuple[int, str]]:
+    def generate(self, prompts: Sequence[TaskPrompt]) -> Iterator[tuple[int, str]]:
         """Yield the answers; the server stops at the stop texts, and what is behind them is cut."""
-        requests = [self._request(wish) for wish in wishes]
+        requests = [self._request(prompt) for prompt in prompts]
         places = {request.request_id: place for place, request in enumerate(requests)}
         answers = self._client.generate_many(
             requests, concurrency=self._concurrency, ordered=False, count_tokens=False
         )
         for answer in answers:
             place = places[answer.request.request_id]
-            yield place, wishes[place].cut(answer.text)
+            yield place, prompts[place].cut(answer.text)
 
-    def _request(self, wish: Wish) -> GenerateRequest:
-        choice: dict[str, Any] = dict(wish.choice)
+    def _request(self, prompt: TaskPrompt) -> GenerateRequest:
+        sampling: dict[str, Any] = dict(prompt.sampling)
         return GenerateRequest(
-            wish.text,
+            prompt.text,
             model=self._text_model,
-            max_tokens=wish.max_tokens,
-            stop_words=[stop for stop in wish.stops if stop],
-            seed=wish.seed if choice else None,
-            apply_chat_template=wish.messages or None,
-            **choice,
+            max_tokens=prompt.max_tokens,
+            stop_words=[stop for stop in prompt.stops if stop],
+            seed=prompt.seed if sampling else None,
+            apply_chat_template=prompt.messages or None,
+            **sampling,
         )

@@ -16,7 +16,7 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import BadInputError, RefusedError
 from minitron_trt.evaluate.served_model import ServerSettings, connected
 from minitron_trt.evaluate.tasks.computed_answers import ComputedAnswers
-from minitron_trt.evaluate.tasks.questions import Continuation, Wish
+from minitron_trt.evaluate.tasks.questions import Continuation, TaskPrompt
 from minitron_trt.evaluate.tasks.served_answers import ServedAnswers
 from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.samples import sample_folder
@@ -33,10 +33,10 @@ CONTINUATIONS = [
     Continuation((1022, 84, 300, 12), (45, 6, 701)),
     Continuation((1022,), (500,)),
 ]
-WISHES = [
-    Wish("Our solar system is", 24, stops=(".", "\n"), choice={}, seed=1),
-    Wish("The Sun is", 16, stops=(" the",), choice={}, seed=2),
-    Wish("Question: Why is Mars red? Answer:", 16, stops=(), choice={}, seed=3),
+PROMPTS = [
+    TaskPrompt("Our solar system is", 24, stops=(".", "\n"), sampling={}, seed=1),
+    TaskPrompt("The Sun is", 16, stops=(" the",), sampling={}, seed=2),
+    TaskPrompt("Question: Why is Mars red? Answer:", 16, stops=(), sampling={}, seed=3),
 ]
 
 
@@ -68,13 +68,13 @@ def test_a_server_answers_as_its_checkpoint_does(
             concurrency=3,
         )
         scored = dict(answers.score(CONTINUATIONS))
-        said = dict(answers.generate(WISHES))
+        said = dict(answers.generate(PROMPTS))
 
     for place, likelihood in computed.score(CONTINUATIONS):
         # In bf16, and several tokens a step round otherwise than one.
         assert scored[place].total == pytest.approx(likelihood.total, abs=0.2)
         assert scored[place].is_greedy == likelihood.is_greedy
-    assert said == dict(computed.generate(WISHES))
+    assert said == dict(computed.generate(PROMPTS))
 
 
 def test_a_server_without_logits_or_with_another_tokenizer_is_refused(served: Served) -> None:

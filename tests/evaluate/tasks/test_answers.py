@@ -14,7 +14,12 @@ from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.evaluate.tasks.computed_answers import ComputedAnswers
-from minitron_trt.evaluate.tasks.questions import Continuation, Likelihood, Wish, choice_of
+from minitron_trt.evaluate.tasks.questions import (
+    Continuation,
+    Likelihood,
+    TaskPrompt,
+    sampling_of,
+)
 from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.executor.step import Floats, StepBatch
 from minitron_trt.samples import sample_folder
@@ -103,10 +108,10 @@ def test_continuations_are_scored_as_if_each_were_alone(checkpoint: Checkpoint) 
 def test_what_a_model_would_say_is_greedy(checkpoint: Checkpoint) -> None:
     tokens = SampleTokens()
     answers = ComputedAnswers(model(checkpoint, slots=2), tokens, end_ids=[1023])
-    wish = Wish("Our solar system is", 12, stops=(), choice={}, seed=1)
-    [(_, text)] = answers.generate([wish])
-    context = tokens.encode_prompt(wish.text, 1000)
-    said = tokens.encode_prompt(wish.text + text, 1000)[len(context) :]
+    prompt = TaskPrompt("Our solar system is", 12, stops=(), sampling={}, seed=1)
+    [(_, text)] = answers.generate([prompt])
+    context = tokens.encode_prompt(prompt.text, 1000)
+    said = tokens.encode_prompt(prompt.text + text, 1000)[len(context) :]
     [(_, likelihood)] = answers.score([Continuation(tuple(context), tuple(said))])
 
     assert likelihood.is_greedy
@@ -115,9 +120,10 @@ def test_what_a_model_would_say_is_greedy(checkpoint: Checkpoint) -> None:
 
 def test_an_answer_ends_before_the_first_text_that_stops_it(checkpoint: Checkpoint) -> None:
     answers = ComputedAnswers(model(checkpoint, slots=2), SampleTokens(), end_ids=[1023])
-    plain = Wish("The Sun is", 40, stops=(), choice={}, seed=1)
+    plain = TaskPrompt("The Sun is", 40, stops=(), sampling={}, seed=1)
     stopped = [
-        Wish(plain.text, 40, stops=(stop, ""), choice={}, seed=1) for stop in (".", " the", "never")
+        TaskPrompt(plain.text, 40, stops=(stop, ""), sampling={}, seed=1)
+        for stop in (".", " the", "never")
     ]
     found = dict(answers.generate([plain, *stopped]))
 
@@ -128,10 +134,12 @@ def test_an_answer_ends_before_the_first_text_that_stops_it(checkpoint: Checkpoi
 
 
 def test_draws_differ_by_their_seed_alone(checkpoint: Checkpoint) -> None:
-    choice = choice_of({"do_sample": True, "temperature": 2.0, "top_p": 0.95})
-    wishes = [Wish("The Sun is", 12, stops=(), choice=choice, seed=seed) for seed in (1, 2, 1)]
+    sampling = sampling_of({"do_sample": True, "temperature": 2.0, "top_p": 0.95})
+    prompts = [
+        TaskPrompt("The Sun is", 12, stops=(), sampling=sampling, seed=seed) for seed in (1, 2, 1)
+    ]
     answers = ComputedAnswers(model(checkpoint, slots=3), SampleTokens(), end_ids=[1023])
-    found = dict(answers.generate(wishes))
+    found = dict(answers.generate(prompts))
 
     assert found[0] == found[2] != found[1]
 
@@ -142,11 +150,11 @@ def test_logits_that_are_nan_are_refused() -> None:
     with pytest.raises(BadInputError, match="logits are NaN"):
         list(answers.score([Continuation((5,), (6,))]))
     with pytest.raises(BadInputError, match=r"could not be generated: .* best logit is nan"):
-        list(answers.generate([Wish("The Sun", 4, stops=(), choice={}, seed=1)]))
+        list(answers.generate([TaskPrompt("The Sun", 4, stops=(), sampling={}, seed=1)]))
 
 
 @pytest.mark.parametrize(
-    ("options", "choice"),
+    ("options", "sampling"),
     [
         ({"do_sample": False, "temperature": 0.0}, {}),
         ({"do_sample": False, "temperature": 0.7, "top_p": 0.9}, {}),
@@ -158,14 +166,14 @@ def test_logits_that_are_nan_are_refused() -> None:
     ids=["greedy", "not asked to draw", "cold", "by temperature", "by top-k", "penalty"],
 )
 def test_lm_evals_options_are_tensorrt_llms(
-    options: dict[str, object], choice: dict[str, float]
+    options: dict[str, object], sampling: dict[str, float]
 ) -> None:
-    assert choice_of(options) == choice
+    assert sampling_of(options) == sampling
 
 
 def test_an_option_of_generation_that_is_not_known_is_named() -> None:
     with pytest.raises(UsageError, match="'num_beams' is no option of generation here"):
-        choice_of({"do_sample": False, "num_beams": 4})
+        sampling_of({"do_sample": False, "num_beams": 4})
 
 
 def test_a_likelihood_is_of_the_tokens_alone() -> None:
