@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,12 @@ from minitron_trt.evaluate.perplexity import log_likelihoods
 from minitron_trt.quantization.number_formats import Array
 
 # Options of sampling by their names in lm-eval, GenerateRequest and Sampling, and their types.
-_SAMPLING = {"temperature": float, "top_k": int, "top_p": float, "repetition_penalty": float}
+_SAMPLING: Final[Mapping[str, type[float] | type[int]]] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "repetition_penalty": float,
+}
 
 
 class Continuation(NamedTuple):
@@ -69,23 +74,31 @@ class TaskPrompt:
 def sampling_of(options: Mapping[str, object]) -> dict[str, float | int]:
     """Return how tokens are chosen, of the options of lm-eval's generation_kwargs.
 
-    UsageError names an option that there is none such of here.
+    UsageError names an option that there is none such of here, or that is no number.
     """
-    chosen = {
-        name: kind(str(options[name]))
-        for name, kind in _SAMPLING.items()
-        if options.get(name) is not None
-    }
     unknown = set(options) - set(_SAMPLING) - {"do_sample", "use_cache"}
     if unknown:
         raise UsageError(
             f"{min(unknown)!r} is no option of generation here; expected until, max_gen_toks, "
             f"do_sample, {', '.join(_SAMPLING)}"
         )
+    chosen = {
+        name: _number(name, value)
+        for name, value in options.items()
+        if name in _SAMPLING and value is not None
+    }
     if not options.get("do_sample") or chosen.get("temperature") == 0:
         return {name: chosen[name] for name in ("repetition_penalty",) if name in chosen}
     # Without either TensorRT-LLM takes the likeliest; all tokens are what is meant.
     return {"top_p": 1.0, **chosen}
+
+
+def _number(name: str, value: object) -> float | int:
+    kind = _SAMPLING[name]
+    try:
+        return kind(str(value))
+    except ValueError:
+        raise UsageError(f"{name} is {value!r}; expected a number ({kind.__name__})") from None
 
 
 class Answers(Protocol):

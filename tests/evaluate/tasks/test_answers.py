@@ -176,6 +176,12 @@ def test_an_option_of_generation_that_is_not_known_is_named() -> None:
         sampling_of({"do_sample": False, "num_beams": 4})
 
 
+@pytest.mark.parametrize(("name", "value"), [("temperature", "warm"), ("top_k", 0.5)])
+def test_an_option_of_generation_that_is_no_number_is_named(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{name} is {value!r}; expected a number"):
+        sampling_of({"do_sample": True, name: value})
+
+
 def test_a_likelihood_is_of_the_tokens_alone() -> None:
     rows = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]]))
 
