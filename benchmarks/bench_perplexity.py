@@ -57,7 +57,7 @@ def their_logits(model: Any, chunk: TextChunk) -> torch.Tensor:
     return logits.float()
 
 
-def report(name: str, theirs: list[float], ours: list[float]) -> str:
+def report(name: str, *, theirs: list[float], ours: list[float]) -> str:
     """Return a row: how many of our tokens there are for one of transformers'."""
     pairs = [their / our for their, our in zip(theirs, ours, strict=True)]
     least = min(theirs) / min(ours)
@@ -101,8 +101,10 @@ def main(model: Path, context: int, pairs: int, dtype: str, threads: int | None)
     )
     click.echo("|---|--:|--:|--:|--:|")
     for name, field in (("processor time", "processor_s"), ("clock", "clock_s")):
-        columns = [[getattr(turn, field) for turn in side] for side in (their_turns, our_turns)]
-        click.echo(report(name, *columns))
+        their_s, our_s = (
+            [getattr(turn, field) for turn in side] for side in (their_turns, our_turns)
+        )
+        click.echo(report(name, theirs=their_s, ours=our_s))
 
 
 if __name__ == "__main__":
