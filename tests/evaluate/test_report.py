@@ -140,9 +140,8 @@ def test_results_are_joined_in_the_order_of_the_work(
     summaries = {each["title"]: each["summary"] for each in record["sections"]}
 
     assert (result.exit_code, result.stderr) == (0, "")
-    assert [title.split()[0] for title in summaries] == [
-        *("Plan", "Verification", "Perplexity", "Tasks", "Load")
-    ]
+    order = ["Plan", "Verification", "Perplexity", "Tasks", "Load"]
+    assert [title.split()[0] for title in summaries] == order
     assert summaries["Plan of minitron-4b"].startswith("recommended: fp8 on 1 × H100")
     assert "computes what its source does: layers within 0.07 (bound 0.4)" in page
     assert "bf16: mmlu 59.2; beyond the error of the published figure: mmlu of bf16" in page

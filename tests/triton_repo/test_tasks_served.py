@@ -95,10 +95,14 @@ def test_a_server_without_logits_or_with_another_tokenizer_is_refused(served: Se
 def test_lm_eval_has_the_same_of_a_server_as_of_its_checkpoint(
     served: Served, checkpoint: Checkpoint
 ) -> None:
-    sources = (checkpoint.folder, served.endpoints.grpc_url, served.endpoints.http_url)
     result = eval_tasks(
-        *(*sources, "--tasks", "persuasion_next,solar_rest", "--json"),
-        *("--tokenizer", SAMPLE, "--dtype", "bfloat16"),
+        checkpoint.folder,
+        served.endpoints.grpc_url,
+        served.endpoints.http_url,
+        "--tasks=persuasion_next,solar_rest",
+        f"--tokenizer={SAMPLE}",
+        "--dtype=bfloat16",
+        "--json",
     )
 
     assert result.returncode == 0, result.stderr

@@ -58,9 +58,14 @@ def test_models_of_all_kinds_answer_as_lm_evals_own_does(
     sources = (SAMPLE, checkpoint, file)
     own = run_module(
         "lm_eval",
-        *("--model", "hf", "--model_args", f"pretrained={SAMPLE},dtype=float32,max_length=512"),
-        *("--device", "cpu", "--batch_size", "8", "--include_path", "."),
-        *(*LOCAL, "--output_path", tmp_path / "hf", "--log_samples"),
+        "--model=hf",
+        f"--model_args=pretrained={SAMPLE},dtype=float32,max_length=512",
+        "--device=cpu",
+        "--batch_size=8",
+        "--include_path=.",
+        *LOCAL,
+        f"--output_path={tmp_path / 'hf'}",
+        "--log_samples",
     )
     result = eval_tasks(*sources, *LOCAL, "--json", "-o", tmp_path / "own")
 
@@ -100,16 +105,16 @@ def test_models_of_all_kinds_answer_as_lm_evals_own_does(
 
 
 def test_lm_evals_own_command_knows_the_model(checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ("--model_args", f"pretrained={checkpoint},max_length=512", "--limit", "3")
+    arguments = ("--model=minitron-trt", "--tasks=persuasion_next", "--include_path=.")
     result = run_module(
         "minitron_trt.evaluate.tasks",
-        *("--model", "minitron-trt", *arguments, "--tasks", "persuasion_next"),
-        *("--include_path", ".", "--output_path", tmp_path),
+        *arguments,
+        f"--model_args=pretrained={checkpoint},max_length=512",
+        "--limit=3",
+        f"--output_path={tmp_path}",
     )
     absent = run_module(
-        "minitron_trt.evaluate.tasks",
-        *("--model", "minitron-trt", "--model_args", f"pretrained={tmp_path}/absent"),
-        *("--tasks", "persuasion_next", "--include_path", "."),
+        "minitron_trt.evaluate.tasks", *arguments, f"--model_args=pretrained={tmp_path}/absent"
     )
 
     assert result.returncode == 0, result.stderr[-2000:]
@@ -152,8 +157,11 @@ def test_a_definition_of_ours_asks_and_scores_as_it_says(checkpoint: Path, tmp_p
         f"dataset_kwargs:\n  data_files:\n    validation: {data}\n    test: {data}\n"
     )
     result = eval_tasks(
-        *(checkpoint, "--tasks", "local_xlsum", "--include-path", tmp_path, "--json"),
-        *("-o", tmp_path / "out"),
+        checkpoint,
+        "--tasks=local_xlsum",
+        f"--include-path={tmp_path}",
+        f"--output-path={tmp_path / 'out'}",
+        "--json",
     )
 
     assert result.returncode == 0, result.stderr
@@ -181,12 +189,7 @@ def damaged(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "arguments", "code", "message"),
     [
-        (
-            None,
-            ("--tasks", "persuasion_nex"),
-            2,
-            "no task 'persuasion_nex'",
-        ),
+        (None, ("--tasks", "persuasion_nex"), 2, "no task 'persuasion_nex'"),
         (None, ("--tasks", "hellaswag"), 3, "the data of the task hellaswag cannot be had"),
         (None, ("--tasks", "humaneval"), 2, "consent with --confirm-run-unsafe-code"),
         (None, ("--preset", "minitron", "--limit", "1"), 3, "the data of the task mmlu cannot be"),
@@ -207,8 +210,15 @@ def damaged(folder: Path) -> None:
         (None, ("--tasks", "solar_rest", "--gen-kwargs", "num_beams=4"), 2, "'num_beams' is no op"),
     ],
     ids=[
-        *("unknown task", "no data", "no consent", "preset without data", "half a consent"),
-        *("NaN scored", "NaN generated", "no template", "unknown option"),
+        "unknown task",
+        "no data",
+        "no consent",
+        "preset without data",
+        "half a consent",
+        "NaN scored",
+        "NaN generated",
+        "no template",
+        "unknown option",
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
