@@ -129,11 +129,17 @@ def tasks(
     _quieten()
     # What they import takes seconds.
     from minitron_trt.evaluate.tasks.results_table import as_text
-    from minitron_trt.evaluate.tasks.task_run import TaskChoice, TaskSettings, run_tasks
+    from minitron_trt.evaluate.tasks.task_run import (
+        CODE_EVAL_VARIABLE,
+        TaskChoice,
+        TaskSettings,
+        run_tasks,
+    )
 
     choice = TaskChoice(
         preset=preset,
         names=names,
+        allows_code_eval=os.environ.get(CODE_EVAL_VARIABLE) == "1",
         **{name: options.pop(name) for name in ("shots", "include", "limit", "runs_code")},
     )
     settings = TaskSettings(server=server_settings(options), **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 DEFINITIONS: Final = Path(__file__).parent / "definitions"
-_CONSENT: Final = "HF_ALLOW_CODE_EVAL"
+CODE_EVAL_VARIABLE: Final = "HF_ALLOW_CODE_EVAL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,7 @@ class TaskChoice:
     include: tuple[Path, ...] = ()
     limit: float | None = None
     runs_code: bool = False  # consent to run code that a model made
+    allows_code_eval: bool = False  # the same to Hugging Face's metric, by CODE_EVAL_VARIABLE
 
     @property
     def benchmarks(self) -> Mapping[str, PresetTask]:
@@ -161,10 +161,10 @@ def _consented(name: str, choice: TaskChoice) -> None:
             f"the task {name} runs code that the model makes; consent with "
             "--confirm-run-unsafe-code, in a container that may be lost, or leave it out"
         )
-    if os.environ.get(_CONSENT) != "1":
+    if not choice.allows_code_eval:
         raise UsageError(
             f"the task {name} runs code by Hugging Face's metric code_eval, which wants "
-            f"{_CONSENT}=1 in the environment as well"
+            f"{CODE_EVAL_VARIABLE}=1 in the environment as well"
         )
 
 
