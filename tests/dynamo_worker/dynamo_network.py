@@ -292,11 +292,14 @@ def total(metric: str, number: int) -> float:
 
 
 def in_one(network: Network) -> dict[str, Any]:
-    """`serve --frontend dynamo`: Triton and its worker from one command, which ends both."""
-    server = network.serve(0, "--frontend", "dynamo")
+    """`serve --frontend dynamo`: one command runs and ends both; the name is one as on the hub."""
+    name = "example/solar"
+    named = ("--frontend-options", f"--model-name {name}")
+    server = network.serve(0, "--frontend", "dynamo", *named)
     network.front()
-    until(has_model)
-    found: dict[str, Any] = {"answered": ask(prompt=PROMPT, max_tokens=3, temperature=0)}
+    until(lambda: name in get(f"{FRONTEND}/v1/models")[1])
+    asked = {"model": name, "prompt": PROMPT, "max_tokens": 3, "temperature": 0}
+    found: dict[str, Any] = {"answered": ask(**asked)}
     until(lambda: "Dynamo" in network.log("triton0"))
     found["said"] = network.log("triton0")
     server.terminate()
