@@ -298,7 +298,7 @@ def in_one(network: Network) -> dict[str, Any]:
     server = network.serve(0, "--frontend", "dynamo", *named)
     network.front()
     until(lambda: name in get(f"{FRONTEND}/v1/models")[1])
-    asked = {"model": name, "prompt": PROMPT, "max_tokens": 3, "temperature": 0}
+    asked: dict[str, Any] = {"model": name, "prompt": PROMPT, "max_tokens": 3, "temperature": 0}
     found: dict[str, Any] = {"answered": ask(**asked)}
     until(lambda: "Dynamo" in network.log("triton0"))
     found["said"] = network.log("triton0")
