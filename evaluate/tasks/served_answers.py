@@ -45,20 +45,26 @@ class ServedAnswers:
         for place, (context, tokens) in enumerate(continuations):
             places.setdefault((context + tokens[:-1], len(tokens)), []).append(place)
         with ThreadPoolExecutor(self._concurrency) as pool:
-            futures = {
-                pool.submit(
-                    self._logits, np.array(ids, np.int32), range(len(ids) - wanted, len(ids))
-                ): key
-                for key in sorted(places, key=lambda key: -len(key[0]))
-                for ids, wanted in [key]
-            }
+            futures = {}
+            for (ids, _), alike in sorted(places.items(), key=lambda item: -len(item[0][0])):
+                endings = [continuations[place].tokens for place in alike]
+                futures[pool.submit(self._likelihoods, ids, endings)] = alike
             try:
                 for future in as_completed(futures):
-                    for place in places[futures[future]]:
-                        tokens = continuations[place].tokens
-                        yield place, Likelihood.of_logits(future.result(), tokens)
+                    yield from zip(futures[future], future.result(), strict=True)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _likelihoods(
+        self, ids: tuple[int, ...], endings: Sequence[tuple[int, ...]]
+    ) -> list[Likelihood]:
+        """Return the likelihoods of continuations, of which `ids` has all but the last token.
+
+        The logits end here: those of all requests would not fit into memory.
+        """
+        rows = range(len(ids) - len(endings[0]), len(ids))
+        logits = self._logits(np.array(ids, np.int32), rows)
+        return [Likelihood.of_logits(logits, tokens) for tokens in endings]
 
     def generate(self, prompts: Sequence[TaskPrompt]) -> Iterator[tuple[int, str]]:
         """Yield the answers; the server stops at the stop texts, and what is behind them is cut."""

@@ -7,10 +7,12 @@ tests/triton_repo/test_evaluate_served.py.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, ClassVar
+from weakref import ref
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.deadlines import Deadlines
@@ -20,6 +22,8 @@ from minitron_trt.clients.transport import EchoTransport
 from minitron_trt.errors import BadInputError, MinitronError, RefusedError
 from minitron_trt.evaluate.perplexity import log_likelihoods
 from minitron_trt.evaluate.served_model import PROBE_TEXTS, ServedLogits, probe
+from minitron_trt.evaluate.tasks.questions import Continuation, Likelihood
+from minitron_trt.evaluate.tasks.served_answers import ServedAnswers
 from minitron_trt.evaluate.text_tokens import TextTokens
 from minitron_trt.samples import sample_folder
 
@@ -137,3 +141,34 @@ def test_logits_that_are_no_numbers_are_refused_when_they_are_scored() -> None:
 
     with pytest.raises(BadInputError, match="logits are NaN or infinite"):
         log_likelihoods(served(LogitsDouble(table))(np.arange(8, dtype=np.int32), range(8)))
+
+
+class WatchedLogits(ServedLogits):
+    """Logits of a double that remember which of their arrays are still there."""
+
+    __slots__ = ()
+    given: ClassVar[list[ref[NDArray[np.float32]]]] = []
+
+    def __call__(self, ids: NDArray[np.int32], rows: range) -> NDArray[np.float32]:
+        """Return the logits."""
+        logits = ServedLogits.__call__(self, ids, rows)
+        self.given.append(ref(logits))
+        return logits
+
+    def kept(self) -> int:
+        """Return how many arrays are there."""
+        return sum(array() is not None for array in self.given)
+
+
+def test_no_more_logits_are_kept_than_are_asked_for_at_once() -> None:
+    logits = WatchedLogits(Client(LogitsDouble(TABLE)), "grpc://host:8001", "tensorrt_llm")
+    answers = ServedAnswers(logits, text_model="ensemble", tokenizer_json=None, concurrency=2)
+    continuations = [Continuation((5, at), (6, 7)) for at in range(20)]
+    found = [(place, answer, logits.kept()) for place, answer in answers.score(continuations)]
+    expected = Likelihood.of_logits(TABLE[1:3], (6, 7))
+
+    assert sorted((place, answer) for place, answer, _ in found) == [
+        (place, expected) for place in range(20)
+    ]
+    assert len(logits.given) == 21
+    assert max(kept for *_, kept in found) <= 2
