@@ -148,10 +148,18 @@ def _task_manager(choice: TaskChoice) -> TaskManager:
 def _check_consent(name: str, manager: TaskManager, choice: TaskChoice) -> None:
     """Refuse what is marked as running code before its definition runs any."""
     from lm_eval.tasks._yaml_loader import load_yaml
+    from yaml import YAMLError
 
     entry = manager.task_index.get(name)
     path = Path(name) if entry is None else entry.yaml_path
-    if path is not None and load_yaml(path, resolve_func=False).get("unsafe_code"):
+    if path is None:
+        return
+    try:
+        definition = load_yaml(path, resolve_func=False)
+    except (OSError, ValueError, YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise BadInputError(f"{path} is no definition of a task ({detail[:300]})") from error
+    if definition.get("unsafe_code"):
         _consented(name, choice)
 
 
