@@ -21,7 +21,7 @@ from minitron_trt.convert.fp8_source import (
     resolve_precision,
     with_stored_scales,
 )
-from minitron_trt.convert.hf_output import has_kv_scales, plan_hf, write_hf_configs
+from minitron_trt.convert.hf_output import HfModel, has_kv_scales, plan_hf
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import ModelSource
 from minitron_trt.convert.source.opening import opened, unpacked
@@ -146,7 +146,8 @@ def _write(
         plan = replace(plan, roundings=write_ranks(plan, scratch, advance, calibration))
     model.write_extras(scratch)
     if plan.form == "hf":
-        write_hf_configs(scratch, model.config, plan)
+        written = HfModel(plan.spec, plan.precision, plan.kv_cache)
+        written.write_configs(scratch, model.config)
     else:
         config = trtllm_config(plan.spec, plan.precision, plan.parallelism, plan.kv_cache)
         (scratch / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.artifacts import CONFIG_NAME
+from minitron_trt.artifacts import CONFIG_NAME, WEIGHTS_NAME
 from minitron_trt.convert.conversion_plan import (
     ConversionPlan,
     Part,
@@ -47,6 +47,7 @@ from minitron_trt.quantization.precisions import (
     Stored,
 )
 from minitron_trt.spec import ModelSpec, Parallelism
+from minitron_trt.tensorfile import TensorEntry, lay_out
 from minitron_trt.version import __version__
 
 _PRODUCER: Final = {"name": "minitron-trt", "version": __version__}
@@ -66,7 +67,7 @@ def plan_hf(
     precision.check(source.spec.architecture, kv_cache)
     if kv_cache:
         _check_kv_cache(kv_cache, precision)
-    layout = hf_layout(source.spec, precision, kv_cache)
+    layout = HfModel(source.spec, precision, kv_cache).tensors()
     tensors = tuple(_planned(tensor, source, precision) for tensor in layout)
     return ConversionPlan(
         spec=source.spec,
@@ -117,17 +118,58 @@ class HfTensor:
         return self.name.rpartition(".")[0]
 
 
-def hf_layout(spec: ModelSpec, precision: Precision, kv_cache: str | None) -> Iterator[HfTensor]:
-    """Yield the tensors of a model's folder in the order of its file."""
-    for rule in family_of(spec.architecture).rules:
-        for layer in range(spec.layers) if rule.place is Place.LAYER else (0,):
-            for origin in rule.sources:
-                if not (spec.tied and origin.name == HEAD):
-                    yield from _stored_as(rule, origin, layer, spec, precision)
-    for layer in range(spec.layers) if kv_cache else ():
-        for projection, name in ((KEY_PROJECTION, "k_scale"), (VALUE_PROJECTION, "v_scale")):
-            name = f"{projection.format(layer)}.{name}"
-            yield HfTensor(name, KV_SCALE.storage, (), layer, stored=KV_SCALE)
+@dataclass(frozen=True, slots=True)
+class HfModel:
+    """A model as a folder has it."""
+
+    spec: ModelSpec
+    precision: Precision
+    kv_cache: str | None = None  # a name in KV_CACHES, of one that has scales
+
+    def tensors(self) -> Iterator[HfTensor]:
+        """Yield the tensors in the order of the folder's file."""
+        spec = self.spec
+        for rule in family_of(spec.architecture).rules:
+            for layer in range(spec.layers) if rule.place is Place.LAYER else (0,):
+                for origin in rule.sources:
+                    if not (spec.tied and origin.name == HEAD):
+                        yield from _stored_as(rule, origin, layer, spec, self.precision)
+        for layer in range(spec.layers) if self.kv_cache else ():
+            for projection, name in ((KEY_PROJECTION, "k_scale"), (VALUE_PROJECTION, "v_scale")):
+                name = f"{projection.format(layer)}.{name}"
+                yield HfTensor(name, KV_SCALE.storage, (), layer, stored=KV_SCALE)
+
+    def lay_out(self, folder: Path) -> tuple[bytes, tuple[TensorEntry, ...]]:
+        """Return the header of the folder's file, and where each of the tensors lies in it."""
+        named = ((tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors())
+        return lay_out(folder / WEIGHTS_NAME, named)
+
+    def write_configs(self, folder: Path, source: Mapping[str, Any]) -> None:
+        """Write config.json and hf_quant_config.json.
+
+        The first is the source's but for its number format and the facts of the model, which are as
+        the weights have them and where transformers 4.57 and 5 look for them.
+        """
+        replaced = ("torch_dtype", "dtype", *QUANTIZATION_KEYS, *UNREAD_KEYS)
+        config = {key: value for key, value in source.items() if key not in replaced}
+        facts = config_record(self.spec)
+        # A window as long as the context stays as it was stated.
+        config |= {key: facts[key] for key in facts if key != _WINDOW or key not in config}
+        config["torch_dtype"] = self.precision.dtype
+        if self.precision.algorithm:
+            config["quantization_config"] = _quantization(self.precision, self.kv_cache)
+            kv_cache = KV_CACHES[self.kv_cache].algorithm if self.kv_cache else None
+            record = {
+                "producer": _PRODUCER,
+                "quantization": {
+                    "quant_algo": self.precision.algorithm,
+                    "kv_cache_quant_algo": kv_cache,
+                    **_group(self.precision),
+                    "exclude_modules": _UNQUANTIZED_MODULES,
+                },
+            }
+            (folder / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _stored_as(
@@ -181,34 +223,6 @@ def _planned(tensor: HfTensor, source: ModelSource, precision: Precision) -> Ten
         calibrated_as=calibrated_as,
         amax_group=fused(calibrated_as),
     )
-
-
-def write_hf_configs(folder: Path, source: Mapping[str, Any], plan: ConversionPlan) -> None:
-    """Write config.json and hf_quant_config.json.
-
-    The first is the source's but for its number format and the facts of the model, which are as
-    the weights have them and where transformers 4.57 and 5 look for them.
-    """
-    replaced = ("torch_dtype", "dtype", *QUANTIZATION_KEYS, *UNREAD_KEYS)
-    config = {key: value for key, value in source.items() if key not in replaced}
-    facts = config_record(plan.spec)
-    # A window as long as the context stays as it was stated.
-    config |= {key: facts[key] for key in facts if key != _WINDOW or key not in config}
-    config["torch_dtype"] = plan.precision.dtype
-    if plan.precision.algorithm:
-        config["quantization_config"] = _quantization(plan.precision, plan.kv_cache)
-        kv_cache = KV_CACHES[plan.kv_cache].algorithm if plan.kv_cache else None
-        record = {
-            "producer": _PRODUCER,
-            "quantization": {
-                "quant_algo": plan.precision.algorithm,
-                "kv_cache_quant_algo": kv_cache,
-                **_group(plan.precision),
-                "exclude_modules": _UNQUANTIZED_MODULES,
-            },
-        }
-        (folder / QUANTIZATION_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _group(precision: Precision) -> dict[str, int]:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.checkpoint import TOKENIZER_FILES
-from minitron_trt.convert.conversion_plan import ConversionPlan
-from minitron_trt.convert.hf_output import hf_layout, write_hf_configs
+from minitron_trt.convert.hf_output import HfModel
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hub import HubRepository
 from minitron_trt.convert.source.hub_config import is_hub_id, read_hub_spec
@@ -25,9 +24,7 @@ from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, Q
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.deploy.settings import CONVERTIBLE
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
-from minitron_trt.quantization.precisions import PRECISIONS, Precision
-from minitron_trt.spec import ModelSpec, Parallelism
-from minitron_trt.tensorfile import lay_out
+from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -76,10 +73,9 @@ class HubModel:
         with tempfile.TemporaryDirectory(prefix="minitron-trt-") as name:
             folder = Path(name, "model")
             folder.mkdir()
-            precision = PRECISIONS[self.precision]
-            _write_hole(folder / WEIGHTS_NAME, spec, precision)
-            plan = ConversionPlan(spec, precision, Parallelism(), (), form="hf")
-            write_hf_configs(folder, config, plan)
+            model = HfModel(spec, PRECISIONS[self.precision])
+            _write_hole(folder, model)
+            model.write_configs(folder, config)
             tokenizer = SourceTokenizer.find(snapshot)
             if not tokenizer.files:
                 raise BadInputError(f"{self.hub_id} has no tokenizer, which serving text needs")
@@ -93,8 +89,8 @@ class HubModel:
             yield repository, snapshot.name
 
 
-def _write_hole(path: Path, spec: ModelSpec, precision: Precision) -> None:
-    tensors = ((t.name, t.dtype, t.shape) for t in hf_layout(spec, precision, None))
-    header, entries = lay_out(path, tensors)
+def _write_hole(folder: Path, model: HfModel) -> None:
+    header, entries = model.lay_out(folder)
+    path = folder / WEIGHTS_NAME
     path.write_bytes(header)
     os.truncate(path, max(entry.offset + entry.size_bytes for entry in entries))

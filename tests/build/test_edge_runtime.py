@@ -14,12 +14,11 @@ from click.testing import Result
 from minitron_trt.build.edge_runtime import check_edge
 from minitron_trt.build.engine_model import PRESETS
 from minitron_trt.convert.conversion import ConvertOptions, convert
-from minitron_trt.convert.hf_output import hf_layout
+from minitron_trt.convert.hf_output import HfModel
 from minitron_trt.convert.source.hf_config import config_record
 from minitron_trt.gpus import find_target
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.samples import sample_folder
-from minitron_trt.tensorfile import lay_out
 
 LENGTH = 4096
 
@@ -110,9 +109,8 @@ def test_rowwise_scales_are_refused(tmp_path: Path) -> None:
 def test_weights_and_one_sequence_must_fit(tmp_path: Path) -> None:
     large = PRESETS["llama-3.1-minitron-4b-width"]
     (tmp_path / "config.json").write_text(json.dumps(config_record(large)))
-    path = tmp_path / "model.safetensors"
-    layout = hf_layout(large, PRECISIONS["bf16"], None)
-    header, entries = lay_out(path, ((t.name, t.dtype, t.shape) for t in layout))
+    header, entries = HfModel(large, PRECISIONS["bf16"]).lay_out(tmp_path)
+    path = entries[-1].path
     path.write_bytes(header)
     # The weights themselves are a hole.
     os.truncate(path, entries[-1].offset + entries[-1].size_bytes)

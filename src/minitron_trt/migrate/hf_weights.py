@@ -11,66 +11,51 @@ from typing import TYPE_CHECKING
 from minitron_trt.artifacts import WEIGHTS_NAME
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import Advance
-from minitron_trt.convert.hf_output import HfTensor, hf_layout
+from minitron_trt.convert.hf_output import HfModel, HfTensor
 from minitron_trt.errors import MissingExtraError
 from minitron_trt.families import Place
-from minitron_trt.quantization.precisions import Precision, Side
+from minitron_trt.quantization.precisions import Side
 from minitron_trt.spec import ModelSpec
-from minitron_trt.tensorfile import TensorEntry, lay_out
+from minitron_trt.tensorfile import TensorEntry
 
 if TYPE_CHECKING:
     import torch
 
 
 @dataclass(frozen=True, slots=True)
-class WeightsWritten:
-    """What was written: tensors, and values of norms that subtracting 1 could not restore."""
+class NormsWritten:
+    """The norms of LayerNorm1P among the weights, and their values that are not as they were."""
 
     tensors: int
-    size_bytes: int
-    norms: int  # of LayerNorm1P, whose weights have 1 subtracted
-    unrestored: int
-
-
-def hf_size_bytes(spec: ModelSpec, precision: Precision, kv_cache: str | None) -> int:
-    """Return the bytes of a folder's weights."""
-    tensors = ((t.name, t.dtype, t.shape) for t in hf_layout(spec, precision, kv_cache))
-    return sum(entry.size_bytes for entry in lay_out(Path(WEIGHTS_NAME), tensors)[1])
+    unrestored: int  # values that subtracting 1 could not restore
 
 
 def write_hf_weights(
-    checkpoint: Checkpoint,
-    folder: Path,
-    *,
-    spec: ModelSpec,
-    precision: Precision,
-    kv_cache: str | None,
-    advance: Advance,
-) -> WeightsWritten:
+    checkpoint: Checkpoint, folder: Path, *, model: HfModel, advance: Advance
+) -> NormsWritten:
     """Write model.safetensors; one layer is in memory at a time.
 
-    `spec`, `precision` and `kv_cache` are those of the folder. BadInputError when the ranks' files
-    are not what the checkpoint's config.json calls for.
+    `model` is what the folder is to have. BadInputError when the ranks' files are not what the
+    checkpoint's config.json calls for.
     """
     try:
         from minitron_trt.executor.merged_weights import read_weights
     except ModuleNotFoundError as error:
         raise MissingExtraError("torch", "reference", "joining a checkpoint's ranks") from error
-    layout = tuple(hf_layout(spec, precision, kv_cache))
-    path = folder / WEIGHTS_NAME
-    header, entries = lay_out(path, ((t.name, t.dtype, t.shape) for t in layout))
+    layout = tuple(model.tensors())
+    header, entries = model.lay_out(folder)
     by_layers: dict[range, list[tuple[HfTensor, TensorEntry]]] = defaultdict(list)
     for tensor, entry in zip(layout, entries, strict=True):
         outside = tensor.rule is not None and tensor.rule.place is not Place.LAYER
         layers = range(0) if outside else range(tensor.layer, tensor.layer + 1)
         by_layers[layers].append((tensor, entry))
     unrestored = 0
-    with path.open("wb") as file:
+    with (folder / WEIGHTS_NAME).open("wb") as file:
         file.write(header)
         for layers, placed in by_layers.items():
             weights = read_weights(checkpoint, layers)
             for tensor, entry in placed:
-                values = _values(tensor, weights, spec)
+                values = _values(tensor, weights, model.spec)
                 if tensor.rule is not None and tensor.rule.plus_one:
                     values, changed = _without_one(values)
                     unrestored += changed
@@ -78,8 +63,7 @@ def write_hf_weights(
                 file.write(_bytes(values))
                 advance(entry.size_bytes)
     norms = sum(tensor.rule is not None and tensor.rule.plus_one for tensor in layout)
-    size = sum(entry.size_bytes for entry in entries)
-    return WeightsWritten(len(layout), size, norms, unrestored)
+    return NormsWritten(norms, unrestored)
 
 
 def _values(tensor: HfTensor, weights: Mapping[str, torch.Tensor], spec: ModelSpec) -> torch.Tensor:

@@ -21,8 +21,7 @@ from minitron_trt.artifacts import (
 )
 from minitron_trt.checkpoint import Checkpoint, manifest_facts
 from minitron_trt.console import ShowProgress, no_display, size_text
-from minitron_trt.convert.conversion_plan import ConversionPlan
-from minitron_trt.convert.hf_output import has_kv_scales, write_hf_configs
+from minitron_trt.convert.hf_output import HfModel, has_kv_scales
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.locate import locate
 from minitron_trt.convert.source.model_folder import folder_spec
@@ -33,7 +32,7 @@ from minitron_trt.convert.source.weight_files import has_weights
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from minitron_trt.families import FAMILIES
 from minitron_trt.migrate.fates import LLM, RECIPE, Fate, Ledger, SettingFate
-from minitron_trt.migrate.hf_weights import WeightsWritten, hf_size_bytes, write_hf_weights
+from minitron_trt.migrate.hf_weights import NormsWritten, write_hf_weights
 from minitron_trt.migrate.origin import Origin, open_origin
 from minitron_trt.outputs import check_output, output_errors, staged
 from minitron_trt.quantization.precisions import (
@@ -80,39 +79,31 @@ class MigrateOptions:
 
 @dataclass(frozen=True, slots=True)
 class FolderPlan:
-    """A Hugging Face folder to be written from a checkpoint."""
+    """A Hugging Face folder to be written from a checkpoint; `tokenizer` is a folder."""
 
     checkpoint: Checkpoint
-    spec: ModelSpec
-    precision: Precision
-    kv_cache: str | None
+    model: HfModel
     tokens: SpecialTokens
     tokenizer: Path
 
-    def write(self, folder: Path, progress: ShowProgress) -> WeightsWritten:
+    def write(self, folder: Path, progress: ShowProgress) -> NormsWritten:
         """Write weights, configs, tokenizer and manifest."""
-        parts = (self.spec, self.precision, self.kv_cache)
-        size = hf_size_bytes(*parts)
+        model = self.model
+        size = sum(entry.size_bytes for entry in model.lay_out(folder)[1])
         if (free := shutil.disk_usage(folder).free) < size:
             raise OutputError(
                 f"the model needs {size_text(size)} but its disk has {size_text(free)} free; "
                 "choose another disk"
             )
         with progress("join", size) as advance:
-            written = write_hf_weights(
-                self.checkpoint,
-                folder,
-                spec=self.spec,
-                precision=self.precision,
-                kv_cache=self.kv_cache,
-                advance=advance,
-            )
+            written = write_hf_weights(self.checkpoint, folder, model=model, advance=advance)
         SourceTokenizer.find(self.tokenizer).write(folder)
         if (self.tokenizer / GENERATION_CONFIG).is_file():
             shutil.copyfile(self.tokenizer / GENERATION_CONFIG, folder / GENERATION_CONFIG)
-        plan = ConversionPlan(*parts[:2], Parallelism(), (), kv_cache=self.kv_cache, form="hf")
-        write_hf_configs(folder, _ids(self.tokens), plan)
-        facts = manifest_facts(*parts[:2], Parallelism(), self.tokens, self.kv_cache)
+        model.write_configs(folder, _ids(self.tokens))
+        facts = manifest_facts(
+            model.spec, model.precision, Parallelism(), self.tokens, model.kv_cache
+        )
         Manifest(HUGGING_FACE, {"path": str(self.checkpoint.folder)}, facts).write(folder)
         return written
 
@@ -179,15 +170,15 @@ class Migration:
             Manifest(MIGRATION, {"path": str(self.origin.place)}, {}).write(scratch)
 
 
-def _note_norms(ledger: Ledger, written: WeightsWritten) -> None:
-    if not written.norms:
+def _note_norms(ledger: Ledger, written: NormsWritten) -> None:
+    if not written.tensors:
         return
     changed = written.unrestored
     ledger.note(
         SettingFate(
             _WEIGHTS,
             "norms",
-            f"{written.norms} of LayerNorm1P",
+            f"{written.tensors} of LayerNorm1P",
             Fate.CHANGED if changed else Fate.CARRIED,
             "weight - 1, to which the class adds 1",
             f"{changed:,} values come out another when the 1 is added"
@@ -209,7 +200,7 @@ def plan_migration(source: Path, options: MigrateOptions) -> Migration:
     if origin.checkpoint is not None:
         _compare(origin, origin.checkpoint.spec, origin.checkpoint.folder)
         folder = _plan_folder(origin, origin.checkpoint, options.tokenizer)
-        positions = folder.spec.max_positions
+        positions = folder.model.spec.max_positions
     else:
         assert origin.model is not None
         spec = folder_spec(origin.model)
@@ -293,7 +284,7 @@ def _plan_folder(origin: Origin, checkpoint: Checkpoint, tokenizer: Path | None)
     spec = replace(checkpoint.spec, tied=tied)
     _note_weights(origin.ledger, checkpoint, stored)
     kv_cache = _carried_kv_cache(origin.ledger, checkpoint.kv_cache, stored)
-    return FolderPlan(checkpoint, spec, stored, kv_cache, tokens, place)
+    return FolderPlan(checkpoint, HfModel(spec, stored, kv_cache), tokens, place)
 
 
 def _note_weights(ledger: Ledger, checkpoint: Checkpoint, stored: Precision) -> None:

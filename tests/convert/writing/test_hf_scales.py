@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from tests.convert.plans import plan_of
 
 from minitron_trt.convert.conversion import ConvertOptions
-from minitron_trt.convert.hf_output import write_hf_configs
+from minitron_trt.convert.hf_output import HfModel
 from minitron_trt.convert.writing.quantize import Calibration
 from minitron_trt.convert.writing.ranks import write_ranks
 from minitron_trt.families import KEY_PROJECTION, VALUE_PROJECTION
@@ -69,7 +69,8 @@ def written(source: Path, output: Path, kv_cache: str | None = None, **options: 
         for projection, amax in ((KEY_PROJECTION, 5.0), (VALUE_PROJECTION, 0.75))
     }
     write_ranks(plan, output, lambda _: None, Calibration(linears, caches))
-    write_hf_configs(output, json.loads((source / "config.json").read_text()), plan)
+    model = HfModel(plan.spec, plan.precision, plan.kv_cache)
+    model.write_configs(output, json.loads((source / "config.json").read_text()))
     return output
 
 
