@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.build.compatibility import LoadFault
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import (
@@ -24,12 +23,10 @@ from minitron_trt.build.recipe.engine_memory import (
 )
 from minitron_trt.console import size_text
 from minitron_trt.convert.source.folder_files import read_json
-from minitron_trt.convert.source.model_folder import folder_spec
-from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, QUANTIZATION_KEYS
+from minitron_trt.convert.source.model_folder import folder_formats, folder_spec
 from minitron_trt.convert.source.tokenizer_folder import TOKENIZER_CONFIG
-from minitron_trt.convert.source.weight_files import read_tensors
 from minitron_trt.gpus import GPUS, Target
-from minitron_trt.quantization.precisions import PRECISIONS, of_algorithm
+from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import ModelSpec
 
 EDGE_VERSION: Final = "0.11"
@@ -78,7 +75,7 @@ def check_edge(folder: Path, target: Target | None, length: int) -> EdgeReport:
     `length` is how many tokens one sequence may have. BadInputError or UnsupportedError when it is
     no folder of a Llama, Mistral or Nemotron.
     """
-    spec, precision = folder_spec(folder), _precision(folder)
+    spec, precision = folder_spec(folder), folder_formats(folder).weights
     findings = [
         _architecture(spec, folder),
         _template(folder),
@@ -88,25 +85,6 @@ def check_edge(folder: Path, target: Target | None, length: int) -> EdgeReport:
     if target is not None:
         findings += [_payload(target), _memory(spec, precision, target, length)]
     return EdgeReport(folder, spec, precision, tuple(findings))
-
-
-def _precision(folder: Path) -> str:
-    """Return the format of the weights: a precision of ours, or what the folder calls it."""
-    config = read_json(folder, CONFIG_NAME)
-    blocks: list[Any] = [config.get(key) for key in QUANTIZATION_KEYS]
-    if _there(folder, QUANTIZATION_FILE):
-        blocks.insert(0, read_json(folder, QUANTIZATION_FILE).get("quantization"))
-    for block in blocks:
-        if not isinstance(block, Mapping):
-            continue
-        algorithm = block.get("quant_algo") or block.get("quant_method")
-        if algorithm is not None:
-            try:
-                return of_algorithm(str(algorithm)).name
-            except KeyError:
-                return str(algorithm)
-    storages = {entry.dtype for entry in read_tensors(folder).values()}
-    return "fp16" if storages == {"F16"} else "bf16"
 
 
 def _architecture(spec: ModelSpec, folder: Path) -> LoadFault:

@@ -10,10 +10,12 @@ from typing import Any, Final
 
 from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
 from minitron_trt.build.compatibility import check_engine
-from minitron_trt.build.engine_model import EngineModel, find_model
+from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import KV_FRACTION, Forecast, forecast_memory
+from minitron_trt.convert.source.model_folder import folder_formats, folder_spec
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
 from minitron_trt.gpus import Target, check_support, find_target
+from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 from minitron_trt.spec import Parallelism
 from minitron_trt.triton_repo.contract.model_names import (
     POSTPROCESSING,
@@ -187,17 +189,16 @@ def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     """Return what a Hugging Face folder says; it fits any GPU, so one must be named."""
     target = _target(served, gpu, None)
     arguments, folder = read_llm_arguments(served)
-    read = find_model(str(folder))
     tp, pp = arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]
     parallelism = Parallelism(tp, pp)
-    parallelism.check(read.spec)
-    model = EngineModel(
-        read.name, read.spec, read.precision, read.kv_cache, parallelism, read.dtype, sharded=True
-    )
-    if read.precision != "bf16":
-        check_support(read.precision, target)
+    model = _llm_model(arguments, folder, parallelism)
+    parallelism.check(model.spec)
+    check_support(model.precision, target)
+    if model.kv_cache:
+        check_support(KV_CACHES[model.kv_cache].feature, target)
     limits = read_limits(served)
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    files = (*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))
+    weights = sum(path.stat().st_size for path in files)
     forecast = forecast_memory(
         model,
         target.gpu,
@@ -213,6 +214,21 @@ def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
             f"{forecast.gpu_bytes / 1e9:.1f} GB; make the repository again with more --tp"
         )
     return {"tp": tp, "pp": pp, "gpu": need}
+
+
+def _llm_model(arguments: Mapping[str, Any], folder: Path, parallelism: Parallelism) -> EngineModel:
+    """Return the model of a folder; a format that is none of ours counts as bf16."""
+    stated = folder_formats(folder)
+    dtype = (arguments.get("kv_cache_config") or {}).get("dtype", "auto")
+    kv_cache = stated.kv_cache if dtype == "auto" else dtype
+    model = EngineModel(
+        name=folder.name,
+        spec=folder_spec(folder),
+        kv_cache=kv_cache if kv_cache in KV_CACHES else None,
+        parallelism=parallelism,
+        sharded=True,
+    )
+    return model.stored_as(stated.weights) if stated.weights in PRECISIONS else model
 
 
 def _of_reference(served: ServedRepository, gpu: str | None) -> dict[str, Any]:

@@ -8,12 +8,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from minitron_trt.artifacts import CONFIG_NAME, GENERATION_CONFIG, WEIGHTS_NAME
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.hf_config import HfConfig, read_spec
-from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE, read_quantization
+from minitron_trt.convert.source.quantization_config import (
+    QUANTIZATION_FILE,
+    QUANTIZATION_KEYS,
+    read_quantization,
+)
 from minitron_trt.convert.source.special_tokens import read_special_tokens
 from minitron_trt.convert.source.stored_scales import (
     Scale,
@@ -32,6 +36,7 @@ from minitron_trt.dtypes import FP8, UNQUANTIZED
 from minitron_trt.errors import BadInputError
 from minitron_trt.families import EMBEDDING, HEAD, Family
 from minitron_trt.folder_links import inside
+from minitron_trt.quantization.precisions import KV_CACHES, PRECISIONS
 from minitron_trt.spec import ModelSpec, SpecialTokens
 from minitron_trt.tensorfile import TensorEntry
 
@@ -135,6 +140,43 @@ def folder_spec(folder: Path) -> ModelSpec:
     _check_place(folder)
     config = HfConfig(read_json(folder, CONFIG_NAME))
     return read_spec(config, _head_size(config, unwrapped(read_tensors(folder))))
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFormats:
+    """How a model folder says that it is stored, in words of its own where we have no name."""
+
+    weights: str  # a name in PRECISIONS
+    kv_cache: str | None  # a name in KV_CACHES; None is the model's own dtype
+
+
+def folder_formats(folder: Path) -> FolderFormats:
+    """Return the formats of a model folder, also those that cannot be converted."""
+    config = read_json(folder, CONFIG_NAME)
+    records = [config.get(key) for key in QUANTIZATION_KEYS]
+    if (folder / QUANTIZATION_FILE).is_file():
+        records.insert(0, read_json(folder, QUANTIZATION_FILE).get("quantization"))
+    blocks = [record for record in records if isinstance(record, Mapping)]
+    weights = next(filter(None, map(_weights_algorithm, blocks)), None)
+    if weights is None:
+        storages = {entry.dtype for entry in read_tensors(folder).values()}
+        weights = "fp16" if storages == {"F16"} else "bf16"
+    kv_cache = next(filter(None, map(_kv_cache_algorithm, blocks)), None)
+    return FolderFormats(
+        _PRECISIONS.get(weights, weights), kv_cache and _KV_CACHES.get(kv_cache, kv_cache)
+    )
+
+
+def _weights_algorithm(block: Mapping[str, Any]) -> str:
+    return str(block.get("quant_algo") or block.get("quant_method") or "")
+
+
+def _kv_cache_algorithm(block: Mapping[str, Any]) -> str:
+    return str(block.get("kv_cache_quant_algo") or ("FP8" if block.get("kv_cache_scheme") else ""))
+
+
+_PRECISIONS: Final = {precision.algorithm: name for name, precision in PRECISIONS.items()}
+_KV_CACHES: Final = {kv_cache.algorithm: name for name, kv_cache in KV_CACHES.items()}
 
 
 def _check_place(folder: Path) -> None:

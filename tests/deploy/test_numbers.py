@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
+import shutil
 import threading
 import urllib.parse
 from collections.abc import Callable
@@ -176,6 +178,27 @@ def test_every_number_that_people_may_set_has_a_source_above(facts: ServedFacts)
 
     known = numbers(Deployment(facts, settings_of()))
     assert set(known) - alike - {"autoscaling.kvPercent"} == sources
+
+
+def test_a_quantized_folder_is_sized_and_placed_by_its_own_formats(tmp_path: Path) -> None:
+    """Those too that convert does not read."""
+    model = tmp_path / "model"
+    shutil.copytree(sample_folder("solar-llama"), model)
+    emit_repository(model, tmp_path / "plain", ServingRecipe())
+    formats = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8"}
+    (model / "hf_quant_config.json").write_text(json.dumps({"quantization": formats}))
+    emit_repository(model, tmp_path / "quantized", ServingRecipe())
+
+    plain, quantized = (
+        read_facts(tmp_path / name, image=None, gpu="B200", drain_s=20).gpu
+        for name in ("plain", "quantized")
+    )
+
+    assert plain is not None
+    assert quantized is not None
+    assert plain.longest_bytes == 2 * quantized.longest_bytes
+    with pytest.raises(UnsupportedError, match="cannot run nvfp4"):
+        read_facts(tmp_path / "quantized", image=None, gpu="H100", drain_s=20)
 
 
 def test_ranks_over_nodes_divide_what_each_has(facts: ServedFacts) -> None:

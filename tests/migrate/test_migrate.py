@@ -141,6 +141,7 @@ def sample_engine(folder: Path, **build: Any) -> Path:
         ("bf16", 4, 1),
         ("fp16", 2, 2),
         ("fp8-rowwise", 2, 1),
+        ("nvfp4", 2, 2),
     ],
 )
 def test_llamas_weights_are_bitwise_those_of_format_hf(
@@ -363,6 +364,35 @@ def test_an_engine_alone_is_served_from_the_model_that_is_named(
     assert model.read_bytes() == (sample_folder(LLAMA) / FILE).read_bytes()
     cut = next(s for s in report["settings"] if s["name"] == "max_seq_len")
     assert (cut["value"], cut["becomes"], cut["fate"]) == ("4096", "--max-seq-len 2048", "changed")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "algorithm", "fate"),
+    [
+        ("bfloat16", None, "carried"),
+        ("float16", None, "changed"),
+        ("bfloat16", "FP8", "carried"),
+        ("bfloat16", "NVFP4", "changed"),
+    ],
+)
+def test_an_engines_precision_is_compared_with_what_its_model_is_stored_in(
+    migrate: Migrate, tmp_path: Path, dtype: str, algorithm: str | None, fate: str
+) -> None:
+    """Whichever of its files says so; the FP8 folder does in config.json alone."""
+    model = tmp_path / "model"
+    shutil.copytree(sample_folder(LLAMA), model)
+    if algorithm:
+        by_hand(model, {"quant_method": "modelopt", "quant_algo": "FP8"})
+    engine = sample_engine(tmp_path / "engine")
+    config = json.loads((engine / "config.json").read_text())
+    config["pretrained_config"] |= {"dtype": dtype, "quantization": {"quant_algo": algorithm}}
+    (engine / "config.json").write_text(json.dumps(config))
+
+    report = migrate(engine, "--model", model)
+
+    weights = next(s for s in report["settings"] if s["name"] == "precision")
+    stored = "fp8" if algorithm else "bf16"
+    assert (weights["fate"], weights["becomes"]) == (fate, f"the model's weights, {stored}")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any, Final
 import yaml
 
 from minitron_trt.build.engine import Engine
-from minitron_trt.build.engine_model import find_model
 from minitron_trt.checkpoint import Checkpoint
+from minitron_trt.convert.source.model_folder import folder_spec
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.spec import ModelSpec
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
@@ -66,7 +66,7 @@ def _of_engine(served: ServedRepository) -> ModelLimits:
 
 def _of_llm(served: ServedRepository) -> ModelLimits:
     arguments, folder = read_llm_arguments(served)
-    spec = find_model(str(folder)).spec
+    spec = folder_spec(folder)
     length = arguments.get("max_seq_len") or spec.max_positions
     return ModelLimits(length, arguments["max_batch_size"], spec)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,8 +23,7 @@ from minitron_trt.console import ShowProgress, no_display, size_text
 from minitron_trt.convert.hf_output import HfModel, has_kv_scales
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.locate import locate
-from minitron_trt.convert.source.model_folder import folder_spec
-from minitron_trt.convert.source.quantization_config import QUANTIZATION_FILE
+from minitron_trt.convert.source.model_folder import folder_formats, folder_spec
 from minitron_trt.convert.source.special_tokens import read_special_tokens
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.convert.source.weight_files import has_weights
@@ -39,7 +37,6 @@ from minitron_trt.quantization.precisions import (
     KV_CACHES,
     PRECISIONS,
     Precision,
-    of_algorithm,
     precision_of,
 )
 from minitron_trt.spec import ModelSpec, Parallelism, SpecialTokens
@@ -346,14 +343,9 @@ def _note_folder(origin: Origin, folder: Path) -> None:
     )
     if engine is None:
         return
-    path = folder / QUANTIZATION_FILE
-    quantization: Mapping[str, Any] = {}
-    if path.is_file():
-        quantization = read_json(folder, QUANTIZATION_FILE).get("quantization") or {}
-    has, has_kv = quantization.get("quant_algo"), quantization.get("kv_cache_quant_algo")
-    stored = _named(has)
-    if engine.precision == stored or (engine.precision in ("bf16", "fp16") and has is None):
-        became = f"the model's weights, {stored or engine.precision}"
+    stored = folder_formats(folder)
+    became = f"the model's weights, {stored.weights}"
+    if engine.precision == stored.weights:
         ledger.note(SettingFate(_WEIGHTS, "precision", engine.precision, Fate.CARRIED, became))
     else:
         known = PRECISIONS.get(engine.precision)
@@ -364,13 +356,13 @@ def _note_folder(origin: Origin, folder: Path) -> None:
                 "precision",
                 engine.precision,
                 Fate.CHANGED,
-                f"the model's weights, {stored or 'not quantized'}",
+                became,
                 f"an engine's cannot be read{way}",
             )
         )
     if engine.kv_cache is None:
         return
-    if has_kv == KV_CACHES[engine.kv_cache].algorithm:
+    if engine.kv_cache == stored.kv_cache:
         became = f"the scales in {folder.name}"
         ledger.note(SettingFate(_WEIGHTS, "kv_cache", engine.kv_cache, Fate.CARRIED, became))
     else:
@@ -378,13 +370,6 @@ def _note_folder(origin: Origin, folder: Path) -> None:
 
 
 _NO_WEIGHTS: Final = "an engine's weights cannot be read: the model itself is served"
-
-
-def _named(algorithm: Any) -> str | None:
-    try:
-        return of_algorithm(algorithm).name if algorithm else None
-    except KeyError:
-        return str(algorithm)
 
 
 def _again(folder: Path, precision: str) -> str:
