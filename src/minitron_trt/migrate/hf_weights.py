@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from minitron_trt.artifacts import WEIGHTS_NAME
 from minitron_trt.checkpoint import Checkpoint
@@ -20,6 +20,9 @@ from minitron_trt.tensorfile import TensorEntry
 
 if TYPE_CHECKING:
     import torch
+
+MODEL_FOLDER: Final = "model"
+"""The folder of a migration that has them."""
 
 
 @dataclass(frozen=True, slots=True)

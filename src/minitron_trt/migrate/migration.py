@@ -20,23 +20,27 @@ from minitron_trt.artifacts import (
 )
 from minitron_trt.checkpoint import Checkpoint, manifest_facts
 from minitron_trt.console import ShowProgress, no_display, size_text
-from minitron_trt.convert.hf_output import HfModel, has_kv_scales
+from minitron_trt.convert.hf_output import HfModel
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.locate import locate
-from minitron_trt.convert.source.model_folder import folder_formats, folder_spec
+from minitron_trt.convert.source.model_folder import folder_spec
 from minitron_trt.convert.source.special_tokens import read_special_tokens
 from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.convert.source.weight_files import has_weights
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from minitron_trt.families import FAMILIES
-from minitron_trt.migrate.fates import LLM, RECIPE, Fate, Ledger, SettingFate
-from minitron_trt.migrate.hf_weights import NormsWritten, write_hf_weights
+from minitron_trt.migrate.fates import LLM, RECIPE, Fate, Ledger
+from minitron_trt.migrate.hf_weights import MODEL_FOLDER, NormsWritten, write_hf_weights
 from minitron_trt.migrate.origin import Origin, open_origin
+from minitron_trt.migrate.weight_fates import (
+    carried_kv_cache,
+    note_checkpoint,
+    note_folder,
+    note_norms,
+)
 from minitron_trt.outputs import check_output, output_errors, staged
 from minitron_trt.quantization.precisions import (
-    KV_CACHES,
     PRECISIONS,
-    Precision,
     precision_of,
 )
 from minitron_trt.spec import ModelSpec, Parallelism, SpecialTokens
@@ -46,11 +50,8 @@ from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
-MODEL_FOLDER: Final = "model"
 REPOSITORY_FOLDER: Final = "repository"
 REPORT_NAME: Final = "migration.json"
-_WEIGHTS: Final = "weights"
-_KV_DTYPE: Final = "llm.kv_cache_config.dtype"
 _COMPARED: Final = (
     "layers",
     "hidden",
@@ -153,7 +154,7 @@ class Migration:
                 with output_errors(output):
                     model.mkdir()
                     written = self.folder.write(model, progress)
-                _note_norms(self.ledger, written)
+                note_norms(self.ledger, written)
             assert model is not None
             emit_repository(
                 model,
@@ -165,24 +166,6 @@ class Migration:
             report = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
             (scratch / REPORT_NAME).write_text(report + "\n", encoding="utf-8")
             Manifest(MIGRATION, {"path": str(self.origin.place)}, {}).write(scratch)
-
-
-def _note_norms(ledger: Ledger, written: NormsWritten) -> None:
-    if not written.tensors:
-        return
-    changed = written.unrestored
-    ledger.note(
-        SettingFate(
-            _WEIGHTS,
-            "norms",
-            f"{written.tensors} of LayerNorm1P",
-            Fate.CHANGED if changed else Fate.CARRIED,
-            "weight - 1, to which the class adds 1",
-            f"{changed:,} values come out another when the 1 is added"
-            if changed
-            else "what their sum was rounded by stays off, and the factors are the same",
-        )
-    )
 
 
 def plan_migration(source: Path, options: MigrateOptions) -> Migration:
@@ -202,7 +185,7 @@ def plan_migration(source: Path, options: MigrateOptions) -> Migration:
         assert origin.model is not None
         spec = folder_spec(origin.model)
         _compare(origin, spec, origin.model)
-        _note_folder(origin, origin.model)
+        note_folder(origin, origin.model)
         positions = spec.max_positions
     for name in ("tp", "pp"):
         if (requested := getattr(options, name)) is not None:
@@ -279,101 +262,9 @@ def _plan_folder(origin: Origin, checkpoint: Checkpoint, tokenizer: Path | None)
         tokens = read_special_tokens(place, config, found, checkpoint.spec.vocab).tokens
     tied = bool((checkpoint.manifest.facts.get("spec") or {}).get("tied"))
     spec = replace(checkpoint.spec, tied=tied)
-    _note_weights(origin.ledger, checkpoint, stored)
-    kv_cache = _carried_kv_cache(origin.ledger, checkpoint.kv_cache, stored)
+    note_checkpoint(origin.ledger, checkpoint, stored)
+    kv_cache = carried_kv_cache(origin.ledger, checkpoint.kv_cache, stored)
     return FolderPlan(checkpoint, HfModel(spec, stored, kv_cache), tokens, place)
-
-
-def _note_weights(ledger: Ledger, checkpoint: Checkpoint, stored: Precision) -> None:
-    ranks = checkpoint.parallelism.world_size
-    joined = f", joined from {ranks} ranks" if ranks > 1 else ""
-    became = f"{MODEL_FOLDER}/model.safetensors, {stored.name}{joined}"
-    precision = checkpoint.precision
-    if precision is stored:
-        ledger.note(SettingFate(_WEIGHTS, "precision", precision.name, Fate.CARRIED, became))
-        return
-    ledger.note(
-        SettingFate(
-            _WEIGHTS,
-            "precision",
-            precision.name,
-            Fate.CHANGED,
-            became,
-            f"trtllm-build quantized to {precision.algorithm}, and nothing does here: they take "
-            "more memory",
-        )
-    )
-
-
-def _carried_kv_cache(ledger: Ledger, kv_cache: str | None, precision: Precision) -> str | None:
-    """Return the KV cache's format where its scales go into the folder, and note its fate."""
-    if kv_cache is None:
-        return None
-    if KV_CACHES[kv_cache].in_hf and has_kv_scales(precision):
-        became = "k_scale and v_scale, the one scale of the checkpoint"
-        ledger.note(SettingFate(_WEIGHTS, "kv_cache", kv_cache, Fate.CARRIED, became))
-        return kv_cache
-    _note_kv_without_scales(ledger, kv_cache)
-    return None
-
-
-def _note_kv_without_scales(ledger: Ledger, kv_cache: str) -> None:
-    if KV_CACHES[kv_cache].in_hf:
-        ledger.aim(_KV_DTYPE, kv_cache)
-        ledger.note(
-            SettingFate(
-                _WEIGHTS,
-                "kv_cache",
-                kv_cache,
-                Fate.CHANGED,
-                f"{_KV_DTYPE}={kv_cache}",
-                "without calibrated scales, which stand beside quantized weights only",
-            )
-        )
-        return
-    reason = f"the PyTorch runtime has no {kv_cache} KV cache"
-    ledger.note(SettingFate(_WEIGHTS, "kv_cache", kv_cache, Fate.LOST, reason=reason))
-
-
-def _note_folder(origin: Origin, folder: Path) -> None:
-    """Note what an engine's quantization becomes over a model folder."""
-    ledger, engine = origin.ledger, origin.engine
-    ledger.note(
-        SettingFate(_WEIGHTS, "engine", str(origin.place), Fate.CHANGED, str(folder), _NO_WEIGHTS)
-    )
-    if engine is None:
-        return
-    stored = folder_formats(folder)
-    became = f"the model's weights, {stored.weights}"
-    if engine.precision == stored.weights:
-        ledger.note(SettingFate(_WEIGHTS, "precision", engine.precision, Fate.CARRIED, became))
-    else:
-        known = PRECISIONS.get(engine.precision)
-        way = f"; or first: {_again(folder, engine.precision)}" if known and known.in_hf else ""
-        ledger.note(
-            SettingFate(
-                _WEIGHTS,
-                "precision",
-                engine.precision,
-                Fate.CHANGED,
-                became,
-                f"an engine's cannot be read{way}",
-            )
-        )
-    if engine.kv_cache is None:
-        return
-    if engine.kv_cache == stored.kv_cache:
-        became = f"the scales in {folder.name}"
-        ledger.note(SettingFate(_WEIGHTS, "kv_cache", engine.kv_cache, Fate.CARRIED, became))
-    else:
-        _note_kv_without_scales(ledger, engine.kv_cache)
-
-
-_NO_WEIGHTS: Final = "an engine's weights cannot be read: the model itself is served"
-
-
-def _again(folder: Path, precision: str) -> str:
-    return f"minitron-trt convert {folder} --format hf --precision {precision} -o model"
 
 
 def _recipe(origin: Origin, positions: int, tokenizer: Path | None) -> ServingRecipe:
