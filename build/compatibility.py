@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from minitron_trt.build.containers import (
 from minitron_trt.build.engine import TRTLLM, Engine
 from minitron_trt.build.security_bulletins import holes_of
 from minitron_trt.console import size_text
+from minitron_trt.errors import UnsupportedError
 from minitron_trt.gpus import GPUS, Target, support
 from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.verification_record import verification_facts
@@ -29,6 +30,19 @@ class LoadFault:
     remedy: str = ""
 
 
+def all_fit(findings: Iterable[LoadFault]) -> bool | None:
+    """Return whether every finding fits; None when something could not be known."""
+    fits = [finding.fits for finding in findings]
+    return False if False in fits else None if None in fits else True
+
+
+def refuse_misfits(findings: Iterable[LoadFault], problem: str) -> None:
+    """Raise UnsupportedError, which begins with the problem, for the first that does not fit."""
+    for finding in findings:
+        if finding.fits is False:
+            raise UnsupportedError(f"{problem}: {finding.found}; {finding.remedy}")
+
+
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """Everything that was compared; `holes` says what is known against the image's Triton."""
@@ -41,8 +55,7 @@ class LoadReport:
     @property
     def loads(self) -> bool | None:
         """Return whether the engine will load; None when something could not be known."""
-        fits = [finding.fits for finding in self.findings]
-        return False if False in fits else None if None in fits else True
+        return all_fit(self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that --json prints."""

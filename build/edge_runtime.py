@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from minitron_trt.build.compatibility import LoadFault
+from minitron_trt.build.compatibility import LoadFault, all_fit
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import (
     activation_bytes,
@@ -54,8 +54,7 @@ class EdgeReport:
     @property
     def works(self) -> bool | None:
         """Return whether it will work; None when something could not be known."""
-        fits = [finding.fits for finding in self.findings]
-        return False if False in fits else None if None in fits else True
+        return all_fit(self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that --json prints."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest
-from minitron_trt.build.compatibility import check_engine
+from minitron_trt.build.compatibility import check_engine, refuse_misfits
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.engine_memory import KV_FRACTION, Forecast, forecast_memory
 from minitron_trt.convert.source.model_folder import folder_formats, folder_spec
@@ -175,9 +175,7 @@ def _of_engine(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     """Return what an engine says; what `check` finds against the GPU ends it."""
     path, engine = open_engine(served)
     target = _target(served, gpu, engine.sm)
-    for finding in check_engine(engine, target, gpus=None, container=None).findings:
-        if finding.fits is False:
-            raise UnsupportedError(f"{path}: {finding.found}; {finding.remedy}")
+    refuse_misfits(check_engine(engine, target, gpus=None, container=None).findings, str(path))
     return {
         "tp": engine.model.parallelism.tp,
         "pp": engine.model.parallelism.pp,

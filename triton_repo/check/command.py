@@ -10,11 +10,16 @@ from typing import Final
 import click
 import cloup
 
-from minitron_trt.build.compatibility import LoadFault, LoadReport, check_engine
+from minitron_trt.build.compatibility import (
+    LoadFault,
+    LoadReport,
+    check_engine,
+    refuse_misfits,
+)
 from minitron_trt.build.containers import RECOMMENDED, Container, find_container
 from minitron_trt.build.engine import Engine
 from minitron_trt.console import PATH, Console, coloured, console_options
-from minitron_trt.errors import BadInputError, UnsupportedError, UsageError, one_line
+from minitron_trt.errors import BadInputError, UsageError, one_line
 from minitron_trt.gpus import SMS, Target, find_target
 from minitron_trt.option_types import Count
 from minitron_trt.triton_repo.check.report import RepositoryReport, Severity
@@ -123,7 +128,7 @@ def _check_engine(console: Console, folder: Path, destination: EngineDestination
         raise UsageError("nothing to check against; give --gpu, --gpus or --image")
     report = destination.compare(engine)
     console.result(report.to_json(), describe(report))
-    _refuse(report)
+    refuse_misfits(report.findings, f"{engine.folder} will not load")
 
 
 def _check_edge(console: Console, folder: Path, target: Target | None, length: int) -> None:
@@ -133,11 +138,7 @@ def _check_edge(console: Console, folder: Path, target: Target | None, length: i
     record = report.to_json()
     title = f"{folder}: {report.spec.architecture}, {report.precision}, {record['runtime']}"
     console.result(record, "\n".join([title, *_described(report.findings)]))
-    for finding in report.findings:
-        if finding.fits is False:
-            raise UnsupportedError(
-                f"{folder} will not run in {record['runtime']}: {finding.found}; {finding.remedy}"
-            )
+    refuse_misfits(report.findings, f"{folder} will not run in {record['runtime']}")
 
 
 def _check_repository(console: Console, folder: Path, destination: EngineDestination) -> None:
@@ -157,15 +158,7 @@ def _check_repository(console: Console, folder: Path, destination: EngineDestina
         first = report.errors[0]
         raise BadInputError(f"{folder} has {report.summary}; {first.place} {first.message}")
     if engine:
-        _refuse(engine)
-
-
-def _refuse(report: LoadReport) -> None:
-    for finding in report.findings:
-        if finding.fits is False:
-            raise UnsupportedError(
-                f"{report.engine.folder} will not load: {finding.found}; {finding.remedy}"
-            )
+        refuse_misfits(engine.findings, f"{engine.engine.folder} will not load")
 
 
 def _with_sm(engine: Engine, sm: int) -> Engine:
