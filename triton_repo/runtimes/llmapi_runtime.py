@@ -178,7 +178,7 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
         **recipe.settings_of(TENSORRT_LLM),
     }
     types = ElementTypes()
-    tokenizer = find_tokenizer(source.folder, recipe)
+    tokenizer = find_tokenizer(recipe.tokenizer or source.folder)
     folders = (source.folder, recipe.tokenizer)
     end_ids = find_end_ids(SpecialTokens(), folders, tokenizer, source.vocab_size)
     need_end_ids(end_ids, *folders)

@@ -48,7 +48,7 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
         **recipe.settings_of(TENSORRT_LLM),
     }
     types = ElementTypes()
-    tokenizer = find_tokenizer(checkpoint.folder, recipe)
+    tokenizer = find_tokenizer(recipe.tokenizer or checkpoint.folder)
     return Runtime(
         name=REFERENCE,
         config=python_model(

@@ -39,18 +39,17 @@ class Runtime:
     facts: Mapping[str, Any]  # for whoever serves it
 
 
-def find_tokenizer(folder: Path, recipe: ServingRecipe) -> SourceTokenizer:
-    """Return the tokenizer, from --tokenizer or beside the model.
+def find_tokenizer(folder: Path) -> SourceTokenizer:
+    """Return the tokenizer in a folder, that of --tokenizer or the model's.
 
     BadInputError when there is none, or one of its files is a link out of its folder;
     UnsupportedError where no tokenizer.json can be made of it.
     """
-    place = recipe.tokenizer or folder
-    tokenizer = SourceTokenizer.find(place)
+    tokenizer = SourceTokenizer.find(folder)
     if not tokenizer.files:
         raise BadInputError(
-            f"{place} has no tokenizer, which serving text needs; pass --tokenizer with the folder "
-            "of the model's tokenizer.json and tokenizer_config.json"
+            f"{folder} has no tokenizer, which serving text needs; pass --tokenizer with the "
+            "folder of the model's tokenizer.json and tokenizer_config.json"
         )
     tokenizer.check()
     return tokenizer

@@ -72,7 +72,7 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
             engine.folder,
         )
     batch = recipe.max_batch_size or engine.limits.max_batch_size
-    tokenizer = find_tokenizer(engine.folder, recipe)
+    tokenizer = find_tokenizer(recipe.tokenizer or engine.folder)
     end_ids = _end_ids(engine, recipe.tokenizer, tokenizer)
     parameters, texts = _parameters(engine, recipe), {}
     if parameters["guided_decoding_backend"] and not parameters[_GUIDE_INFO]:

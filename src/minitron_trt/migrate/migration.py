@@ -47,6 +47,7 @@ from minitron_trt.spec import ModelSpec, Parallelism, SpecialTokens
 from minitron_trt.triton_repo.parameters import parse_settings
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
+from minitron_trt.triton_repo.runtimes.runtime import find_tokenizer
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -249,13 +250,7 @@ def _plan_folder(origin: Origin, checkpoint: Checkpoint, tokenizer: Path | None)
         )
     stored = precision_of(precision.dtype, None) if precision.built_in else precision
     place = tokenizer or origin.tokenizer or checkpoint.folder
-    found = SourceTokenizer.find(place)
-    if not found.files:
-        raise BadInputError(
-            f"{place} has no tokenizer, which serving text needs; pass --tokenizer with the "
-            "folder of the model's tokenizer.json and tokenizer_config.json"
-        )
-    found.check()
+    found = find_tokenizer(place)
     tokens = checkpoint.tokens
     if not tokens.eos_ids:
         config = read_json(place, CONFIG_NAME) if (place / CONFIG_NAME).is_file() else {}
