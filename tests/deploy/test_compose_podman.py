@@ -22,6 +22,7 @@ from typing import Any, Final
 import pytest
 from tests.deploy.repositories import planned
 from tests.patience import PATIENCE_S
+from tests.podman_images import emptied
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.deploy.deployment import OWN_IMAGE
@@ -85,12 +86,12 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     image = folder / "image"
     make_root(image)
     archive = shutil.make_archive(str(folder / "image"), "tar", image)
-    for name in (SERVER_IMAGE, f"localhost/{OWN_IMAGE}"):
-        path = "ENV PATH=/programs:/usr/bin:/bin"
-        command = [str(program), "import", "--change", path, archive, name]
-        subprocess.run(command, check=True, capture_output=True)
-    yield program
-    subprocess.run([program, "system", "reset", "--force"], capture_output=True, check=False)
+    with emptied(program, below=folder):
+        for name in (SERVER_IMAGE, f"localhost/{OWN_IMAGE}"):
+            path = "ENV PATH=/programs:/usr/bin:/bin"
+            command = [str(program), "import", "--change", path, archive, name]
+            subprocess.run(command, check=True, capture_output=True)
+        yield program
 
 
 def make_root(root: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Final
 import pytest
 from click.testing import Result
 from tests.build.engines import BUILD
+from tests.podman_images import emptied
 
 from minitron_trt.artifacts import Manifest
 from minitron_trt.build.engine import Engine
@@ -68,8 +69,8 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     rest = "" if locked else "/#--ulimit=memlock=*/--ulimit=core=0"
     path.write_text(DOCKER.format(store=folder / "store", run=folder / "run", rest=rest))
     path.chmod(0o755)
-    yield path.parent
-    subprocess.run([path, "system", "reset", "--force"], capture_output=True, check=False)
+    with emptied(path, below=folder):
+        yield path.parent
 
 
 @pytest.fixture
