@@ -469,6 +469,15 @@ def without_a_rank(folder: Path) -> list[object]:
     return [checkpoint]
 
 
+def without_a_form(folder: Path) -> list[object]:
+    """Return the words for a checkpoint in a format that no Hugging Face folder has."""
+    checkpoint = strangers(checkpoint_of(LLAMA, folder / "checkpoint"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["quantization"] |= {"quant_algo": "W4A16_AWQ"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    return [checkpoint, "--tokenizer", sample_folder(LLAMA)]
+
+
 def unfilled(folder: Path) -> list[object]:
     """Return the words for a repository with a placeholder where a number belongs."""
     upstream = write_upstream(folder / "upstream")
@@ -506,6 +515,7 @@ def truncated(folder: Path) -> list[object]:
         (engine_of_another, 3, "is not the model of this engine: layers 4, expected 32"),
         (without_tokenizer, 3, "pass --tokenizer"),
         (without_a_rank, 3, "has no rank0.safetensors"),
+        (without_a_form, 4, "w4a16-awq, which no Hugging Face folder holds"),
         (unfilled, 3, "minitron-trt check"),
         (odd_window, 3, "max_attention_window_size is 'long'"),
         (odd_records, 4, "q_scaling is 'x'"),
