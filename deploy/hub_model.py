@@ -69,7 +69,8 @@ class HubModel:
                 f"{self.hub_id} is quantized already; convert it once, and deploy the repository "
                 "of that: --storage"
             )
-        spec = read_hub_spec(self.hub_id, revision=self.revision, token=token)
+        # Of the same commit, though the branch may move meanwhile.
+        spec = read_hub_spec(self.hub_id, revision=snapshot.name, token=token)
         with tempfile.TemporaryDirectory(prefix="minitron-trt-") as name:
             folder = Path(name, "model")
             folder.mkdir()
