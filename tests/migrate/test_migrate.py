@@ -26,6 +26,7 @@ from minitron_trt.migrate.setting_rules import PARAMETERS
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo import parameters
 from minitron_trt.triton_repo.check.repository_check import check_repository
+from minitron_trt.triton_repo.command import triton_repo
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -323,6 +324,12 @@ def test_an_engine_of_ours_gives_back_the_weights_of_its_checkpoint(
     assert same_weights(tmp_path / "migrated/model")
     assert (arguments["max_batch_size"], arguments["enable_chunked_prefill"]) == (8, True)
     assert report["model"] == "model"
+    named = {s["becomes"].split()[0] for s in report["settings"] if s["becomes"].startswith("--")}
+    options = {
+        word for option in triton_repo.params for word in option.opts + option.secondary_opts
+    }
+    assert named
+    assert named <= options
 
 
 def test_every_setting_of_an_engine_of_upstream_is_known(migrate: Migrate, tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ class Rule:
     """What becomes of the settings of one name.
 
     With a `target`, `llm.ARGUMENT`, `recipe.FIELD` or `MODEL.PARAMETER`, the value goes there as
-    `convert` has it, unless it is the `default` there anyway. Else `kept` are the values that the
-    PyTorch runtime, or the model's own files, have without being told, `kept_as` says where, and
-    another value meets the fate `otherwise`.
+    `convert` has it, unless it is the `default` there anyway, which `kept_as` may describe. Else
+    `kept` are the values that the PyTorch runtime, or the model's own files, have without being
+    told, `kept_as` says where, and another value meets the fate `otherwise`.
     """
 
     target: str = ""
@@ -117,9 +117,11 @@ class Ledger:
                 converted = rule.convert(value) if rule.convert else value
             except ValueError as error:
                 raise BadInputError(f"{section}: {name} is {value!r} ({error})") from error
+            became = shown(rule.target, converted)
             if converted != rule.default or rule.target in self.targets:
                 self.aim(rule.target, converted)
-            became = shown(rule.target, converted)
+            elif rule.kept_as:
+                became = rule.kept_as
             self.note(SettingFate(section, name, value, Fate.CARRIED, became, rule.reason))
         elif rule.kept_as and (rule.kept is None or value.lower() in rule.kept):
             self.note(SettingFate(section, name, value, Fate.CARRIED, rule.kept_as))

@@ -271,7 +271,12 @@ _TEXT: Final[Rules] = MappingProxyType(
         "tokenizer_dir": Rule(kept_as="the tokenizer's files lie in the repository"),
         "add_special_tokens": Rule("recipe.add_special_tokens", convert=_truth),
         "skip_special_tokens": Rule("recipe.skip_special_tokens", convert=_truth),
-        "apply_chat_template": Rule("recipe.apply_chat_template", convert=_truth),
+        "apply_chat_template": Rule(
+            "recipe.apply_chat_template",
+            convert=_truth,
+            default="false",
+            kept_as="prompts are texts, unless a request differs",
+        ),
         "exclude_input_in_output": Rule("recipe.exclude_input_in_output", convert=_truth),
         # What our own models have, made from the model's files again.
         **{
