@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Collection, Iterator
@@ -185,14 +186,11 @@ def name_of(source: str) -> str:
 
 def check_device(device: str) -> None:
     """Refuse to compute where nothing can: MissingExtraError without torch, else without a GPU."""
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtraError("torch", "reference", "evaluating a model") from None
-    if device != "cpu" and not torch.cuda.is_available():
-        raise UnsupportedError(
-            f"torch sees no NVIDIA GPU here, so --device {device} cannot be used"
-        )
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError("torch", "reference", "evaluating a model")
+    from minitron_trt.executor import reference
+
+    reference.check_device(device)
 
 
 def _precision(path: Path) -> str | None:

@@ -314,5 +314,5 @@ def _logits_error(found: Tensor, expected: Tensor) -> LogitsError:
 def _cosine(found: Tensor, expected: Tensor) -> float:
     # Float32 sums of a whole vocabulary's products make more than 1 of what is equal; where one
     # of the two is float32, some versions of torch sum its squares so.
-    pair = (found.flatten().double(), expected.flatten().double())
-    return torch.cosine_similarity(*pair, dim=0).item()
+    one, other = found.flatten().double(), expected.flatten().double()
+    return torch.cosine_similarity(one, other, dim=0).item()
