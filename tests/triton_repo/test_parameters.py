@@ -12,14 +12,17 @@ from click.testing import Result
 from tests.triton_repo.engines import sample_engine
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.errors import UnsupportedError, UsageError
+from minitron_trt.errors import ProcessError, UnsupportedError, UsageError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.model_config import from_text
 from minitron_trt.triton_repo.parameters import PARAMETERS, parse_settings, table
+from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.runtimes.llmapi_runtime import LLM_ARGUMENTS
 from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
 from minitron_trt.triton_repo.runtimes.runtime import Runtime
 from minitron_trt.triton_repo.runtimes.runtime_names import RUNTIMES
+from minitron_trt.triton_repo.serving.runners import running_server
+from minitron_trt.triton_repo.serving.server_options import ServerOptions, free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 Command = Callable[..., Result]
@@ -98,6 +101,24 @@ def test_the_reference_runtime_takes_one_gpu(checkpoint: Checkpoint, tmp_path: P
     assert planned("1").config.parameters["gpu_device_ids"].string_value == "1"
     with pytest.raises(UnsupportedError, match="one GPU: name one"):
         planned("0,1")
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_gpu_that_is_not_there_is_named_as_the_model_loads(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    settings = parse("reference", "tensorrt_llm.gpu_device_ids=99")
+    emit_repository(checkpoint.folder, tmp_path / "served", ServingRecipe(settings=settings))
+    server = running_server(
+        tmp_path / "served", ServerOptions(free_endpoints(), drain_s=3), timeout_s=300
+    )
+
+    with (
+        pytest.raises(ProcessError, match=r"gpu_device_ids is '99'; expected one of the \d+"),
+        server,
+    ):
+        pass
 
 
 def test_every_parameter_is_listed_once_with_its_values(command: Command) -> None:
