@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from collections.abc import Collection, Iterator
@@ -186,11 +185,14 @@ def name_of(source: str) -> str:
 
 def check_device(device: str) -> None:
     """Refuse to compute where nothing can: MissingExtraError without torch, else without a GPU."""
-    if importlib.util.find_spec("torch") is None:
-        raise MissingExtraError("torch", "reference", "evaluating a model")
-    from minitron_trt.executor import reference
-
-    reference.check_device(device)
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError("torch", "reference", "evaluating a model") from None
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UnsupportedError(
+            f"torch sees no NVIDIA GPU here, so --device {device} cannot be used"
+        )
 
 
 def _precision(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minitron_trt.checkpoint import Checkpoint
-from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.errors import BadInputError
 from minitron_trt.executor.attention import KVCache, Layout
 from minitron_trt.executor.merged_weights import TORCH_DTYPES, read_weights
 from minitron_trt.executor.products import product
@@ -62,7 +62,6 @@ class ReferenceModel:
         self.vocab = spec.vocab
         self._spec = spec
         self._family = family_of(spec.architecture)
-        check_device(device)
         self._device = torch.device(device)
         dtype = dtype or TORCH_DTYPES[checkpoint.precision.storage]
         weights = read_weights(checkpoint, layers)
@@ -155,16 +154,6 @@ class ReferenceModel:
         else:
             inner = F.relu(inner).square()
         return self._linears[f"{name}.mlp.proj"](inner)
-
-
-def check_device(device: str) -> None:
-    """Raise UnsupportedError for a GPU, like `cuda` or `cuda:1`, that torch does not see."""
-    place, count = torch.device(device), torch.cuda.device_count()
-    if place.type == "cuda" and (place.index or 0) >= count:
-        raise UnsupportedError(
-            f"torch sees {count or 'no'} NVIDIA GPU{'s' if count > 1 else ''} here, so {device} "
-            "cannot be computed on"
-        )
 
 
 def _turned(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 import triton_python_backend_utils as pb_utils
 from minitron_models.config_parameters import flag, parameter
 from minitron_models.reference.request_responses import RequestResponses
@@ -206,13 +207,25 @@ def _refusal(error: Exception) -> tuple[str, int]:
 
 def _load(args: Mapping[str, str]) -> ReferenceModel:
     folder = Path(args["model_repository"], args["model_version"])
-    gpu = parameter(args, "gpu_device_ids", "")
     return ReferenceModel(
         Checkpoint.open(folder / parameter(args, "gpt_model_path")),
         slots=int(parameter(args, "max_batch_size")),
         max_seq_len=int(parameter(args, "max_seq_len")),
-        device=f"cuda:{gpu}" if gpu else "cpu",
+        device=_device(parameter(args, "gpu_device_ids", "")),
     )
+
+
+def _device(gpu: str) -> str:
+    """Return where torch computes: a GPU that is named by its id, else the CPU."""
+    if not gpu:
+        return "cpu"
+    there = torch.cuda.device_count()
+    if not gpu.isdecimal() or int(gpu) >= there:
+        raise UnsupportedError(
+            f"gpu_device_ids is {gpu!r}; expected one of the {there} NVIDIA GPUs that torch sees "
+            "here, by its number from 0, or nothing for the CPU"
+        )
+    return f"cuda:{gpu}"
 
 
 def _tokens_per_step(args: Mapping[str, str]) -> int:
