@@ -23,7 +23,10 @@ PICKER_FLAGS: Final = {
 
 
 def services(deployment: Deployment) -> list[dict[str, Any]]:
-    """Return the services: of all servers, of each by its own address (gRPC), of the gateway."""
+    """Return the services: of all servers, of each by its own address (gRPC), of the gateway.
+
+    None has the deployment's bare name: a LeaderWorkerSet makes a Service of its own name.
+    """
     settings = deployment.settings
     one_address = {"clusterIP": "None"}
     server = {"selector": selector(settings, SERVER)}
@@ -31,7 +34,7 @@ def services(deployment: Deployment) -> list[dict[str, Any]]:
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": metadata(settings, SERVER),
+            "metadata": metadata(settings, SERVER, f"-{SERVER}"),
             "spec": {**server, "ports": [_service_port("http"), _service_port("grpc", "grpc")]},
         },
         {
@@ -198,7 +201,8 @@ def http_route(
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",
-        "metadata": metadata(settings, component),
+        # KServe makes routes of an InferenceService's bare name.
+        "metadata": metadata(settings, component, f"-{component}"),
         "spec": {"parentRefs": _parents(route), "rules": [_rule("/v1", service), *more]},
     }
 
@@ -233,7 +237,9 @@ def _grpc_route(deployment: Deployment, route: str) -> dict[str, Any]:
             "rules": [
                 {
                     "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],
-                    "backendRefs": [{"name": settings.name, "port": port("grpc")}],
+                    "backendRefs": [
+                        {"name": f"{settings.name}-{SERVER}", "port": port("grpc")}
+                    ],
                 }
             ],
         },

@@ -13,6 +13,7 @@ from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
 from minitron_trt.deploy.check.files import Document, FieldPath, entries, objects
 from minitron_trt.deploy.check.graph_rules import adapters_of, services_of
+from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.triton_repo.check.report import Finding
 
 _LONGEST_NAME: Final = 253
@@ -26,6 +27,17 @@ _SELECTORS: Final[Mapping[str, FieldPath]] = {
     "NetworkPolicy": ("spec", "podSelector", "matchLabels"),
     "PodMonitor": ("spec", "selector", "matchLabels"),
     "InferencePool": ("spec", "selector", "matchLabels"),
+}
+
+# What the controllers of other kinds make, by its kind and what is put to the object's name.
+_MADE: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "LeaderWorkerSet": (("Service", ""), ("StatefulSet", "")),
+    "InferenceService": (
+        ("Deployment", "-predictor"),
+        ("Service", "-predictor"),
+        ("HTTPRoute", ""),
+        ("HTTPRoute", "-predictor"),
+    ),
 }
 
 
@@ -57,6 +69,25 @@ def _names(documents: list[Document]) -> Iterator[Finding]:
             )
         if counts[each.kind, each.name] > 1:
             yield each.finding(("metadata", "name"), "another object has kind and name, too")
+    made = _made(documents)
+    for each in documents:
+        if maker := made.get((each.kind, each.name)):
+            yield each.finding(
+                ("metadata", "name"),
+                f"{maker} makes a {each.kind} of this name, and would find this one in its place",
+                expected="another name",
+            )
+
+
+def _made(documents: list[Document]) -> dict[tuple[str, str], str]:
+    """Return what controllers make, by kind and name, and of which object."""
+    made = {
+        (kind, f"{each.name}{suffix}"): f"{each.kind} {each.name}"
+        for each in documents
+        for kind, suffix in _MADE.get(each.kind, ())
+    }
+    made |= dict.fromkeys(adapters_of(documents), GRAPH)
+    return made | dict.fromkeys((("Service", name) for name in services_of(documents)), GRAPH)
 
 
 def _selectors(documents: list[Document], pods: list[PodTemplate]) -> Iterator[Finding]:
@@ -112,14 +143,7 @@ def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:
 
 
 def _scale_targets(documents: list[Document]) -> Iterator[Finding]:
-    there = {(each.kind, each.name) for each in documents}
-    # KServe makes a Deployment of each.
-    there |= {
-        ("Deployment", f"{each.name}-predictor")
-        for each in documents
-        if each.kind == "InferenceService"
-    }
-    there |= adapters_of(documents)
+    there = {(each.kind, each.name) for each in documents} | set(_made(documents))
     for each in documents:
         target = each.at("spec", "scaleTargetRef")
         if isinstance(target, dict) and (target.get("kind"), target.get("name")) not in there:

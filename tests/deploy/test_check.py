@@ -133,11 +133,11 @@ DAMAGES = {
         "Deployment llama has no port 9102",
     ),
     "gateway-url": (
-        (KUBERNETES, "base/gateway.yaml", "grpc://llama-headless:8001", "grpc://llama:9001"),
-        "Service llama has no port 9001",
+        (KUBERNETES, "base/gateway.yaml", "grpc://llama-headless:8001", "grpc://llama-server:9"),
+        "Service llama-server has no port 9",
     ),
     "route": (
-        (KUBERNETES, "base/routes.yaml", "name: llama-gateway", "name: gateway"),
+        (KUBERNETES, "base/routes.yaml", "- name: llama-gateway", "- name: gateway"),
         "there is no Service gateway here",
     ),
     "scaled": (
@@ -149,7 +149,7 @@ DAMAGES = {
         "routes.yaml lies beside it and is not listed",
     ),
     "name": (
-        (KUBERNETES, "base/services.yaml", "  name: llama\n", "  name: Llama_1\n"),
+        (KUBERNETES, "base/services.yaml", "  name: llama-server\n", "  name: Llama_1\n"),
         "'Llama_1' is no name that Kubernetes allows",
     ),
     "plain-secret": (
@@ -190,6 +190,10 @@ DAMAGES = {
         (LEADERWORKERSET, "base/server.yaml", "workingDir: /tmp", "workDir: /tmp"),
         "'workDir' was unexpected",
     ),
+    "lws-service": (
+        (LEADERWORKERSET, "base/services.yaml", "  name: llama-server\n", "  name: llama\n"),
+        "LeaderWorkerSet llama makes a Service of this name",
+    ),
     "kserve-grace": (
         (KSERVE, "base/server.yaml", "GracePeriodSeconds: 35", "GracePeriodSeconds: 25"),
         "running requests are cut",
@@ -219,7 +223,7 @@ DAMAGES = {
         "DYN_TCP_RPC_PORT is 9555, which is no port of the Pod",
     ),
     "graph-route": (
-        (DYNAMO, "base/routes.yaml", "name: llama-frontend", "name: llama"),
+        (DYNAMO, "base/routes.yaml", "- name: llama-frontend", "- name: llama"),
         "there is no Service llama here",
     ),
     "graph-scaled": (
