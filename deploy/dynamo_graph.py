@@ -30,6 +30,7 @@ from minitron_trt.deploy.pods import (
     lifecycle,
     metadata,
     own_container,
+    own_replicas,
     patience,
     placement,
     selector,
@@ -132,7 +133,7 @@ def _workers(deployment: Deployment) -> dict[str, Any]:
     return {
         "name": WORKERS,
         "type": "worker",
-        "replicas": deployment.replicas(),
+        **own_replicas(deployment),
         **adapter,
         "runtimeVersionOverride": _version(),
         "sharedMemorySize": Figure("0", "the server's own is below, of the size that it needs"),

@@ -17,7 +17,7 @@ from minitron_trt.build.trtllm.cluster.pod_parts import (
 )
 from minitron_trt.deploy.deployment import PRE_STOP_S, PROBE_S, Deployment, port
 from minitron_trt.deploy.served_facts import CLOSED
-from minitron_trt.deploy.settings import DeploySettings
+from minitron_trt.deploy.settings import NONE, DeploySettings
 from minitron_trt.deploy.storage import FETCH, HUB, HUB_FOLDER, VOLUME
 from minitron_trt.triton_repo.serving.docker_launch import INSIDE
 from minitron_trt.yaml_text import Figure
@@ -54,6 +54,15 @@ def selector(settings: DeploySettings, component: str) -> dict[str, str]:
 def metadata(settings: DeploySettings, component: str, suffix: str = "") -> dict[str, Any]:
     """Return the metadata of an object; its namespace is the overlay's."""
     return {"name": f"{settings.name}{suffix}", "labels": labels(settings, component)}
+
+
+def own_replicas(deployment: Deployment) -> dict[str, Figure]:
+    """Return the replicas of what runs the servers: none where an autoscaler has them.
+
+    The files are applied again after each change, and would take the autoscaler's replicas away.
+    """
+    scaled = deployment.settings.autoscaler != NONE
+    return {} if scaled else {"replicas": deployment.replicas()}
 
 
 def server_pod(deployment: Deployment, *, argv: tuple[str, ...] | None = None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from minitron_trt.deploy.pods import (
     labels,
     metadata,
     mounts,
+    own_replicas,
     resources,
     selector,
     server_container,
@@ -39,7 +40,7 @@ def server_deployment(deployment: Deployment) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": metadata(settings, SERVER),
         "spec": {
-            "replicas": deployment.replicas(),
+            **own_replicas(deployment),
             "selector": {"matchLabels": selector(settings, SERVER)},
             "strategy": {"rollingUpdate": _rolling()},
             "progressDeadlineSeconds": Figure(
@@ -79,7 +80,7 @@ def leader_worker_set(deployment: Deployment) -> dict[str, Any]:
         "kind": "LeaderWorkerSet",
         "metadata": metadata(settings, SERVER),
         "spec": {
-            "replicas": deployment.replicas(),
+            **own_replicas(deployment),
             "startupPolicy": "LeaderCreated",
             "rolloutStrategy": {
                 "type": "RollingUpdate",

@@ -227,7 +227,7 @@ def _steps(deployment: Deployment) -> tuple[str, ...]:
         f"kubectl create namespace {name}",
         *(() if settings.target == DYNAMO else keys),
         *(ssh if deployment.nodes > 1 else ()),
-        f"kubectl apply --kustomize {OVERLAY}",
+        f"kubectl apply --server-side --kustomize {OVERLAY}",
     )
 
 

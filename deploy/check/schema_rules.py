@@ -106,7 +106,9 @@ def check_schemas(documents: list[Document], definitions: Definitions) -> Iterat
 
 
 # What KServe's predictor has beside a Pod's spec.
-_PREDICTOR: Final = frozenset({"minReplicas", "maxReplicas", "labels", "annotations"})
+_PREDICTOR: Final = frozenset(
+    {"minReplicas", "maxReplicas", "labels", "annotations", "deploymentStrategy"}
+)
 
 
 def _core(

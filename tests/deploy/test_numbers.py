@@ -29,7 +29,7 @@ from minitron_trt.deploy.dynamo_graph import dynamo_graph
 from minitron_trt.deploy.manifests import digests_text, objects_of
 from minitron_trt.deploy.planned_scale import PlannedScale
 from minitron_trt.deploy.served_facts import CLOSED, ServedFacts, read_facts
-from minitron_trt.deploy.settings import DYNAMO, LEADERWORKERSET
+from minitron_trt.deploy.settings import AUTOSCALERS, DYNAMO, KUBERNETES, LEADERWORKERSET
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
@@ -209,6 +209,22 @@ def test_ranks_over_nodes_divide_what_each_has(facts: ServedFacts) -> None:
     assert (deployment.nodes, deployment.node_ranks, one.nodes) == (2, 8, 1)
     assert deployment.gpus() == Figure(8, "tp 8 x pp 2 over 2 nodes, a GPU a rank", "server.gpus")
     assert deployment.loaded_bytes() == one.loaded_bytes() // 2
+
+
+@pytest.mark.parametrize("target", [KUBERNETES, LEADERWORKERSET, DYNAMO])
+def test_replicas_are_the_autoscalers_where_there_is_one(target: str, facts: ServedFacts) -> None:
+    """Else the files, applied again, would take them back to the least."""
+
+    def found(autoscaler: str) -> tuple[list[int], list[int]]:
+        files = objects_of(Deployment(facts, settings_of(target, autoscaler=autoscaler)))
+        (workload,) = files.get("server") or files["graph"]
+        scaler = files.get("autoscaling", [{"spec": {}}])[0]["spec"]
+        spec = workload["spec"]["components"][1] if target == DYNAMO else workload["spec"]
+        least = [each for name in ("minReplicas", "minReplicaCount") if (each := scaler.get(name))]
+        own = [spec["replicas"].value] if "replicas" in spec else []
+        return own, [each.value for each in least]
+
+    assert [found(autoscaler) for autoscaler in AUTOSCALERS] == [([], [2]), ([], [2]), ([2], [])]
 
 
 REFUSED = {
