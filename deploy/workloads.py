@@ -23,6 +23,7 @@ from minitron_trt.deploy.pods import (
     server_pod,
     volumes,
 )
+from minitron_trt.deploy.settings import NONE
 from minitron_trt.triton_repo.serving.docker_launch import INSIDE
 from minitron_trt.yaml_text import Figure
 
@@ -148,18 +149,23 @@ def inference_service(deployment: Deployment) -> dict[str, Any]:
     pod = server_pod(deployment)
     container = server_container(deployment, deployment.facts.argv)
     described = metadata(settings, SERVER)
+    # KServe would lead whoever comes from outside to Triton, past the gateway and its keys.
+    described["labels"] |= {"networking.kserve.io/visibility": "cluster-local"}
+    scaled = settings.autoscaler != NONE
     described["annotations"] = {
         "serving.kserve.io/deploymentMode": "Standard",
         # The autoscaler beside it knows the queue, KServe's does not.
-        "serving.kserve.io/autoscalerClass": "external",
+        "serving.kserve.io/autoscalerClass": "external" if scaled else "none",
     }
+    replicas = {} if scaled else {"minReplicas": deployment.replicas()}
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": described,
         "spec": {
             "predictor": {
-                "minReplicas": deployment.replicas(),
+                **replicas,
+                "deploymentStrategy": {"type": "RollingUpdate", "rollingUpdate": _rolling()},
                 "labels": pod["metadata"]["labels"],
                 **pod["spec"],
                 "containers": [{**container, "name": "kserve-container"}],

@@ -29,7 +29,14 @@ from minitron_trt.deploy.dynamo_graph import dynamo_graph
 from minitron_trt.deploy.manifests import digests_text, objects_of
 from minitron_trt.deploy.planned_scale import PlannedScale
 from minitron_trt.deploy.served_facts import CLOSED, ServedFacts, read_facts
-from minitron_trt.deploy.settings import AUTOSCALERS, DYNAMO, KUBERNETES, LEADERWORKERSET
+from minitron_trt.deploy.settings import (
+    AUTOSCALERS,
+    DYNAMO,
+    KSERVE,
+    KUBERNETES,
+    LEADERWORKERSET,
+)
+from minitron_trt.deploy.workloads import inference_service
 from minitron_trt.errors import UnsupportedError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
@@ -225,6 +232,23 @@ def test_replicas_are_the_autoscalers_where_there_is_one(target: str, facts: Ser
         return own, [each.value for each in least]
 
     assert [found(autoscaler) for autoscaler in AUTOSCALERS] == [([], [2]), ([], [2]), ([2], [])]
+
+
+@pytest.mark.parametrize(("autoscaler", "kserves"), [("keda", "external"), ("none", "none")])
+def test_kserve_leads_nobody_past_the_gateway_and_asks_for_no_gpu_more(
+    autoscaler: str, kserves: str, facts: ServedFacts
+) -> None:
+    """It heeds `minReplicas` only without any autoscaler, and surges unless told otherwise."""
+    deployment = Deployment(facts, settings_of(KSERVE, autoscaler=autoscaler, replicas=3))
+    service = inference_service(deployment)
+    described, predictor = service["metadata"], service["spec"]["predictor"]
+    strategy = predictor["deploymentStrategy"]
+
+    assert described["labels"]["networking.kserve.io/visibility"] == "cluster-local"
+    assert described["annotations"]["serving.kserve.io/autoscalerClass"] == kserves
+    assert [strategy["type"], strategy["rollingUpdate"]["maxSurge"].value] == ["RollingUpdate", 0]
+    own = predictor.get("minReplicas")
+    assert (own and own.value) == (3 if autoscaler == "none" else None)
 
 
 REFUSED = {
