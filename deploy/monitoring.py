@@ -34,14 +34,14 @@ def selection(deployment: Deployment) -> str:
     return f'{label}="{deployment.name}"'
 
 
-def waiting_query(deployment: Deployment) -> str:
-    """Return the requests that wait, of all replicas."""
-    return f'sum({REQUESTS}{{{selection(deployment)},request_type="waiting"}})'
+def waiting_query(deployment: Deployment, *, also: str = "") -> str:
+    """Return the requests that wait, of all replicas whose series have these labels, too."""
+    return f'sum({REQUESTS}{{{selection(deployment)}{also},request_type="waiting"}})'
 
 
-def kv_query(deployment: Deployment) -> str:
-    """Return the share of the KV caches in use, of all replicas: 0 to 1."""
-    blocks = f"{BLOCKS}{{{selection(deployment)},kv_cache_block_type="
+def kv_query(deployment: Deployment, *, also: str = "") -> str:
+    """Return the share of the KV caches in use, of all such replicas: 0 to 1."""
+    blocks = f"{BLOCKS}{{{selection(deployment)}{also},kv_cache_block_type="
     return f'sum({blocks}"used"}}) / sum({blocks}"max"}})'
 
 

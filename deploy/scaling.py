@@ -163,15 +163,19 @@ def _pod_autoscaler(deployment: Deployment, target: dict[str, str]) -> dict[str,
 def adapter_values(deployment: Deployment) -> dict[str, Any]:
     """Return the values of prometheus-adapter's chart that make the external metrics."""
     name = deployment.name.replace("-", "_")
+    # The adapter asks for a metric of the autoscaler's namespace, and fills that in.
+    also = ",<<.LabelMatchers>>"
     queries = {
-        f"{name}_waiting": waiting_query(deployment),
-        f"{name}_kv_cache_percent": f"100 * {kv_query(deployment)}",
+        f"{name}_waiting": waiting_query(deployment, also=also),
+        f"{name}_kv_cache_percent": f"100 * {kv_query(deployment, also=also)}",
     }
+    namespace = {"namespace": {"resource": "namespace"}}
     return {
         "rules": {
             "external": [
                 {
-                    "seriesQuery": query.partition("(")[2].partition(")")[0],
+                    "seriesQuery": query.partition("(")[2].partition(")")[0].replace(also, ""),
+                    "resources": {"overrides": namespace},
                     "name": {"as": metric},
                     "metricsQuery": query,
                 }

@@ -25,7 +25,7 @@ PROMTOOL = shutil.which("promtool")
 pytestmark = pytest.mark.skipif(
     PROMTOOL is None, reason="promtool is not on PATH; Debian has it in the package prometheus"
 )
-POD = 'app_kubernetes_io_instance="llama",model="tensorrt_llm",pod="{pod}"'
+POD = 'app_kubernetes_io_instance="llama",model="tensorrt_llm",namespace="llama",pod="{pod}"'
 ENSEMBLE = 'app_kubernetes_io_instance="llama",model="ensemble",pod="a"'
 FIRST = "nv_inference_first_response_histogram_ms_bucket"
 
@@ -170,7 +170,10 @@ def test_alerts_burn_for_what_they_are_about_and_for_nothing_else(
 def test_what_the_autoscaler_asks_rises_and_falls_with_the_load(
     facts: ServedFacts, tmp_path: Path
 ) -> None:
-    """KEDA divides the first by the replicas; the second is a share of all caches together."""
+    """KEDA divides the first by the replicas; the second is a share of all caches together.
+
+    prometheus-adapter asks the same of one namespace, of which it must know the label.
+    """
     deployment = Deployment(facts, settings_of(autoscaler="hpa"))
     series = [
         *requests("waiting", "0+2x10 20-2x10", "0x20"),
@@ -181,13 +184,26 @@ def test_what_the_autoscaler_asks_rises_and_falls_with_the_load(
     ]
     expected = {"1m": (2, 5), "5m": (10, 25), "10m": (20, 50), "20m": (2, 5)}
     external = adapter_values(deployment)["rules"]["external"]
-    queries = (waiting_query(deployment), f"100 * {kv_query(deployment)}")
-
-    assert [rule["metricsQuery"] for rule in external] == list(queries)
-    expressions = [
-        {"expr": query, "eval_time": at, "exp_samples": [{"labels": "{}", "value": value}]}
-        for at, values in expected.items()
-        for query, value in zip(queries, values, strict=True)
+    queries = [waiting_query(deployment), f"100 * {kv_query(deployment)}"]
+    of_namespace = [
+        rule["metricsQuery"].replace("<<.LabelMatchers>>", 'namespace="llama"') for rule in external
     ]
-    test = {"interval": "1m", "input_series": series, "promql_expr_test": expressions}
-    assert told(tmp_path, deployment, [test]) == ""
+    # Of somebody else, who has a deployment of this name.
+    elsewhere = [
+        {**each, "series": each["series"].replace('namespace="llama"', 'namespace="other"')}
+        for each in series
+    ]
+
+    assert [rule["resources"]["overrides"] for rule in external] == [
+        {"namespace": {"resource": "namespace"}}
+    ] * 2
+    assert all(rule["seriesQuery"] in query for rule, query in zip(external, queries, strict=True))
+    tests = []
+    for asked, there in ((queries, series), (of_namespace, [*series, *elsewhere])):
+        expressions = [
+            {"expr": query, "eval_time": at, "exp_samples": [{"labels": "{}", "value": value}]}
+            for at, values in expected.items()
+            for query, value in zip(asked, values, strict=True)
+        ]
+        tests.append({"interval": "1m", "input_series": there, "promql_expr_test": expressions})
+    assert told(tmp_path, deployment, tests) == ""
