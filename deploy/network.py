@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from minitron_trt.build.trtllm.cluster.pod_parts import COMPONENT
 from minitron_trt.deploy.deployment import Deployment, port
 from minitron_trt.deploy.metric_names import BLOCKS, REQUESTS
-from minitron_trt.deploy.pods import GATEWAY, INSTANCE, SERVER, WORKER, metadata, selector
+from minitron_trt.deploy.pods import (
+    GATEWAY,
+    SERVER,
+    WORKER,
+    metadata,
+    replica_selector,
+    selector,
+)
 from minitron_trt.deploy.settings import DeploySettings
 from minitron_trt.gateway.command import PORT
 from minitron_trt.yaml_text import Figure
@@ -77,7 +83,7 @@ def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
     settings = deployment.settings
     gateways = {"podSelector": {"matchLabels": selector(settings, GATEWAY)}}
     servers = {"podSelector": {"matchLabels": selector(settings, SERVER)}}
-    group = {"podSelector": _group(settings.name)}
+    group = {"podSelector": replica_selector(deployment)}
     ingress: list[dict[str, Any]] = [
         {"from": [gateways], "ports": _ports("http", "grpc")},
         {"from": [monitoring_peer(settings)], "ports": _ports("metrics")},
@@ -135,12 +141,6 @@ def network_policy(
             "egress": egress,
         },
     }
-
-
-def _group(name: str) -> dict[str, Any]:
-    """Return what selects all Pods that share a replica's ranks."""
-    ranks = {"key": COMPONENT, "operator": "In", "values": [SERVER, WORKER]}
-    return {"matchLabels": {INSTANCE: name}, "matchExpressions": [ranks]}
 
 
 def _ports(*names: str) -> list[dict[str, Any]]:

@@ -51,6 +51,14 @@ def selector(settings: DeploySettings, component: str) -> dict[str, str]:
     return {INSTANCE: settings.name, COMPONENT: component}
 
 
+def replica_selector(deployment: Deployment) -> dict[str, Any]:
+    """Return what selects all Pods of replicas: with their workers, where they have several."""
+    if deployment.nodes == 1:
+        return {"matchLabels": selector(deployment.settings, SERVER)}
+    ranks = {"key": COMPONENT, "operator": "In", "values": [SERVER, WORKER]}
+    return {"matchLabels": {INSTANCE: deployment.name}, "matchExpressions": [ranks]}
+
+
 def metadata(settings: DeploySettings, component: str, suffix: str = "") -> dict[str, Any]:
     """Return the metadata of an object; its namespace is the overlay's."""
     return {"name": f"{settings.name}{suffix}", "labels": labels(settings, component)}

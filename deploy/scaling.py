@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.monitoring import KV_SHARE, kv_query, waiting_limit, waiting_query
-from minitron_trt.deploy.pods import GATEWAY, SERVER, metadata, selector
+from minitron_trt.deploy.pods import GATEWAY, SERVER, metadata, replica_selector, selector
 from minitron_trt.deploy.settings import HPA, KEDA, KSERVE, LEADERWORKERSET
 from minitron_trt.yaml_text import Figure
 
@@ -15,8 +15,12 @@ _PODS_UP: Final = 2
 
 
 def disruption_budgets(deployment: Deployment, front: str = GATEWAY) -> list[dict[str, Any]]:
-    """Return that nodes are drained one Pod at a time, of servers and of what is before them."""
+    """Return that nodes are drained one Pod at a time, of servers and of what is before them.
+
+    Of several Pods in a replica any takes the others with it, so that all of them count.
+    """
     settings = deployment.settings
+    before = {"matchLabels": selector(settings, front)}
     return [
         {
             "apiVersion": "policy/v1",
@@ -24,10 +28,13 @@ def disruption_budgets(deployment: Deployment, front: str = GATEWAY) -> list[dic
             "metadata": metadata(settings, component, suffix),
             "spec": {
                 "maxUnavailable": Figure(1, "one Pod at a time"),
-                "selector": {"matchLabels": selector(settings, component)},
+                "selector": chosen,
             },
         }
-        for component, suffix in ((SERVER, ""), (front, f"-{front}"))
+        for component, suffix, chosen in (
+            (SERVER, "", replica_selector(deployment)),
+            (front, f"-{front}", before),
+        )
     ]
 
 

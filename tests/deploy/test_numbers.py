@@ -218,6 +218,20 @@ def test_ranks_over_nodes_divide_what_each_has(facts: ServedFacts) -> None:
     assert deployment.loaded_bytes() == one.loaded_bytes() // 2
 
 
+def test_a_budget_of_disruptions_counts_every_pod_of_a_replica(facts: ServedFacts) -> None:
+    """A worker's node that is drained takes the whole group with it."""
+    settings = settings_of(LEADERWORKERSET, gpus_per_node=1)
+    files = objects_of(Deployment(facts, settings))
+    budget = files["disruptions"][0]["spec"]["selector"]
+    template = files["server"][0]["spec"]["leaderWorkerTemplate"]
+    pods = [template[name]["metadata"]["labels"] for name in ("leaderTemplate", "workerTemplate")]
+
+    (among,) = budget["matchExpressions"]
+    assert among["operator"] == "In"
+    assert {pod[among["key"]] for pod in pods} == set(among["values"])
+    assert all(budget["matchLabels"].items() <= pod.items() for pod in pods)
+
+
 @pytest.mark.parametrize("target", [KUBERNETES, LEADERWORKERSET, DYNAMO])
 def test_replicas_are_the_autoscalers_where_there_is_one(target: str, facts: ServedFacts) -> None:
     """Else the files, applied again, would take them back to the least."""
