@@ -17,7 +17,13 @@ from minitron_trt.deploy.dynamo_graph import (
 )
 from minitron_trt.deploy.gateway_pod import gateway_deployment
 from minitron_trt.deploy.monitoring import dashboard_map, pod_monitor, prometheus_rule
-from minitron_trt.deploy.network import inference_pool, network_policies, routes, services
+from minitron_trt.deploy.network import (
+    inference_pool,
+    network_policies,
+    picker_config,
+    routes,
+    services,
+)
 from minitron_trt.deploy.pods import (
     DIGESTS,
     FETCH_SCRIPT,
@@ -48,6 +54,7 @@ from minitron_trt.yaml_text import Figure, Scalar, figures_of, template_text, ya
 
 BASE: Final = "base"
 OVERLAY: Final = "overlays/production"
+PICKER_FILE: Final = "endpoint-picker.yaml"
 _ABOUT: Final = {
     "server": "The servers: one Pod, or one group of Pods, is a replica.",
     "graph": "Dynamo's frontend and workers: a worker is a Triton with what puts it behind Dynamo.",
@@ -156,6 +163,8 @@ def kustomize_files(deployment: Deployment) -> dict[str, str]:
         files["prometheus-adapter-values.yaml"] = _ADAPTER_ABOUT + yaml_text(
             [adapter_values(deployment)]
         )
+    if deployment.settings.inference_pool:
+        files[PICKER_FILE] = _PICKER_ABOUT + yaml_text([picker_config(deployment)])
     return files
 
 
@@ -165,6 +174,7 @@ _OVERLAY_ABOUT: Final = (
 _ADAPTER_ABOUT: Final = (
     "# Values of prometheus-adapter's chart: the external metrics that the autoscaler asks for.\n"
 )
+_PICKER_ABOUT: Final = "# What the pool's endpoint picker is given by --config-file.\n"
 
 
 def _images(deployment: Deployment) -> list[dict[str, Any]]:

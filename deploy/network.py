@@ -20,12 +20,13 @@ from minitron_trt.yaml_text import Figure
 
 _NAMESPACE: Final = "kubernetes.io/metadata.name"
 PICKER_PORT: Final = 9002
-PICKER_FLAGS: Final = {
-    "total-queued-requests-metric": f"{REQUESTS}{{request_type=waiting}}",
-    "kv-cache-usage-percentage-metric": f"{BLOCKS}{{kv_cache_block_type=fraction}}",
-    "model-server-metrics-port": str(port("metrics").value),
+PICKER: Final = "EndpointPickerConfig"
+_ENGINE: Final = {
+    "name": "triton-tensorrt-llm",
+    "queuedRequestsSpec": f"{REQUESTS}{{request_type=waiting}}",
+    "runningRequestsSpec": f"{REQUESTS}{{request_type=scheduled}}",
+    "kvUsageSpec": f"{BLOCKS}{{kv_cache_block_type=fraction}}",
 }
-"""What the endpoint picker of Gateway API's inference extension is told of TensorRT-LLM."""
 
 
 def services(deployment: Deployment) -> list[dict[str, Any]]:
@@ -267,3 +268,28 @@ def inference_pool(deployment: Deployment) -> list[dict[str, Any]]:
             },
         }
     ]
+
+
+def picker_config(deployment: Deployment) -> dict[str, Any]:
+    """Return what the endpoint picker of llm-d's router is told of TensorRT-LLM's metrics.
+
+    It picks by them alone: Triton's own requests are none that it could read.
+    """
+    scorers = ("queue-scorer", "kv-cache-utilization-scorer")
+    parser = "passthrough-parser"
+    return {
+        "apiVersion": "llm-d.ai/v1alpha1",
+        "kind": PICKER,
+        "plugins": [
+            {"type": "metrics-data-source", "parameters": {"port": port("metrics")}},
+            {
+                "type": "core-metrics-extractor",
+                "parameters": {"defaultEngine": _ENGINE["name"], "engineConfigs": [_ENGINE]},
+            },
+            *({"type": name} for name in (*scorers, parser)),
+        ],
+        "schedulingProfiles": [
+            {"name": "default", "plugins": [{"pluginRef": name} for name in scorers]}
+        ],
+        "requestHandler": {"parsers": [{"pluginRef": parser}]},
+    }

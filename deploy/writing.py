@@ -14,8 +14,13 @@ from minitron_trt.deploy.compose import compose_files
 from minitron_trt.deploy.deployment import OWN_IMAGE, Deployment
 from minitron_trt.deploy.gateway_pod import KEYS_FILE
 from minitron_trt.deploy.hub_model import HubModel
-from minitron_trt.deploy.manifests import BASE, OVERLAY, chart_files, kustomize_files
-from minitron_trt.deploy.network import PICKER_FLAGS
+from minitron_trt.deploy.manifests import (
+    BASE,
+    OVERLAY,
+    PICKER_FILE,
+    chart_files,
+    kustomize_files,
+)
 from minitron_trt.deploy.served_facts import ServedFacts, read_facts
 from minitron_trt.deploy.settings import (
     COMPOSE,
@@ -295,9 +300,11 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
     if settings.inference_pool:
         lines += [
             "",
-            f"The endpoint picker, your Service `{settings.name}-epp`, takes these options:",
+            f"The endpoint picker, your Service `{settings.name}-epp`, is that of llm-d's router",
+            "(0.10 or later), with these options:",
             "",
-            *(f"    --{flag} '{value}'" for flag, value in PICKER_FLAGS.items()),
+            f"    --pool-name {settings.name} --pool-namespace {settings.name} "
+            f"--config-file {PICKER_FILE}",
         ]
     if settings.target not in (COMPOSE, SLURM):
         lines += [

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import yaml
 
+from minitron_trt.deploy.network import PICKER
 from minitron_trt.errors import BadInputError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
@@ -16,7 +17,8 @@ from minitron_trt.triton_repo.check.report import Finding, Severity
 FieldPath = tuple[str | int, ...]
 """Where a value stands in a document: keys and places in lists."""
 _CHART: Final = "chart/"
-_KUSTOMIZATION: Final = "kustomization.yaml"
+# What is no object of a cluster: kustomize reads it, or the endpoint picker.
+_READ_BY_OTHERS: Final = frozenset({"Kustomization", PICKER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,8 @@ class _Constructor(yaml.constructor.SafeConstructor):  # type: ignore[misc]
 
 
 def objects(documents: list[Document]) -> list[Document]:
-    """Return the objects of Kubernetes, without what tells kustomize of them."""
-    return [each for each in documents if each.kind and not each.file.endswith(_KUSTOMIZATION)]
+    """Return the objects of Kubernetes, without what tells other programs of them."""
+    return [each for each in documents if each.kind and each.kind not in _READ_BY_OTHERS]
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from urllib.parse import urlsplit
 
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
-from minitron_trt.deploy.check.files import Document, FieldPath, entries, objects
+from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping, objects
 from minitron_trt.deploy.check.graph_rules import adapters_of, services_of
 from minitron_trt.deploy.dynamo_graph import GRAPH
+from minitron_trt.deploy.network import PICKER
+from minitron_trt.deploy.pods import SERVER
 from minitron_trt.triton_repo.check.report import Finding
 
 _LONGEST_NAME: Final = 253
@@ -54,6 +56,7 @@ def check_references(folder: Path, documents: list[Document]) -> Iterator[Findin
         yield from _gateway(pod, found)
     for document in documents:
         yield from _plain_secrets(document)
+        yield from _picker(document, pods)
     yield from _resources(folder, documents)
 
 
@@ -214,6 +217,19 @@ def _gateway(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
         yield pod.document.finding(path, f"there is no Service {name} here")
     elif port not in _service_ports(services[name]):
         yield pod.document.finding(path, f"Service {name} has no port {port}")
+
+
+def _picker(document: Document, pods: list[PodTemplate]) -> Iterator[Finding]:
+    """Check that an endpoint picker reads metrics where the servers have them."""
+    if document.kind != PICKER:
+        return
+    there = {port for pod in pods if pod.component == SERVER for port in ports_of(pod)}
+    for place, plugin in entries(document.at("plugins")):
+        port = mapping(plugin.get("parameters")).get("port")
+        if port is not None and port not in there:
+            yield document.finding(
+                ("plugins", place, "parameters", "port"), f"no server has the port {port}"
+            )
 
 
 def _plain_secrets(document: Document) -> Iterator[Finding]:

@@ -128,6 +128,10 @@ DAMAGES = {
         (KUBERNETES, "base/services.yaml", "targetPort: http", "targetPort: web"),
         "Deployment llama has no port web; expected one of",
     ),
+    "picker-port": (
+        (KUBERNETES, "endpoint-picker.yaml", "port: 8002", "port: 9102"),
+        "no server has the port 9102",
+    ),
     "policy-port": (
         (KUBERNETES, "base/network-policies.yaml", "port: 8002", "port: 9102"),
         "Deployment llama has no port 9102",

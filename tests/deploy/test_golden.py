@@ -63,10 +63,10 @@ def test_what_stands_beside_the_server(repository_of: RepositoryOf) -> None:
     repository = repository_of("H100")
     options: dict[str, Any] = {"route": "ingress/public", "inference_pool": True}
     files = planned(repository, **options).texts
-    overlay = files["overlays/production/kustomization.yaml"]
+    overlay, picker = files["overlays/production/kustomization.yaml"], files["endpoint-picker.yaml"]
     text = "".join(f"---\n{files[f'base/{name}.yaml']}" for name in OTHERS)
 
-    check("beside.yaml", f"{text}---\n{overlay}", repository)
+    check("beside.yaml", f"{text}---\n{overlay}---\n{picker}", repository)
 
 
 def test_compose_and_slurm(repository_of: RepositoryOf) -> None:
