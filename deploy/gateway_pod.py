@@ -18,12 +18,16 @@ from minitron_trt.deploy.pods import (
     placement,
     selector,
 )
-from minitron_trt.deploy.settings import DeploySettings
+from minitron_trt.deploy.settings import NONE, DeploySettings
 from minitron_trt.gateway.command import PORT
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE
 from minitron_trt.yaml_text import Figure
 
 _LEAST: Final = 2
+# Per cent of its processor that a gateway may be busy: beyond, tokens wait for each other.
+BUSY_PERCENT: Final = 70
+# Of a replica without a plan: 10,000 tokens/s, which is many, keep four so busy.
+_OF_A_REPLICA: Final = 4
 # Microseconds of a processor for a streamed token: docs/performance.md, "Clients and the gateway".
 _TOKEN_US: Final = 291
 KEYS_AT: Final = "/keys"
@@ -55,7 +59,7 @@ def gateway_deployment(deployment: Deployment) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": metadata(settings, GATEWAY, "-gateway"),
         "spec": {
-            "replicas": _replicas(settings),
+            **({} if settings.autoscaler != NONE else {"replicas": least_gateways(settings)}),
             "selector": {"matchLabels": selector(settings, GATEWAY)},
             "template": {
                 "metadata": {"labels": labels(settings, GATEWAY)},
@@ -65,14 +69,28 @@ def gateway_deployment(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def _replicas(settings: DeploySettings) -> Figure:
-    """Return how many there are: those that a plan's tokens keep busy, and one that may go."""
+def least_gateways(settings: DeploySettings) -> Figure:
+    """Return how many there are at least: what a plan's tokens need, and one that may go."""
     scale, knob = settings.scale, "gateway.replicas"
     if scale is None:
         return Figure(_LEAST, "one may go", knob)
-    busy = ceil(scale.tokens_per_s * _TOKEN_US / 1e6)
-    why = f"{scale.what}: {scale.tokens_per_s:,.0f} tokens/s at {_TOKEN_US / 1e3:g} ms each"
-    return Figure(max(busy + 1, _LEAST), f"{why}, and one may go", knob)
+    busy = ceil(scale.tokens_per_s * _TOKEN_US / 1e6 / (BUSY_PERCENT / 100))
+    why = (
+        f"{scale.what}: {scale.tokens_per_s:,.0f} tokens/s at {_TOKEN_US / 1e3:g} ms each, "
+        f"{BUSY_PERCENT} % busy, and one may go"
+    )
+    return Figure(max(busy + 1, _LEAST), why, knob)
+
+
+def most_gateways(settings: DeploySettings) -> Figure:
+    """Return how many there are at most: as many as the most replicas of the server need."""
+    knob = "gateway.maxReplicas"
+    if settings.scale is None:
+        why = f"{_OF_A_REPLICA} for each of the most replicas"
+        return Figure(_OF_A_REPLICA * settings.max_replicas, why, knob)
+    least = least_gateways(settings)
+    grown = ceil(int(least.value) * settings.max_replicas / settings.replicas)
+    return Figure(grown, f"{least.value}, as many times as there may be more replicas", knob)
 
 
 def _pod(deployment: Deployment) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from minitron_trt.deploy.scaling import (
     adapter_values,
     autoscaler,
     disruption_budgets,
+    gateway_autoscaler,
     scale_target,
 )
 from minitron_trt.deploy.settings import DYNAMO, HPA, KSERVE, LEADERWORKERSET
@@ -87,7 +88,7 @@ def _behind_gateway(deployment: Deployment) -> dict[str, list[dict[str, Any]]]:
     """Return servers with the gateway before them, and who may reach them."""
     return {
         "server": [_workload(deployment)],
-        "gateway": [gateway_deployment(deployment)],
+        "gateway": [gateway_deployment(deployment), *gateway_autoscaler(deployment)],
         "services": services(deployment),
         "network-policies": network_policies(deployment),
         "routes": [*routes(deployment), *inference_pool(deployment)],

@@ -238,9 +238,7 @@ def _grpc_route(deployment: Deployment, route: str) -> dict[str, Any]:
             "rules": [
                 {
                     "matches": [{"method": {"service": "inference.GRPCInferenceService"}}],
-                    "backendRefs": [
-                        {"name": f"{settings.name}-{SERVER}", "port": port("grpc")}
-                    ],
+                    "backendRefs": [{"name": f"{settings.name}-{SERVER}", "port": port("grpc")}],
                 }
             ],
         },

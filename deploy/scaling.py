@@ -1,13 +1,14 @@
-"""How many replicas there are: a budget for disruptions, KEDA or Kubernetes' autoscaler."""
+"""How many replicas there are: a budget for disruptions, KEDA or Kubernetes' autoscalers."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 from minitron_trt.deploy.deployment import Deployment
+from minitron_trt.deploy.gateway_pod import BUSY_PERCENT, least_gateways, most_gateways
 from minitron_trt.deploy.monitoring import KV_SHARE, kv_query, waiting_limit, waiting_query
 from minitron_trt.deploy.pods import GATEWAY, SERVER, metadata, replica_selector, selector
-from minitron_trt.deploy.settings import HPA, KEDA, KSERVE, LEADERWORKERSET
+from minitron_trt.deploy.settings import HPA, KEDA, KSERVE, LEADERWORKERSET, NONE
 from minitron_trt.yaml_text import Figure
 
 CALM_S: Final = 300
@@ -43,6 +44,39 @@ def autoscaler(deployment: Deployment, target: dict[str, str]) -> list[dict[str,
     writers = {KEDA: _scaled_object, HPA: _pod_autoscaler}
     chosen = deployment.settings.autoscaler
     return [writers[chosen](deployment, target)] if chosen in writers else []
+
+
+def gateway_autoscaler(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the autoscaler of the gateways, whose work is their processor's."""
+    settings = deployment.settings
+    if settings.autoscaler == NONE:
+        return []
+    busy = Figure(BUSY_PERCENT, "per cent of its processor: tokens wait for each other beyond")
+    return [
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": metadata(settings, GATEWAY, f"-{GATEWAY}"),
+            "spec": {
+                "scaleTargetRef": {
+                    "apiVersion": "apps/v1",
+                    "kind": "Deployment",
+                    "name": f"{deployment.name}-{GATEWAY}",
+                },
+                "minReplicas": least_gateways(settings),
+                "maxReplicas": most_gateways(settings),
+                "metrics": [
+                    {
+                        "type": "Resource",
+                        "resource": {
+                            "name": "cpu",
+                            "target": {"type": "Utilization", "averageUtilization": busy},
+                        },
+                    }
+                ],
+            },
+        }
+    ]
 
 
 def scale_target(deployment: Deployment) -> dict[str, str]:

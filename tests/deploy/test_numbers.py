@@ -117,11 +117,15 @@ SOURCES: dict[str, tuple[Callable[[ServedFacts], dict[str, Any]], dict[str, Any]
         {"server.graceSeconds", "gateway.graceSeconds", "server.progressSeconds"},
     ),
     "replicas": (lambda _: {}, {"replicas": 5}, {"server.replicas"}),
-    "max-replicas": (lambda _: {}, {"max_replicas": 50}, {"autoscaling.maxReplicas"}),
+    "max-replicas": (
+        lambda _: {},
+        {"max_replicas": 50},
+        {"autoscaling.maxReplicas", "gateway.maxReplicas"},
+    ),
     "plan": (
         lambda _: {},
         {"scale": SCALE},
-        {"autoscaling.waitingPerReplica", "gateway.replicas"},
+        {"autoscaling.waitingPerReplica", "gateway.replicas", "gateway.maxReplicas"},
     ),
     "fetch": (
         lambda _: {},
@@ -151,6 +155,7 @@ OF_GRAPHS = {
     "server.progressSeconds": None,
     "gateway.graceSeconds": "frontend.graceSeconds",
     "gateway.replicas": None,
+    "gateway.maxReplicas": None,
 }
 
 

@@ -56,7 +56,7 @@ def test_numbers_are_the_plans_and_say_so(
     assert result.exit_code == 0, result.output
     assert f"threshold: '{waiting}'  # the plan for 500 requests/s: so many get slots" in scaling
     assert f"minReplicaCount: {traffic['replicas']}  # the plan for 500 requests/s" in scaling
-    tokens = f"{traffic['tokens_per_s']:,.0f} tokens/s at 0.291 ms each, and one may go"
+    tokens = f"{traffic['tokens_per_s']:,.0f} tokens/s at 0.291 ms each, 70 % busy"
     assert f"# the plan for 500 requests/s: {tokens}" in (output / "base/gateway.yaml").read_text()
     assert f"> {waiting}" in (output / "base/monitoring.yaml").read_text()
     assert (settings.replicas, settings.max_replicas) == (
