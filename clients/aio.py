@@ -15,7 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitron_trt.clients.completions import Collector, Completion, check_single
 from minitron_trt.clients.deadlines import Deadlines
@@ -27,11 +27,13 @@ from minitron_trt.clients.messages import (
     as_conversation,
     as_request,
 )
-from minitron_trt.clients.model_interface import ModelInterface
 from minitron_trt.clients.retries import Retries
 from minitron_trt.clients.tracing import request_span
-from minitron_trt.clients.transport import AsyncTransport
 from minitron_trt.errors import ServerError, UsageError
+
+if TYPE_CHECKING:
+    from minitron_trt.clients.model_interface import ModelInterface
+    from minitron_trt.clients.transport import AsyncTransport
 
 
 class AsyncTextStream(AsyncIterator[Chunk]):

@@ -19,14 +19,15 @@ from minitron_trt.clients.messages import (
     as_conversation,
     as_request,
 )
-from minitron_trt.clients.model_interface import ModelInterface
 from minitron_trt.clients.retries import Retries
 from minitron_trt.clients.tracing import request_span
-from minitron_trt.clients.transport import Transport
 from minitron_trt.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from minitron_trt.clients.model_interface import ModelInterface
+    from minitron_trt.clients.transport import Transport
 
 
 class TextStream(Iterator[Chunk]):

@@ -7,23 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
-from urllib.parse import SplitResult, urlsplit
 
 from minitron_trt.errors import UsageError
 from minitron_trt.host.addresses import is_loopback
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from urllib.parse import SplitResult
 
 _DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
     {"grpc": 8001, "grpcs": 443, "http": 80, "https": 443}
 )
 _TRITONS_PORTS: Final[Mapping[str, str]] = MappingProxyType({"8000": "http", "8001": "grpc"})
-_PLACE: Final = re.compile(r"[\w.-]+:(?P<port>\d+)", re.ASCII)
-_HOST: Final = re.compile(r"[\w.:%-]+", re.ASCII)
+# Patterns are compiled when they are first used: that takes longer than to import this module.
+_PLACE: Final = r"(?a)[\w.-]+:(?P<port>\d+)"
+_HOST: Final = r"(?a)[\w.:%-]+"
 # gRPC takes no more than this; names with -bin have bytes as values there.
-_HEADER_NAME: Final = re.compile(r"(?!grpc-)(?!.*-bin$)[\w.-]+", re.ASCII | re.IGNORECASE)
-_HEADER_VALUE: Final = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
+_HEADER_NAME: Final = r"(?ai)(?!grpc-)(?!.*-bin$)[\w.-]+"
+_HEADER_VALUE: Final = r"(?:[!-~](?:[ -~]*[!-~])?)?"
 _RESERVED: Final = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "host", "te"}
     | {"accept-encoding", "transfer-encoding", "upgrade"}
@@ -81,7 +82,7 @@ class Endpoint:
 
 def _with_scheme(url: str) -> str:
     """Return a URL with its protocol, which Triton's own ports stand for, and others do not."""
-    place = _PLACE.fullmatch(url)
+    place = re.fullmatch(_PLACE, url)
     if place is None:
         return url
     if scheme := _TRITONS_PORTS.get(place["port"]):
@@ -90,13 +91,16 @@ def _with_scheme(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult:
+    # Loaded by who connects, as what else a URL needs.
+    from urllib.parse import urlsplit
+
     url = _with_scheme(url)
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise UsageError(f"{url!r} is not a URL ({error}); expected one like {_EXAMPLE}") from error
-    is_host = _HOST.fullmatch(parts.hostname or "")
+    is_host = re.fullmatch(_HOST, parts.hostname or "")
     if parts.scheme not in _DEFAULT_PORTS or not is_host or port == 0:
         raise UsageError(
             f"{url!r} is not the URL of a server; expected grpc://, grpcs://, http:// or https:// "
@@ -113,12 +117,12 @@ def _split(url: str) -> SplitResult:
 def check_headers(headers: Mapping[str, str]) -> None:
     """Raise UsageError for what neither HTTP nor gRPC can carry as a header."""
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or name.lower() in _RESERVED:
+        if not re.fullmatch(_HEADER_NAME, name) or name.lower() in _RESERVED:
             raise UsageError(
                 f"the header {name!r} cannot be sent; expected a name of letters, digits and -_. "
                 "that is not one of the protocol's own"
             )
-        if not _HEADER_VALUE.fullmatch(value):
+        if not re.fullmatch(_HEADER_VALUE, value):
             raise UsageError(f"the header {name} is {value!r}; expected printable ASCII text")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -241,6 +240,9 @@ def _conversation(messages: Sequence[Mapping[str, str]]) -> str:
         is_message = isinstance(message, Mapping) and {"role", "content"} <= set(message)
         if not is_message or not all(isinstance(value, str) for value in message.values()):
             raise _nonsense("a message", message, "a role and content, both strings")
+    # Loaded only here: most prompts are texts.
+    import json
+
     return json.dumps([dict(message) for message in messages], ensure_ascii=False)
 
 

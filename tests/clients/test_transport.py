@@ -82,3 +82,35 @@ def test_only_the_library_that_is_used_is_loaded(code: str, absent: set[str]) ->
     code += f"; import sys; assert not {absent} & set(sys.modules), {absent} & set(sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_importing_the_client_loads_what_every_request_needs_and_no_more() -> None:
+    """What URLs, models, connections and conversations need is loaded when they come."""
+    code = "import sys; before = set(sys.modules); from minitron_trt import Client"
+    code += "; print(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True
+    )
+    loaded = set(done.stdout.split())
+    own = {name for name in loaded if name.split(".")[0] == "minitron_trt"}
+
+    assert own == {
+        "minitron_trt",
+        "minitron_trt.faces",
+        "minitron_trt.version",
+        "minitron_trt.errors",
+        "minitron_trt.host",
+        "minitron_trt.host.addresses",
+        "minitron_trt.clients",
+        *(
+            f"minitron_trt.clients.{name}"
+            for name in (
+                *("client", "completions", "deadlines", "endpoint", "faults", "messages"),
+                *("retries", "tracing"),
+            )
+        ),
+    }
+    assert {name.split(".")[0] for name in loaded - own} <= sys.stdlib_module_names
+    # Each takes a tenth of all the rest, and more.
+    heavy = {"asyncio", "importlib.metadata", "ipaddress", "json", "logging", "pathlib", "random"}
+    assert not loaded & {*heavy, "socket", "ssl", "subprocess", "threading", "urllib.parse"}
