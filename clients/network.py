@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterable
@@ -37,6 +38,7 @@ LIBRARY_ERRORS: Final = (
 # An idle connection is not worth more than that: servers and what lies between close theirs.
 _KEEPALIVE_S: Final = 15.0
 _WRITE_BYTES: Final = 64 * 1024
+_JOINED: Final = r"^Multiple exceptions: \[Errno (\d+)\]"
 
 
 class BoundedStream(httpcore2.NetworkStream):
@@ -105,62 +107,6 @@ class BoundedBackend(httpcore2.NetworkBackend):
         )
 
 
-class AsyncBoundedStream(httpcore2.AsyncNetworkStream):
-    """A connection that asks the deadlines before it waits, in asyncio."""
-
-    def __init__(self, inner: httpcore2.AsyncNetworkStream) -> None:
-        self._inner = inner
-
-    async def read(self, max_bytes: int, timeout: Any = None) -> bytes:
-        """Return what has come."""
-        return await self._inner.read(max_bytes, seconds_left(timeout, httpcore2.ReadTimeout))
-
-    async def write(self, buffer: bytes, timeout: Any = None) -> None:
-        """Send all."""
-        await self._inner.write(buffer, seconds_left(timeout, httpcore2.WriteTimeout))
-
-    async def aclose(self) -> None:
-        """Hang up."""
-        await self._inner.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: Any = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Return the same connection inside TLS."""
-        seconds = seconds_left(timeout, httpcore2.ConnectTimeout)
-        return AsyncBoundedStream(
-            await self._inner.start_tls(ssl_context, server_hostname, seconds)
-        )
-
-    def get_extra_info(self, info: str) -> Any:
-        """Return what the inner connection knows."""
-        return self._inner.get_extra_info(info)
-
-
-class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
-    """Opens connections whose waits are bounded, in asyncio."""
-
-    def __init__(self) -> None:
-        self._inner = httpcore2.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: Any = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Return a connection to a port."""
-        seconds = seconds_left(timeout, httpcore2.ConnectTimeout)
-        return AsyncBoundedStream(
-            await self._inner.connect_tcp(host, port, seconds, local_address, socket_options)
-        )
-
-
 def seconds_left(deadlines: Deadlines, late: type[Exception]) -> float:
     """Return how long to wait now; the error of the library when the time is up."""
     # A limit of 0 s would mean "do not wait" to a socket.
@@ -218,9 +164,11 @@ def system_reason(error: BaseException) -> str:
     """Return what the operating system said, under the wrappings of three libraries."""
     inner: BaseException | None = error
     while inner is not None:
-        # asyncio puts words of its own in place of the system's.
+        # asyncio puts words of its own in place of the system's, and joins those of several tries.
         if isinstance(inner, ConnectionError) and inner.errno:
             return os.strerror(inner.errno)
+        if isinstance(inner, OSError) and (number := re.search(_JOINED, str(inner))):
+            return os.strerror(int(number[1]))
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror
         inner = inner.__cause__ or inner.__context__

@@ -18,12 +18,12 @@ from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.model_interface import InferCall, ModelInterface
 from minitron_trt.clients.network import (
     LIBRARY_ERRORS,
-    AsyncBoundedBackend,
     BoundedBackend,
     pool_settings,
     system_reason,
     tls_context,
 )
+from minitron_trt.clients.network_asyncio import AsyncBoundedBackend
 from minitron_trt.clients.protocol import AnswerStream, EventReader, Piece
 from minitron_trt.clients.protocol_http import decode_event, http_body, http_path
 from minitron_trt.errors import RefusedError, ServerError, UnreachableError

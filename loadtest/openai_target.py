@@ -19,11 +19,11 @@ from minitron_trt.clients.endpoint import Endpoint, SizeLimits, Timeouts
 from minitron_trt.clients.faults import BrokenProtocolError
 from minitron_trt.clients.network import (
     LIBRARY_ERRORS,
-    AsyncBoundedBackend,
     pool_settings,
     system_reason,
     tls_context,
 )
+from minitron_trt.clients.network_asyncio import AsyncBoundedBackend
 from minitron_trt.clients.protocol import EventReader
 from minitron_trt.errors import (
     ProtocolError,

@@ -1,0 +1,191 @@
+"""Connections in asyncio whose every wait ends by the deadlines of the request under way.
+
+They are asyncio's own transports. anyio, by which httpcore would open them, goes round the event
+loop once more for every read, which takes as long as all else that is done for a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+from collections.abc import Iterable
+from typing import Any, Final
+
+import httpcore2
+
+from minitron_trt.clients.network import seconds_left
+
+# A reader that takes its time holds the server up, and not more than about this in memory.
+_HELD_BYTES: Final = 64 * 1024
+# After so long another address of the same name is tried beside the first (RFC 8305).
+_NEXT_ADDRESS_S: Final = 0.25
+
+
+class _Line(asyncio.Protocol):
+    """What a connection has brought and nobody has read yet; one reader or writer waits for it."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.is_over = False
+        self.is_full = False
+        self.error: Exception | None = None
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def change(self, seconds: float) -> None:
+        """Wait until something has come or gone, or for so long."""
+        self._waiter = self._loop.create_future()
+        alarm = self._loop.call_later(seconds, self._wake)
+        try:
+            await self._waiter
+        finally:
+            alarm.cancel()
+
+    def take(self, max_bytes: int) -> bytes:
+        """Return what has come."""
+        data = bytes(self.received[:max_bytes])
+        del self.received[:max_bytes]
+        self.transport.resume_reading()
+        return data
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        if len(self.received) > _HELD_BYTES:
+            self.transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        self.is_over = True
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_over = True
+        self.error = exc
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self.is_full = True
+
+    def resume_writing(self) -> None:
+        self.is_full = False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class AsyncBoundedStream(httpcore2.AsyncNetworkStream):
+    """A connection that asks the deadlines before it waits, in asyncio."""
+
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+
+    async def read(self, max_bytes: int, timeout: Any = None) -> bytes:
+        """Return what has come."""
+        line = self._line
+        while True:
+            # Asked first: what drips is always there.
+            seconds = seconds_left(timeout, httpcore2.ReadTimeout)
+            if line.received:
+                return line.take(max_bytes)
+            if line.is_over:
+                break
+            await line.change(seconds)
+        if line.error is not None:
+            raise httpcore2.ReadError(line.error) from line.error
+        return b""
+
+    async def write(self, buffer: bytes, timeout: Any = None) -> None:
+        """Send all."""
+        line = self._line
+        if not line.is_over:
+            line.transport.write(buffer)
+        while True:
+            seconds = seconds_left(timeout, httpcore2.WriteTimeout)
+            if line.is_over:
+                raise httpcore2.WriteError(line.error or "closed") from line.error
+            if not line.is_full:
+                return
+            await line.change(seconds)
+
+    async def aclose(self) -> None:
+        """Hang up."""
+        # TLS would want to say goodbye first.
+        self._line.transport.abort()
+        # The socket closes as the loop goes round.
+        await asyncio.sleep(0)
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: Any = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Return the same connection inside TLS."""
+        line = self._line
+        seconds = seconds_left(timeout, httpcore2.ConnectTimeout)
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                line.transport,
+                line,
+                ssl_context,
+                server_hostname=server_hostname,
+                ssl_handshake_timeout=seconds,
+            )
+        except OSError as error:
+            await self.aclose()
+            raise httpcore2.ConnectError(error) from error
+        assert transport is not None
+        line.transport = transport
+        return self
+
+    def get_extra_info(self, info: str) -> Any:
+        """Return what the transport knows, and whether there is something to read."""
+        if info == "is_readable":
+            return bool(self._line.received) or self._line.is_over or self._is_readable()
+        return self._line.transport.get_extra_info(info)
+
+    def _is_readable(self) -> bool:
+        # The server may have hung up since the loop last looked.
+        poller = select.poll()
+        poller.register(self._line.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poller.poll(0))
+
+
+class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
+    """Opens connections whose waits are bounded, in asyncio."""
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: Any = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> AsyncBoundedStream:
+        """Return a connection to a port."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(seconds_left(timeout, httpcore2.ConnectTimeout)):
+                transport, line = await loop.create_connection(
+                    _Line,
+                    host,
+                    port,
+                    local_addr=(local_address, 0) if local_address else None,
+                    happy_eyeballs_delay=_NEXT_ADDRESS_S,
+                )
+        except TimeoutError as error:
+            raise httpcore2.ConnectTimeout(error) from error
+        except OSError as error:
+            raise httpcore2.ConnectError(error) from error
+        for option in socket_options or ():
+            transport.get_extra_info("socket").setsockopt(*option)
+        return AsyncBoundedStream(line)

@@ -1,0 +1,138 @@
+"""Connections in asyncio: what nobody reads holds the server up; faults in the system's words."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import httpcore2
+import pytest
+from tests.patience import PATIENCE_S
+
+from minitron_trt.clients.deadlines import Deadlines
+from minitron_trt.clients.endpoint import Timeouts
+from minitron_trt.clients.network import SOCKET_OPTIONS, system_reason
+from minitron_trt.clients.network_asyncio import AsyncBoundedBackend, AsyncBoundedStream
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+# More than the sockets between hold.
+MUCH: Final = 64 * 2**20
+
+
+def deadlines(total_s: float = PATIENCE_S) -> Deadlines:
+    begun = Deadlines(Timeouts(total_s, total_s))
+    begun.begin()
+    return begun
+
+
+@asynccontextmanager
+async def connected(serve: Serve) -> AsyncIterator[AsyncBoundedStream]:
+    """Connect to a server that does this with each connection."""
+    is_done = asyncio.Event()
+
+    async def serve_and_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.transport.abort()
+            is_done.set()
+
+    server = await asyncio.start_server(serve_and_close, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        stream = await AsyncBoundedBackend().connect_tcp(
+            host, port, deadlines(), socket_options=SOCKET_OPTIONS
+        )
+        try:
+            yield stream
+        finally:
+            await stream.aclose()
+            await is_done.wait()
+
+
+def test_a_reader_that_takes_its_time_holds_the_server_up_and_gets_everything() -> None:
+    async def read() -> tuple[bool, int]:
+        all_sent = asyncio.Event()
+
+        async def send(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(bytes(MUCH))
+            await writer.drain()
+            all_sent.set()
+            writer.close()
+            await writer.wait_closed()
+
+        async with connected(send) as stream:
+            size = len(await stream.read(1, deadlines()))
+            # Time enough to take all in, for one that would.
+            await asyncio.wait({asyncio.ensure_future(all_sent.wait())}, timeout=0.5)
+            was_sent = all_sent.is_set()
+            while data := await stream.read(2**20, deadlines()):
+                assert len(data) <= 2**20
+                size += len(data)
+            return was_sent, size
+
+    assert asyncio.run(read()) == (False, MUCH)
+
+
+def test_a_writer_waits_until_all_is_taken_and_no_longer_than_its_deadline() -> None:
+    async def write() -> int:
+        sizes: asyncio.Queue[int] = asyncio.Queue()
+
+        async def take(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            sizes.put_nowait(len(await reader.readexactly(MUCH)))
+            await sizes.join()
+
+        async with connected(take) as stream:
+            await stream.write(bytes(MUCH), deadlines())
+            size = await sizes.get()
+            # Nobody reads now.
+            with pytest.raises(httpcore2.WriteTimeout):
+                await stream.write(bytes(MUCH), deadlines(0.2))
+            sizes.task_done()
+            return size
+
+    assert asyncio.run(write()) == MUCH
+
+
+def test_a_reset_is_told_to_who_reads_and_to_who_writes() -> None:
+    async def read() -> str:
+        async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            # Without lingering a close is a reset.
+            linger = b"\1\0\0\0\0\0\0\0"
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+        async with connected(reset) as stream:
+            with pytest.raises(httpcore2.ReadError) as raised:
+                await stream.read(100, deadlines())
+            with pytest.raises(httpcore2.WriteError):
+                await stream.write(b"x", deadlines())
+            return system_reason(raised.value)
+
+    assert asyncio.run(read()) == "Connection reset by peer"
+
+
+def test_an_idle_connection_that_the_server_ended_can_be_told() -> None:
+    async def look() -> tuple[bool, bool]:
+        async def hold(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+
+        async with connected(hold) as stream:
+            before = stream.get_extra_info("is_readable")
+            await stream.write(b"x", deadlines())
+            while not stream.get_extra_info("is_readable"):
+                await asyncio.sleep(0)
+            return before, await stream.read(1, deadlines()) == b""
+
+    assert asyncio.run(look()) == (False, True)
+
+
+def test_several_addresses_that_refuse_are_told_as_one_is() -> None:
+    error = OSError(
+        "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0), "
+        "[Errno 113] Connect call failed ('127.0.0.1', 1)"
+    )
+
+    assert system_reason(error) == "Connection refused"
