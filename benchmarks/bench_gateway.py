@@ -173,13 +173,13 @@ def held(load: StreamLoad, pid: int, rounds: int) -> list[str]:
     return lines
 
 
-def report(runs: int, requests: int) -> None:
+def report(runs: int, requests: int, protocol: str) -> None:
     """Run everything and print the tables."""
     from bench_clients import running_stub
     from bench_convert import machine
 
     tables: list[str] = []
-    with running_stub() as urls, running_gateway(urls["grpc"]) as (pid, port):
+    with running_stub() as urls, running_gateway(urls[protocol]) as (pid, port):
         port_of = {DIRECT: int(urls["http"].rpartition(":")[2]), OPENAI: port}
         direct, through = (
             StreamLoad(port=port_of[path], path=path, streams=16, requests=64, tokens=200)
@@ -197,13 +197,20 @@ def report(runs: int, requests: int) -> None:
 @click.command()
 @click.option("--runs", default=5, show_default=True, help="Turns of the two ways")
 @click.option("--requests", default=10_000, show_default=True, help="Short requests at the end")
+@click.option(
+    "--protocol",
+    type=click.Choice(["http", "grpc"]),
+    default="http",
+    show_default=True,
+    help="How the gateway asks Triton",
+)
 @click.option("--child", help="Put one load from here")
-def main(runs: int, requests: int, child: str | None) -> None:
+def main(runs: int, requests: int, protocol: str, child: str | None) -> None:
     """Measure what the gateway adds to a token, and what it keeps."""
     if child:
         click.echo(json.dumps(asyncio.run(_put_here(StreamLoad(**json.loads(child))))))
     else:
-        report(runs, requests)
+        report(runs, requests, protocol)
 
 
 if __name__ == "__main__":

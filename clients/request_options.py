@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import cloup
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-def url_option(what: str, *, more: str) -> Callable[[C], C]:
+def url_option(what: str, *, more: str, default: str = "grpc://127.0.0.1:8001") -> Callable[[C], C]:
     """Return a decorator: the command gets `url`, by default Triton's gRPC on this machine."""
     return cloup.option(
         "--url",
-        default="grpc://127.0.0.1:8001",
+        default=default,
         show_default=True,
         help=f"Where {what} is: grpc://, grpcs://, http:// or https:// with host and port; {more}",
     )
 
 
-_SHORT_URLS = "localhost:8000 and :8001 are Triton's HTTP and gRPC"
-TRITON_URL = url_option("Triton", more=_SHORT_URLS)
+SHORT_URLS: Final = "localhost:8000 and :8001 are Triton's HTTP and gRPC"
+TRITON_URL = url_option("Triton", more=SHORT_URLS)
 TRITON_CA = cloup.option("--ca", type=PATH, help="PEM file that signed Triton's certificate")
 CHAT_TEMPLATE = cloup.option(
     "--chat-template",
@@ -37,7 +37,7 @@ CHAT_TEMPLATE = cloup.option(
     "or mistral for that family's plain one  [default: the model's own]",
 )
 PLACE = (
-    url_option("the server", more=_SHORT_URLS),
+    url_option("the server", more=SHORT_URLS),
     cloup.option(
         "--model", default="ensemble", show_default=True, help="Model to ask on the server"
     ),

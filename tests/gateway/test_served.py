@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +23,7 @@ from minitron_trt.clients.client import Client
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
-from minitron_trt.triton_repo.serving.runtime_load import read_load
+from minitron_trt.triton_repo.serving.runtime_load import read_load, read_local
 from minitron_trt.triton_repo.serving.server_options import free_endpoints
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -160,25 +162,39 @@ def test_what_the_runtime_lacks_is_refused_by_openais_name(client: OpenAI) -> No
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("stream", [True, False])
-def test_hanging_up_frees_the_slot_in_triton(served: ServedGateway, *, stream: bool) -> None:
+@pytest.mark.parametrize(
+    ("model", "stream"), [("ensemble", True), ("ensemble", False), ("tensorrt_llm_bls", True)]
+)
+def test_hanging_up_frees_the_slot_in_triton(
+    served: ServedGateway, model: str, *, stream: bool
+) -> None:
     metrics = served.addresses["metrics"]
+    before = steps(metrics)
     with OpenAI(
-        base_url=served.addresses["openai"], api_key="none", timeout=2.0, max_retries=0
+        base_url=served.addresses["openai"], api_key="none", timeout=1.0, max_retries=0
     ) as client:
+        ask = partial(
+            client.completions.create, model=model, prompt=PROMPT, max_tokens=1900, extra_body=LONG
+        )
         if stream:
-            chunks = client.completions.create(
-                model="ensemble", prompt=PROMPT, max_tokens=1900, stream=True, extra_body=LONG
-            )
+            chunks = ask(stream=True, timeout=PATIENCE_S)
             next(iter(chunks))
             chunks.close()
         else:
             with pytest.raises(openai.APITimeoutError):
-                client.completions.create(
-                    model="ensemble", prompt=PROMPT, max_tokens=1900, extra_body=LONG
-                )
+                ask()
 
     until(lambda: (load := read_load(metrics, 5.0)) is not None and load.is_idle)
+    # Each token of one sequence is a step of its own.
+    assert steps(metrics) - before < LONG["min_tokens"]
+
+
+def steps(metrics: str) -> int:
+    """Return how many steps the runtime has made."""
+    page = read_local(metrics, PATIENCE_S)
+    found = re.search(r'general_type="iteration_counter"[^}]*\} (\d+)', page or "")
+    assert found is not None
+    return int(found[1])
 
 
 @pytest.mark.server

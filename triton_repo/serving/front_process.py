@@ -30,11 +30,13 @@ _ERROR_KINDS: Final[dict[int, type[MinitronError]]] = {2: UsageError, 3: BadInpu
 class _Program:
     """A command that can stand before a server, and the option of `serve` that asks for it.
 
-    `margin_s` is how long its end may take beside the drain; `instead` says how others reach it.
+    `protocol` is how it asks Triton; `margin_s` is how long its end may take beside the drain;
+    `instead` says how others reach it.
     """
 
     command: str
     option: str
+    protocol: str
     margin_s: float
     instead: str
 
@@ -44,6 +46,8 @@ _PROGRAMS: Final[Mapping[str, _Program]] = MappingProxyType(
         GATEWAY: _Program(
             command="gateway",
             option="--gateway",
+            # As the command has it by default.
+            protocol="http",
             margin_s=3.0,
             instead="give the gateway an address and TLS of its own: --gateway-options '--host "
             "0.0.0.0 --tls-cert cert.pem …'",
@@ -51,6 +55,7 @@ _PROGRAMS: Final[Mapping[str, _Program]] = MappingProxyType(
         DYNAMO: _Program(
             command="dynamo-worker",
             option="--frontend",
+            protocol="grpc",
             # Dynamo waits 5 s for routers to notice that a worker goes, before it drains.
             margin_s=8.0,
             instead="only the worker beside it asks; the frontend has an address and TLS of its "
@@ -73,6 +78,7 @@ def front_argv(
         raise UsageError(
             f"with {program.option} Triton stays on 127.0.0.1 without TLS; {program.instead}"
         )
+    urls = {"http": options.endpoints.http_url, "grpc": options.grpc_url}
     try:
         parts = shlex.split(words)
     except ValueError as error:
@@ -81,7 +87,7 @@ def front_argv(
         ) from error
     return (
         *(sys.executable, "-m", "minitron_trt", program.command, "--json"),
-        *("--drain", str(options.drain_s), "--url", options.grpc_url),
+        *("--drain", str(options.drain_s), "--url", urls[program.protocol]),
         *defaults,
         *parts,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+
 def is_loopback(host: str) -> bool:
     """Say whether a host, an address or a name, is one that only this machine reaches."""
     # Loaded only here: a client is imported in less time than this.

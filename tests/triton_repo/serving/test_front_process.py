@@ -30,9 +30,12 @@ def test_its_own_options_come_last() -> None:
 
     assert gateway[2:] == (
         *("minitron_trt", "gateway", "--json"),
-        *("--drain", "7", "--url", "grpc://127.0.0.1:8001", "--port", "0"),
+        *("--drain", "7", "--url", "http://127.0.0.1:8000", "--port", "0"),
     )
-    assert worker[-4:] == ("--model-name", "a", "--model-name", "b")
+    assert worker[-6:] == (
+        *("--url", "grpc://127.0.0.1:8001"),
+        *("--model-name", "a", "--model-name", "b"),
+    )
 
 
 @pytest.mark.parametrize(
