@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -173,16 +172,16 @@ def test_hanging_up_frees_the_slot_in_triton(
     with OpenAI(
         base_url=served.addresses["openai"], api_key="none", timeout=1.0, max_retries=0
     ) as client:
-        ask = partial(
-            client.completions.create, model=model, prompt=PROMPT, max_tokens=1900, extra_body=LONG
-        )
+        asked: dict[str, Any] = {"model": model, "prompt": PROMPT, "extra_body": LONG}
         if stream:
-            chunks = ask(stream=True, timeout=PATIENCE_S)
+            chunks = client.completions.create(
+                **asked, max_tokens=1900, stream=True, timeout=PATIENCE_S
+            )
             next(iter(chunks))
             chunks.close()
         else:
             with pytest.raises(openai.APITimeoutError):
-                ask()
+                client.completions.create(**asked, max_tokens=1900)
 
     until(lambda: (load := read_load(metrics, 5.0)) is not None and load.is_idle)
     # Each token of one sequence is a step of its own.
