@@ -20,9 +20,10 @@ def emptied(podman: Path, *, below: Path) -> Iterator[None]:
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         start_new_session=True,
     ) as reset:
         yield
-    assert reset.returncode == 0
+        said = reset.communicate()[1]
+    assert reset.returncode == 0, said
     assert str(below) not in Path("/proc/mounts").read_text(encoding="utf-8")

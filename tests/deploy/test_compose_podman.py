@@ -10,8 +10,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -20,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from tests.deploy.machine_images import lay_out, machine_podman
 from tests.deploy.repositories import planned
 from tests.patience import PATIENCE_S
-from tests.podman_images import emptied
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.deploy.deployment import OWN_IMAGE
@@ -46,21 +44,6 @@ pytestmark = [
 SERVER_IMAGE: Final = "localhost/triton:1"
 USER: Final = 10000
 KEY: Final = "sk-of-the-test"
-PROJECT: Final = Path(__file__).parents[2]
-# podman with images, networks and limits of its own, and this machine's files in each container.
-PODMAN: Final = """#!/bin/bash
-podman=(podman --root={folder}/store --runroot={folder}/run --network-config-dir={folder}/networks
-    --storage-driver=vfs --runtime=runc --cgroup-manager=cgroupfs)
-[[ $1 == run || $1 == create ]] || exec "${{podman[@]}}" "$@"
-words=("$1" --ulimit=nofile=1024:1024 --ulimit=nproc=1024:1024 {mounts})
-shift
-while (($#)); do
-    if [[ $1 == --ulimit && $2 == memlock* && -n "{no_lock}" ]]; then shift 2; continue; fi
-    words+=("$1")
-    shift
-done
-exec "${{podman[@]}}" "${{words[@]}}"
-"""
 TRITON: Final = """#!/bin/sh
 {variables}exec {server} --backend-directory=/programs/backends "$@"
 """
@@ -70,51 +53,19 @@ Compose = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a program `podman` whose only images are ours."""
-    real = shutil.which("podman")
-    assert real is not None, "Debian: podman runc catatonit"
     folder = tmp_path_factory.mktemp("podman")
-    # Python lies in its prefix, the project where it was checked out; both go where they are.
-    places = {"/usr", sys.base_prefix, sys.prefix, str(PROJECT)}
-    outermost = [p for p in places if not any(p.startswith(f"{q}/") for q in places)]
-    mounts = " ".join(f"--volume={place}:{place}:ro" for place in sorted(outermost))
-    program = folder / "podman"
-    # Where the system gives no locked memory, podman cannot either.
-    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1] == resource.RLIM_INFINITY
-    text = PODMAN.format(folder=folder, mounts=mounts, no_lock="" if locked else "yes")
-    program.write_text(text.replace("(podman", f"({real}"))
-    program.chmod(0o755)
-    image = folder / "image"
-    make_root(image)
-    archive = shutil.make_archive(str(folder / "image"), "tar", image)
-    with emptied(program, below=folder):
-        for name in (SERVER_IMAGE, f"localhost/{OWN_IMAGE}"):
-            path = "ENV PATH=/programs:/usr/bin:/bin"
-            command = [str(program), "import", "--change", path, archive, name]
-            subprocess.run(command, check=True, capture_output=True)
-        yield program
-
-
-def make_root(root: Path) -> None:
-    """Lay out the plain root file system of the images."""
-    for name in ("dev", "etc", "proc", "sys", "tmp", "usr", "programs"):
-        (root / name).mkdir(parents=True)
-    for name in ("bin", "lib", "lib64", "sbin"):
-        (root / name).symlink_to(f"usr/{name}")
-    embedded = find_embedded()
-    # As in every image: whoever runs may write there.
-    (root / "tmp").chmod(0o1777)
-    for link, part in embedded.backend_links(Path("programs/backends")).items():
-        (root / link).parent.mkdir(parents=True, exist_ok=True)
-        (root / link).symlink_to(part)
+    root, embedded = folder / "root", find_embedded()
     variables = "".join(f"export {k}='{v}'\n" for k, v in embedded.environment.items())
     programs = {
         "tritonserver": TRITON.format(server=embedded.binary, variables=variables),
         "minitron-trt": f'#!/bin/sh\nexec {sys.executable} -m minitron_trt "$@"\n',
-        "python3": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
     }
-    for name, text in programs.items():
-        (root / "programs" / name).write_text(text)
-        (root / "programs" / name).chmod(0o755)
+    lay_out(root, programs)
+    for link, part in embedded.backend_links(Path("programs/backends")).items():
+        (root / link).parent.mkdir(parents=True, exist_ok=True)
+        (root / link).symlink_to(part)
+    with machine_podman(folder, root, (SERVER_IMAGE, f"localhost/{OWN_IMAGE}")) as program:
+        yield program
 
 
 @pytest.fixture(scope="module")
