@@ -32,6 +32,8 @@ from minitron_trt.yaml_text import Figure
 SCRIPT_NAME: Final = "serve.sbatch"
 _TIME: Final = "1-00:00:00"
 _NEXT_RANK: Final = ":"
+# A step does not inherit the processors of a task from its job.
+_CPUS: Final = '--cpus-per-task="$SLURM_CPUS_PER_TASK"'
 
 
 def slurm_files(deployment: Deployment, settings: SlurmSettings) -> dict[str, str]:
@@ -166,7 +168,7 @@ def _server(deployment: Deployment, step: Sequence[str]) -> list[str]:
         run = [ALONE.replace("mpirun -n 1 ", ""), AS_ROOT] if deployment.facts.ranks > 1 else []
         launch = [LAUNCH] if run else []
         words = [*launch, *map(shlex.quote, argv)]
-        return [*run, *_lines(["srun", *step, *words])]
+        return [*run, *_lines([f"srun {_CPUS}", *step, *words])]
     first, other = _ranks(argv)
     return [
         f"first={shlex.quote(shlex.join(first))}",
@@ -176,7 +178,7 @@ def _server(deployment: Deployment, step: Sequence[str]) -> list[str]:
         # The names of shared memory differ, as ranks of a node share it.
         *_lines(
             [
-                "srun --mpi=pmix",
+                f"srun --mpi=pmix {_CPUS}",
                 *step,
                 'bash -c \'if [ "$SLURM_PROCID" = 0 ]; then eval "exec $first"; else '
                 'eval "exec ${other//RANK/$SLURM_PROCID}"; fi\'',
