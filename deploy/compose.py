@@ -71,7 +71,6 @@ def _server(deployment: Deployment) -> dict[str, Any]:
         "tmpfs": ["/tmp:rw,exec,nosuid,nodev,mode=1777"],
         "shm_size": _lower(deployment.shm()),
         "mem_limit": _lower(deployment.memory()),
-        "cpus": deployment.cpus(),
         "ulimits": {"memlock": -1, "stack": Figure(67108864, "64 MiB, as NVIDIA's images advise")},
         "stop_grace_period": grace,
         "volumes": mounts,
