@@ -132,8 +132,10 @@ def _pyxis(deployment: Deployment) -> list[str]:
 
 def _apptainer(deployment: Deployment) -> list[str]:
     variables = ",".join(f"{name}={value}" for name, value in deployment.facts.environment.items())
+    # By variables of Slurm and PMIx a rank knows which one it is.
+    clean = "" if deployment.nodes > 1 else " --cleanenv"
     step = [
-        "apptainer exec --nv --cleanenv --no-home",
+        f"apptainer exec --nv{clean} --no-home",
         f"--env={shlex.quote(variables)}",
         f'--bind="{_mounts(deployment)}"',
         "--pwd=/tmp",
@@ -156,9 +158,9 @@ def _mounts(deployment: Deployment) -> str:
 
 
 def _gateway(deployment: Deployment) -> list[str]:
-    """Return the line that runs the gateway on the first node, outside of the image."""
+    """Return the lines that run the gateway on the first node, outside of the image."""
     words = gateway_argv(deployment, LOCALHOST, keys='"$KEYS"')
-    return [f'[ -z "${{KEYS:-}}" ] || {" ".join(words)} &']
+    return ['if [ -n "${KEYS:-}" ]; then', f"    {' '.join(words)} &", "fi"]
 
 
 def _server(deployment: Deployment, step: Sequence[str]) -> list[str]:
