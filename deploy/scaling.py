@@ -29,6 +29,8 @@ def disruption_budgets(deployment: Deployment, front: str = GATEWAY) -> list[dic
             "metadata": metadata(settings, component, suffix),
             "spec": {
                 "maxUnavailable": Figure(1, "one Pod at a time"),
+                # What is not ready serves nobody, and must not keep a node from being drained.
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
                 "selector": chosen,
             },
         }
