@@ -25,14 +25,17 @@ from minitron_trt.deploy.served_facts import ServedFacts, read_facts
 from minitron_trt.deploy.settings import (
     COMPOSE,
     DYNAMO,
+    HPA,
+    KEDA,
     KSERVE,
     KUBERNETES,
     LEADERWORKERSET,
+    NONE,
     SLURM,
     DeploySettings,
 )
 from minitron_trt.deploy.slurm import SCRIPT_NAME, slurm_files
-from minitron_trt.deploy.storage import CLAIM, HUB, Storage
+from minitron_trt.deploy.storage import CLAIM, HUB, IMAGE, Storage
 from minitron_trt.deploy.workloads import ssh_secret
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.outputs import check_output, staged
@@ -236,11 +239,44 @@ def _steps(deployment: Deployment) -> tuple[str, ...]:
     )
 
 
+def _needs(deployment: Deployment) -> tuple[str, ...]:
+    """Return what a cluster must have for the files, and what it must be told."""
+    settings, target = deployment.settings, deployment.settings.target
+    scaled = target != DYNAMO and settings.autoscaler != NONE
+    images = deployment.storage.form == IMAGE
+    needs = {
+        # Images as volumes, or a preStop that sleeps.
+        f"Kubernetes {'1.35' if images else '1.30'} or later, whose network heeds policies": True,
+        "NVIDIA's GPU Operator, or its device plugin and feature discovery": deployment.facts.gpu,
+        "LeaderWorkerSet": target == LEADERWORKERSET,
+        "KServe, for the mode Standard": target == KSERVE,
+        "Dynamo's operator": target == DYNAMO,
+        "KEDA": settings.autoscaler == KEDA,
+        "prometheus-adapter, with `prometheus-adapter-values.yaml`": settings.autoscaler == HPA,
+        "the metrics server, for the gateways' autoscaler": scaled,
+        "Gateway API": settings.route,
+        "Gateway API's inference extension": settings.inference_pool,
+        "Prometheus Operator, whose Prometheus chooses the PodMonitor and the PrometheusRule": True,
+    }
+    own_image = (
+        "",
+        f"Push `{OWN_IMAGE}` to a registry that the nodes pull from, and name it in the overlay",
+        "(`newName`) or by --gateway-image.",
+    )
+    return (
+        "The cluster needs:",
+        "",
+        *(f"- {need}" for need, wanted in needs.items() if wanted),
+        "  (that of kube-prometheus-stack by the label `release`: give it to them in the overlay)",
+        *(() if settings.gateway_image else own_image),
+    )
+
+
 def _about_keys(settings: DeploySettings) -> tuple[str, ...]:
     if settings.target == DYNAMO:
         return (
-            "Dynamo's operator must be there. Its frontend checks no keys: what stands before it,",
-            "such as the Gateway of `--route`, must. The network policies let nobody else ask.",
+            "Dynamo's frontend checks no keys: what stands before it, such as the Gateway of",
+            "`--route`, must. The network policies let nobody else ask.",
         )
     return ("Keys are in no file of this folder: `keys.txt` has one a line, and stays with you.",)
 
@@ -269,6 +305,8 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
         "",
         *_about_keys(settings),
     ]
+    if settings.target not in (COMPOSE, SLURM):
+        lines += ["", *_needs(deployment)]
     if settings.target == COMPOSE:
         lines += [
             "",

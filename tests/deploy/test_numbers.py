@@ -270,6 +270,28 @@ def test_kserve_leads_nobody_past_the_gateway_and_asks_for_no_gpu_more(
     assert (own and own.value) == (3 if autoscaler == "none" else None)
 
 
+@pytest.mark.parametrize(
+    ("target", "options", "needed", "not_needed"),
+    [
+        (LEADERWORKERSET, {}, {"LeaderWorkerSet", "KEDA"}, {"KServe", "Gateway API"}),
+        (KSERVE, {"autoscaler": "none"}, {"KServe", "1.30"}, {"KEDA", "the metrics server"}),
+        (DYNAMO, {"autoscaler": "hpa", "route": "public"}, {"Dynamo", "prometheus-a"}, {"KEDA"}),
+        (KUBERNETES, {"storage": "image:models:1"}, {"1.35", "the metrics server"}, {"1.30"}),
+    ],
+)
+def test_the_readme_says_what_the_cluster_needs(
+    target: str,
+    options: dict[str, Any],
+    needed: set[str],
+    not_needed: set[str],
+    repository_of: RepositoryOf,
+) -> None:
+    text = planned(repository_of("H100"), target, **options).texts["README.md"]
+    needs = text.partition("The cluster needs:")[2].partition("Push")[0]
+
+    assert {word for word in needed | not_needed if word in needs} == needed
+
+
 REFUSED = {
     "ranks-beyond-a-node": (
         ("--target", "kubernetes", "--gpus-per-node", 1),
