@@ -3,9 +3,10 @@
     python benchmarks/bench_executor.py
 
 The first table runs a model that costs nothing, so every microsecond is the executor's, or the
-search for the largest of a vocabulary's logits, which is timed apart. It counts the thread's own
-time, so that other work on the machine matters little. The second runs the reference model on a
-sample, one request at a time and more at once, with the same prompts and one thread.
+search for the largest of a vocabulary's logits, which is timed apart. It counts the time of all
+threads, and the clock, which is less where sequences are divided among idle cores. The second runs
+the reference model on a sample, one request at a time and more at once, with the same prompts and
+one thread.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.executor import Event, Executor, Request, Sampling, StepBatch, StepModel
 from minitron_trt.executor.reference import ReferenceModel
 from minitron_trt.executor.step import Floats
+from minitron_trt.host.machine import usable_cores
 from minitron_trt.samples import sample_folder
 
 SLOTS, STEPS, PROMPT, ANSWER = 64, 100, 16, 32
@@ -31,6 +33,7 @@ SAMPLINGS = {
     "greedy": Sampling(),
     "top-k 50": Sampling(top_k=50, seed=1),
     "top-p 0.9": Sampling(top_p=0.9, seed=1),
+    "top-p 0.99": Sampling(top_p=0.99, seed=1),
     "log-probs": Sampling(log_probs=True),
     "penalties": Sampling(repetition_penalty=1.1, frequency_penalty=0.1),
 }
@@ -58,17 +61,21 @@ def count(_: Event) -> None:
     """Take an event, as a caller must."""
 
 
-def step_us(model: FreeModel, sampling: Sampling, steps: int) -> float:
-    """Return the median time of a step in which every slot generates."""
+def step_us(model: FreeModel, sampling: Sampling, steps: int) -> tuple[float, float]:
+    """Return the median times of a step in which every slot generates: processors', the clock's."""
     executor = Executor(model)
     for n in range(SLOTS):
         executor.submit(Request(str(n), (1, 2, 3), 10**5, sampling), count)
+    # The first makes threads and loads torch.
+    executor.step()
     times = []
     for _ in range(steps):
-        started = time.thread_time()
+        processors, clock = time.process_time(), time.perf_counter()
         executor.step()
-        times.append(time.thread_time() - started)
-    return float(np.median(times)) * 1e6
+        times.append((time.process_time() - processors, time.perf_counter() - clock))
+    executor.close()
+    processors, clock = np.median(times, axis=0).tolist()
+    return processors * 1e6, clock * 1e6
 
 
 def search_us(model: FreeModel) -> float:
@@ -100,15 +107,14 @@ def main(steps: int) -> None:
     """Print both tables."""
     logging.disable()
     torch.set_num_threads(1)
-    click.echo(f"{SLOTS} sequences, µs a step\n{'':12}{'vocab':>8}{'step':>10}{'of it argmax':>14}")
+    click.echo(f"{SLOTS} sequences, {usable_cores()} cores, µs a step")
+    click.echo(f"{'':12}{'vocab':>8}{'processors':>12}{'clock':>10}{'of it argmax':>14}")
     for vocab in (512, 128256):
         model = FreeModel(vocab)
         for name, sampling in SAMPLINGS.items():
             count_ = steps if sampling == Sampling() else steps // 20
-            click.echo(
-                f"{name:12}{vocab:8}{step_us(model, sampling, count_):10.0f}"
-                f"{search_us(model):14.0f}"
-            )
+            processors, clock = step_us(model, sampling, count_)
+            click.echo(f"{name:12}{vocab:8}{processors:12.0f}{clock:10.0f}{search_us(model):14.0f}")
     with tempfile.TemporaryDirectory() as folder:
         convert(str(sample_folder("solar-llama")), Path(folder, "c"), ConvertOptions())
         reference = ReferenceModel(Checkpoint.open(Path(folder, "c")), slots=16, max_seq_len=256)

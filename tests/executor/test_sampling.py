@@ -150,6 +150,18 @@ def test_a_nucleus_of_more_than_a_thousand_tokens_is_found() -> None:
     assert len(found) > 1500
 
 
+def test_a_huge_temperature_makes_all_but_the_banned_alike() -> None:
+    logits = 4 * np.random.default_rng(0).normal(size=3000).astype(np.float32)
+    logits[:1000] = -math.inf
+    sampling = Sampling(temperature=1e300, top_p=0.5, seed=3, bad_words=((1500,),))
+    fast, slow = Sampler(sampling, (), 3000), SlowSampler(sampling, ())
+    found = [fast.choose(logits) for _ in range(300)]
+
+    assert found == [slow.choose(logits) for _ in range(300)]
+    assert min(found) >= 1000
+    assert 1900 < max(found) < 2001
+
+
 @pytest.mark.parametrize("temperature", [1e-300, 1e-8])
 def test_a_tiny_temperature_takes_the_best(temperature: float) -> None:
     assert draws(Sampling(temperature=temperature, top_p=1.0, seed=4), RISING) == {VOCAB - 1: 400}
@@ -346,6 +358,9 @@ SHAPES: Final[dict[str, Callable[[np.random.Generator], Any]]] = {
     "rounded": lambda draw: (draw.standard_normal(5000) * 3).astype(ml_dtypes.bfloat16),
     "flat": lambda draw: draw.standard_normal(5000) * 0.1,
     "alike": lambda draw: np.repeat([1.0, -math.inf], [4000, 1000]),
+    "masked": lambda draw: np.where(
+        draw.random(5000) < 0.5, np.finfo(np.float32).min, draw.standard_normal(5000) * 4
+    ),
 }
 options = st.fixed_dictionaries(
     {"seed": st.integers(0, 2**32)},

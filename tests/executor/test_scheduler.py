@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tests.executor.doubles import COUNT_UP, RANDOM, Inbox, ScriptedModel, drain, submit
 
 from minitron_trt.errors import BadInputError, RefusedError, UsageError
-from minitron_trt.executor import Event, Executor, FinishReason, Request, Sampling
+from minitron_trt.executor import Event, Executor, FinishReason, Request, Sampler, Sampling
 
 
 def test_a_request_ends_after_max_tokens_with_one_last_event() -> None:
@@ -171,6 +172,26 @@ def test_a_seeded_request_draws_the_same_tokens_whoever_shares_its_batch() -> No
 
     assert found.tokens == expected.tokens
     assert len(set(found.tokens)) > 5
+
+
+def test_sequences_divided_among_cores_get_the_tokens_that_they_get_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    table = 3 * np.random.default_rng(1).normal(size=(6, 2**18)).astype(np.float32)
+    table[5] = np.nan
+    samplings = [Sampling(top_p=0.9, seed=n) for n in range(6)]
+    executor = Executor(ScriptedModel(slots=6, vocab=2**18, table=table))
+    inboxes = [
+        submit(executor, str(n), (n,), max_tokens=1, sampling=sampling)
+        for n, sampling in enumerate(samplings)
+    ]
+    drain(executor)
+    executor.close()
+    alone = [Sampler(samplings[n], (n,), 2**18).choose(table[n]) for n in range(5)]
+
+    assert [inbox.tokens for inbox in inboxes] == [*([token] for token in alone), []]
+    assert [inbox.reason for inbox in inboxes] == [FinishReason.LENGTH] * 5 + [FinishReason.ERROR]
 
 
 def raising(*_: object) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minitron_trt.errors import BadInputError, MinitronError
+from minitron_trt.executor.nucleus import nucleus
 from minitron_trt.executor.row_scores import Doubles, Ids, RowScores
 from minitron_trt.executor.step import Floats
 
@@ -34,6 +35,7 @@ _RANGES: Final[tuple[tuple[str, Callable[[float], bool], str], ...]] = (
 )
 # Stands for 0 where logits are divided, so that penalties keep a meaning.
 _SMALLEST_TEMPERATURE: Final = 1e-6
+_NO_IDS: Final[Ids] = np.empty(0, np.intp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,10 @@ class Sampler:
         banned = [*self._banned, *self._ending_a_bad_word()]
         if len(self.generated) < sampling.min_tokens:
             banned += self._end_ids
-        seen = self._seen_ids() if sampling.penalizes else np.empty(0, np.intp)
-        special = np.unique(np.concatenate([seen, np.array(banned, np.intp)]))
+        seen = self._seen_ids() if sampling.penalizes else _NO_IDS
+        special = _NO_IDS
+        if banned or len(seen):
+            special = np.unique(np.concatenate([seen, np.array(banned, np.intp)]))
         values = np.full(len(special), -math.inf)
         if len(seen):
             values = self._penalized(row[special].astype(np.float64) / divisor, special)
@@ -202,7 +206,7 @@ class Sampler:
                 end = np.searchsorted(mass, fraction * weights.sum()) + 1
                 ids, weights = ids[:end], weights[:end]
         elif fraction is not None:
-            ids, weights = scores.nucleus(fraction, top)
+            ids, weights = nucleus(scores, fraction, top)
         else:
             weights = np.exp(scores.every() - top)
             ids = np.arange(len(weights))

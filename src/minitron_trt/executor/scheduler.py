@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -18,9 +19,12 @@ from minitron_trt.executor.inflight import InFlight, Ticket
 from minitron_trt.executor.packing import last_logits, pack
 from minitron_trt.executor.requests import FinishReason, OnEvent, Request
 from minitron_trt.executor.step import Floats, StepBatch, StepModel
+from minitron_trt.host.machine import usable_cores
 
 MAX_TOKENS_PER_STEP: Final = 512
 MAX_QUEUE_SIZE: Final = 1024
+# Logits; with fewer, threads would only wait for each other's turn to run Python.
+_WORTH_A_THREAD: Final = 2**19
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,8 @@ class Executor:
         self._slots: list[InFlight | None] = [None] * model.slots
         self._prefilling: list[InFlight] = []
         self._steps = 0
+        self._cores = usable_cores()
+        self._choosers = ThreadPoolExecutor(self._cores, "minitron-sampler")
         self._packed = (0, 0, 0)  # sequences generating and prefilling, and tokens of the latter
         # These three are shared with the threads that submit and cancel.
         self._wake = threading.Condition()
@@ -113,6 +119,7 @@ class Executor:
             self._thread.join()
         for ticket in self._outstanding():
             self._finish_all(ticket.flights, FinishReason.CANCELLED)
+        self._choosers.shutdown()
 
     def check(self, request: Request) -> None:
         """Raise BadInputError, naming the field, when this executor can never run the request."""
@@ -223,19 +230,15 @@ class Executor:
         """Give each sequence that has its prompt behind it the token its logits call for."""
         logits = last_logits(flights, batch, logits)
         now = self._clock()
-        best = logits.argmax(axis=1)
-        finite = np.isfinite(logits[np.arange(len(best)), best]).tolist()
-        rows = zip(flights, batch.lengths.tolist(), best.tolist(), finite, logits, strict=True)
-        for flight, length, token, is_number, row in rows:
-            # The callback of an earlier row may have closed the executor.
-            if flight.finished:
-                continue
+        for flight, length in zip(flights, batch.lengths.tolist(), strict=True):
             flight.computed += length
-            if flight.prefilling:
+        for flight, token, row in zip(flights, self._choose(flights, logits), logits, strict=True):
+            # The callback of an earlier row may have closed the executor.
+            if flight.finished or flight.prefilling:
                 continue
             try:
-                if not (is_number and flight.sampler.plain):
-                    token = flight.sampler.choose(row, token)
+                if isinstance(token, Exception):
+                    raise token
                 reason = flight.accept(token, row, now)
                 if reason is None:
                     flight.send()
@@ -246,6 +249,34 @@ class Executor:
             except Exception as error:
                 log.exception("request %r failed", flight.request.request_id)
                 self._fail(flight, repr(error))
+
+    def _choose(self, flights: list[InFlight], logits: Floats) -> list[int | Exception]:
+        """Return each sequence's next token, or what its choice raised.
+
+        Sequences that need more than the largest logit are divided among the cores.
+        """
+        best = logits.argmax(axis=1)
+        finite = np.isfinite(logits[np.arange(len(best)), best]).tolist()
+        tokens: list[int | Exception] = best.tolist()
+        rows = [
+            n
+            for n, (flight, is_number) in enumerate(zip(flights, finite, strict=True))
+            if not (flight.prefilling or (is_number and flight.sampler.plain))
+        ]
+
+        def choose(part: list[int]) -> None:
+            for n in part:
+                try:
+                    tokens[n] = flights[n].sampler.choose(logits[n], int(best[n]))
+                except Exception as error:
+                    tokens[n] = error
+
+        parts = min(self._cores, len(rows) * logits.shape[1] // _WORTH_A_THREAD)
+        if parts > 1:
+            list(self._choosers.map(choose, [rows[part::parts] for part in range(parts)]))
+        else:
+            choose(rows)
+        return tokens
 
     def _fail(self, flight: InFlight, error: str) -> None:
         """End a sequence by an error, and with it the others of its request."""
