@@ -4,7 +4,8 @@
     python benchmarks/quality.py table.md --model nvidia/Minitron-4B-Base --text wiki.test.raw
 
 Without --model it is the two Austen samples and the novel that they have not read. GGUF types need
-llama.cpp's tools, which `make test-llama-cpp` builds.
+llama.cpp's tools, which `make test-llama-cpp` builds. With --keep, models and scores stay in a
+folder, in which the same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -85,6 +86,9 @@ def checkpoints(source: str, folder: Path, text: CalibrationText) -> Iterator[Pa
     for precision in PRECISIONS:
         for kv_cache in (None, *KV_CACHES):
             path = folder / (f"{precision}, {kv_cache} KV" if kv_cache else precision)
+            if path.exists():
+                yield path
+                continue
             options = ConvertOptions(
                 precision, kv_cache=kv_cache, keep_kv_cache=False, calibration=text
             )
@@ -100,20 +104,30 @@ def gguf_files(source: Path, folder: Path, llama_cpp: Path, text: Path) -> Itera
     """Have llama.cpp convert a model and quantize it to every type."""
     tools, whole = llama_cpp / "build" / "bin", folder / "F32.gguf"
     modules = f"{llama_cpp}/source/llama.cpp:{llama_cpp}/packages"
-    arguments = (modules, str(source), "--outtype", "f32", "--outfile", str(whole))
+    arguments = (modules, source, "--outtype", "f32", "--outfile")
     try:
-        _run(sys.executable, "-c", CONVERTER, *arguments)
+        if not whole.exists():
+            _written(whole, sys.executable, "-c", CONVERTER, *arguments)
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").splitlines()[-1:]
         click.echo(f"left out: GGUF types of {source}, {said}", err=True)
         return
     matrix = folder / "imatrix.gguf"
-    options = ("-o", matrix, "-c", CONTEXT, "--chunks", 16)
-    _run(tools / "llama-imatrix", "-m", whole, "-f", text, *options)
+    options = ("-c", CONTEXT, "--chunks", 16)
+    if not matrix.exists():
+        _written(matrix, tools / "llama-imatrix", "-m", whole, "-f", text, *options, "-o")
     for kind in FILE_TYPES:
         path = folder / f"{kind}.gguf"
-        _run(tools / "llama-quantize", "--imatrix", matrix, whole, path, kind, 1)
+        if not path.exists():
+            _written(path, tools / "llama-quantize", "--imatrix", matrix, whole, after=(kind, 1))
         yield path
+
+
+def _written(path: Path, *command: object, after: Iterable[object] = ()) -> None:
+    """Run a command that writes a file, whose name follows; an interrupted one leaves none."""
+    part = path.with_name(f"part-{path.name}")
+    _run(*command, part, *after)
+    part.rename(path)
 
 
 def _run(*command: object) -> None:
@@ -127,10 +141,12 @@ def scored(
     *,
     llama_cpp: Path | None,
     chunks: int | None,
+    keep: Path | None,
 ) -> list[Scored]:
     """Return the figures of a model in all its precisions and types."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary) if keep is None else keep / Path(source).name
+        folder.mkdir(parents=True, exist_ok=True)
         models = [*checkpoints(source, folder, calibration)]
         if llama_cpp is not None:
             # Its matrix is of another text than the one that is scored, as the calibration is.
@@ -151,6 +167,7 @@ def scored(
 @click.option("--model", "models", multiple=True, help="Instead of the samples; repeatable")
 @click.option("--text", type=click.Path(path_type=Path), default=HELD_OUT_TEXT)
 @click.option("--llama-cpp", type=click.Path(path_type=Path), help="Where it is built")
+@click.option("--keep", type=click.Path(path_type=Path), help="Folder for models and scores")
 @click.option("--chunks", type=int, help="Of the text; the default is all")
 @click.option("--calib-samples", type=int, default=64, show_default=True, help="Pieces of text")
 @click.option("--calib-length", type=int, default=512, show_default=True, help="Tokens in each")
@@ -159,6 +176,7 @@ def main(
     models: tuple[str, ...],
     text: Path,
     llama_cpp: Path | None,
+    keep: Path | None,
     chunks: int | None,
     calib_samples: int,
     calib_length: int,
@@ -169,8 +187,9 @@ def main(
     parts = [PAGE.format(samples=calib_samples, length=calib_length)]
     for source in models or [str(sample_folder(name)) for name in AUSTEN_NAMES]:
         calibration = CalibrationText(samples=calib_samples, length=calib_length)
-        results = scored(source, text, calibration, llama_cpp=llama_cpp, chunks=chunks)
-        count = f"{results[0].tokens} tokens of {text.name} are scored."
+        results = scored(source, text, calibration, llama_cpp=llama_cpp, chunks=chunks, keep=keep)
+        part = f", in its first {chunks} chunks," if chunks else ""
+        count = f"{results[0].tokens} tokens of {text.name}{part} are scored."
         parts.append(f"## {Path(source).name}\n\n{count}\n\n{as_markdown(results)}")
         click.echo(parts[-1])
     output.write_text("\n".join(parts), encoding="utf-8")
