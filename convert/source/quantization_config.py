@@ -69,10 +69,11 @@ class _Block:
         except re.error as error:
             raise BadInputError(f"{self.origin}: {key} has a bad pattern ({error})") from error
 
-    def refused(self, what: str) -> UnsupportedError:
-        """Return the refusal of something that TensorRT-LLM has no form of."""
+    def refused(self, what: str, remedy: str = "") -> UnsupportedError:
+        """Return the refusal of something that is converted to no form of TensorRT-LLM's."""
         return UnsupportedError(
-            f"{self.origin} has {what}, which is not supported; convert the bf16 model instead"
+            f"{self.origin} has {what}, which is not supported; {remedy}convert the bf16 model "
+            "instead"
         )
 
     def strategy(self, what: str) -> str:
@@ -124,7 +125,9 @@ def _modelopt(block: _Block) -> HfQuantization:
         return HfQuantization(None, _kv_cache(block), targets=(), ignored=())
     known = {precision.algorithm: precision.name for precision in (_FP8, _ROWWISE)}
     if algorithm not in known:
-        raise block.refused(f"quant_algo {algorithm!r}")
+        served = any(each.in_hf and each.algorithm == algorithm for each in PRECISIONS.values())
+        as_it_is = "serve the folder as it is (minitron-trt triton-repo), or "
+        raise block.refused(f"quant_algo {algorithm!r}", as_it_is if served else "")
     ignored = [block.patterns(key, fnmatch.translate) for key in ("ignore", "exclude_modules")]
     return HfQuantization(known[algorithm], _kv_cache(block), _ALL, ignored[0] + ignored[1])
 
