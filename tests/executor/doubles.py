@@ -19,7 +19,8 @@ RANDOM: Floats = np.random.default_rng(0).normal(size=(VOCAB, VOCAB)).astype(np.
 class ScriptedModel:
     """A StepModel whose logits depend on the last token only: `table[token]`. It counts up.
 
-    Like a real one it keeps a length per slot, and fails when a chunk does not go on from there.
+    Like a real one it keeps a length per slot, and fails when a chunk does not go on from there;
+    or from before, where a draft that does not hold is forgotten.
     """
 
     slots: int = 2
@@ -27,6 +28,7 @@ class ScriptedModel:
     vocab: int = VOCAB
     table: Floats = field(default_factory=lambda: COUNT_UP)
     fails_on: int = -1
+    forgets: bool = False
     batches: list[dict[int, list[int]]] = field(default_factory=list)
     held: dict[int, int] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)  # of logits, in each step
@@ -37,6 +39,8 @@ class ScriptedModel:
         for slot, stop, length in zip(batch.slots.tolist(), stops, batch.lengths, strict=True):
             positions = batch.positions[stop - length : stop].tolist()
             start = positions[0] and self.held[slot]
+            if self.forgets:
+                start = min(start, positions[0])
             if slot in chunks or positions != list(range(start, start + length)):
                 raise ValueError(f"slot {slot} holds {start} tokens, got positions {positions}")
             self.held[slot] = start + int(length)

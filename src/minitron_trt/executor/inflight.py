@@ -30,7 +30,7 @@ class Ticket:
         self.cancelled = False
         self._is_cancelled = is_cancelled
         self._deadline = None if request.timeout_s is None else now + request.timeout_s
-        prompt = np.asarray(request.prompt, dtype=np.int32)
+        prompt = np.asarray(request.prompt + request.draft, dtype=np.int32)
         self.flights = [InFlight(self, n, prompt, vocab) for n in range(request.sequences)]
 
     def interruption(self, now: float) -> FinishReason | None:
@@ -46,8 +46,8 @@ class InFlight:
     """One sequence of a request; its methods are for the executor's thread."""
 
     __slots__ = (
-        *("computed", "finished", "index", "last", "prompt", "request", "sampler", "scheduled"),
-        *("slot", "ticket", "_context", "_log_probs", "_logits"),
+        *("accepted_drafts", "computed", "drafts", "finished", "index", "last", "prompt"),
+        *("request", "sampler", "scheduled", "slot", "ticket", "_kept", "_log_probs", "_logits"),
         *("_stop_ids", "_tokens", "_token_times"),
     )
 
@@ -56,11 +56,13 @@ class InFlight:
         self.ticket = ticket
         self.request = request
         self.index = index
-        self.prompt = prompt
+        self.prompt = prompt  # and the draft, of which later only what holds
         self.sampler = Sampler(request.sampling, request.prompt, vocab, index)
         self.slot = -1  # while it is queued
         self.computed = 0  # tokens in the slot's KV cache
         self.last = -1  # the token that the next step computes, once the prompt is done
+        self.drafts = request.draft  # as long as it is not known how much of it holds
+        self.accepted_drafts = 0
         self.finished = False
         self.scheduled: float | None = None  # when it got its slot
         self._token_times: tuple[float, float] | None = None  # of the first and the last
@@ -69,21 +71,37 @@ class InFlight:
         self._tokens: list[int] = []  # these three are for the next event
         self._log_probs: list[float] = []
         self._logits: list[Floats] = []
-        self._context: list[Floats] = []
+        self._kept: list[Floats] = []
 
     @property
     def prefilling(self) -> bool:
         """Return whether part of the prompt is still to be computed."""
         return self.computed < len(self.prompt)
 
-    @property
-    def wants_context(self) -> bool:
-        """Return whether the logits of what it computes next are all to be kept."""
-        return self.request.context_logits and self.index == 0 and self.prefilling
+    def kept(self, length: int) -> int:
+        """Return of how many of the next `length` tokens, the last ones, all logits are kept."""
+        if self.prefilling and self.request.context_logits and self.index == 0:
+            return length
+        if self.drafts:
+            # The token before a draft decides whether its first token holds.
+            beyond = self.computed + length - len(self.request.prompt)
+            return min(length, max(0, beyond + 1))
+        return 0
 
-    def keep_context(self, logits: Floats) -> None:
-        """Keep the logits of a part of the prompt for the first event."""
-        self._context.append(logits)
+    def keep(self, logits: Floats) -> None:
+        """Keep logits of the prompt for the first event, or those that a draft is checked by."""
+        self._kept.append(logits)
+
+    def take_kept(self) -> Floats:
+        """Return the logits that were kept, and keep them no longer."""
+        kept, self._kept = np.concatenate(self._kept), []
+        return kept
+
+    def settle_drafts(self, accepted: int) -> None:
+        """Keep in the KV cache the first so many tokens of the draft, and forget the others."""
+        self.drafts, self.accepted_drafts = (), accepted
+        self.prompt = self.prompt[: len(self.request.prompt) + accepted]
+        self.computed = len(self.prompt)
 
     def accept(self, token: int, logits: Floats, now: float) -> FinishReason | None:
         """Take the next token and return why it is the last, if so.
@@ -121,10 +139,11 @@ class InFlight:
             error,
             self.index,
             np.stack(self._logits) if self._logits else None,
-            np.concatenate(self._context) if self._context and not self.prefilling else None,
+            self.take_kept() if self._kept and not self.prefilling else None,
             self._timing() if self.request.timing else None,
+            self.accepted_drafts,
         )
-        self._tokens, self._log_probs, self._logits, self._context = [], [], [], []
+        self._tokens, self._log_probs, self._logits, self._kept = [], [], [], []
         self.ticket.send(event)
 
     def _timing(self) -> Timing:

@@ -43,26 +43,25 @@ def pack(
 
 
 def _logit_rows(flights: Sequence[InFlight], lengths: Sequence[int]) -> Ints | None:
-    """Name every token of the sequences that want logits of their prompt, the last of others."""
-    if not any(flight.wants_context for flight in flights):
+    """Name the tokens whose logits are wanted: those to keep, of others the last."""
+    kept = [flight.kept(length) for flight, length in zip(flights, lengths, strict=True)]
+    if not any(kept):
         return None
-    rows: list[int] = []
-    stop = 0
-    for flight, length in zip(flights, lengths, strict=True):
-        stop += length
-        rows += range(stop - length if flight.wants_context else stop - 1, stop)
-    return np.array(rows, dtype=np.int32)
+    stops = np.cumsum(lengths).tolist()
+    rows = [range(stop - max(1, count), stop) for stop, count in zip(stops, kept, strict=True)]
+    return np.concatenate([np.asarray(each, dtype=np.int32) for each in rows])
 
 
 def last_logits(flights: Sequence[InFlight], batch: StepBatch, logits: Floats) -> Floats:
-    """Return the logits [S, vocab] of each sequence's last token; those of prompts are kept."""
+    """Return the logits [S, vocab] of each sequence's last token; those to keep are kept."""
     if batch.logit_rows is None:
         return logits
     lasts: list[int] = []
     stop = 0
     for flight, length in zip(flights, batch.lengths.tolist(), strict=True):
-        start, stop = stop, stop + (length if flight.wants_context else 1)
-        if flight.wants_context:
-            flight.keep_context(logits[start:stop])
+        kept = flight.kept(length)
+        start, stop = stop, stop + max(1, kept)
+        if kept:
+            flight.keep(logits[start:stop])
         lasts.append(stop - 1)
     return logits[lasts]

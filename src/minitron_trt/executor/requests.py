@@ -38,7 +38,8 @@ class Event(NamedTuple):
 
     `log_probs` and the rows of `generation_logits` [k, vocab] go with `tokens` one to one;
     `context_logits` [prompt, vocab] come once, with the first event of sequence 0. All are there
-    only where the request wants them, `timing` too, as far as it is known.
+    only where the request wants them, `timing` too, as far as it is known. `accepted_drafts` counts
+    those of `tokens` that the request's draft had proposed.
     """
 
     tokens: tuple[int, ...]
@@ -49,6 +50,7 @@ class Event(NamedTuple):
     generation_logits: Floats | None = None
     context_logits: Floats | None = None
     timing: Timing | None = None
+    accepted_drafts: int = 0
 
 
 OnEvent = Callable[[Event], None]
@@ -59,7 +61,8 @@ OnEvent = Callable[[Event], None]
 class Request:
     """A prompt to continue, `sequences` times; the time-out counts from when it is submitted.
 
-    Sequence i draws with seed + i, so greedy ones are all alike.
+    Sequence i draws with seed + i, so greedy ones are all alike. `draft` is how another model
+    continues the prompt: as far as the answer would have begun so, it is computed in one step.
     """
 
     request_id: str
@@ -71,6 +74,7 @@ class Request:
     context_logits: bool = False
     generation_logits: bool = False
     timing: bool = False
+    draft: tuple[int, ...] = ()
 
     def check(self, model: StepModel) -> None:
         """Raise BadInputError, naming the field, when this model cannot run the request."""
@@ -82,6 +86,13 @@ class Request:
             raise BadInputError(f"num_return_sequences is {self.sequences}; expected at least 1")
         if self.timeout_s is not None and not 0 < self.timeout_s < math.inf:
             raise BadInputError(f"timeout_s is {self.timeout_s}; expected a number above 0")
+        if len(self.draft) >= self.max_tokens and self.draft:
+            raise BadInputError(
+                f"draft_input_ids has {len(self.draft)} tokens and max_tokens is "
+                f"{self.max_tokens}; expected at least one more than the draft"
+            )
+        if self.draft and self.context_logits:
+            raise BadInputError("context logits cannot be returned with draft_input_ids")
         total = len(self.prompt) + self.max_tokens
         if total > model.max_seq_len:
             raise BadInputError(
@@ -89,16 +100,19 @@ class Request:
                 f"together {total}; this model holds max_seq_len {model.max_seq_len}: shorten the "
                 "prompt or lower max_tokens"
             )
-        if min(self.prompt) < 0 or max(self.prompt) >= model.vocab:
-            index, token = next(
-                (i, token) for i, token in enumerate(self.prompt) if not 0 <= token < model.vocab
-            )
-            raise BadInputError(
-                f"input_ids[{index}] is {token}; expected a token id from 0 to {model.vocab - 1}"
-            )
+        _check_ids("input_ids", self.prompt, model.vocab)
+        _check_ids("draft_input_ids", self.draft, model.vocab)
         bias = self.sampling.embedding_bias
         if bias is not None and bias.shape != (model.vocab,):
             raise BadInputError(
                 f"embedding_bias has {bias.size} values; expected one for each of the model's "
                 f"{model.vocab} token ids"
             )
+
+
+def _check_ids(name: str, ids: tuple[int, ...], vocab: int) -> None:
+    if ids and (min(ids) < 0 or max(ids) >= vocab):
+        index, token = next((i, token) for i, token in enumerate(ids) if not 0 <= token < vocab)
+        raise BadInputError(
+            f"{name}[{index}] is {token}; expected a token id from 0 to {vocab - 1}"
+        )

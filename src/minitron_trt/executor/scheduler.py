@@ -33,6 +33,19 @@ def _never() -> bool:
     return False
 
 
+def _check_drafts(flight: InFlight, now: float) -> FinishReason | None:
+    """Give a sequence its tokens as long as its draft proposed them, and the one after."""
+    drafts, reason = flight.drafts, None
+    for place, row in enumerate(flight.take_kept()):
+        token = flight.sampler.choose(row)
+        reason = flight.accept(token, row, now)
+        proposed = place < len(drafts) and token == drafts[place]
+        if reason is not None or not proposed:
+            flight.settle_drafts(place + proposed)
+            break
+    return reason
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """How busy an executor is; the last three are the step in progress or the last one."""
@@ -239,7 +252,10 @@ class Executor:
             try:
                 if isinstance(token, Exception):
                     raise token
-                reason = flight.accept(token, row, now)
+                if flight.drafts:
+                    reason = _check_drafts(flight, now)
+                else:
+                    reason = flight.accept(token, row, now)
                 if reason is None:
                     flight.send()
                 else:
@@ -251,7 +267,7 @@ class Executor:
                 self._fail(flight, repr(error))
 
     def _choose(self, flights: list[InFlight], logits: Floats) -> list[int | Exception]:
-        """Return each sequence's next token, or what its choice raised.
+        """Return each sequence's next token, or what its choice raised; not of one with a draft.
 
         Sequences that need more than the largest logit are divided among the cores.
         """
@@ -261,7 +277,7 @@ class Executor:
         rows = [
             n
             for n, (flight, is_number) in enumerate(zip(flights, finite, strict=True))
-            if not (flight.prefilling or (is_number and flight.sampler.plain))
+            if not (flight.prefilling or flight.drafts or (is_number and flight.sampler.plain))
         ]
 
         def choose(part: list[int]) -> None:

@@ -143,6 +143,7 @@ class _NextResponse:
         self._logits: list[NDArray[np.float32]] = []
         self._context: NDArray[np.float32] | None = None
         self._timing: Timing | None = None
+        self._accepted_drafts = 0
         self._always: Outputs = {}
         if stream_id is not None:
             self._always["stream_id"] = np.array([[stream_id]], np.uint64)
@@ -160,6 +161,7 @@ class _NextResponse:
         if event.generation_logits is not None:
             self._logits.append(event.generation_logits)
         self._context, self._timing = context, event.timing
+        self._accepted_drafts = event.accepted_drafts
 
     def count(self, tokens: int, now: float) -> None:
         """Count tokens that came at a time."""
@@ -187,7 +189,8 @@ class _NextResponse:
         if self._context is not None:
             outputs["context_logits"] = self._context[None]
         if self._timing is not None:
-            outputs |= _metrics(self._timing)
+            drafts = len(self._call.request.draft)
+            outputs |= _metrics(self._timing, self._accepted_drafts, drafts)
         if self._call.prepend_prompt and not self._call.streaming:
             ids = [*self._call.request.prompt, *ids]
         outputs["output_ids"] = np.array([[ids]], np.int32)
@@ -215,7 +218,7 @@ def _number(value: int) -> NDArray[np.int32]:
     return np.array([[value]], np.int32)
 
 
-def _metrics(timing: Timing) -> Outputs:
+def _metrics(timing: Timing, accepted_drafts: int, drafts: int) -> Outputs:
     """Return what a request took: all that TensorRT-LLM says, 0 where there is nothing (yet).
 
     Times are nanoseconds of the machine's monotonic clock. A block of the KV cache is a slot, which
@@ -230,7 +233,7 @@ def _metrics(timing: Timing) -> Outputs:
         "kv_cache_alloc_new_blocks": _number(blocks),
         "kv_cache_alloc_total_blocks": _number(blocks),
         "kv_cache_reused_blocks": _number(0),
-        "acceptance_rate": np.zeros((1, 1), np.float32),
-        "total_accepted_draft_tokens": _number(0),
-        "total_draft_tokens": _number(0),
+        "acceptance_rate": np.array([[accepted_drafts / max(1, drafts)]], np.float32),
+        "total_accepted_draft_tokens": _number(accepted_drafts),
+        "total_draft_tokens": _number(drafts),
     }

@@ -53,7 +53,8 @@ len_penalty, early_stopping and beam_search_diversity_rate may have any: without
 change anything."""
 
 _PROMPT_TABLE, _LORA, _REUSE = "a prompt table", "LoRA adapters", "reuse of its KV cache"
-_GUIDED, _LOOKAHEAD, _DRAFT = "guided decoding", "lookahead decoding", "speculative decoding"
+_GUIDED, _LOOKAHEAD = "guided decoding", "lookahead decoding"
+_DRAFT_LOGITS = "drafts that are accepted by their probabilities"
 _LACKS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "prompt_embedding_table": _PROMPT_TABLE,
@@ -74,9 +75,8 @@ _LACKS: Final[Mapping[str, str]] = MappingProxyType(
         "lookahead_window_size": _LOOKAHEAD,
         "lookahead_ngram_size": _LOOKAHEAD,
         "lookahead_verification_set_size": _LOOKAHEAD,
-        "draft_input_ids": _DRAFT,
-        "draft_logits": _DRAFT,
-        "draft_acceptance_threshold": _DRAFT,
+        "draft_logits": _DRAFT_LOGITS,
+        "draft_acceptance_threshold": _DRAFT_LOGITS,
     }
 )
 """Inputs that may not be sent, and what each would need."""
@@ -146,6 +146,9 @@ def read_runtime_call(
             context_logits=scalar(arrays, "return_context_logits", False),
             generation_logits=scalar(arrays, "return_generation_logits", False),
             timing=scalar(arrays, "return_perf_metrics", False),
+            draft=tuple(arrays["draft_input_ids"].reshape(-1).tolist())
+            if "draft_input_ids" in arrays
+            else (),
         ),
         streaming=scalar(arrays, "streaming", False),
         prepend_prompt=not scalar(arrays, "exclude_input_in_output", offer.exclude_input),
