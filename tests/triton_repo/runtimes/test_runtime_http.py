@@ -54,7 +54,7 @@ LACKING: dict[str, Any] = {
     **{f"lookahead_{n}": 1 for n in ("window_size", "ngram_size", "verification_set_size")},
     **{f"retention_token_range_{n}": ONES for n in ("starts", "ends", "priorities")},
     **{"retention_token_range_durations_ms": ONES, "retention_decode_priority": ONES},
-    **{"retention_decode_duration_ms": ONES, "draft_input_ids": ONES},
+    **{"retention_decode_duration_ms": ONES},
     **{"draft_logits": np.ones((1, 1, 1), np.float32)},
     **{"draft_acceptance_threshold": np.ones((1, 1), np.float32)},
 }
@@ -135,12 +135,24 @@ def test_times_come_over_http(runtime: Runtime) -> None:
     assert times == sorted(times)
 
 
+def test_a_draft_changes_no_answer(runtime: Runtime) -> None:
+    plain = over_http(runtime, **prompt(IDS, 8))
+    answer = plain["output_ids"][len(IDS) :]
+    draft = np.array([[*answer[:3], (answer[3] + 1) % 512]], np.int32)
+    found = over_http(runtime, **prompt(IDS, 8), draft_input_ids=draft, return_perf_metrics=True)
+
+    assert found["output_ids"] == plain["output_ids"]
+    assert found["total_accepted_draft_tokens"] == [3]
+    assert found["total_draft_tokens"] == [4]
+    assert found["acceptance_rate"] == [0.75]
+
+
 def test_a_request_is_stopped_over_http(runtime: Runtime) -> None:
     assert over_http(runtime, **prompt(IDS, 8), stop=True, stream_id=5) == {}
 
 
 def test_every_input_of_the_contract_goes_over_http() -> None:
     signature = tensorrt_llm(ElementTypes(), reports_streams=True)
-    others = {*prompt(IDS, 8), "return_perf_metrics", "stop"}
+    others = {*prompt(IDS, 8), "return_perf_metrics", "stop", "draft_input_ids"}
 
     assert {tensor.name for tensor in signature.inputs} == {*INPUTS, *LACKING, *others}
