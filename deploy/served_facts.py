@@ -22,6 +22,7 @@ from minitron_trt.triton_repo.contract.model_names import (
     PREPROCESSING,
     TENSORRT_LLM,
     TENSORRT_LLM_BLS,
+    TENSORRT_LLM_DRAFT,
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.serving.command_line import command_line, is_multi_model
@@ -124,6 +125,11 @@ def read_facts(
     options = ServerOptions(endpoints, closed=CLOSED, drain_s=drain_s)
     if is_multi_model(served, options):
         raise UnsupportedError(f"{repository} has several engines; deploy them one by one")
+    if TENSORRT_LLM_DRAFT in served.configs:
+        raise UnsupportedError(
+            f"{repository} has a draft model, whose memory is in no forecast; write it without "
+            "--draft"
+        )
     if served.runtime != TRTLLM:
         # Only engines name the place where they will be mounted.
         served = replace(served, mount=Path(MOUNT))

@@ -44,6 +44,12 @@ def _list_parameters(context: click.Context, _: click.Parameter, requested: bool
         help="Folder of the tokenizer  [default: the artifact]",
     ),
     cloup.option(
+        "--draft",
+        type=PATH,
+        help="Checkpoint of a smaller model that drafts, for requests to tensorrt_llm_bls with "
+        "num_draft_tokens; reference only",
+    ),
+    cloup.option(
         "--mount",
         default="/models",
         show_default=True,

@@ -81,22 +81,27 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def plan_repository(runtime: Runtime, recipe: ServingRecipe) -> RepositoryPlan:
-    """Lay the models of text out around a runtime."""
-    configs = (*_text_configs(runtime, recipe), runtime.config)
+def plan_repository(
+    runtime: Runtime, recipe: ServingRecipe, draft: Runtime | None = None
+) -> RepositoryPlan:
+    """Lay the models of text out around a runtime, and around what drafts for it."""
+    generators = (runtime,) if draft is None else (runtime, draft)
+    configs = (*_text_configs(runtime, recipe, draft), *(each.config for each in generators))
     texts = {f"{config.name}/{CONFIG_PBTXT}": to_text(config) for config in configs}
     for name in TEXT_MODELS:
         texts |= _python_sources(name, source=name)
-    if runtime.config.backend == PYTHON_BACKEND:
-        source = f"{TENSORRT_LLM}_{runtime.name}"
-        texts |= _python_sources(TENSORRT_LLM, source=source, subpackage=runtime.name)
+    for each in generators:
+        if each.config.backend == PYTHON_BACKEND:
+            source = f"{TENSORRT_LLM}_{each.name}"
+            texts |= _python_sources(each.config.name, source=source, subpackage=each.name)
     texts |= {
         f"{name}/1/{_TOKENIZER}/{file}": text
         for name in TEXT_MODELS
         for file, text in runtime.tokenizer.texts.items()
     }
-    texts |= {f"{TENSORRT_LLM}/1/{name}": text for name, text in runtime.texts.items()}
-    for name in (ENSEMBLE, TENSORRT_LLM):
+    for each in generators:
+        texts |= {f"{each.config.name}/1/{name}": text for name, text in each.texts.items()}
+    for name in (ENSEMBLE, *(each.config.name for each in generators)):
         # Triton wants a version folder, also where nothing lies in it.
         texts[f"{name}/1/.keep"] = ""
     links = {
@@ -104,7 +109,8 @@ def plan_repository(runtime: Runtime, recipe: ServingRecipe) -> RepositoryPlan:
         for name in TEXT_MODELS
         for path in runtime.tokenizer.copied
     }
-    links |= {f"{TENSORRT_LLM}/1/{name}": path for name, path in runtime.links.items()}
+    for each in generators:
+        links |= {f"{each.config.name}/1/{name}": path for name, path in each.links.items()}
     return RepositoryPlan(texts, links)
 
 
@@ -156,7 +162,9 @@ def _encoding(runtime: Runtime, recipe: ServingRecipe) -> dict[str, str]:
     }
 
 
-def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig, ...]:
+def _text_configs(
+    runtime: Runtime, recipe: ServingRecipe, draft: Runtime | None
+) -> tuple[ModelConfig, ...]:
     batch = runtime.config.max_batch_size
     encoding = _encoding(runtime, recipe)
     decoding = {
@@ -165,6 +173,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
     }
     # Whether tensorrt_llm says why an answer ended.
     relay = {"finish_reason": json.dumps(runtime.reports_streams)}
+    drafts = {} if draft is None else {"tensorrt_llm_draft_model_name": draft.config.name}
     # A client of models that send one response waits for that one.
     ending = {"empty_final_response": json.dumps(recipe.decoupled)}
     signature = text_model(runtime.types)
@@ -192,7 +201,7 @@ def _text_configs(runtime: Runtime, recipe: ServingRecipe) -> tuple[ModelConfig,
         python_model(
             TENSORRT_LLM_BLS,
             bls_model(runtime.types),
-            {**encoding, **decoding, **relay, **recipe.settings_of(TENSORRT_LLM_BLS)},
+            {**encoding, **decoding, **relay, **drafts, **recipe.settings_of(TENSORRT_LLM_BLS)},
             max_batch_size=batch,
             instances=recipe.bls_instances or min(batch, runtime.most_text_instances),
             # An instance answers one request at a time, so none may wait for one that is busy.

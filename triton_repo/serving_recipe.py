@@ -35,6 +35,7 @@ class ServingRecipe:
     tp: int | None = None
     pp: int | None = None
     tokenizer: Path | None = None
+    draft: Path | None = None
     mount: str = MOUNT
     settings: Settings = field(default_factory=dict)
 
@@ -69,4 +70,5 @@ class ServingRecipe:
     def to_json(self) -> dict[str, Any]:
         """Return the record that a manifest keeps."""
         record = {item.name: getattr(self, item.name) for item in fields(self)}
-        return record | {"tokenizer": None if self.tokenizer is None else str(self.tokenizer)}
+        folders = {"tokenizer": self.tokenizer, "draft": self.draft}
+        return record | {name: None if at is None else str(at) for name, at in folders.items()}

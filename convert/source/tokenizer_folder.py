@@ -117,7 +117,7 @@ class SourceTokenizer:
     @property
     def longest_token(self) -> int:
         """Return the most characters that a token has, in the way that the vocabulary writes it."""
-        return max(map(len, self._ids), default=1)
+        return max(map(len, self.ids), default=1)
 
     @cached_property
     def written_config(self) -> Mapping[str, Any]:
@@ -169,11 +169,12 @@ class SourceTokenizer:
         for token_id, token in _entries(self._config.get("added_tokens_decoder")):
             if isinstance(token, Mapping) and token.get("content") == text and token_id.isdecimal():
                 return int(token_id)
-        ids = self._ids
+        ids = self.ids
         return ids.get(text, max(ids.values()) + 1) if ids else None
 
     @cached_property
-    def _ids(self) -> Mapping[str, int]:
+    def ids(self) -> Mapping[str, int]:
+        """Return the ids of its tokens, by their text."""
         return token_ids(self._record(TOKENIZER_JSON)) if self._slow is None else self._slow.ids()
 
 

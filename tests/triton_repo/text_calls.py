@@ -13,10 +13,10 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tests.patience import PATIENCE_S, longer_and_longer
 
-from minitron_trt.triton_repo.contract.tensors import ElementTypes, text_model
+from minitron_trt.triton_repo.contract.tensors import ElementTypes, bls_model
 from minitron_trt.triton_repo.serving.server_options import Endpoints
 
-TYPES = {tensor.name: tensor.type for tensor in text_model(ElementTypes()).inputs}
+TYPES = {tensor.name: tensor.type for tensor in bls_model(ElementTypes()).inputs}
 _NUMPY: dict[str, Any] = {
     "STRING": np.object_,
     "INT32": np.int32,

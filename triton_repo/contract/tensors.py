@@ -177,7 +177,7 @@ def text_model(types: ElementTypes) -> Signature:
 
 
 def bls_model(types: ElementTypes) -> Signature:
-    """Return what the BLS model offers: of drafts, which it refuses, the ensemble has nothing."""
+    """Return what the BLS model offers: of drafts, which it has made, the ensemble has nothing."""
     signature = text_model(types)
     drafts = (*optional("INT32", "num_draft_tokens"), *optional("BOOL", "use_draft_logits"))
     return replace(signature, inputs=(*signature.inputs, *drafts))

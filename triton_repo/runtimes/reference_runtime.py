@@ -27,8 +27,10 @@ DEFAULT_MAX_SEQ_LEN: Final = 4096
 _CHECKPOINT: Final = "checkpoint"
 
 
-def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
-    """Serve a checkpoint as it is.
+def plan_reference(
+    checkpoint: Checkpoint, recipe: ServingRecipe, *, name: str = TENSORRT_LLM
+) -> Runtime:
+    """Serve a checkpoint as it is, by the model of a name.
 
     BadInputError when it has no tokenizer, UsageError when the recipe does not fit it,
     UnsupportedError for several GPUs.
@@ -52,7 +54,7 @@ def plan_reference(checkpoint: Checkpoint, recipe: ServingRecipe) -> Runtime:
     return Runtime(
         name=REFERENCE,
         config=python_model(
-            TENSORRT_LLM,
+            name,
             tensorrt_llm(types, reports_streams=True),
             parameters,
             max_batch_size=batch,

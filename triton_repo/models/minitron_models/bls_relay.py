@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_models.client_watch import ClientWatch, WatchedRequest
+from minitron_models.drafted_model import DraftedModel
 from minitron_models.model_calls import ModelError, TokenModel
 from minitron_models.open_streams import LENGTH, STOP, TIMEOUT, OpenStream, SequenceText, id_rows
 from minitron_models.token_texts import TokenTexts
@@ -34,6 +35,8 @@ class RelayedRequest:
     timeout_us: int
     reports_streams: bool  # tensorrt_llm says why an answer ended, and pads no row of ids
     accumulate: bool  # each response repeats the text so far
+    draft_model: str = ""  # what drafts
+    draft_tokens: int = 0  # how many at a time
 
     @property
     def indices(self) -> tuple[str, ...]:
@@ -99,7 +102,7 @@ class BlsRelay:
         plain = self._begin_plain()
         # How many tensors a response has that holds nothing but ids.
         least = 1 if request.reports_streams else 2
-        for tensors in self._model.generate(
+        for tensors in self._drafted(watched).generate(
             self._request_id, self._requested_outputs(), request.timeout_us, request.inputs
         ):
             if watched.left:
@@ -118,6 +121,17 @@ class BlsRelay:
                 outputs = self._take_response(place, tensors, watched.late)
                 if outputs is not None:
                     self._sender.send(outputs)
+
+    def _drafted(self, watched: WatchedRequest) -> TokenModel | DraftedModel:
+        request = self._request
+        if not request.draft_tokens:
+            return self._model
+        return DraftedModel(
+            self._model,
+            request.draft_model,
+            request.draft_tokens,
+            lambda: watched.left or watched.late or self._told_to_stop,
+        )
 
     def _begin_plain(self) -> SequenceText | None:
         """Begin and return the one sequence of a stream without stop words, None of others.

@@ -35,6 +35,8 @@ class ModelError(Exception):
 class TokenModel:
     """The model tensorrt_llm, as another model calls it: from one thread, a call at a time.
 
+    A model that drafts for it is called the same way, by its name.
+
     Triton's Python stub (2.51, and in its sources up to 26.07) hangs when a thread begins a
     decoupled call while another waits for a response: it takes a lock while it holds Python's own,
     and the two threads wait for each other.
@@ -55,11 +57,17 @@ class TokenModel:
         return True
 
     def generate(
-        self, request_id: str, outputs: Sequence[str], timeout_us: int, inputs: Inputs
+        self,
+        request_id: str,
+        outputs: Sequence[str],
+        timeout_us: int,
+        inputs: Inputs,
+        *,
+        name: str = "tensorrt_llm",
     ) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the outputs of each response; ModelError when tensorrt_llm refuses or fails."""
+        """Yield the outputs of each response; ModelError when the model refuses or fails."""
         responses = pb_utils.InferenceRequest(
-            model_name="tensorrt_llm",
+            model_name=name,
             request_id=request_id,
             requested_output_names=list(outputs),
             inputs=[pb_utils.Tensor(name, value) for name, value in inputs.items()],

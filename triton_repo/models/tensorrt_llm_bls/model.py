@@ -13,7 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from minitron_models.bls_relay import BlsRelay, RelayedRequest
 from minitron_models.client_watch import ClientWatch
-from minitron_models.config_parameters import flag
+from minitron_models.config_parameters import flag, parameter
 from minitron_models.model_calls import TokenModel, exchange
 from minitron_models.open_streams import OpenStream
 from minitron_models.prompt_rows import stack_inputs
@@ -51,6 +51,7 @@ class TritonPythonModel:
         self._exclude = flag(args, "exclude_input_in_output", True)
         self._accumulate = flag(args, "accumulate_tokens", False)
         self._reports_streams = flag(args, "finish_reason", False)
+        self._draft_model = parameter(args, "tensorrt_llm_draft_model_name", "")
         self._model = TokenModel()
         self._watch = ClientWatch(_stop_by_postprocessing)
 
@@ -81,11 +82,9 @@ class TritonPythonModel:
         sequences = row_values(request, "num_return_sequences", rows, 1)
         if not self._decoupled:
             _check_one_response(any(streaming), max(sequences), rows)
-        if any(row_values(request, "num_draft_tokens", rows, 0)):
-            raise ValueError(
-                "num_draft_tokens needs a draft model beside tensorrt_llm, which this repository "
-                "lacks; leave it out, or send draft_input_ids to tensorrt_llm"
-            )
+        draft_tokens = max(row_values(request, "num_draft_tokens", rows, 0))
+        if draft_tokens:
+            self._check_drafts(request, draft_tokens, rows, max(sequences))
         prompts = [self._encoder.encode(text) for text in texts]
         passed_on = {
             target: value
@@ -115,7 +114,32 @@ class TritonPythonModel:
             timeout_us=request.timeout(),
             reports_streams=self._reports_streams,
             accumulate=self._accumulate,
+            draft_model=self._draft_model,
+            draft_tokens=draft_tokens,
         )
+
+    def _check_drafts(
+        self, request: TritonRequest, draft_tokens: int, rows: int, sequences: int
+    ) -> None:
+        """Raise ValueError, naming the input, where a draft model cannot do what is wanted."""
+        if not self._draft_model:
+            raise ValueError(
+                "num_draft_tokens needs a draft model beside tensorrt_llm, which this repository "
+                "lacks; leave it out, or write the repository with triton-repo --draft"
+            )
+        if draft_tokens < 0:
+            raise ValueError(f"num_draft_tokens is {draft_tokens}; expected 0 or more")
+        beams = max(row_values(request, "beam_width", rows, 1))
+        for name, number in (
+            ("text_input", rows),
+            ("num_return_sequences", sequences),
+            ("beam_width", beams),
+        ):
+            if number > 1:
+                raise ValueError(f"{name} is for {number} texts, but drafts are made for one")
+        for name in ("use_draft_logits", "return_context_logits"):
+            if any(row_values(request, name, rows, False)):
+                raise ValueError(f"{name} cannot be had with num_draft_tokens; leave one out")
 
 
 def _stop_by_postprocessing(request_id: str) -> None:
