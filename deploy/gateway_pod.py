@@ -112,7 +112,7 @@ def _pod(deployment: Deployment) -> dict[str, Any]:
 
 def _container(deployment: Deployment) -> dict[str, Any]:
     amounts = {
-        "cpu": Figure("1", "one process, whose work is waiting", "gateway.cpu"),
+        "cpu": Figure("1", "one process, which uses one", "gateway.cpu"),
         "memory": gateway_memory(),
         "ephemeral-storage": Figure("64Mi", "its log", "gateway.ephemeralStorage"),
     }
