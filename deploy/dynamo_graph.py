@@ -30,7 +30,6 @@ from minitron_trt.deploy.pods import (
     lifecycle,
     metadata,
     own_container,
-    own_replicas,
     patience,
     placement,
     selector,
@@ -38,7 +37,8 @@ from minitron_trt.deploy.pods import (
     server_placement,
     volumes,
 )
-from minitron_trt.deploy.settings import NONE
+from minitron_trt.deploy.scaling import front_autoscaler
+from minitron_trt.deploy.settings import NONE, DeploySettings
 from minitron_trt.yaml_text import Figure
 
 GRAPH_API: Final = "nvidia.com/v1beta1"
@@ -56,6 +56,7 @@ _RESPONSES: Final = "DYN_TCP_RESPONSE_STREAM_PORT"
 FIXED_PORTS: Final[Mapping[str, int]] = MappingProxyType({_REQUESTS: 9345, _RESPONSES: 9346})
 """The ports that Dynamo would choose as it goes, by the variables that fix them."""
 _MIGRATIONS: Final = 3
+_FRONTENDS: Final = Figure(2, "one may go", "frontend.replicas")
 _ANY_API_PORTS: Final = (443, 6443)
 
 
@@ -69,9 +70,26 @@ def dynamo_graph(deployment: Deployment) -> dict[str, Any]:
     }
 
 
-def graph_scale_target(deployment: Deployment) -> dict[str, str]:
-    """Return what has the workers' replicas: an adapter that the operator makes."""
-    return {"apiVersion": GRAPH_API, "kind": ADAPTER, "name": f"{deployment.name}-{WORKERS}"}
+def graph_scale_target(deployment: Deployment, component: str = WORKERS) -> dict[str, str]:
+    """Return what has a component's replicas: an adapter that the operator makes."""
+    return {"apiVersion": GRAPH_API, "kind": ADAPTER, "name": f"{deployment.name}-{component}"}
+
+
+def frontend_autoscaler(deployment: Deployment) -> list[dict[str, Any]]:
+    """Return the autoscaler of the frontends."""
+    settings = deployment.settings
+    most = Figure(
+        max(settings.max_replicas, int(_FRONTENDS.value)),
+        "one for each of the most replicas",
+        "frontend.maxReplicas",
+    )
+    target = graph_scale_target(deployment, FRONTEND)
+    return front_autoscaler(settings, FRONTEND, target, least=_FRONTENDS, most=most)
+
+
+def _replicas(settings: DeploySettings, least: Figure) -> dict[str, Any]:
+    """Return the replicas of a component, or that an autoscaler has them."""
+    return {"replicas": least} if settings.autoscaler == NONE else {"scalingAdapter": {}}
 
 
 def _version() -> Figure:
@@ -85,7 +103,7 @@ def _frontend(deployment: Deployment) -> dict[str, Any]:
     return {
         "name": FRONTEND,
         "type": FRONTEND_TYPE,
-        "replicas": Figure(2, "one may go", "frontend.replicas"),
+        **_replicas(settings, _FRONTENDS),
         "runtimeVersionOverride": _version(),
         "podTemplate": {
             "metadata": {"labels": labels(settings, FRONTEND)},
@@ -129,12 +147,10 @@ def _frontend_container(deployment: Deployment) -> dict[str, Any]:
 
 def _workers(deployment: Deployment) -> dict[str, Any]:
     settings = deployment.settings
-    adapter: dict[str, Any] = {} if settings.autoscaler == NONE else {"scalingAdapter": {}}
     return {
         "name": WORKERS,
         "type": "worker",
-        **own_replicas(deployment),
-        **adapter,
+        **_replicas(settings, deployment.replicas()),
         "runtimeVersionOverride": _version(),
         "sharedMemorySize": Figure("0", "the server's own is below, of the size that it needs"),
         "podTemplate": {

@@ -13,6 +13,7 @@ from minitron_trt.deploy.dynamo_graph import (
     dynamo_graph,
     dynamo_policies,
     dynamo_routes,
+    frontend_autoscaler,
     graph_scale_target,
 )
 from minitron_trt.deploy.gateway_pod import gateway_deployment
@@ -64,7 +65,7 @@ _ABOUT: Final = {
     "network-policies": "Who reaches whom; whatever is not named here does not.",
     "routes": "Ways in from outside, by Gateway API.",
     "disruptions": "Nodes are drained one Pod at a time.",
-    "autoscaling": "Replicas by what waits and by how full the KV caches are.",
+    "autoscaling": "Replicas by what there is to do.",
     "monitoring": "What Prometheus scrapes, and the alerts on it.",
     "dashboard": "The dashboard, as Grafana's sidecar finds it.",
     "scripts": "Programs that the containers run beside the image's own.",
@@ -104,7 +105,10 @@ def _behind_dynamo(deployment: Deployment) -> dict[str, list[dict[str, Any]]]:
         "network-policies": dynamo_policies(deployment),
         "routes": dynamo_routes(deployment),
         "disruptions": disruption_budgets(deployment, FRONTEND),
-        "autoscaling": autoscaler(deployment, graph_scale_target(deployment)),
+        "autoscaling": [
+            *autoscaler(deployment, graph_scale_target(deployment)),
+            *frontend_autoscaler(deployment),
+        ],
     }
 
 

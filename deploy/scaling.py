@@ -8,7 +8,14 @@ from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.gateway_pod import BUSY_PERCENT, least_gateways, most_gateways
 from minitron_trt.deploy.monitoring import KV_SHARE, kv_query, waiting_limit, waiting_query
 from minitron_trt.deploy.pods import GATEWAY, SERVER, metadata, replica_selector, selector
-from minitron_trt.deploy.settings import HPA, KEDA, KSERVE, LEADERWORKERSET, NONE
+from minitron_trt.deploy.settings import (
+    HPA,
+    KEDA,
+    KSERVE,
+    LEADERWORKERSET,
+    NONE,
+    DeploySettings,
+)
 from minitron_trt.yaml_text import Figure
 
 CALM_S: Final = 300
@@ -49,8 +56,27 @@ def autoscaler(deployment: Deployment, target: dict[str, str]) -> list[dict[str,
 
 
 def gateway_autoscaler(deployment: Deployment) -> list[dict[str, Any]]:
-    """Return the autoscaler of the gateways, whose work is their processor's."""
+    """Return the autoscaler of the gateways."""
     settings = deployment.settings
+    target = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "name": f"{deployment.name}-{GATEWAY}",
+    }
+    return front_autoscaler(
+        settings, GATEWAY, target, least=least_gateways(settings), most=most_gateways(settings)
+    )
+
+
+def front_autoscaler(
+    settings: DeploySettings,
+    component: str,
+    target: dict[str, str],
+    *,
+    least: Figure,
+    most: Figure,
+) -> list[dict[str, Any]]:
+    """Return the autoscaler of what stands before the servers, whose work is its processor's."""
     if settings.autoscaler == NONE:
         return []
     busy = Figure(BUSY_PERCENT, "per cent of its processor: tokens wait for each other beyond")
@@ -58,15 +84,11 @@ def gateway_autoscaler(deployment: Deployment) -> list[dict[str, Any]]:
         {
             "apiVersion": "autoscaling/v2",
             "kind": "HorizontalPodAutoscaler",
-            "metadata": metadata(settings, GATEWAY, f"-{GATEWAY}"),
+            "metadata": metadata(settings, component, f"-{component}"),
             "spec": {
-                "scaleTargetRef": {
-                    "apiVersion": "apps/v1",
-                    "kind": "Deployment",
-                    "name": f"{deployment.name}-{GATEWAY}",
-                },
-                "minReplicas": least_gateways(settings),
-                "maxReplicas": most_gateways(settings),
+                "scaleTargetRef": target,
+                "minReplicas": least,
+                "maxReplicas": most,
                 "metrics": [
                     {
                         "type": "Resource",

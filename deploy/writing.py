@@ -242,7 +242,8 @@ def _steps(deployment: Deployment) -> tuple[str, ...]:
 def _needs(deployment: Deployment) -> tuple[str, ...]:
     """Return what a cluster must have for the files, and what it must be told."""
     settings, target = deployment.settings, deployment.settings.target
-    scaled = target != DYNAMO and settings.autoscaler != NONE
+    front = "frontends" if target == DYNAMO else "gateways"
+    scaled = settings.autoscaler != NONE
     images = deployment.storage.form == IMAGE
     needs = {
         # Images as volumes, or a preStop that sleeps.
@@ -253,7 +254,7 @@ def _needs(deployment: Deployment) -> tuple[str, ...]:
         "Dynamo's operator": target == DYNAMO,
         "KEDA": settings.autoscaler == KEDA,
         "prometheus-adapter, with `prometheus-adapter-values.yaml`": settings.autoscaler == HPA,
-        "the metrics server, for the gateways' autoscaler": scaled,
+        f"the metrics server, for the {front}' autoscaler": scaled,
         "Gateway API": settings.route,
         "Gateway API's inference extension": settings.inference_pool,
         "Prometheus Operator, whose Prometheus chooses the PodMonitor and the PrometheusRule": True,

@@ -157,6 +157,8 @@ OF_GRAPHS = {
     "gateway.replicas": None,
     "gateway.maxReplicas": None,
 }
+# And what only a graph has.
+OF_GRAPHS_ALONE = {"max-replicas": {"frontend.maxReplicas"}}
 
 
 @pytest.mark.parametrize("source", [name for name in SOURCES if name != "gateway-image"])
@@ -170,6 +172,7 @@ def test_a_number_of_a_graph_changes_with_its_source(
     after = numbers(Deployment(changed, settings_of(DYNAMO, **options)))
 
     expected = {OF_GRAPHS.get(name, name) for name in changing} - {None}
+    expected |= OF_GRAPHS_ALONE.get(source, set())
     assert {name for name in before if before[name] != after[name]} == expected
 
 
