@@ -187,9 +187,11 @@ def _images(deployment: Deployment) -> list[dict[str, Any]]:
     for figure in dict.fromkeys((deployment.image(), deployment.own_image())):
         name, at, digest = str(figure.value).partition("@")
         head, colon, tag = name.rpartition(":")
+        # A colon may be of a registry's port.
+        tagged = colon and "/" not in tag
         if at:
-            images.append({"name": name, "digest": digest})
-        elif colon and "/" not in tag:
+            images.append({"name": head if tagged else name, "digest": digest})
+        elif tagged:
             images.append({"name": head, "newTag": Figure(tag, figure.why)})
     return images
 

@@ -273,6 +273,30 @@ def test_kserve_leads_nobody_past_the_gateway_and_asks_for_no_gpu_more(
     assert (own and own.value) == (3 if autoscaler == "none" else None)
 
 
+DIGEST = f"sha256:{'a' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("image", "known"),
+    [
+        (f"nvcr.io/nvidia/tritonserver@{DIGEST}", {"digest": DIGEST}),
+        (f"nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3@{DIGEST}", {"digest": DIGEST}),
+        ("nvcr.io:443/nvidia/tritonserver:own", {"newTag": "own"}),
+        ("nvcr.io:443/nvidia/tritonserver", None),
+    ],
+)
+def test_an_overlay_names_an_image_without_tag_or_digest(
+    image: str, known: dict[str, str] | None, repository_of: RepositoryOf
+) -> None:
+    texts = planned(repository_of("H100"), image=image).texts
+    images = yaml.safe_load(texts["overlays/production/kustomization.yaml"])["images"]
+    found = {each.pop("name"): each for each in images}
+
+    del found["minitron-trt"]
+    name = image.partition("@")[0].removesuffix(":26.07-trtllm-python-py3").removesuffix(":own")
+    assert found == ({} if known is None else {name: known})
+
+
 @pytest.mark.parametrize(
     ("target", "options", "needed", "not_needed"),
     [
