@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from minitron_trt.deploy.deployment import PROBE_S, Deployment
 from minitron_trt.deploy.pods import (
+    SCRIPTS,
     SERVER,
     WORKER,
     base_container,
@@ -93,13 +94,37 @@ def leader_worker_set(deployment: Deployment) -> dict[str, Any]:
 
 
 def _leader(deployment: Deployment) -> dict[str, Any]:
-    argv = ("/bin/bash", str(INSIDE / LEADER_SCRIPT.name), *deployment.facts.argv)
-    pod = server_pod(deployment, argv=argv)
-    container = pod["spec"]["containers"][0]
+    script = ("/bin/bash", str(INSIDE / LEADER_SCRIPT.name))
+    pod = server_pod(deployment, argv=(*script, *deployment.facts.argv))
+    spec = pod["spec"]
+    container = spec["containers"][0]
     ranks = {"name": "NODE_RANKS", "value": Figure(str(deployment.node_ranks), "ranks of a Pod")}
     container["env"] = [*container["env"], ranks]
-    _add_keys(deployment, pod["spec"])
+    _add_keys(deployment, spec)
+    # Probes count from the server's start, not while the other nodes still fetch the image.
+    waiting = _waiting(deployment, script, [ranks])
+    spec["initContainers"] = [*spec.get("initContainers", ()), waiting]
     return pod
+
+
+def _waiting(
+    deployment: Deployment, script: tuple[str, ...], variables: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the container that ends when all other Pods take connections."""
+    amounts = {
+        "cpu": Figure("100m", "it waits"),
+        "memory": Figure("64Mi", "a shell"),
+        "ephemeral-storage": Figure("16Mi", "the hosts' names"),
+    }
+    needed = ("tmp", SCRIPTS)
+    return {
+        "name": "wait",
+        **base_container(deployment),
+        "args": [*script, "true"],
+        "env": variables,
+        "resources": {"requests": amounts, "limits": amounts},
+        "volumeMounts": [mount for mount in mounts(deployment) if mount["name"] in needed],
+    }
 
 
 def _worker(deployment: Deployment) -> dict[str, Any]:

@@ -75,7 +75,7 @@ IMAGE: Final = "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3"
 
 @pytest.fixture
 def group(podman: Run, tmp_path: Path) -> Iterator[None]:
-    """Have both Pods of a group run, of two ranks each, the worker a little after its leader."""
+    """Have both Pods of a group run, of two ranks each, the leader when its worker is there."""
     repository = repository_for(tmp_path / "engine", "H100", tp=4)
     files = planned(repository, LEADERWORKERSET, gpus_per_node=2).texts
     scripts = yaml.safe_load(files["base/scripts.yaml"])["data"]
@@ -93,18 +93,22 @@ def group(podman: Run, tmp_path: Path) -> Iterator[None]:
         path.chmod(0o440)
     volumes = {"models": repository, "scripts": tmp_path / "scripts", "ssh": keys}
     template = yaml.safe_load(files["base/server.yaml"])["spec"]["leaderWorkerTemplate"]
+    leader, worker = (template[f"{of}Template"]["spec"] for of in ("leader", "worker"))
     try:
-        for place, (name, of) in enumerate(((LEADER, "leader"), (WORKER, "worker"))):
-            spec = template[f"{of}Template"]["spec"]
-            podman("run", "--detach", *of_pod(spec, name, place, volumes))
+        podman("run", "--detach", *of_pod(worker, worker["containers"][0], WORKER, volumes))
+        for container in leader["initContainers"]:
+            podman("run", *of_pod(leader, container, LEADER, volumes))
+            podman("rm", LEADER)
+        podman("run", "--detach", *of_pod(leader, leader["containers"][0], LEADER, volumes))
         yield
     finally:
         podman("rm", "--force", "--time", "0", "--ignore", LEADER, WORKER)
 
 
-def of_pod(spec: dict[str, Any], name: str, place: int, volumes: dict[str, Path]) -> Iterator[str]:
-    """Yield podman's options and words for the container of a Pod, as a kubelet would run it."""
-    (container,) = spec["containers"]
+def of_pod(
+    spec: dict[str, Any], container: dict[str, Any], name: str, volumes: dict[str, Path]
+) -> Iterator[str]:
+    """Yield podman's options and words for a container of a Pod, as a kubelet would run it."""
     security, own = spec["securityContext"], container["securityContext"]
     assert own["allowPrivilegeEscalation"] is False
     assert own["readOnlyRootFilesystem"] is True
@@ -120,16 +124,12 @@ def of_pod(spec: dict[str, Any], name: str, place: int, volumes: dict[str, Path]
             yield f"--volume={volumes[mount['name']]}:{mount['mountPath']}:ro"
         else:
             yield f"--tmpfs={mount['mountPath']}:rw,exec,mode=1777"
-    of_group = {
-        "LWS_LEADER_ADDRESS": f"{LEADER}.{DOMAIN}",
-        "LWS_GROUP_SIZE": "2",
-        "LWS_WORKER_INDEX": str(place),
-    }
+    of_group = {"LWS_LEADER_ADDRESS": f"{LEADER}.{DOMAIN}", "LWS_GROUP_SIZE": "2"}
     variables = {each["name"]: each.get("value", "uid") for each in container["env"]}
     for variable, value in {**variables, **of_group}.items():
         yield f"--env={variable}={value}"
     yield container["image"]
-    yield from (word.replace("$(CLOSED)", variables["CLOSED"]) for word in container["args"])
+    yield from (word.replace("$(CLOSED)", "uid") for word in container["args"])
 
 
 def said(podman: Run) -> str:
