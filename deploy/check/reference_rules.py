@@ -24,11 +24,11 @@ _SECRET_WORD: Final = re.compile(r"(?i)(token|password|passwd|secret|api_?key|cr
 # Kinds that choose Pods, and where.
 _SELECTORS: Final[Mapping[str, FieldPath]] = {
     "Service": ("spec", "selector"),
-    "Deployment": ("spec", "selector", "matchLabels"),
-    "PodDisruptionBudget": ("spec", "selector", "matchLabels"),
-    "NetworkPolicy": ("spec", "podSelector", "matchLabels"),
-    "PodMonitor": ("spec", "selector", "matchLabels"),
-    "InferencePool": ("spec", "selector", "matchLabels"),
+    "Deployment": ("spec", "selector"),
+    "PodDisruptionBudget": ("spec", "selector"),
+    "NetworkPolicy": ("spec", "podSelector"),
+    "PodMonitor": ("spec", "selector"),
+    "InferencePool": ("spec", "selector"),
 }
 
 # What the controllers of other kinds make, by its kind and what is put to the object's name.
@@ -96,24 +96,54 @@ def _made(documents: list[Document]) -> dict[tuple[str, str], str]:
 def _selectors(documents: list[Document], pods: list[PodTemplate]) -> Iterator[Finding]:
     for each in documents:
         path = _SELECTORS.get(each.kind)
-        labels = each.at(*path) if path else None
-        if not path or not isinstance(labels, dict):
-            continue
-        chosen = [
-            pod
-            for pod in pods
-            if all(pod.labels.get(key) == value for key, value in labels.items())
-        ]
-        if not chosen:
-            yield each.finding(
-                path, f"no Pod here has the labels {_text(labels)}", expected="those of a Pod"
-            )
-        for pod in chosen:
-            yield from _ports(each, pod)
+        for place in (*([path] if path else ()), *_peers(each)):
+            selector = each.at(*place)
+            if not isinstance(selector, dict):
+                continue
+            # A Service has labels alone.
+            if each.kind == "Service":
+                selector = {"matchLabels": selector}
+            chosen = [pod for pod in pods if _chooses(selector, pod.labels)]
+            if not chosen:
+                yield each.finding(
+                    place, f"no Pod here has {_text(selector)}", expected="the labels of a Pod"
+                )
+            for pod in chosen if place == path else ():
+                yield from _ports(each, pod)
 
 
-def _text(labels: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in labels.items())
+def _peers(policy: Document) -> Iterator[FieldPath]:
+    """Yield where a policy chooses Pods of its own namespace whom it lets in, or reach."""
+    if policy.kind != "NetworkPolicy":
+        return
+    for direction, peers in (("ingress", "from"), ("egress", "to")):
+        for number, rule in entries(policy.at("spec", direction)):
+            for place, peer in entries(rule.get(peers)):
+                if "namespaceSelector" not in peer and peer.get("podSelector"):
+                    yield ("spec", direction, number, peers, place, "podSelector")
+
+
+def _chooses(selector: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
+    """Say whether a selector chooses a Pod; of expressions those with In are known."""
+    return all(labels.get(key) == value for key, value in _wanted(selector).items()) and all(
+        labels.get(each.get("key")) in (each.get("values") or ())
+        for _, each in entries(selector.get("matchExpressions"))
+        if each.get("operator") == "In"
+    )
+
+
+def _wanted(selector: Mapping[str, Any]) -> dict[str, Any]:
+    return mapping(selector.get("matchLabels"))
+
+
+def _text(selector: Mapping[str, Any]) -> str:
+    """Return what a selector wants."""
+    some = [
+        f"{each.get('key')} {each.get('operator')} {each.get('values')}"
+        for _, each in entries(selector.get("matchExpressions"))
+    ]
+    wanted = [f"{key}={value}" for key, value in _wanted(selector).items()]
+    return f"the labels {', '.join((*wanted, *some))}"
 
 
 def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:

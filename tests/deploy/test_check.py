@@ -124,6 +124,15 @@ DAMAGES = {
         (KUBERNETES, "base/services.yaml", "component: server\n  ports", "component: web\n  ports"),
         "no Pod here has the labels",
     ),
+    "policy-peer": (
+        (
+            KUBERNETES,
+            "base/network-policies.yaml",
+            "component: gateway\n    ports:",
+            "component: web\n    ports:",
+        ),
+        "spec.ingress.0.from.0.podSelector: no Pod here has the labels",
+    ),
     "port-name": (
         (KUBERNETES, "base/services.yaml", "targetPort: http", "targetPort: web"),
         "Deployment llama has no port web; expected one of",
@@ -193,6 +202,10 @@ DAMAGES = {
     "lws-pods": (
         (LEADERWORKERSET, "base/server.yaml", "workingDir: /tmp", "workDir: /tmp"),
         "'workDir' was unexpected",
+    ),
+    "lws-budget": (
+        (LEADERWORKERSET, "base/disruptions.yaml", "      - server\n      - worker", "      - web"),
+        "app.kubernetes.io/component In ['web']",
     ),
     "lws-service": (
         (LEADERWORKERSET, "base/services.yaml", "  name: llama-server\n", "  name: llama\n"),
