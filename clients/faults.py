@@ -123,6 +123,9 @@ _FIELD: Final = (
 )
 
 
+# What full queues say, Triton's and those of the runtimes here: an ensemble, and a stream over
+# gRPC, keep the words and lose the status.
+_FULL: Final = "(?i)exceeds maximum queue size|try again later"
 # The libraries say the same in words of their own.
 _WORDS: Final = (
     ("(?i)peer closed|disconnected without|socket closed|socket is closed", "closed"),
@@ -160,11 +163,13 @@ def server_error(fault: Fault, detail: str, endpoint: Endpoint, timeouts: Timeou
 
 
 def refusal(detail: str) -> RefusedError:
-    """Return the error for what the server itself said."""
+    """Return the error for what the server itself said; one that is full may be asked again."""
     named = re.search(_FIELD, detail)
-    return RefusedError(
+    error = RefusedError(
         Fault.REFUSED.value.format(detail=_one_line(detail)), field=named and named[1]
     )
+    error.is_passing = re.search(_FULL, detail) is not None
+    return error
 
 
 def _one_line(text: str) -> str:

@@ -45,7 +45,7 @@ class HttpReply:
     def refusal(self, reason: str) -> RefusedError:
         """Return the error for what the server refuses; one that is busy may be asked again."""
         error = refusal(reason)
-        error.is_passing = self.is_busy
+        error.is_passing |= self.is_busy
         return error
 
 

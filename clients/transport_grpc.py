@@ -85,7 +85,7 @@ class _GrpcParts:
             elif code in ("INTERNAL", "UNKNOWN") and re.search(_BROKEN, detail):
                 fault = Fault.ABSENT if probing else Fault.LOST
             raised = self._error(fault, detail, deadlines)
-            raised.is_passing = code in _PASSING and fault is not Fault.TOO_LARGE
+            raised.is_passing |= code in _PASSING and fault is not Fault.TOO_LARGE
             raise raised from error
         except TimeoutError as error:
             raise self._error(deadlines.fault or Fault.SLOW, "", deadlines) from error

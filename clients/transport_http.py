@@ -315,7 +315,7 @@ class _AnswerBody:
         try:
             return decode_event(record)
         except RefusedError as error:
-            error.is_passing = self._reply.is_busy
+            error.is_passing |= self._reply.is_busy
             raise
 
 

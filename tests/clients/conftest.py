@@ -97,6 +97,9 @@ class TritonDouble:
         verb, _, rest = prompt.partition(" ")
         if model not in MODELS:
             raise RefusedByScriptError(unknown(model))
+        if verb == "full" and self.busy:
+            self.busy -= 1
+            raise RefusedByScriptError("2 requests are waiting; try again later")
         if verb == "refuse":
             raise RefusedByScriptError(f"in ensemble 'ensemble', {rest}\nand a second line")
         words = re.findall(r"[^ ]+ ?", rest)
@@ -289,7 +292,7 @@ class HttpDouble(http.server.BaseHTTPRequestHandler):
             return
         self.double.requests.append({"model": model, **body})
         self.double.headers.append({name.lower(): value for name, value in self.headers.items()})
-        if self.double.busy:
+        if self.double.busy and not body.get("text_input", "").startswith("full"):
             self.double.busy -= 1
             self._send(503, *self.double.busy_reply)
             return

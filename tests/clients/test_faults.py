@@ -121,3 +121,20 @@ def test_a_reason_that_was_not_given_is_said_to_be_missing() -> None:
 )
 def test_a_refusal_names_the_option_that_the_server_names(reason: str, field: str | None) -> None:
     assert refusal(reason).field == field
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_passing"),
+    [
+        ("[request id: 7e7d] Exceeds maximum queue size", True),
+        (
+            "in ensemble 'ensemble', 1 requests are waiting, as many as max_queue_size allows; try "
+            "again later",
+            True,
+        ),
+        ("5 requests are running or waiting; try again later", True),
+        ("in ensemble 'ensemble', temperature is 3; expected 0 to 2", False),
+    ],
+)
+def test_a_full_queue_may_be_asked_again(reason: str, *, is_passing: bool) -> None:
+    assert refusal(reason).is_passing == is_passing

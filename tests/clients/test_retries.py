@@ -18,7 +18,7 @@ from minitron_trt.clients.transport import AsyncEchoTransport, EchoTransport
 from minitron_trt.errors import RefusedError, ServerError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
-    from tests.clients.conftest import TritonDouble
+    from tests.clients.conftest import Ask, TritonDouble
 
 
 def passing(kind: type[ServerError] = UnreachableError) -> ServerError:
@@ -140,3 +140,11 @@ def test_a_server_that_is_busy_over_http_is_asked_again(
     with Client.connect(triton_http.url) as client:
         assert client.generate("say hi") == "hi"
     assert len(triton_http.requests) == 2
+
+
+def test_a_full_queue_is_asked_again_whatever_the_status(triton: TritonDouble, ask: Ask) -> None:
+    """As an ensemble answers: in a stream, in words alone."""
+    triton.busy = 1
+
+    assert ask(triton.url, GenerateRequest("full of hope")) == ["of ", "hope"]
+    assert len(triton.requests) == 2
