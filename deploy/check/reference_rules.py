@@ -126,7 +126,7 @@ def _peers(policy: Document) -> Iterator[FieldPath]:
 def _chooses(selector: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
     """Say whether a selector chooses a Pod; of expressions those with In are known."""
     return all(labels.get(key) == value for key, value in _wanted(selector).items()) and all(
-        labels.get(each.get("key")) in (each.get("values") or ())
+        labels.get(str(each.get("key"))) in (each.get("values") or ())
         for _, each in entries(selector.get("matchExpressions"))
         if each.get("operator") == "In"
     )
