@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from minitron_trt.build.plan.sizing import Plan, PlanRow
+from minitron_trt.build.plan.sizing import Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,48 +16,84 @@ _PARTS: Final = (
     ("activations", "#dd8452"),
     ("runtime", "#8c8c8c"),
     ("KV cache", "#55a868"),
-    ("free", "#eeeeee"),
+    # Seen on a light page and on a dark one.
+    ("free", "#8c8c8c33"),
 )
 _WIDTH_INCHES: Final = 9.0
 _ROW_INCHES: Final = 0.32
 _AROUND_INCHES: Final = 1.5
 
 
-def chart(plan: Plan) -> Figure:
+@dataclass(frozen=True, slots=True)
+class MemoryBar:
+    """What fills one GPU's memory in a row of a plan, in bytes."""
+
+    gpu: str
+    precision: str
+    tp: int
+    weights_bytes: int
+    activation_bytes: int
+    reserve_bytes: int
+    kv_pool_bytes: int
+    gpu_bytes: int
+    sequences: int | None
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Return the bytes of each of _PARTS; together they are the GPU's."""
+        filled = (
+            *(self.weights_bytes, self.activation_bytes),
+            *(self.reserve_bytes, self.kv_pool_bytes),
+        )
+        return (*filled, max(self.gpu_bytes - sum(filled), 0))
+
+
+def bars_of(plan: Plan) -> list[MemoryBar]:
+    """Return a bar for each row of a plan that fits."""
+    return [
+        MemoryBar(
+            gpu=row.target.gpu.name,
+            precision=row.precision,
+            tp=row.tp,
+            weights_bytes=row.recipe.forecast.weights_bytes,
+            activation_bytes=row.recipe.forecast.activation_bytes,
+            reserve_bytes=row.recipe.forecast.reserve_bytes,
+            kv_pool_bytes=row.recipe.forecast.kv_pool_bytes,
+            gpu_bytes=row.recipe.forecast.gpu_bytes,
+            sequences=row.sequences,
+        )
+        for row in plan.rows
+        if row.recipe is not None
+    ]
+
+
+def chart(bars: Sequence[MemoryBar], title: str | None = None) -> Figure:
     """Return the figure of a plan: one bar per row, as long as the GPU's memory."""
     from matplotlib.figure import Figure
 
-    rows = [row for row in plan.rows if row.recipe is not None]
-    height = _AROUND_INCHES + _ROW_INCHES * max(len(rows), 1)
+    height = _AROUND_INCHES + _ROW_INCHES * max(len(bars), 1)
     figure = Figure(figsize=(_WIDTH_INCHES, height), layout="constrained")
     axes = figure.subplots()
-    names = [f"{row.target.gpu.name}  {row.precision}  tp {row.tp}" for row in rows]
-    places = range(len(rows))
-    ends = [0.0] * len(rows)
+    places = range(len(bars))
+    ends = [0.0] * len(bars)
     for part, (name, colour) in enumerate(_PARTS):
-        sizes = [_parts(row)[part] / 1e9 for row in rows]
+        sizes = [bar.parts[part] / 1e9 for bar in bars]
         axes.barh(places, sizes, left=ends, color=colour, label=name)
         ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    for place, (row, end) in enumerate(zip(rows, ends, strict=True)):
-        axes.annotate(
-            f"{row.sequences:,} sequences",
-            (end, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-        )
-    axes.set_yticks(places, names)
+    for place, (bar, end) in enumerate(zip(bars, ends, strict=True)):
+        if bar.sequences is not None:
+            axes.annotate(
+                f"{bar.sequences:,} sequences",
+                (end, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+            )
+    axes.set_yticks(places, [f"{bar.gpu}  {bar.precision}  tp {bar.tp}" for bar in bars])
     axes.invert_yaxis()
     axes.margins(x=0.22)
     axes.set_xlabel("GB of one GPU")
-    figure.suptitle(f"{plan.model.name}, {plan.input_len} + {plan.output_len} tokens")
+    if title:
+        figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=len(_PARTS), frameon=False)
     return figure
-
-
-def _parts(row: PlanRow) -> tuple[int, ...]:
-    """Return the bytes of each part of a GPU's memory, in the order of _PARTS."""
-    assert row.recipe is not None
-    held = row.recipe.forecast
-    filled = (held.weights_bytes, held.activation_bytes, held.reserve_bytes, held.kv_pool_bytes)
-    return (*filled, max(held.gpu_bytes - sum(filled), 0))

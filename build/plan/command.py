@@ -236,11 +236,12 @@ def _check_plot(path: Path) -> None:
 
 
 def _write_chart(result: Plan, path: Path) -> None:
-    from minitron_trt.build.plan.chart import chart
+    from minitron_trt.build.plan.chart import bars_of, chart
     from minitron_trt.outputs import write_output
     from minitron_trt.pictures import picture
 
-    write_output(path, picture(chart(result), path))
+    title = f"{result.model.name}, {result.input_len} + {result.output_len} tokens"
+    write_output(path, picture(chart(bars_of(result), title), path))
 
 
 def _list(console: Console, *, gpus: bool) -> None:

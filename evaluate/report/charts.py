@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from minitron_trt.build.plan.chart import MemoryBar
+from minitron_trt.build.plan.chart import chart as memory_chart
 from minitron_trt.evaluate.chart import chart
 from minitron_trt.evaluate.report.result_records import (
     BenchResult,
@@ -20,12 +22,6 @@ if TYPE_CHECKING:
 _BLUE, _ORANGE, _GREEN, _GREY = "#4c72b0", "#dd8452", "#55a868", "#999999"
 _WIDTH_INCHES: Final = 8.5
 _ROW_INCHES: Final = 0.32
-_PARTS: Final = (
-    ("weights", "weights_bytes", _BLUE),
-    ("activations", "activation_bytes", _ORANGE),
-    ("runtime", "reserve_bytes", _GREY),
-    ("KV cache", "kv_pool_bytes", _GREEN),
-)
 
 
 def _figure(height_inches: float) -> tuple[Figure, Any]:
@@ -42,20 +38,22 @@ def _figure(height_inches: float) -> tuple[Figure, Any]:
 
 def plan_chart(plan: PlanResult) -> Figure | None:
     """Return a bar for each GPU and precision that fits: what its memory is for."""
-    rows = [row for row in plan.rows if row.memory is not None]
-    if not rows:
-        return None
-    figure, axes = _figure(1.2 + _ROW_INCHES * len(rows))
-    ends = [0.0] * len(rows)
-    for name, part, colour in _PARTS:
-        sizes = [getattr(row.memory, part) / 1e9 for row in rows]
-        axes.barh(range(len(rows)), sizes, left=ends, color=colour, label=name)
-        ends = [end + size for end, size in zip(ends, sizes, strict=True)]
-    axes.set_yticks(range(len(rows)), [f"{row.gpu}  {row.precision}  tp {row.tp}" for row in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("GB of one GPU")
-    figure.legend(loc="outside lower center", ncols=len(_PARTS), frameon=False)
-    return figure
+    bars = [
+        MemoryBar(
+            gpu=row.gpu,
+            precision=row.precision,
+            tp=row.tp,
+            weights_bytes=row.memory.weights_bytes,
+            activation_bytes=row.memory.activation_bytes,
+            reserve_bytes=row.memory.reserve_bytes,
+            kv_pool_bytes=row.memory.kv_pool_bytes,
+            gpu_bytes=row.memory.gpu_bytes,
+            sequences=row.sequences,
+        )
+        for row in plan.rows
+        if row.memory is not None
+    ]
+    return memory_chart(bars) if bars else None
 
 
 def verify_chart(found: VerifyResult) -> Figure | None:

@@ -26,6 +26,7 @@ _BENCH_FILE: Final = "profile_export_aiperf.json"
 class Memory(msgspec.Struct, frozen=True):
     """What a GPU's memory is for, in bytes."""
 
+    gpu_bytes: int
     weights_bytes: int
     activation_bytes: int
     reserve_bytes: int

@@ -16,7 +16,7 @@ import pytest
 from click.testing import Result
 
 from minitron_trt.build.engine_model import PRESETS, EngineModel
-from minitron_trt.build.plan.chart import chart
+from minitron_trt.build.plan.chart import bars_of, chart
 from minitron_trt.build.plan.plan_text import describe, parameters_text
 from minitron_trt.build.plan.recommendation import ORDER, recommend
 from minitron_trt.build.plan.roofline import bounds
@@ -294,7 +294,7 @@ def test_explain_gives_the_reason_of_each_setting(command: Command) -> None:
 def test_a_plot_has_a_bar_for_each_row_as_long_as_the_gpus_memory() -> None:
     targets = tuple(find_target(name) for name in ("A100", "H100"))
     plan = make_plan(EngineModel("minitron-8b", PRESETS["minitron-8b"]), PlanRequest(targets))
-    (axes,) = chart(plan).axes
+    (axes,) = chart(bars_of(plan)).axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     lengths = [sum(part[row].get_width() for part in axes.containers) for row in range(len(names))]
 
