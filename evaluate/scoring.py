@@ -218,8 +218,11 @@ class Evaluation:
 
     def _key(self, model: EvaluatedModel, *, beside: str = "") -> str:
         """Return what tells a model's figures, beside a baseline, from those of any other."""
+        # A server without one is given the tokens of the model before it.
+        tokenizer = model.tokenizer_json and hashlib.sha256(model.tokenizer_json.read_bytes())
         facts = [
             model.identity,
+            tokenizer and tokenizer.hexdigest(),
             self.text,
             self.context,
             self.stride,

@@ -277,6 +277,28 @@ def test_an_evaluation_goes_on_where_it_ended(
     assert {path: path.stat().st_size for path in scores} == kept
 
 
+def test_a_tokenizer_changed_in_place_begins_anew(
+    checkpoints: Path, text: Path, command: Command, tmp_path: Path
+) -> None:
+    models = [shutil.copytree(checkpoints / name, tmp_path / name) for name in ("bf16", "w4a16")]
+    options = ("--text", text, "--context", "64", "--chunks", "2", "--json")
+
+    def figures(state: str) -> str:
+        result = command("eval", "perplexity", *models, *options, "--state", tmp_path / state)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    before = figures("kept")
+    for model in models:
+        path = model / "tokenizer.json"
+        tokenizer = json.loads(path.read_bytes())
+        # Without merges there are other, shorter tokens. Another size would be refused.
+        tokenizer["model"]["merges"] = []
+        path.write_bytes(json.dumps(tokenizer).encode().ljust(path.stat().st_size))
+
+    assert figures("kept") == figures("fresh") != before
+
+
 def test_checkpoints_of_one_name_and_size_have_figures_of_their_own(
     checkpoints: Path, text: Path, command: Command, tmp_path: Path
 ) -> None:
