@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-lm-eval test-slurm test-podman test-alerts test-crds test-policy test-helm test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-lm-eval test-slurm test-podman test-alerts test-crds test-policy test-helm test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-verify bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -145,7 +145,7 @@ $(LM_EVAL)/.ready: | $(COMPLETE)
 
 # llama.cpp takes half an hour to build, so only where `make test-llama-cpp` has done it.
 quality: $(COMPLETE) ## Write docs/quality.md: every precision, KV cache and GGUF type of the Austen samples
-	$(BIN)/python benchmarks/quality.py docs/quality.md \
+	$(BIN)/python benchmarks/quality.py docs/quality.md --keep .bench/quality \
 		$(if $(wildcard $(LLAMA_CPP)/.ready),--llama-cpp $(abspath $(LLAMA_CPP)))
 
 test-oldest: $(OLDEST)/.complete ## Run what depends on libraries with the oldest that work, in .venv-oldest
@@ -273,6 +273,9 @@ bench-build: $(COMPLETE) ## Time a full-size engine build without a GPU
 
 bench-perplexity: $(COMPLETE) ## Time the forward pass of eval perplexity against transformers', in turns
 	$(BIN)/python benchmarks/bench_perplexity.py $(MODEL)
+
+bench-verify: $(COMPLETE) ## Time verify beside transformers' load and forward pass
+	$(BIN)/python benchmarks/bench_verify.py $(MODEL)
 
 bench-serve: $(COMPLETE) ## Time the text pipeline, the reference runtime and the executor
 	$(BIN)/python benchmarks/bench_serve.py
