@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import os
@@ -17,6 +18,8 @@ from tests.build.engines import add_manifest, write_engine
 
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.samples import sample_folder
+from minitron_trt.triton_repo.check import model_on_disk
+from minitron_trt.triton_repo.check.field_positions import outline
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -116,6 +119,14 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("checkpoint", "engine"):
         emit_repository(root / name, root / f"{name} repository", ServingRecipe())
     return {path.name: path for path in root.iterdir()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def outlined_once() -> Iterator[None]:
+    """No config.pbtxt is damaged here: where the fields of each stand is found once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_on_disk, "outline", functools.cache(outline))
+        yield
 
 
 def resign(folder: Path, name: str) -> None:
