@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, Final
 
@@ -36,6 +37,8 @@ def checkpoint_bytes(model: EngineModel) -> int:
     return model.parallelism.tp * sum(_stages(model, PRECISIONS[model.precision].stored_bytes))
 
 
+# A recipe forecasts memory some six times for one model, and a plan makes many recipes of it.
+@lru_cache(maxsize=256)
 def weights_bytes(model: EngineModel) -> int:
     """Return the bytes of the weights on the fullest GPU."""
     return max(_stages(model, PRECISIONS[model.precision].resident_bytes))

@@ -29,6 +29,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Final
 
@@ -263,10 +264,10 @@ def find_target(name: str) -> Target:
     """Return what an architecture, SM or GPU name stands for; UsageError offers the nearest."""
     key = _key(name)
     for gpu in GPUS:
-        if key in {_key(spelling) for spelling in (gpu.name, *gpu.aliases)}:
+        if key in _keys(gpu.name, *gpu.aliases):
             return Target(gpu.name, gpu.sm, gpu)
     for architecture in ARCHITECTURES:
-        if key in {_key(spelling) for spelling in (architecture.name, *architecture.aliases)}:
+        if key in _keys(architecture.name, *architecture.aliases):
             return Target(architecture.name, architecture.sms[0], find_gpu(architecture.typical))
         if key in {f"sm{sm}" for sm in architecture.sms}:
             return _bare_sm(int(key[2:]), architecture)
@@ -310,6 +311,11 @@ def check_support(feature: str, target: Target) -> Verdict:
 
 def _key(name: str) -> str:
     return re.sub(r"nvidia|geforce|tensor core|[^a-z0-9]", "", name.lower())
+
+
+@cache
+def _keys(*spellings: str) -> frozenset[str]:
+    return frozenset(map(_key, spellings))
 
 
 def _gpu_names() -> tuple[str, ...]:
