@@ -32,7 +32,7 @@ EDGE := .venv-edge
 PODMAN := .venv-podman
 MODEL ?= .bench/llama-width-4b
 WORKERS ?= 2
-TESTS := $(BIN)/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder --durations 20
+TESTS := $(BIN)/python -m pytest --no-loadscope-reorder --durations 20 --numprocesses
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,11 +57,12 @@ $(COMPLETE): $(READY)
 demo: $(READY) ## Walk from a sample model to text from Triton, without a GPU
 	@$(BIN)/minitron-trt demo
 
+# One worker more than cores: those whose tests ask a server wait for half of the time.
 test: $(COMPLETE) ## Run the tests; those that need a GPU skip without one
-	$(TESTS)
+	$(TESTS) $$(($(WORKERS) + 1))
 
 test-quick: $(COMPLETE) ## Run the tests that start no server and take no time
-	$(TESTS) -m "not server and not slow"
+	$(TESTS) $(WORKERS) -m "not server and not slow"
 
 test-grafana: $(COMPLETE) $(GRAFANA)/.ready ## Compare the dashboard with the types of Grafana's own schema, from npm
 	GRAFANA_MODULES=$(abspath $(GRAFANA))/node_modules $(BIN)/python -m pytest tests/test_grafana.py

@@ -43,15 +43,30 @@ ONE_RESPONSE: Final = frozenset(
         "tests/triton_repo/test_server_text_one.py",
     }
 )
+# Modules that calibrate in the test's process: to import ModelOpt takes a worker ten seconds, and
+# what one has measured of a sample another need not measure again (tests/calibrations.py).
+CALIBRATING: Final = frozenset(
+    {
+        "tests/build/tensorrt/test_network_fp8.py",
+        "tests/convert/calibration/test_calibration.py",
+        "tests/convert/source/test_fp8_forms.py",
+        "tests/convert/source/test_fp8_source.py",
+        "tests/convert/test_modelopt.py",
+        "tests/convert/verification/test_verify.py",
+        "tests/executor/test_quantized.py",
+    }
+)
 
 
 class ByServer(LoadScopeScheduling):  # type: ignore[misc]
-    """Keep together the tests of a module, and those that share a server."""
+    """Keep together the tests of a module, those that share a server, and those that calibrate."""
 
     def _split_scope(self, nodeid: str) -> str:
         module, _, test = nodeid.partition("::")
         if sample := next((name for name in NAMES if module in SERVED and name in test), None):
             return sample
+        if module in CALIBRATING:
+            return "calibrating"
         if module in ONE_RESPONSE:
             return "one response"
         return "single" if module in SINGLE else module
