@@ -34,6 +34,7 @@ PAYLOADS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
     {"x86_64": (80, 86, 100, 120), "aarch64": (87, 110, 120, 121)}
 )
 """The SMs that each of its wheels has code for, by the processor beside the GPU."""
+# GPUs that come with a Grace processor, which takes the other wheel.
 _ON_ARM: Final = ("GH200", "GB200", "GB300")
 _GRAPHS: Final = ("LlamaForCausalLM", "MistralForCausalLM")
 _FORMATS: Final = ("bf16", "fp16", "fp8", "nvfp4")

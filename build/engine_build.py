@@ -104,5 +104,6 @@ def _what_decides(job: BuildJob, compiler: str) -> dict[str, Any]:
     if compiler == TENSORRT:
         library, limits = choose_library(recipe.target.sm), tensorrt_limits(recipe, job.request)
         return {**common, **asdict(library), "version": library.version, "limits": asdict(limits)}
+    # trtllm-build takes its arguments in any order.
     settings = sorted(setting.argument for setting in recipe.settings)
     return {**common, "version": recipe.version, "settings": settings}

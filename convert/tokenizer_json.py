@@ -75,6 +75,7 @@ def byte_level(*, add_prefix_space: bool = False) -> dict[str, Any]:
     return {
         "normalizer": None,
         "pre_tokenizer": {**level, "add_prefix_space": add_prefix_space},
+        # As transformers writes it; a decoder does not look at it.
         "decoder": {**level, "add_prefix_space": True},
     }
 

@@ -73,10 +73,13 @@ class LimitChoice:
             )
         else:
             self._check_room(limits, forecast)
+            # The length comes first: fewer sequences at once wait longer, one that never fits is
+            # lost.
             limits = self._shorten(limits)
             limits = self._shrink_batch(limits)
             self._check_explicit(limits)
         limits = self._with_tokens(limits)
+        # Fewer sequences have fewer tokens in a step, whose activations leave more to the KV cache.
         return limits, self.forecast(limits)
 
     def forecast(self, limits: Limits) -> Forecast:

@@ -54,6 +54,7 @@ class BuildRequest:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        # A version without a table of flags is refused here, before anything is read.
         flags_of(self.version)
         for name in _COUNTS:
             value = getattr(self, name)

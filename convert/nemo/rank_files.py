@@ -63,6 +63,7 @@ def read_ranks(
         first = stage * (config.layers // pp)
         for name, array in _renamed(read_state_dict(file), first):
             parts.setdefault(name, [])
+            # Ranks come in their order and a name is of one stage: a gap is a rank that lacks it.
             if len(parts[name]) != rank:
                 raise BadInputError(f"{file.name} has {name}, which a rank before it lacks")
             parts[name].append(array)

@@ -22,6 +22,7 @@ from minitron_trt.convert.tokenizer_json import (
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.records import read_regular
 
+# Numbers of the fields in sentencepiece_model.proto; there is no need of its generated classes.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _MODEL_TYPE: Final = 3
 _MODEL_TYPES: Final = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -53,6 +54,7 @@ class SentencePieceModel:
                 )
                 for number in (_TRAINER, _NORMALIZER)
             )
+            # Of a file without pieces there is nothing to unpack, which is a ValueError, too.
             texts, scores, types = zip(*pieces, strict=True)
         except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
             raise BadInputError(

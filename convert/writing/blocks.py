@@ -106,6 +106,7 @@ def read_blocks(
         while filled < len(view):
             at = source.offset + start * stride + filled
             try:
+                # The system may give less than was asked for, and never more than 2 GiB at once.
                 done = os.preadv(reader, [view[filled:]], at)
             except OSError as error:
                 raise BadInputError(f"{source.path} cannot be read: {error.strerror}") from error

@@ -27,6 +27,7 @@ from minitron_trt.tables import folded, output_width
 from minitron_trt.version import __version__
 
 _DOCKER: Final = ("docker", "info", "--format", "{{json .}}")
+# An engine that hangs must not hold up what is said of the rest.
 _DOCKER_S: Final = 5.0
 
 
@@ -87,6 +88,7 @@ def _docker() -> Iterator[Capability]:
     yield Capability("docker", str(version) if version else None, gives, remedy)
     devices = [str(device.get("ID", "")) for device in engine.get("DiscoveredDevices") or ()]
     way = "nvidia runtime" if "nvidia" in (engine.get("Runtimes") or {}) else None
+    # Without NVIDIA's runtime newer engines may still know the GPUs, by their CDI names.
     if way is None and any("nvidia.com/gpu" in device for device in devices):
         way = "nvidia devices by CDI"
     yield Capability(

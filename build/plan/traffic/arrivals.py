@@ -75,6 +75,7 @@ class _Replica:
     def run_until(self, until_s: float) -> None:
         """Run the steps in which nothing but tokens come: up to an arrival or the next end."""
         each_s = self.times.step_s + len(self.decoding) * self.times.token_s
+        # After the last arrival the time is infinite, and infinity has no ceiling.
         before_arrival = max(math.ceil(min((until_s - self.now_s) / each_s, 1e9)), 1)
         self._advance(min(before_arrival, self.decoding[0][0] - self.step), 0.0)
 
@@ -93,6 +94,7 @@ def simulate(
     """
     chance = random.Random(seed)
     arrivals, at_s = [], 0.0
+    # What the first fifth sees is not counted: it comes to an empty replica.
     for _ in range(requests + requests // 4):
         at_s += chance.expovariate(rate)
         length = times.output_len if fixed_lengths else _geometric(chance, times.output_len)
@@ -121,6 +123,8 @@ def _run(replica: _Replica, arrivals: deque[_Request], *, warm_up: int) -> Simul
         if replica.prompts:
             for request in replica.run_step():
                 last = replica.step + request.output_len - 1
+                # Of two that end with the same step the heap would compare the requests, which have
+                # no order.
                 heapq.heappush(replica.decoding, (last, order, request))
                 order += 1
         else:

@@ -162,6 +162,7 @@ class Migration:
                 scratch / REPOSITORY_FOLDER,
                 self.recipe,
                 runtime=LLMAPI,
+                # The scratch folder is renamed: a manifest names the model where it will lie.
                 recorded_as=place,
             )
             report = json.dumps(self.to_json(), indent=2, ensure_ascii=False)
@@ -231,6 +232,7 @@ def _compare(origin: Origin, spec: ModelSpec, place: Path) -> None:
     if origin.engine is None:
         return
     engine = origin.engine.spec
+    # Engines of other tools name classes that no table here has; their sizes say enough.
     names = (*_COMPARED, *(["architecture"] if engine.architecture in FAMILIES else []))
     for name in names:
         there, here = getattr(spec, name), getattr(engine, name)
@@ -248,6 +250,7 @@ def _plan_folder(origin: Origin, checkpoint: Checkpoint, tokenizer: Path | None)
             f"{checkpoint.folder} is {precision.name}, which no Hugging Face folder holds as it "
             f"is (only {known}); migrate with the unquantized model: --model"
         )
+    # trtllm-build quantizes these as it reads them: the checkpoint has them unquantized.
     stored = precision_of(precision.dtype, None) if precision.built_in else precision
     place = tokenizer or origin.tokenizer or checkpoint.folder
     found = find_tokenizer(place)
@@ -255,6 +258,8 @@ def _plan_folder(origin: Origin, checkpoint: Checkpoint, tokenizer: Path | None)
     if not tokens.eos_ids:
         config = read_json(place, CONFIG_NAME) if (place / CONFIG_NAME).is_file() else {}
         tokens = read_special_tokens(place, config, found, checkpoint.spec.vocab).tokens
+    # A checkpoint has lm_head in any case; that the source had one matrix for both, its manifest
+    # alone knows.
     tied = bool((checkpoint.manifest.facts.get("spec") or {}).get("tied"))
     spec = replace(checkpoint.spec, tied=tied)
     note_checkpoint(origin.ledger, checkpoint, stored)

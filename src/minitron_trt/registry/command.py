@@ -34,6 +34,7 @@ def pack(console: Console, artifact: Path, output: Path) -> None:
     Example: minitron-trt pack repository -o image
     """
     with output_errors(output):
+        # Even to look may be refused, in a folder of somebody else.
         taken = output.exists()
     if taken:
         raise UsageError(f"{output} already exists; choose another folder")
@@ -67,6 +68,7 @@ def push(
     if reference.version.startswith("sha256:"):
         raise UsageError(f"{place} has a digest, which follows from the content; name a tag")
     remote, signatures = _libraries(signs=sign_key is not None)
+    # A key that cannot be read is said before gigabytes are packed.
     key = signatures.read_signing_key(sign_key) if sign_key else None
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as scratch:
         image = _image(console, folder, Path(scratch, "image"))
@@ -132,6 +134,7 @@ def pull(
     ):
         registry.pull(manifest, scratch, advance)
         kind = kind_of(scratch)
+        # Digests say that these are the bytes that were pushed, not that they are an artifact.
         Manifest.read(scratch, kind)
     record = {"output": str(output), "kind": kind, "digest": digest, "verified": key is not None}
     console.result(record, f"{output}: {kind}, {size_text(total)}, {digest}")

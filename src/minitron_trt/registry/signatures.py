@@ -42,7 +42,9 @@ def read_signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
     password = os.environ.get(_PASSWORD)
     try:
         key = serialization.load_pem_private_key(
-            path.read_bytes(), password.encode() if password else None
+            # An empty variable is no password: a key that needs none refuses any.
+            path.read_bytes(),
+            password.encode() if password else None,
         )
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is no key to sign with ({error}); make one: {_MAKE}") from error
@@ -116,6 +118,7 @@ def check_signature(
         raise BadInputError(
             f"{place} has no signature ({at} is not there or is none); push it with --sign-key"
         ) from error
+    # cosign keeps all signatures of an image in one place, each a layer.
     for layer in manifest.layers:
         payload = registry.small_blob(layer.blob)
         signature = layer.annotations.get(_SIGNATURE, "")

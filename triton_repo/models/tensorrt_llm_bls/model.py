@@ -107,6 +107,8 @@ class TritonPythonModel:
             inputs={
                 **stack_inputs(prompts),
                 **passed_on,
+                # This model puts a prompt before its answer itself: it has the ids, which need not
+                # come back.
                 "exclude_input_in_output": np.ones((rows, 1), np.bool_),
             },
             sequences=sum(sequences),
