@@ -8,7 +8,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 from minitron_trt.samples import NAMES
 
-# Modules whose tests call the session's `served`, a server of each sample.
+# Modules whose tests call the session's `served`, a server of each sample, or compare with the same
+# texts of transformers.
 SERVED: Final = frozenset(
     {
         "tests/triton_repo/test_bounds.py",
@@ -19,6 +20,7 @@ SERVED: Final = frozenset(
         "tests/triton_repo/test_foreign_clients.py",
         "tests/triton_repo/test_fuzz.py",
         "tests/triton_repo/test_fuzz_http.py",
+        "tests/triton_repo/test_gguf_served.py",
         "tests/triton_repo/test_metrics.py",
         "tests/triton_repo/test_prometheus.py",
         "tests/triton_repo/test_server.py",

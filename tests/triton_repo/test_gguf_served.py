@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from tests.convert.conftest import write_gguf as write_gguf
 from tests.patience import PATIENCE_S
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tests.triton_repo.greedy_texts import MOST_TOKENS, greedy_text
 
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.messages import GenerateRequest
@@ -30,20 +28,6 @@ PROMPTS = (
 )
 
 
-def greedy_text(model: Path) -> list[str]:
-    """Return what transformers makes of each prompt, to the end of the text."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
-    texts = []
-    for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        with torch.inference_mode():
-            ids = network.generate(**inputs, max_new_tokens=200, do_sample=False, pad_token_id=0)
-        answer = ids[0, inputs["input_ids"].shape[1] :]
-        texts.append(tokenizer.decode(answer, skip_special_tokens=True))
-    return texts
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_served_text_of_a_q8_0_file_is_its_source_models(
     name: str, write_gguf: WriteGguf, tmp_path: Path
@@ -61,6 +45,8 @@ def test_the_served_text_of_a_q8_0_file_is_its_source_models(
             server.endpoints.grpc_url, timeout_s=120, connect_timeout_s=PATIENCE_S
         ) as client,
     ):
-        served = [client.generate(GenerateRequest(prompt, max_tokens=200)) for prompt in PROMPTS]
+        served = [
+            client.generate(GenerateRequest(prompt, max_tokens=MOST_TOKENS)) for prompt in PROMPTS
+        ]
 
-    assert served == greedy_text(sample_folder(name))
+    assert served == [greedy_text(sample_folder(name), prompt) for prompt in PROMPTS]

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import torch
 import tritonclient.grpc as grpc
 from tests.patience import PATIENCE_S, until
 from tests.triton_repo.conftest import Served
+from tests.triton_repo.greedy_texts import greedy_text
 from tests.triton_repo.text_calls import tensors
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
@@ -42,17 +42,7 @@ FRONT_MODELS = ("ensemble", "tensorrt_llm_bls")
 @pytest.fixture(scope="module")
 def expected(served: Served) -> dict[str, str]:
     """What transformers makes of each prompt, greedily, to the end of the text."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(served.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(served.model, dtype=torch.bfloat16)
-    texts = {}
-    for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        with torch.inference_mode():
-            ids = model.generate(**inputs, max_new_tokens=200, do_sample=False, pad_token_id=0)
-        texts[prompt] = tokenizer.decode(
-            ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-    return texts
+    return {prompt: greedy_text(served.model, prompt) for prompt in PROMPTS}
 
 
 @pytest.fixture(params=["grpc", "http"])

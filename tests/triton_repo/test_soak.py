@@ -19,14 +19,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-import torch
 from tests.patience import PATIENCE_S, until
 from tests.triton_repo.conftest import Served
+from tests.triton_repo.greedy_texts import greedy_text
 from tests.triton_repo.test_server import FRONT_MODELS, PROMPTS, slots_in_use
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.messages import GenerateRequest
@@ -66,18 +65,10 @@ MOST_GROWTH = 80e6
 @pytest.fixture(scope="module")
 def greedy(served: Served) -> dict[str, list[str]]:
     """What transformers makes of each prompt with 0, 1, 2, … tokens."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(served.model)
-    model: Any = AutoModelForCausalLM.from_pretrained(served.model, dtype=torch.bfloat16)
-    texts = {}
-    for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        with torch.inference_mode():
-            ids = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False, pad_token_id=0)
-        new = ids[0, inputs["input_ids"].shape[1] :].tolist()
-        texts[prompt] = [
-            tokenizer.decode(new[:count], skip_special_tokens=True) for count in range(LONGEST + 1)
-        ]
-    return texts
+    return {
+        prompt: [greedy_text(served.model, prompt, count) for count in range(LONGEST + 1)]
+        for prompt in PROMPTS
+    }
 
 
 class Resources(NamedTuple):
