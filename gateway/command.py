@@ -136,7 +136,11 @@ def gateway(
     """
     try:
         from minitron_trt.gateway.app import GatewayOptions, gateway_app
-        from minitron_trt.gateway.gateway_server import Listener, gateway_server
+        from minitron_trt.gateway.gateway_server import (
+            Listener,
+            allow_open_files,
+            gateway_server,
+        )
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "gateway", "the gateway") from error
     from minitron_trt.chat_templates import read_template
@@ -163,6 +167,7 @@ def gateway(
         chat_max_tokens=chat_max_tokens,
         template=None if chat_template is None else read_template(chat_template),
     )
+    allow_open_files(limits.running)
     app = gateway_app(client, served, GatewayOptions(keys, limits, cors_origins))
     with listener.open() as taken:
         where = listener.url(taken)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
 
 _BACKLOG: Final = 2048
+# Libraries, logs, and clients that are turned away.
+_OTHER_FILES: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,19 @@ class Listener:
         host, port = taken.getsockname()[:2]
         scheme = "https" if self.certificate else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def allow_open_files(sequences: int) -> None:
+    """Raise the limit of open files, as far as may be, to what so many running sequences need.
+
+    Each has its client's connection, and one of its own to Triton over HTTP.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * sequences + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class GatewayServer(uvicorn.Server):

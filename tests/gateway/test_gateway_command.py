@@ -88,3 +88,19 @@ def test_sigterm_ends_it_well(tmp_path: Path) -> None:
         assert httpcore2.request("GET", f"{url}/health").status in (200, 503)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "raised"), [("(300, 4096)", 1456), ("(300, 1000)", 1000), ("(2000, 4096)", 2000)]
+)
+def test_every_sequence_may_have_two_connections(limits: str, raised: int) -> None:
+    program = (
+        "import resource; from minitron_trt.gateway.gateway_server import allow_open_files\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, {limits})\n"
+        "allow_open_files(600); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True
+    )
+
+    assert int(done.stdout) == raised
