@@ -136,8 +136,10 @@ def home() -> dict[str, str]:
     return {"name": "HOME", "value": "/tmp"}
 
 
-def _argument(word: str) -> str:
+def _argument(word: str) -> str | Figure:
     """Return a word of the command line as Kubernetes passes it on; closed calls get a secret."""
+    if word.startswith("--grpc-max-connection-age="):
+        return Figure(word, "ms, after which gateways ask who else is there")
     if word.endswith(f":{CLOSED}"):
         return f"{literal(word)}$({_CLOSED_ENVIRONMENT})"
     return literal(word)

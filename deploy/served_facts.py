@@ -47,6 +47,8 @@ CLOSED: Final = "Closed= -"
 
 A value of nothing but a space would be the one that Triton reads in a header without any.
 """
+CONNECTION_AGE_S: Final = 60
+"""How long a gateway goes on with the servers that there were when it connected."""
 _TEXT_MODELS: Final = (PREPROCESSING, POSTPROCESSING, TENSORRT_LLM_BLS)
 # The LLM class's own default, where model.yaml does not say it.
 _LLM_MAX_NUM_TOKENS: Final = 8192
@@ -122,7 +124,8 @@ def read_facts(
             f"{repository} has no {MANIFEST_NAME}; expected a repository that triton-repo wrote"
         )
     endpoints = Endpoints() if local else ENDPOINTS
-    options = ServerOptions(endpoints, closed=CLOSED, drain_s=drain_s)
+    age_s = None if local else CONNECTION_AGE_S
+    options = ServerOptions(endpoints, closed=CLOSED, drain_s=drain_s, connection_age_s=age_s)
     if is_multi_model(served, options):
         raise UnsupportedError(f"{repository} has several engines; deploy them one by one")
     if TENSORRT_LLM_DRAFT in served.configs:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -46,3 +48,30 @@ def test_requests_go_to_every_address(addresses: list[str]) -> None:
             said.add(call(b"", timeout=30, wait_for_ready=True))
 
     assert said == set(NAMES)
+
+
+def test_a_stream_outlives_the_age_at_which_its_connection_is_given_up() -> None:
+    """A server that gives up its connections has clients ask anew who is there."""
+    peers = []
+
+    def count(_: bytes, context: Any) -> Iterator[bytes]:
+        peers.append(context.peer())
+        for number in range(8):
+            yield bytes([number])
+            time.sleep(0.1)
+
+    handler = grpc.method_handlers_generic_handler(
+        "test.Names", {"Count": grpc.unary_stream_rpc_method_handler(count)}
+    )
+    ages = [("grpc.max_connection_age_ms", 200)]
+    server = grpc.server(ThreadPoolExecutor(1), handlers=(handler,), options=ages)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    options = channel_options(Endpoint.parse("grpc://127.0.0.1:1"), SizeLimits())
+    with grpc.insecure_channel(address, options) as channel:
+        call = channel.unary_stream("/test.Names/Count")
+        said = [list(call(b"", timeout=30, wait_for_ready=True)) for _ in range(2)]
+    server.stop(None).wait()
+
+    assert said == [[bytes([number]) for number in range(8)]] * 2
+    assert len(set(peers)) == 2

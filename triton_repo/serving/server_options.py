@@ -177,7 +177,8 @@ class ServerOptions:
     `admin` is HEADER=VALUE, which the admin protocols ask for; without it nobody can make their
     calls but those of `allowed_apis`. `insecure_embedded` has the embedded server listen on other
     addresses than this machine's own. `drain_s` is how long running requests may go on when the
-    server is stopped; `gpus` are device ids, () for those needed.
+    server is stopped; `gpus` are device ids, () for those needed. After `connection_age_s` gRPC's
+    clients are told to connect anew for what they ask next, so that they find servers that are new.
     """
 
     endpoints: Endpoints = field(default_factory=Endpoints)
@@ -187,6 +188,7 @@ class ServerOptions:
     insecure_embedded: bool = False
     closed: str = field(default_factory=_unsendable_header, repr=False, compare=False)
     drain_s: int = DRAIN_S
+    connection_age_s: int | None = None
     gpus: tuple[str, ...] = ()
     multi_model: bool = False
 
@@ -221,6 +223,11 @@ class ServerOptions:
             "--metrics-config=histogram_latencies=true",
             "--model-control-mode=none",
             f"--exit-timeout-secs={self.drain_s}",
+            *(
+                (f"--grpc-max-connection-age={1000 * self.connection_age_s}",)
+                if self.connection_age_s
+                else ()
+            ),
             *(self.tls.arguments() if self.tls else ()),
             *self._restrictions(),
         ]
