@@ -54,6 +54,7 @@ model; top-1 the share of tokens of which both think the same likeliest. All are
 float32 on a CPU, by the reference model. Size is what the weights take on a GPU, of a GGUF file
 its own.
 
+`make quality` keeps models and scores in `.bench/quality` and goes on from there.
 What is calibrated saw {samples} × {length} tokens of another text than the one that is scored.
 Most perplexities are within each other's errors; KL and top-1, which compare token by token, rank
 them.
