@@ -16,11 +16,16 @@ from minitron_trt.deploy.dynamo_graph import (
     HTTP_PORT,
     MAIN,
 )
-from minitron_trt.triton_repo.check.report import Finding
+from minitron_trt.triton_repo.check.report import Finding, Severity
 
 
 def check_graphs(documents: list[Document]) -> Iterator[Finding]:
     """Check that each component has the container that the operator looks for, and its ports."""
+    for document in documents:
+        if document.kind == GRAPH:
+            for place, component in entries(document.at("spec", "components")):
+                if component.get("scalingAdapter") is not None:
+                    yield from own_replicas(document, ("spec", "components", place, "replicas"))
     for pod in pod_templates(documents):
         if pod.document.kind != GRAPH:
             continue
@@ -35,6 +40,18 @@ def check_graphs(documents: list[Document]) -> Iterator[Finding]:
             path = (*pod.spec_path, "containers", place)
             yield from _triton_beside(pod, path, container)
             yield from _fixed_ports(pod, path, container)
+
+
+def own_replicas(document: Document, path: FieldPath) -> Iterator[Finding]:
+    """Warn of replicas of something that an autoscaler scales."""
+    if (found := document.at(*path)) is not None:
+        yield document.finding(
+            path,
+            f"{found} replicas, though an autoscaler has them: applied again, the files take its "
+            "replicas away, or are refused",
+            remedy="leave them out",
+            severity=Severity.WARNING,
+        )
 
 
 def _triton_beside(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
 from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping, objects
-from minitron_trt.deploy.check.graph_rules import adapters_of, services_of
+from minitron_trt.deploy.check.graph_rules import adapters_of, own_replicas, services_of
 from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.deploy.network import PICKER
 from minitron_trt.deploy.pods import SERVER
@@ -176,13 +176,19 @@ def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:
 
 
 def _scale_targets(documents: list[Document]) -> Iterator[Finding]:
-    there = {(each.kind, each.name) for each in documents} | set(_made(documents))
+    there = {(each.kind, each.name): each for each in documents}
+    made = _made(documents)
     for each in documents:
         target = each.at("spec", "scaleTargetRef")
-        if isinstance(target, dict) and (target.get("kind"), target.get("name")) not in there:
+        if not isinstance(target, dict):
+            continue
+        named = (str(target.get("kind")), str(target.get("name")))
+        if named in there:
+            yield from own_replicas(there[named], ("spec", "replicas"))
+        elif named not in made:
             yield each.finding(
                 ("spec", "scaleTargetRef"),
-                f"there is no {target.get('kind')} {target.get('name')} here",
+                f"there is no {named[0]} {named[1]} here",
                 expected="what has the server's replicas",
             )
 

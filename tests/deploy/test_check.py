@@ -300,6 +300,30 @@ def test_what_will_not_work_is_named(tried: str, written: Deployed, tmp_path: Pa
     assert unsaid == []
 
 
+@pytest.mark.parametrize(
+    ("target", "name", "beside"),
+    [
+        (KUBERNETES, "base/server.yaml", "  strategy:\n"),
+        (LEADERWORKERSET, "base/server.yaml", "  startupPolicy: LeaderCreated\n"),
+        (DYNAMO, "base/graph.yaml", "    scalingAdapter: {}\n"),
+    ],
+)
+def test_replicas_beside_an_autoscaler_are_warned_of(
+    target: str, name: str, beside: str, written: Deployed, tmp_path: Path
+) -> None:
+    folder = tmp_path / "deployment"
+    shutil.copytree(written(target), folder)
+    text = (folder / name).read_text()
+    indent = beside[: len(beside) - len(beside.lstrip())]
+    (folder / name).write_text(text.replace(beside, f"{indent}replicas: 4\n{beside}"))
+    report = check_deployment(folder)
+    warned = [f.message for f in report.findings if f.severity is Severity.WARNING]
+
+    assert warned
+    assert all("4 replicas, though an autoscaler has them" in message for message in warned)
+    assert report.errors == ()
+
+
 def crd(schema: object) -> str:
     """Return a definition of KEDA's kind that knows only what the test is about."""
     properties = {"spec": {"type": "object", "properties": schema}}
