@@ -21,7 +21,8 @@ _DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
 _TRITONS_PORTS: Final[Mapping[str, str]] = MappingProxyType({"8000": "http", "8001": "grpc"})
 # Patterns are compiled when they are first used: that takes longer than to import this module.
 _PLACE: Final = r"(?a)[\w.-]+:(?P<port>\d+)"
-_HOST: Final = r"(?a)[\w.:%-]+"
+# Of a name each part has 1 to 63 characters, or Python does not even look for it.
+_HOST: Final = r"(?a)[\w:%-]{1,63}(?:\.[\w:%-]{1,63})*\.?"
 # gRPC takes no more than this; names with -bin have bytes as values there.
 _HEADER_NAME: Final = r"(?ai)(?!grpc-)(?!.*-bin$)[\w.-]+"
 _HEADER_VALUE: Final = r"(?:[!-~](?:[ -~]*[!-~])?)?"

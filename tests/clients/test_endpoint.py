@@ -21,6 +21,7 @@ from minitron_trt.errors import UsageError
             "a.io:443",
         ),
         ("http://a.io", Endpoint("http", "a.io", 80, environment_proxy=True), "a.io:80"),
+        ("http://a.io.", Endpoint("http", "a.io.", 80, environment_proxy=True), "a.io.:80"),
     ],
 )
 def test_a_url_names_an_endpoint(url: str, endpoint: Endpoint, address: str) -> None:
@@ -64,6 +65,9 @@ def test_tritons_own_ports_say_the_protocol(place: str, url: str) -> None:
         "http://host?query",
         "http://user:secret@host",
         "http://ho st",
+        "http://a..b",
+        "http://.b",
+        f"http://{'a' * 64}.b",
         "http://[::1",
     ],
 )
