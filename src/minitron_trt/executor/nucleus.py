@@ -29,7 +29,7 @@ _POWER_ERROR: Final = 5e-6
 _SUM_ERROR: Final = 5e-7
 _FAINT_ERROR: Final = 1e-15
 # torch divides longer work among threads, which costs more than it gains where they are busy.
-_PIECE: Final = 32_000
+_PIECE: Final = 2**15
 
 
 def nucleus(scores: RowScores, fraction: float, top: float) -> tuple[Ids, Doubles]:
@@ -50,7 +50,7 @@ def nucleus(scores: RowScores, fraction: float, top: float) -> tuple[Ids, Double
             continue
         ids, weights = _by_weight(scores, plain, top)
         mass = weights.cumsum()
-        for low, high in rough.bounds_of_total(plain, float(weights.sum())):
+        for low, high in rough.bounds_of_total(plain, float(weights.sum()), least):
             end, last = np.searchsorted(mass, [fraction * low, fraction * high])
             if end == last:
                 break
@@ -109,19 +109,25 @@ class _RoughWeights:
         """Return about what plain tokens and all special ones weigh."""
         return float(self._powers[ids].sum(dtype=np.float64)) * self._factor + self._special
 
-    def bounds_of_total(self, ids: Ids, weight: float) -> Iterator[tuple[float, float]]:
+    def bounds_of_total(
+        self, ids: Ids, weight: float, least: float
+    ) -> Iterator[tuple[float, float]]:
         """Yield what all weights are at least and at most, closer each time and in the end equal.
 
-        `ids` are all tokens of some weight, and `weight` is what they and the special ones have.
+        `ids` are all plain tokens of `least` and more; they and the special ones have `weight`.
         """
-        known = self._powers[ids]
         slack = 1e-12 * weight + _FAINT_ERROR * self._scores.vocab
-        others = max(self._sum - float(known.sum(dtype=np.float64)), 0) * self._factor
+        known = float(self._powers[ids].sum(dtype=np.float64))
+        others = max(self._sum - known, 0) * self._factor
         doubt = _POWER_ERROR * others + _SUM_ERROR * self._sum * self._factor + slack
         yield weight + others - doubt, weight + others + doubt
+        # With more of them in float64, less is left to doubt.
+        ids = self.at_least(least / 16)
+        weight = float(np.exp(self._scores.with_special(ids)[1] - self._top).sum())
+        kept = self._powers[ids]
         self._powers[ids] = 0
         others = self._sum_of(self._grid.sum(axis=0)) * self._factor
-        self._powers[ids] = known
+        self._powers[ids] = kept
         doubt = (_POWER_ERROR + _SUM_ERROR) * others + slack
         yield weight + others - doubt, weight + others + doubt
         total = _exact_total(self._scores, self._top)
