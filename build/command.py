@@ -22,8 +22,8 @@ from minitron_trt.build.recipe.options import request_options
 from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.build.runners import CLUSTERS, DOCKER, LOCAL, RUNNERS, SLURM
 from minitron_trt.build.trtllm.cluster.cluster_job import ClusterJob
+from minitron_trt.build.trtllm.cluster.cluster_options import cluster_options
 from minitron_trt.build.trtllm.cluster.job_file import ClusterSettings, JobFile, job_file
-from minitron_trt.build.trtllm.cluster.options import cluster_options
 from minitron_trt.build.trtllm.cluster.slurm import BARE
 from minitron_trt.build.trtllm.docker_build import docker_argv
 from minitron_trt.build.trtllm.finished_engine import finish, image_facts

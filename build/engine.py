@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from minitron_trt.artifacts import CONFIG_NAME, ENGINE, MANIFEST_NAME, Manifest, facts_as, sha256
 from minitron_trt.build.engine_model import EngineModel
+from minitron_trt.build.recipe.engine_limits import Limits
 from minitron_trt.build.recipe.engine_memory import Forecast, forecast_memory
-from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.checkpoint import Algorithms, Checkpoint
 from minitron_trt.errors import BadInputError
 from minitron_trt.folder_links import inside

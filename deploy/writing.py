@@ -34,7 +34,7 @@ from minitron_trt.deploy.settings import (
     SLURM,
     DeploySettings,
 )
-from minitron_trt.deploy.slurm import SCRIPT_NAME, slurm_files
+from minitron_trt.deploy.slurm_files import SCRIPT_NAME, slurm_files
 from minitron_trt.deploy.storage import CLAIM, HUB, IMAGE, Storage
 from minitron_trt.deploy.workloads import ssh_secret
 from minitron_trt.errors import UnsupportedError, UsageError

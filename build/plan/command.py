@@ -14,7 +14,7 @@ from minitron_trt.build.engine_model import HUB_IDS, PRESETS, EngineModel, find_
 from minitron_trt.build.plan.plan_text import describe, parameters_text
 from minitron_trt.build.plan.recommendation import Recommendation, recommend
 from minitron_trt.build.plan.sizing import Plan, PlanRequest, check_own, make_plan, parameters
-from minitron_trt.build.recipe.limits import PROFILE_SIZES
+from minitron_trt.build.recipe.engine_limits import PROFILE_SIZES
 from minitron_trt.build.recipe.request import PROFILES, BuildRequest
 from minitron_trt.console import Console, console_options, size_text
 from minitron_trt.errors import UnsupportedError, UsageError
@@ -236,7 +236,7 @@ def _check_plot(path: Path) -> None:
 
 
 def _write_chart(result: Plan, path: Path) -> None:
-    from minitron_trt.build.plan.chart import bars_of, chart
+    from minitron_trt.build.plan.plan_chart import bars_of, chart
     from minitron_trt.outputs import write_output
     from minitron_trt.pictures import picture
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from minitron_trt.build.engine_model import EngineModel
 from minitron_trt.build.recipe.context_attention import ContextAttention, choose_attention
+from minitron_trt.build.recipe.engine_limits import SAFE_NUM_TOKENS, LimitChoice, Limits
 from minitron_trt.build.recipe.engine_memory import Forecast
 from minitron_trt.build.recipe.flags import check_arguments
-from minitron_trt.build.recipe.limits import SAFE_NUM_TOKENS, LimitChoice, Limits
 from minitron_trt.build.recipe.plugins import plugin_settings
 from minitron_trt.build.recipe.request import BuildRequest, Setting
 from minitron_trt.checkpoint_tensors import shard_shape

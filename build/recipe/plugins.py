@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from minitron_trt.build.engine_model import EngineModel
-from minitron_trt.build.recipe.limits import SAFE_NUM_TOKENS, Limits
+from minitron_trt.build.recipe.engine_limits import SAFE_NUM_TOKENS, Limits
 from minitron_trt.build.recipe.request import BuildRequest, Setting, switch
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.families import family_of

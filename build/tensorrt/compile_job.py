@@ -9,8 +9,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from minitron_trt.build.job import BuildJob
+from minitron_trt.build.recipe.engine_limits import Limits
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
-from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.supported import check_supported

@@ -13,7 +13,7 @@ from minitron_trt.deploy.check.files import Document, FieldPath, entries, mappin
 from minitron_trt.deploy.compose import COMPOSE_NAME
 from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.deploy.pods import SERVER, WORKER
-from minitron_trt.deploy.slurm import SCRIPT_NAME
+from minitron_trt.deploy.slurm_files import SCRIPT_NAME
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from minitron_trt.build.plan.chart import MemoryBar
-from minitron_trt.build.plan.chart import chart as memory_chart
+from minitron_trt.build.plan.plan_chart import MemoryBar
+from minitron_trt.build.plan.plan_chart import chart as memory_chart
 from minitron_trt.evaluate.chart import chart
 from minitron_trt.evaluate.report.result_records import (
     BenchResult,

@@ -11,7 +11,7 @@ import cloup
 
 from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, UsageError
-from minitron_trt.evaluate.model_options import (
+from minitron_trt.evaluate.evaluation_options import (
     SERVER,
     device_option,
     dtype_option,

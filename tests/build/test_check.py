@@ -19,7 +19,7 @@ from minitron_trt.build.containers import (
     same_version,
 )
 from minitron_trt.build.engine import Engine
-from minitron_trt.build.recipe.limits import Limits
+from minitron_trt.build.recipe.engine_limits import Limits
 from minitron_trt.errors import BadInputError, UnsupportedError
 
 Command = Callable[..., Result]

@@ -62,7 +62,7 @@ def push(
 
     Example: minitron-trt push repository registry.example.org/models/minitron-8b
     """
-    from minitron_trt.registry.reference import Reference
+    from minitron_trt.registry.image_reference import Reference
 
     reference = Reference.parse(place)
     if reference.version.startswith("sha256:"):
@@ -115,7 +115,7 @@ def pull(
 
     Example: minitron-trt pull registry.example.org/models/minitron-8b:fp8 -o repository
     """
-    from minitron_trt.registry.reference import Reference
+    from minitron_trt.registry.image_reference import Reference
 
     reference = Reference.parse(place)
     if not reference.version:

@@ -25,8 +25,8 @@ from urllib3.util import Retry
 from minitron_trt.errors import BadInputError, ProtocolError, RefusedError, UnreachableError
 from minitron_trt.records import check_record
 from minitron_trt.registry.image import IMAGE_MANIFEST, ImageManifest, PackedImage
+from minitron_trt.registry.image_reference import Reference
 from minitron_trt.registry.layers import Advance, Blob, read_layer
-from minitron_trt.registry.reference import Reference
 
 _CONNECT_S: Final = 10.0
 # Between two pieces of an answer. A registry may take a while to look at gigabytes that came.

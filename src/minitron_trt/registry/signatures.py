@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from minitron_trt.console import no_progress
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.registry.image import IMAGE_CONFIG, IMAGE_MANIFEST, canonical, hex_of
+from minitron_trt.registry.image_reference import Reference
 from minitron_trt.registry.layers import Blob
-from minitron_trt.registry.reference import Reference
 from minitron_trt.registry.remote import RemoteRegistry
 
 _PAYLOAD: Final = "application/vnd.dev.cosign.simplesigning.v1+json"

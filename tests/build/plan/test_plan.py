@@ -16,7 +16,7 @@ import pytest
 from click.testing import Result
 
 from minitron_trt.build.engine_model import PRESETS, EngineModel
-from minitron_trt.build.plan.chart import bars_of, chart
+from minitron_trt.build.plan.plan_chart import bars_of, chart
 from minitron_trt.build.plan.plan_text import describe, parameters_text
 from minitron_trt.build.plan.recommendation import ORDER, recommend
 from minitron_trt.build.plan.roofline import bounds

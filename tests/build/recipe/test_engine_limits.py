@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from minitron_trt.build.engine_model import PRESETS, EngineModel
+from minitron_trt.build.recipe.engine_limits import Limits
 from minitron_trt.build.recipe.engine_recipe import EngineRecipe, choose_recipe
-from minitron_trt.build.recipe.limits import Limits
 from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.errors import MinitronError, UnsupportedError, UsageError
 from minitron_trt.gpus import find_target

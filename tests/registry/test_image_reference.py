@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minitron_trt.errors import UsageError
-from minitron_trt.registry.reference import Reference
+from minitron_trt.registry.image_reference import Reference
 
 DIGEST = "sha256:" + "a" * 64
 
