@@ -29,6 +29,8 @@ from minitron_trt.errors import ServerError, UnreachableError
 # Triton takes more than two pings within 300 s without data for an attack and hangs up.
 _KEEPALIVE_MS: Final = 310_000
 _KEEPALIVE_TIMEOUT_MS: Final = 20_000
+# Sooner than the first retry of a request, which would otherwise only hear the last failure again.
+_FIRST_RECONNECT_MS: Final = 100
 _RECONNECT_MS: Final = 500
 # "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:8001: " says nothing new.
 # These patterns are for what went wrong, and compiled when that happens.
@@ -55,7 +57,7 @@ def channel_options(endpoint: Endpoint, limits: SizeLimits) -> list[tuple[str, i
         # Connections are otherwise shared by the process: a failure that one client met would
         # answer for the next, and closing would close nothing.
         ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS),
+        ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
         ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
     ]
 
