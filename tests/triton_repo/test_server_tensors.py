@@ -335,8 +335,10 @@ def test_every_input_is_exercised_here_or_among_the_texts() -> None:
 
     # test_foreign_clients.
     by_scripts = {"decoder_text_input"}
+    # test_drafts_served.
+    of_drafts = {"num_draft_tokens", "use_draft_logits"}
 
-    assert here | among_texts | by_scripts == set(TYPES)
+    assert here | among_texts | by_scripts | of_drafts == set(TYPES)
 
 
 def _list(value: Any) -> list[float]:
