@@ -239,3 +239,14 @@ def test_logits_that_one_response_cannot_carry_are_refused_by_size() -> None:
         ask(offer, return_generation_logits=True, request_output_len=4000)
     with pytest.raises(BadInputError, match=r"return_context_logits would send .* 2.05 GB, in one"):
         ask(offer, return_context_logits=True, **long)
+
+
+def test_a_draft_that_takes_much_memory_to_check_is_refused_by_size() -> None:
+    offer = RuntimeOffer(vocab=128256, max_seq_len=8192, decoupled=True, exclude_input=False)
+    most = 2**30 // (4 * 128256)
+    draft: dict[str, Any] = {"draft_input_ids": [[1] * (most - 1)], "request_output_len": 4000}
+
+    assert ask(offer, **draft)
+    assert ask(offer, streaming=True, return_generation_logits=True, **draft)
+    with pytest.raises(BadInputError, match=r"draft_input_ids has 2092 ids, .* 1.07 GB at once"):
+        ask(offer, request_output_len=4000, draft_input_ids=[[1] * most])

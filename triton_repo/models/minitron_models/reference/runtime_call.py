@@ -23,7 +23,9 @@ Arrays = Mapping[str, NDArray[Any]]
 """The inputs of one request by name; the first axis is the batch's."""
 
 MAX_LOGITS_BYTES: Final = 2**30
-"""The most logits that one response may hold; a message of gRPC ends at 2**31 - 1 bytes."""
+"""The most logits that one response may hold, or a draft be checked by.
+
+A message of gRPC ends at 2**31 - 1 bytes."""
 MAX_WORD_IDS: Final = 2**16
 
 _SAMPLING: Final[Mapping[str, str]] = MappingProxyType(
@@ -179,7 +181,15 @@ def _check(call: RuntimeCall, offer: RuntimeOffer) -> None:
             f"num_return_sequences is {request.sequences}; more than one needs a model with "
             "decoupled responses"
         )
-    at_once = 1 if call.streaming else request.max_tokens
+    checked = len(request.draft) + 1
+    size = checked * offer.vocab * 4
+    if request.draft and size > MAX_LOGITS_BYTES:
+        raise BadInputError(
+            f"draft_input_ids has {len(request.draft)} ids, to check which takes {checked} × "
+            f"{offer.vocab} logits, {size / 1e9:.2f} GB at once; at most "
+            f"{MAX_LOGITS_BYTES / 1e9:.2f} GB: send a shorter draft"
+        )
+    at_once = checked if call.streaming else request.max_tokens
     for name, wanted, count in (
         ("return_context_logits", request.context_logits, len(request.prompt)),
         ("return_generation_logits", request.generation_logits, at_once),
