@@ -9,18 +9,15 @@ from minitron_trt.errors import UnsupportedError
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM_DRAFT
 from minitron_trt.triton_repo.runtimes.reference_runtime import plan_reference
 from minitron_trt.triton_repo.runtimes.runtime import Runtime
-from minitron_trt.triton_repo.runtimes.runtime_names import REFERENCE
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 
 def plan_draft(folder: Path, target: Runtime, recipe: ServingRecipe) -> Runtime:
     """Serve a checkpoint as the draft model of another.
 
-    UsageError for a target of another runtime; UnsupportedError where one model's ids are not the
-    other's, or where the draft model would end before the target does.
+    UnsupportedError where one model's ids are not the other's, or where the draft model would end
+    before the target does.
     """
-    if target.name != REFERENCE:
-        recipe.refuse(target.name, "draft")
     draft = plan_reference(Checkpoint.open(folder), recipe, name=TENSORRT_LLM_DRAFT)
     if draft.vocab_size != target.vocab_size:
         raise UnsupportedError(

@@ -168,7 +168,7 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
 
     UsageError when the recipe does not fit the model, BadInputError when there is no tokenizer.
     """
-    recipe.refuse(LLMAPI, "mount", "max_queue_delay_us")
+    recipe.refuse(LLMAPI, "mount", "max_queue_delay_us", "draft")
     batch = recipe.max_batch_size or DEFAULT_MAX_BATCH_SIZE
     tp, pp = recipe.tp or 1, recipe.pp or 1
     parameters = {

@@ -58,6 +58,7 @@ def plan_trtllm(engine: Engine, recipe: ServingRecipe) -> Runtime:
     UnsupportedError when the backend cannot load it or the recipe asks more than it was built for;
     BadInputError when there is no tokenizer.
     """
+    recipe.refuse(TRTLLM, "draft")
     _check_compiler(engine)
     _check_recipe(engine, recipe)
     _check_settings(engine, recipe.settings_of(TENSORRT_LLM))
