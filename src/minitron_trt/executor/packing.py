@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -47,9 +48,10 @@ def _logit_rows(flights: Sequence[InFlight], lengths: Sequence[int]) -> Ints | N
     kept = [flight.kept(length) for flight, length in zip(flights, lengths, strict=True)]
     if not any(kept):
         return None
-    stops = np.cumsum(lengths).tolist()
-    rows = [range(stop - max(1, count), stop) for stop, count in zip(stops, kept, strict=True)]
-    return np.concatenate([np.asarray(each, dtype=np.int32) for each in rows])
+    rows: list[int] = []
+    for stop, count in zip(itertools.accumulate(lengths), kept, strict=True):
+        rows += range(stop - max(1, count), stop)
+    return np.array(rows, dtype=np.int32)
 
 
 def last_logits(flights: Sequence[InFlight], batch: StepBatch, logits: Floats) -> Floats:

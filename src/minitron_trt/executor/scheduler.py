@@ -281,6 +281,7 @@ class Executor:
         ]
 
         def choose(part: list[int]) -> None:
+            """Choose the tokens of some rows; an error is its row's alone."""
             for n in part:
                 try:
                     tokens[n] = flights[n].sampler.choose(logits[n], int(best[n]))

@@ -102,7 +102,7 @@ class BlsRelay:
         plain = self._begin_plain()
         # How many tensors a response has that holds nothing but ids.
         least = 1 if request.reports_streams else 2
-        for tensors in self._drafted(watched).generate(
+        for tensors in self._generator(watched).generate(
             self._request_id, self._requested_outputs(), request.timeout_us, request.inputs
         ):
             if watched.left:
@@ -122,7 +122,8 @@ class BlsRelay:
                 if outputs is not None:
                     self._sender.send(outputs)
 
-    def _drafted(self, watched: WatchedRequest) -> TokenModel | DraftedModel:
+    def _generator(self, watched: WatchedRequest) -> TokenModel | DraftedModel:
+        """Return what generates the tokens, by itself or from drafts."""
         request = self._request
         if not request.draft_tokens:
             return self._model
