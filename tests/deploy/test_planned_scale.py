@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ from typing import Any
 import pytest
 from click.testing import Result
 from tests.deploy.conftest import RepositoryOf
+from tests.deploy.repositories import settings_of
 
 from minitron_trt.deploy.check.deployment_check import read_deployment
+from minitron_trt.deploy.gateway_pod import least_gateways
+from minitron_trt.deploy.planned_scale import PlannedScale
 
 Command = Callable[..., Result]
+DOCS = Path(__file__).parents[2] / "docs"
 PLAN = (
     "llama-3.1-minitron-4b-width",
     "--gpu",
@@ -41,6 +46,15 @@ def planned(tmp_path: Path, command: Command) -> Callable[..., Path]:
     return write
 
 
+def token_ms() -> str:
+    """Return the gateway's time for a token over gRPC, as it was measured."""
+    text = (DOCS / "performance.md").read_text()
+    (measured,) = re.findall(
+        r"^\| processor time of the gateway .* \| ([\d.]+) ms \(.*\|$", text, re.M
+    )
+    return str(measured)
+
+
 def test_numbers_are_the_plans_and_say_so(
     repository_of: RepositoryOf, tmp_path: Path, command: Command, planned: Callable[..., Path]
 ) -> None:
@@ -56,7 +70,7 @@ def test_numbers_are_the_plans_and_say_so(
     assert result.exit_code == 0, result.output
     assert f"threshold: '{waiting}'  # the plan for 500 requests/s: so many get slots" in scaling
     assert f"minReplicaCount: {traffic['replicas']}  # the plan for 500 requests/s" in scaling
-    tokens = f"{traffic['tokens_per_s']:,.0f} tokens/s at 0.291 ms each, 70 % busy"
+    tokens = f"{traffic['tokens_per_s']:,.0f} tokens/s at {token_ms()} ms each, 70 % busy"
     assert f"# the plan for 500 requests/s: {tokens}" in (output / "base/gateway.yaml").read_text()
     assert f"> {waiting}" in (output / "base/monitoring.yaml").read_text()
     assert (settings.replicas, settings.max_replicas) == (
@@ -65,6 +79,28 @@ def test_numbers_are_the_plans_and_say_so(
     )
     result = command(*arguments, "--plan", plan, "--replicas", 30, "-o", output, "--overwrite")
     assert "minReplicaCount: 30  # --replicas" in (output / "base/autoscaling.yaml").read_text()
+
+
+def test_the_worked_example_has_the_gateways_that_deploy_writes() -> None:
+    text = (DOCS / "scale.md").read_text()
+    shown = re.findall(r"^\| ([\d,]+) \| (?:[\d,]+ \| ){4}([\d,]+) \| ([\d,]+) \|", text, re.M)
+    rows = [[int(number.replace(",", "")) for number in row] for row in shown]
+
+    assert [rate for rate, _, _ in rows] == [10, 100, 1000, 10000]
+    for rate, tokens, gateways in rows:
+        scale = PlannedScale(
+            rate=rate,
+            tokens_per_s=tokens,
+            gpu="H100-SXM",
+            tp=1,
+            concurrency=256,
+            replicas=1,
+            most_replicas=1,
+            waiting=17,
+            waiting_reason="",
+        )
+        assert least_gateways(settings_of(scale=scale)).value == gateways
+    assert f"takes {token_ms()} ms of a processor for a streamed token" in text
 
 
 def test_a_single_replica_gets_another_for_when_it_goes(
