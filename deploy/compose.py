@@ -84,7 +84,7 @@ def _server(deployment: Deployment) -> dict[str, Any]:
             "timeout": Figure("10s", "for an answer, and Python's start"),
             "retries": Figure(6, "a minute: a long prompt may hold a server up"),
             "start_period": Figure(
-                f"{2 * deployment.startup_s()}s", deployment.startup_failures().why
+                f"{2 * deployment.startup_s()}s", f"2 x ({deployment.startup_reason()})"
             ),
         },
         **_devices(deployment),

@@ -157,6 +157,10 @@ class Deployment:
         """Return how long a start may be expected to take."""
         return START_S + ceil(self.node_bytes() / (self.settings.disk_mb_s * 1_000_000))
 
+    def startup_reason(self) -> str:
+        """Return what a start's time comes of."""
+        return f"{START_S} s + {size_text(self.node_bytes())} at {self.settings.disk_mb_s} MB/s"
+
     def prepared_s(self) -> int:
         """Return how long the init containers may be expected to take, at the disk's speed."""
         # A fetch writes all bytes; a conversion of what was fetched reads and writes them again.
@@ -165,10 +169,7 @@ class Deployment:
 
     def startup_failures(self) -> Figure:
         """Return how many probes may fail before a start counts as failed."""
-        why = (
-            f"2 x ({START_S} s + {size_text(self.node_bytes())} at {self.settings.disk_mb_s} MB/s) "
-            f"/ {PROBE_S} s"
-        )
+        why = f"2 x ({self.startup_reason()}) / {PROBE_S} s"
         return Figure(ceil(2 * self.startup_s() / PROBE_S), why, "server.startupFailures")
 
     def grace_s(self) -> Figure:

@@ -60,7 +60,7 @@ def _times(claims: ServerClaims, deployment: Deployment) -> Iterator[Finding]:
     if startup is not None and startup.value < start:
         yield startup.finding(
             f"probes give up after {startup.value:.0f} s, while the engine may still load",
-            expected=f"at least the {start} s of a start: {deployment.startup_failures().why}",
+            expected=f"at least the {start} s of a start: {deployment.startup_reason()}",
         )
     grace, timeout = numbers.get("grace"), numbers.get("exit_timeout")
     if grace is not None and timeout is not None:
