@@ -98,7 +98,8 @@ DAMAGES = {
     ),
     "short-probe": (
         (KUBERNETES, "base/server.yaml", "failureThreshold: 13", "failureThreshold: 4"),
-        "while the engine may still load; expected at least the 63 s of a start: 60 s + 501 MB",
+        "probes give up after 40 s, while the engine may still load; "
+        "expected at least the 63 s of a start: 60 s + 501 MB at 200 MB/s",
     ),
     "no-startup-probe": (
         (KUBERNETES, "base/server.yaml", "startupProbe", "readinessProbeOld"),
