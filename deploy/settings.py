@@ -18,7 +18,8 @@ KSERVE: Final = "kserve"
 DYNAMO: Final = "dynamo"
 COMPOSE: Final = "compose"
 SLURM: Final = "slurm"
-TARGETS: Final = (KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO, COMPOSE, SLURM)
+ON_KUBERNETES: Final = (KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO)
+TARGETS: Final = (*ON_KUBERNETES, COMPOSE, SLURM)
 KEDA: Final = "keda"
 HPA: Final = "hpa"
 NONE: Final = "none"
@@ -88,6 +89,11 @@ class DeploySettings:
             raise UsageError(
                 f"--max-replicas {self.max_replicas} is below --replicas {self.replicas}"
             )
+
+    @property
+    def on_kubernetes(self) -> bool:
+        """Say whether a cluster of Kubernetes runs the servers."""
+        return self.target in ON_KUBERNETES
 
     @property
     def keys(self) -> str:

@@ -28,9 +28,9 @@ from minitron_trt.deploy.settings import (
     HPA,
     KEDA,
     KSERVE,
-    KUBERNETES,
     LEADERWORKERSET,
     NONE,
+    ON_KUBERNETES,
     SLURM,
     DeploySettings,
 )
@@ -44,7 +44,6 @@ from minitron_trt.version import __version__
 README: Final = "README.md"
 _CONTAINERFILE: Final = "image/Containerfile"
 _SERVER_CONTAINERFILE: Final = "image/Server.Containerfile"
-_CONVERTING: Final = (KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO)
 _OF_KUBERNETES: Final = (
     "gpu_product",
     "image_pull_secret",
@@ -81,7 +80,7 @@ def plan_files(
     options = {name: value for name, value in (job or {}).items() if value not in (None, ())}
     if options and settings.target != SLURM:
         raise UsageError(f"--{next(iter(options))} is for --target slurm, not {settings.target}")
-    if settings.target in (COMPOSE, SLURM):
+    if not settings.on_kubernetes:
         _refuse_of_kubernetes(settings, helm=helm)
     if settings.target == DYNAMO:
         _refuse_before_dynamo(settings)
@@ -116,9 +115,9 @@ def _of_hub(
     token: str | None,
 ) -> tuple[ServedFacts, DeploySettings]:
     """Return what a model will be once Pods have made its repository, and the settings for that."""
-    if settings.target not in _CONVERTING:
+    if not settings.on_kubernetes:
         raise UsageError(
-            f"--model is for {', '.join(_CONVERTING)}; for --target {settings.target} make the "
+            f"--model is for {', '.join(ON_KUBERNETES)}; for --target {settings.target} make the "
             f"repository first: minitron-trt convert {model.hub_id} --format hf -o model, then "
             "minitron-trt triton-repo model -o repository"
         )
@@ -306,14 +305,14 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
         "",
         *_about_keys(settings),
     ]
-    if settings.target not in (COMPOSE, SLURM):
+    if settings.on_kubernetes:
         lines += ["", *_needs(deployment)]
     if settings.target == COMPOSE:
         lines += [
             "",
             f"The gateway reads it as user {settings.user}: chown {settings.user} keys.txt.",
         ]
-    if settings.target not in (COMPOSE, SLURM) and deployment.storage.form == CLAIM:
+    if settings.on_kubernetes and deployment.storage.form == CLAIM:
         folder = f"/{deployment.storage.folder}" if deployment.storage.folder else ""
         lines += [
             "",
@@ -330,7 +329,7 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
             f"    kubectl --namespace {settings.name} create secret generic {settings.hub_token} "
             "--from-file=token=token.txt",
         ]
-    if deployment.nodes > 1 and settings.target not in (COMPOSE, SLURM):
+    if deployment.nodes > 1 and settings.on_kubernetes:
         lines += [
             "",
             f"A replica spans {deployment.nodes} nodes. The server's image needs sshd: build",
@@ -345,7 +344,7 @@ def _readme(deployment: Deployment, steps: tuple[str, ...]) -> str:
             f"    --pool-name {settings.name} --pool-namespace {settings.name} "
             f"--config-file {PICKER_FILE}",
         ]
-    if settings.target not in (COMPOSE, SLURM):
+    if settings.on_kubernetes:
         lines += [
             "",
             f"`{BASE}/` stays as it is; what differs from place to place is `{OVERLAY}/`.",

@@ -22,6 +22,7 @@ from minitron_trt.deploy.settings import (
     KUBERNETES,
     LEADERWORKERSET,
     SLURM,
+    TARGETS,
 )
 from minitron_trt.deploy.writing import write_files
 from minitron_trt.triton_repo.check.report import Severity
@@ -50,7 +51,7 @@ def written(repository_of: RepositoryOf, tmp_path_factory: pytest.TempPathFactor
     return write
 
 
-@pytest.mark.parametrize("target", [KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO, COMPOSE, SLURM])
+@pytest.mark.parametrize("target", TARGETS)
 def test_what_is_written_has_nothing_wrong(target: str, written: Deployed) -> None:
     report = check_deployment(written(target))
 
@@ -275,7 +276,7 @@ ALONE = (
 )
 TOGETHER = {
     target: tuple(name for name, damage in DAMAGES.items() if damage[0][0] == target)
-    for target in (KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO, COMPOSE, SLURM)
+    for target in TARGETS
 }
 TRIED = {
     **{

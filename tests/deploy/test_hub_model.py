@@ -21,7 +21,7 @@ from tests.deploy.test_golden import check
 from minitron_trt.cli import main
 from minitron_trt.console import size_text
 from minitron_trt.deploy.check.deployment_check import check_deployment, read_deployment
-from minitron_trt.deploy.settings import DYNAMO, KSERVE, KUBERNETES, LEADERWORKERSET
+from minitron_trt.deploy.settings import LEADERWORKERSET, ON_KUBERNETES
 from minitron_trt.deploy.writing import write_files
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
@@ -109,7 +109,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("target", [KUBERNETES, LEADERWORKERSET, KSERVE, DYNAMO])
+@pytest.mark.parametrize("target", ON_KUBERNETES)
 def test_each_target_prepares_the_model_before_its_server(
     repository: Path, tmp_path: Path, target: str
 ) -> None:
