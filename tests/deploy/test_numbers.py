@@ -314,9 +314,19 @@ def test_the_readme_says_what_the_cluster_needs(
     repository_of: RepositoryOf,
 ) -> None:
     text = planned(repository_of("H100"), target, **options).texts["README.md"]
-    needs = text.partition("The cluster needs:")[2].partition("Push")[0]
+    needs = text.partition("The cluster needs:")[2].partition("In this order")[0]
 
     assert {word for word in needed | not_needed if word in needs} == needed
+
+
+@pytest.mark.parametrize("helm", [True, False])
+def test_the_readme_has_the_command_of_a_chart_that_is_there(
+    helm: bool, repository_of: RepositoryOf
+) -> None:
+    texts = planned(repository_of("H100"), helm=helm).texts
+    command = "    helm upgrade --install llama chart --namespace llama\n"
+
+    assert (command in texts["README.md"]) == ("chart/Chart.yaml" in texts) == helm
 
 
 REFUSED = {
