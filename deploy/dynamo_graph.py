@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
-from minitron_trt.deploy.deployment import PROBE_S, Deployment, port
+from minitron_trt.deploy.deployment import Deployment, port
 from minitron_trt.deploy.network import (
     dns,
     fetch_egress,
@@ -25,13 +25,14 @@ from minitron_trt.deploy.pods import (
     FRONTEND,
     SERVER,
     home,
+    http_probe,
     initial,
     labels,
     lifecycle,
     metadata,
     own_container,
-    patience,
     placement,
+    probe_period,
     selector,
     server_container,
     server_placement,
@@ -188,8 +189,8 @@ def _worker_container(deployment: Deployment) -> dict[str, Any]:
         "resources": _amounts("worker", "one process, whose work is passing on: 125 MB"),
         # Its own server of health begins when Triton has loaded.
         "startupProbe": {
-            **_probe("/live", "system"),
-            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+            **http_probe("/live", "system"),
+            "periodSeconds": probe_period(),
             "failureThreshold": deployment.startup_failures(),
         },
         **_probes("system", seen="a worker that has left is seen soon"),
@@ -204,17 +205,13 @@ def _worker_container(deployment: Deployment) -> dict[str, Any]:
 def _probes(port_name: str, *, seen: str) -> dict[str, Any]:
     """Return the probes of Dynamo's own server of health."""
     return {
-        "readinessProbe": {**_probe("/health", port_name), "periodSeconds": Figure(5, seen)},
+        "readinessProbe": {**http_probe("/health", port_name), "periodSeconds": Figure(5, seen)},
         "livenessProbe": {
-            **_probe("/live", port_name),
-            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+            **http_probe("/live", port_name),
+            "periodSeconds": probe_period(),
             "failureThreshold": Figure(6, "a minute"),
         },
     }
-
-
-def _probe(path: str, port_name: str) -> dict[str, Any]:
-    return {"httpGet": {"path": path, "port": port_name}, "timeoutSeconds": patience()}
 
 
 def _amounts(component: str, why: str) -> dict[str, Any]:

@@ -6,16 +6,17 @@ from math import ceil
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
-from minitron_trt.deploy.deployment import PROBE_S, Deployment, port
+from minitron_trt.deploy.deployment import Deployment, port
 from minitron_trt.deploy.pods import (
     GATEWAY,
     home,
+    http_probe,
     labels,
     lifecycle,
     metadata,
     own_container,
-    patience,
     placement,
+    probe_period,
     selector,
 )
 from minitron_trt.deploy.settings import NONE, DeploySettings
@@ -116,10 +117,6 @@ def _container(deployment: Deployment) -> dict[str, Any]:
         "memory": gateway_memory(),
         "ephemeral-storage": Figure("64Mi", "its log", "gateway.ephemeralStorage"),
     }
-    health = {
-        "httpGet": {"path": "/health", "port": "openai"},
-        "timeoutSeconds": patience(),
-    }
     return {
         "name": GATEWAY,
         **own_container(deployment),
@@ -128,10 +125,13 @@ def _container(deployment: Deployment) -> dict[str, Any]:
         "ports": [{"name": "openai", "containerPort": Figure(PORT, "the gateway's port")}],
         "resources": {"requests": amounts, "limits": amounts},
         # /health says whether Triton is ready, so only readiness goes by it.
-        "readinessProbe": {**health, "periodSeconds": Figure(5, "Triton's end is seen soon")},
+        "readinessProbe": {
+            **http_probe("/health", "openai"),
+            "periodSeconds": Figure(5, "Triton's end is seen soon"),
+        },
         "livenessProbe": {
             "tcpSocket": {"port": "openai"},
-            "periodSeconds": Figure(PROBE_S, "seconds between probes"),
+            "periodSeconds": probe_period(),
         },
         "lifecycle": lifecycle(),
         "securityContext": container_security(),

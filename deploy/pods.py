@@ -167,13 +167,11 @@ def resources(deployment: Deployment) -> dict[str, Any]:
 
 
 def _probes(deployment: Deployment) -> dict[str, Any]:
-    period = Figure(PROBE_S, "seconds between probes")
-    live = {"httpGet": {"path": "/v2/health/live", "port": "http"}, "timeoutSeconds": patience()}
-    ready = {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "timeoutSeconds": patience()}
+    ready = http_probe("/v2/health/ready", "http")
     return {
         "startupProbe": {
             **ready,
-            "periodSeconds": period,
+            "periodSeconds": probe_period(),
             "failureThreshold": deployment.startup_failures(),
         },
         "readinessProbe": {
@@ -182,16 +180,22 @@ def _probes(deployment: Deployment) -> dict[str, Any]:
             "failureThreshold": Figure(2, "one late answer is none"),
         },
         "livenessProbe": {
-            **live,
-            "periodSeconds": period,
+            **http_probe("/v2/health/live", "http"),
+            "periodSeconds": probe_period(),
             "failureThreshold": Figure(6, "a minute: a long prompt may hold a server up"),
         },
     }
 
 
-def patience() -> Figure:
-    """Return how long a probe waits for an answer."""
-    return Figure(5, "seconds for an answer")
+def http_probe(path: str, port_name: str) -> dict[str, Any]:
+    """Return what a probe asks, and how long it waits for an answer."""
+    patience = Figure(5, "seconds for an answer")
+    return {"httpGet": {"path": path, "port": port_name}, "timeoutSeconds": patience}
+
+
+def probe_period() -> Figure:
+    """Return how often a container is probed, where nothing hurries."""
+    return Figure(PROBE_S, "seconds between probes")
 
 
 def server_placement(deployment: Deployment) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from minitron_trt.deploy.deployment import PROBE_S, Deployment
+from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.pods import (
     SCRIPTS,
     SERVER,
@@ -17,6 +17,7 @@ from minitron_trt.deploy.pods import (
     metadata,
     mounts,
     own_replicas,
+    probe_period,
     resources,
     selector,
     server_container,
@@ -129,10 +130,7 @@ def _waiting(
 
 def _worker(deployment: Deployment) -> dict[str, Any]:
     """Return the template of the other Pods: sshd, below which mpirun starts their ranks."""
-    alive = {
-        "tcpSocket": {"port": "ssh"},
-        "periodSeconds": Figure(PROBE_S, "seconds between probes"),
-    }
+    alive = {"tcpSocket": {"port": "ssh"}, "periodSeconds": probe_period()}
     container = {
         "name": WORKER,
         **base_container(deployment),
