@@ -31,6 +31,7 @@ from minitron_trt.deploy.pods import (
     lifecycle,
     metadata,
     own_container,
+    own_replicas,
     placement,
     probe_period,
     selector,
@@ -39,7 +40,7 @@ from minitron_trt.deploy.pods import (
     volumes,
 )
 from minitron_trt.deploy.scaling import front_autoscaler
-from minitron_trt.deploy.settings import NONE, DeploySettings
+from minitron_trt.deploy.settings import DeploySettings
 from minitron_trt.yaml_text import Figure
 
 GRAPH_API: Final = "nvidia.com/v1beta1"
@@ -90,7 +91,7 @@ def frontend_autoscaler(deployment: Deployment) -> list[dict[str, Any]]:
 
 def _replicas(settings: DeploySettings, least: Figure) -> dict[str, Any]:
     """Return the replicas of a component, or that an autoscaler has them."""
-    return {"replicas": least} if settings.autoscaler == NONE else {"scalingAdapter": {}}
+    return own_replicas(settings, least) or {"scalingAdapter": {}}
 
 
 def _version() -> Figure:

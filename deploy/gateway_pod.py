@@ -15,11 +15,12 @@ from minitron_trt.deploy.pods import (
     lifecycle,
     metadata,
     own_container,
+    own_replicas,
     placement,
     probe_period,
     selector,
 )
-from minitron_trt.deploy.settings import NONE, DeploySettings
+from minitron_trt.deploy.settings import DeploySettings
 from minitron_trt.gateway.command import PORT
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE
 from minitron_trt.yaml_text import Figure
@@ -60,7 +61,7 @@ def gateway_deployment(deployment: Deployment) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": metadata(settings, GATEWAY, "-gateway"),
         "spec": {
-            **({} if settings.autoscaler != NONE else {"replicas": least_gateways(settings)}),
+            **own_replicas(settings, least_gateways(settings)),
             "selector": {"matchLabels": selector(settings, GATEWAY)},
             "template": {
                 "metadata": {"labels": labels(settings, GATEWAY)},

@@ -64,13 +64,12 @@ def metadata(settings: DeploySettings, component: str, suffix: str = "") -> dict
     return {"name": f"{settings.name}{suffix}", "labels": labels(settings, component)}
 
 
-def own_replicas(deployment: Deployment) -> dict[str, Figure]:
-    """Return the replicas of what runs the servers: none where an autoscaler has them.
+def own_replicas(settings: DeploySettings, least: Figure) -> dict[str, Figure]:
+    """Return the replicas that an object has by itself: none where an autoscaler has them.
 
     The files are applied again after each change, and would take the autoscaler's replicas away.
     """
-    scaled = deployment.settings.autoscaler != NONE
-    return {} if scaled else {"replicas": deployment.replicas()}
+    return {} if settings.autoscaler != NONE else {"replicas": least}
 
 
 def server_pod(deployment: Deployment, *, argv: tuple[str, ...] | None = None) -> dict[str, Any]:

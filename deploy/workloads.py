@@ -43,7 +43,7 @@ def server_deployment(deployment: Deployment) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": metadata(settings, SERVER),
         "spec": {
-            **own_replicas(deployment),
+            **own_replicas(settings, deployment.replicas()),
             "selector": {"matchLabels": selector(settings, SERVER)},
             "strategy": {"rollingUpdate": _rolling()},
             "progressDeadlineSeconds": Figure(
@@ -83,7 +83,7 @@ def leader_worker_set(deployment: Deployment) -> dict[str, Any]:
         "kind": "LeaderWorkerSet",
         "metadata": metadata(settings, SERVER),
         "spec": {
-            **own_replicas(deployment),
+            **own_replicas(settings, deployment.replicas()),
             "startupPolicy": "LeaderCreated",
             "rolloutStrategy": {
                 "type": "RollingUpdate",

@@ -25,7 +25,9 @@ def check_graphs(documents: list[Document]) -> Iterator[Finding]:
         if document.kind == GRAPH:
             for place, component in entries(document.at("spec", "components")):
                 if component.get("scalingAdapter") is not None:
-                    yield from own_replicas(document, ("spec", "components", place, "replicas"))
+                    yield from replicas_beside_autoscaler(
+                        document, ("spec", "components", place, "replicas")
+                    )
     for pod in pod_templates(documents):
         if pod.document.kind != GRAPH:
             continue
@@ -42,7 +44,7 @@ def check_graphs(documents: list[Document]) -> Iterator[Finding]:
             yield from _fixed_ports(pod, path, container)
 
 
-def own_replicas(document: Document, path: FieldPath) -> Iterator[Finding]:
+def replicas_beside_autoscaler(document: Document, path: FieldPath) -> Iterator[Finding]:
     """Warn of replicas of something that an autoscaler scales."""
     if (found := document.at(*path)) is not None:
         yield document.finding(

@@ -12,7 +12,11 @@ from urllib.parse import urlsplit
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
 from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping, objects
-from minitron_trt.deploy.check.graph_rules import adapters_of, own_replicas, services_of
+from minitron_trt.deploy.check.graph_rules import (
+    adapters_of,
+    replicas_beside_autoscaler,
+    services_of,
+)
 from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.deploy.network import PICKER
 from minitron_trt.deploy.pods import SERVER
@@ -184,7 +188,7 @@ def _scale_targets(documents: list[Document]) -> Iterator[Finding]:
             continue
         named = (str(target.get("kind")), str(target.get("name")))
         if named in there:
-            yield from own_replicas(there[named], ("spec", "replicas"))
+            yield from replicas_beside_autoscaler(there[named], ("spec", "replicas"))
         elif named not in made:
             yield each.finding(
                 ("spec", "scaleTargetRef"),
