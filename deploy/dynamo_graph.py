@@ -139,7 +139,7 @@ def _frontend_container(deployment: Deployment) -> dict[str, Any]:
             {"name": "http", "containerPort": _http()},
             {"name": "responses", "containerPort": _fixed(_RESPONSES)},
         ],
-        "resources": _amounts("frontend", "router and tokenizer: 110 MB before any request"),
+        "resources": _amounts("frontend", "router and tokenizer", held="110 MB before any request"),
         **_probes("http", seen="a frontend without workers is left out soon"),
         "lifecycle": lifecycle(),
         "securityContext": container_security(),
@@ -187,7 +187,7 @@ def _worker_container(deployment: Deployment) -> dict[str, Any]:
             {"name": "system", "containerPort": _system()},
             {"name": "requests", "containerPort": _fixed(_REQUESTS)},
         ],
-        "resources": _amounts("worker", "one process, whose work is passing on: 125 MB"),
+        "resources": _amounts("worker", "one process, whose work is passing on", held="125 MB"),
         # Its own server of health begins when Triton has loaded.
         "startupProbe": {
             **http_probe("/live", "system"),
@@ -215,10 +215,10 @@ def _probes(port_name: str, *, seen: str) -> dict[str, Any]:
     }
 
 
-def _amounts(component: str, why: str) -> dict[str, Any]:
+def _amounts(component: str, why: str, *, held: str) -> dict[str, Any]:
     amounts = {
         "cpu": Figure("1", why, f"{component}.cpu"),
-        "memory": Figure("1Gi", f"{why}; room for prompts and answers", f"{component}.memory"),
+        "memory": Figure("1Gi", f"{held}; room for prompts and answers", f"{component}.memory"),
         "ephemeral-storage": Figure(
             "256Mi", "tokenizer and its log", f"{component}.ephemeralStorage"
         ),
