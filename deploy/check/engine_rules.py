@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -170,7 +169,7 @@ def _requirements(pod: PodTemplate) -> Iterator[_Requirement]:
 
 def _image(pod: PodTemplate, deployment: Deployment) -> Iterator[Finding]:
     image, version = str(pod.container.get("image", "")), deployment.facts.tensorrt_llm
-    if deployment.facts.runtime != TRTLLM or version is None or not re.search(r"trtllm", image):
+    if deployment.facts.runtime != TRTLLM or version is None or "trtllm" not in image:
         return
     try:
         container = find_container(image)

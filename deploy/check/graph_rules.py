@@ -21,13 +21,10 @@ from minitron_trt.triton_repo.check.report import Finding, Severity
 
 def check_graphs(documents: list[Document]) -> Iterator[Finding]:
     """Check that each component has the container that the operator looks for, and its ports."""
-    for document in documents:
-        if document.kind == GRAPH:
-            for place, component in entries(document.at("spec", "components")):
-                if component.get("scalingAdapter") is not None:
-                    yield from replicas_beside_autoscaler(
-                        document, ("spec", "components", place, "replicas")
-                    )
+    for document, place, component in _components(documents):
+        if component.get("scalingAdapter") is not None:
+            path = ("spec", "components", place, "replicas")
+            yield from replicas_beside_autoscaler(document, path)
     for pod in pod_templates(documents):
         if pod.document.kind != GRAPH:
             continue
@@ -39,9 +36,9 @@ def check_graphs(documents: list[Document]) -> Iterator[Finding]:
                 expected="one: the operator tells it where frontend and workers find each other",
             )
         for place, container in containers:
-            path = (*pod.spec_path, "containers", place)
-            yield from _triton_beside(pod, path, container)
-            yield from _fixed_ports(pod, path, container)
+            within = (*pod.spec_path, "containers", place)
+            yield from _triton_beside(pod, within, container)
+            yield from _fixed_ports(pod, within, container)
 
 
 def replicas_beside_autoscaler(document: Document, path: FieldPath) -> Iterator[Finding]:
@@ -90,8 +87,8 @@ def _fixed_ports(pod: PodTemplate, path: FieldPath, container: dict[str, Any]) -
 def adapters_of(documents: list[Document]) -> set[tuple[str, str]]:
     """Return the kind and name of what the operator makes to scale components by."""
     return {
-        (ADAPTER, f"{document.name}-{str(component.get('name')).lower()}")
-        for document, component in _components(documents)
+        (ADAPTER, _made_name(document, component))
+        for document, _, component in _components(documents)
         if component.get("scalingAdapter") is not None
     }
 
@@ -99,14 +96,20 @@ def adapters_of(documents: list[Document]) -> set[tuple[str, str]]:
 def services_of(documents: list[Document]) -> dict[str, set[Any]]:
     """Return the Services that the operator makes of frontends, with their ports."""
     return {
-        f"{document.name}-{str(component.get('name')).lower()}": {HTTP_PORT}
-        for document, component in _components(documents)
+        _made_name(document, component): {HTTP_PORT}
+        for document, _, component in _components(documents)
         if component.get("type") == FRONTEND_TYPE
     }
 
 
-def _components(documents: list[Document]) -> Iterator[tuple[Document, dict[str, Any]]]:
+def _components(documents: list[Document]) -> Iterator[tuple[Document, int, dict[str, Any]]]:
+    """Yield the components of all graphs, each with its place in its own."""
     for document in documents:
         if document.kind == GRAPH:
-            for _, component in entries(document.at("spec", "components")):
-                yield document, component
+            for place, component in entries(document.at("spec", "components")):
+                yield document, place, component
+
+
+def _made_name(document: Document, component: dict[str, Any]) -> str:
+    """Return the name of what the operator makes for a component."""
+    return f"{document.name}-{str(component.get('name')).lower()}"

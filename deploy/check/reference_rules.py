@@ -75,7 +75,9 @@ def _names(documents: list[Document]) -> Iterator[Finding]:
                 expected=f"small letters, digits and -, at most {longest}",
             )
         if counts[each.kind, each.name] > 1:
-            yield each.finding(("metadata", "name"), "another object has kind and name, too")
+            yield each.finding(
+                ("metadata", "name"), "another object has this kind and this name, too"
+            )
     made = _made(documents)
     for each in documents:
         if maker := made.get((each.kind, each.name)):
