@@ -15,7 +15,7 @@ from minitron_trt.deploy.pods import (
     selector,
 )
 from minitron_trt.deploy.settings import DeploySettings
-from minitron_trt.gateway.command import PORT
+from minitron_trt.gateway.command import ANSWER_S, PORT
 from minitron_trt.yaml_text import Figure
 
 _NAMESPACE: Final = "kubernetes.io/metadata.name"
@@ -212,7 +212,7 @@ def _rule(prefix: str, backend: dict[str, Any]) -> dict[str, Any]:
     return {
         "matches": [{"path": {"type": "PathPrefix", "value": prefix}}],
         "backendRefs": [backend],
-        "timeouts": {"request": Figure("600s", "the gateway's limit of a whole answer")},
+        "timeouts": {"request": Figure(f"{ANSWER_S:.0f}s", "for a whole answer")},
     }
 
 

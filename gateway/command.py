@@ -22,6 +22,8 @@ from minitron_trt.option_types import POSITIVE
 
 PORT: Final = 9000
 """Where it listens unless told otherwise."""
+ANSWER_S: Final = 600.0
+"""How long a whole answer may take unless told otherwise."""
 
 
 @cloup.command()
@@ -105,7 +107,7 @@ PORT: Final = 9000
         "--timeout",
         "total_s",
         type=POSITIVE,
-        default=600.0,
+        default=ANSWER_S,
         show_default=True,
         help="Seconds for a whole answer",
     ),
