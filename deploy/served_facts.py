@@ -110,9 +110,15 @@ class ServedFacts:
 
 
 def read_facts(
-    repository: Path, *, image: str | None, gpu: str | None, drain_s: int, local: bool = False
+    repository: Path,
+    *,
+    image: str | None,
+    gpu: str | None,
+    drain_s: int,
+    endpoints: Endpoints = ENDPOINTS,
+    connection_age_s: int | None = CONNECTION_AGE_S,
 ) -> ServedFacts:
-    """Read a repository that this tool wrote; `local` has the server reached from its node alone.
+    """Read a repository that this tool wrote, whose server will have these endpoints.
 
     UnsupportedError where its engine cannot run on the GPU, UsageError where a GPU or an image must
     be named.
@@ -123,9 +129,9 @@ def read_facts(
         raise BadInputError(
             f"{repository} has no {MANIFEST_NAME}; expected a repository that triton-repo wrote"
         )
-    endpoints = Endpoints() if local else ENDPOINTS
-    age_s = None if local else CONNECTION_AGE_S
-    options = ServerOptions(endpoints, closed=CLOSED, drain_s=drain_s, connection_age_s=age_s)
+    options = ServerOptions(
+        endpoints, closed=CLOSED, drain_s=drain_s, connection_age_s=connection_age_s
+    )
     if is_multi_model(served, options):
         raise UnsupportedError(f"{repository} has several engines; deploy them one by one")
     if TENSORRT_LLM_DRAFT in served.configs:

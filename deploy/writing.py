@@ -15,7 +15,7 @@ from minitron_trt.deploy.deployment import Deployment
 from minitron_trt.deploy.hub_model import HubModel
 from minitron_trt.deploy.manifests import chart_files, kustomize_files
 from minitron_trt.deploy.readme_text import README, commands, readme_text
-from minitron_trt.deploy.served_facts import ServedFacts, read_facts
+from minitron_trt.deploy.served_facts import CONNECTION_AGE_S, ENDPOINTS, ServedFacts, read_facts
 from minitron_trt.deploy.settings import (
     COMPOSE,
     DYNAMO,
@@ -27,6 +27,7 @@ from minitron_trt.deploy.slurm_files import slurm_files
 from minitron_trt.deploy.storage import CLAIM, HUB, Storage
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.outputs import check_output, staged
+from minitron_trt.triton_repo.serving.server_options import Endpoints
 
 _OF_KUBERNETES: Final = (
     "gpu_product",
@@ -71,13 +72,7 @@ def plan_files(
     if isinstance(source, HubModel):
         facts, settings = _of_hub(source, settings, image=image, gpu=gpu, token=token)
     else:
-        facts = read_facts(
-            source,
-            image=image,
-            gpu=gpu,
-            drain_s=settings.drain_s,
-            local=settings.target == SLURM,
-        )
+        facts = _read(source, settings, image=image, gpu=gpu)
     deployment = Deployment(facts, settings)
     if settings.target == COMPOSE:
         texts = compose_files(deployment)
@@ -87,6 +82,22 @@ def plan_files(
         texts = {**kustomize_files(deployment), **(chart_files(deployment) if helm else {})}
     texts |= {**containerfiles(deployment), README: readme_text(deployment, chart=helm)}
     return PlannedFiles(deployment, texts, commands(deployment))
+
+
+def _read(
+    repository: Path, settings: DeploySettings, *, image: str | None, gpu: str | None
+) -> ServedFacts:
+    """Read a repository as the target has its server reached."""
+    # Asked from its own node, or by the worker of Dynamo's beside it: nobody looks for others.
+    is_alone = settings.target in (SLURM, DYNAMO)
+    return read_facts(
+        repository,
+        image=image,
+        gpu=gpu,
+        drain_s=settings.drain_s,
+        endpoints=Endpoints() if settings.target == SLURM else ENDPOINTS,
+        connection_age_s=None if is_alone else CONNECTION_AGE_S,
+    )
 
 
 def _of_hub(
@@ -106,7 +117,7 @@ def _of_hub(
         )
     with model.as_repository(token) as (repository, commit):
         try:
-            facts = read_facts(repository, image=image, gpu=gpu, drain_s=settings.drain_s)
+            facts = _read(repository, settings, image=image, gpu=gpu)
         except (UnsupportedError, UsageError) as error:
             # The scratch folder is nobody's business.
             raise type(error)(_named(str(error), repository, model.hub_id)) from error
