@@ -28,12 +28,13 @@ from minitron_trt.version import __version__
 from minitron_trt.yaml_text import Figure
 
 MIB: Final = 2**20
-RANK_HOST_BYTES: Final = 2 * 2**30
+GIB: Final = 2**30
+RANK_HOST_BYTES: Final = 2 * GIB
 TEXT_PROCESS_BYTES: Final = 20_000_000
 VOCABULARY_BYTES: Final = 700
 REGION_BYTES: Final = 64 * MIB
-NCCL_SHM_BYTES: Final = 2**30
-SCRATCH_BYTES: Final = 2 * 2**30
+NCCL_SHM_BYTES: Final = GIB
+SCRATCH_BYTES: Final = 2 * GIB
 START_S: Final = 60
 PROBE_S: Final = 10
 PRE_STOP_S: Final = 5
@@ -193,8 +194,9 @@ class Deployment:
 
     def shm(self) -> Figure:
         """Return the size of /dev/shm, as a quantity."""
-        nccl = ", 1 GiB for NCCL" if self.facts.ranks > 1 else ""
-        why = f"64 MiB for each of {self.text_processes + 1} Python processes{nccl}"
+        nccl = f", {NCCL_SHM_BYTES // GIB} GiB for NCCL" if self.facts.ranks > 1 else ""
+        region = f"{REGION_BYTES // MIB} MiB"
+        why = f"{region} for each of {self.text_processes + 1} Python processes{nccl}"
         return Figure(quantity(self.shm_bytes()), why, "server.shm")
 
     def memory_bytes(self) -> int:
@@ -211,9 +213,9 @@ class Deployment:
     def memory(self) -> Figure:
         """Return the host memory, as a quantity."""
         why = (
-            f"weights read {size_text(self.loaded_bytes())}, 2 GiB for each of {self.node_ranks} "
-            f"rank(s), {self.text_processes} text processes for {self.facts.vocab} tokens, "
-            "/dev/shm"
+            f"weights read {size_text(self.loaded_bytes())}, {RANK_HOST_BYTES // GIB} GiB for each "
+            f"of {self.node_ranks} rank(s), {self.text_processes} text processes for "
+            f"{self.facts.vocab} tokens, /dev/shm"
         )
         return Figure(quantity(self.memory_bytes()), why, "server.memory")
 
@@ -231,7 +233,7 @@ class Deployment:
         """Return the local disk of a Pod."""
         held = self.facts.repository_bytes
         fetched = {FETCH: held, HUB: 2 * held}.get(self.storage.form, 0)
-        why = "2 GiB for kernels compiled at run time and logs"
+        why = f"{SCRATCH_BYTES // GIB} GiB for kernels compiled at run time and logs"
         if fetched:
             again = ", and converted" if self.storage.form == HUB else ""
             why += f", {size_text(held)} fetched{again}"

@@ -115,7 +115,7 @@ def scale_target(deployment: Deployment) -> dict[str, str]:
 
 def _calm(deployment: Deployment) -> Figure:
     start = deployment.prepared_s() + deployment.startup_s()
-    why = f"5 minutes, and not below the {start} s that a start takes"
+    why = f"{CALM_S // 60} minutes, and not below the {start} s that a start takes"
     return Figure(max(CALM_S, start), why, "autoscaling.calmSeconds")
 
 
