@@ -29,7 +29,7 @@ ANSWER_S: Final = 600.0
 @cloup.command()
 @cloup.option_group(
     "Triton and its models",
-    # A token takes half the time that it takes over gRPC, whose asyncio is slow.
+    # A token takes less of the gateway's time than over gRPC, whose asyncio is slow.
     url_option("Triton", more=SHORT_URLS, default="http://127.0.0.1:8000"),
     TRITON_CA,
     cloup.option(
