@@ -188,7 +188,7 @@ def _results(record: dict[str, Any]) -> Iterator[Result]:
 
 
 def _of_lm_eval(found: HarnessResults) -> TaskRecord:
-    name = found.model_name
+    name = found.model_name or "model"
     model = TaskModel(name, source=name, tasks=tuple(task_scores(found)))
     return TaskRecord(found.lm_eval_version, preset=None, limit=None, models=(model,))
 

@@ -31,7 +31,7 @@ class HarnessResults(msgspec.Struct, frozen=True):
     documents: dict[str, DocumentCount] = msgspec.field(name="n-samples", default_factory=dict)
     higher_is_better: dict[str, dict[str, bool | None]] = {}
     group_subtasks: dict[str, list[str]] = {}
-    model_name: str = "model"
+    model_name: str | None = None  # empty where lm-eval sees none in the model's arguments
     lm_eval_version: str = ""
 
 

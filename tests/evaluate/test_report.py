@@ -166,6 +166,18 @@ def test_a_figure_of_lm_eval_has_its_error_and_shots(
     assert f"{row}<td>25</td><td>50.00</td><td>2.00</td><td></td>" in output.read_text()
 
 
+@pytest.mark.parametrize("name", ["", None])
+def test_a_model_that_lm_eval_gives_no_name_has_one(
+    command: Command, tmp_path: Path, name: str | None
+) -> None:
+    path = tmp_path / "lm-eval.json"
+    path.write_text(json.dumps({**LM_EVAL, "model_name": name}))
+    result = command("eval", "report", path, "-o", tmp_path / "report.html")
+
+    assert result.exit_code == 0, result.stderr
+    assert "Tasks: model: arc 50.0" in result.stdout
+
+
 def test_of_lm_evals_figures_shares_alone_are_in_percent_and_groups_stand_for_their_tasks(
     files: list[Path], command: Command, tmp_path: Path
 ) -> None:
