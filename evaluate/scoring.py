@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from minitron_trt.artifacts import sha256
 from minitron_trt.console import Advance, ShowProgress
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.evaluate.baseline_file import BaselineFile
@@ -218,11 +219,10 @@ class Evaluation:
 
     def _key(self, model: EvaluatedModel, *, beside: str = "") -> str:
         """Return what tells a model's figures, beside a baseline, from those of any other."""
-        # A server without one is given the tokens of the model before it.
-        tokenizer = model.tokenizer_json and hashlib.sha256(model.tokenizer_json.read_bytes())
         facts = [
             model.identity,
-            tokenizer and tokenizer.hexdigest(),
+            # A server without one is given the tokens of the model before it.
+            model.tokenizer_json and sha256(model.tokenizer_json),
             self.text,
             self.context,
             self.stride,
