@@ -118,10 +118,16 @@ def write_values(file: BinaryIO, size: int, pool: memoryview) -> None:
 @click.command()
 @click.argument("preset", type=click.Choice(list(PRESETS)))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--layers", type=click.IntRange(1), help="The default is all 32")
-def main(preset: str, folder: Path, layers: int | None) -> None:
-    """Write the model of a preset to a folder: 9.0, 8.4 or 16.5 GB."""
-    config = {**PRESETS[preset], "num_hidden_layers": layers or SHARED["num_hidden_layers"]}
+@click.option(
+    "--layers",
+    type=click.IntRange(1),
+    default=SHARED["num_hidden_layers"],
+    show_default=True,
+    help="How many it has",
+)
+def main(preset: str, folder: Path, layers: int) -> None:
+    """Write the model of a preset to a folder: 9.0, 8.4 or 16.5 GB with all of its layers."""
+    config = {**PRESETS[preset], "num_hidden_layers": layers}
     shards = shards_of(read_spec(HfConfig(config), HEAD_SIZE))
     values = np.random.default_rng(0).standard_normal(POOL_VALUES, dtype=np.float32) * 0.02
     pool = values.astype(ml_dtypes.bfloat16).view(np.uint8).data
