@@ -31,11 +31,11 @@ VLLM := .venv-vllm
 EDGE := .venv-edge
 PODMAN := .venv-podman
 MODEL ?= .bench/llama-width-4b
-WORKERS ?= 2
+CORES ?= 2
 TESTS := $(BIN)/python -m pytest --no-loadscope-reorder --durations 20 --numprocesses
 
 help: ## Print this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(COMPLETE) ## Install everything that the other targets need into .venv
 
@@ -59,10 +59,10 @@ demo: $(READY) ## Walk from a sample model to text from Triton, without a GPU
 
 # One worker more than cores: those whose tests ask a server wait for half of the time.
 test: $(COMPLETE) ## Run the tests; those that need a GPU skip without one
-	$(TESTS) $$(($(WORKERS) + 1))
+	$(TESTS) $$(($(CORES) + 1))
 
 test-quick: $(COMPLETE) ## Run the tests that start no server and take no time
-	$(TESTS) $(WORKERS) -m "not server and not slow"
+	$(TESTS) $(CORES) -m "not server and not slow"
 
 test-grafana: $(COMPLETE) $(GRAFANA)/.ready ## Compare the dashboard with the types of Grafana's own schema, from npm
 	GRAFANA_MODULES=$(abspath $(GRAFANA))/node_modules $(BIN)/python -m pytest tests/test_grafana.py
@@ -125,7 +125,7 @@ $(LLAMA_CPP)/.ready: $(COMPLETE) tests/convert/gguf/llama_cpp_probe.cpp
 	cmake -S $(LLAMA_CPP)/source/llama.cpp -B $(LLAMA_CPP)/build -DCMAKE_BUILD_TYPE=Release \
 		-DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
 		-DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
-	cmake --build $(LLAMA_CPP)/build --parallel $(WORKERS) \
+	cmake --build $(LLAMA_CPP)/build --parallel $(CORES) \
 		--target llama-quantize llama-imatrix llama-gguf-split llama-perplexity
 	$(CXX) -std=c++17 -O1 -o $(LLAMA_CPP)/build/bin/probe tests/convert/gguf/llama_cpp_probe.cpp \
 		-I $(LLAMA_CPP)/source/llama.cpp/include -I $(LLAMA_CPP)/source/llama.cpp/ggml/include \
@@ -150,7 +150,7 @@ quality: $(COMPLETE) ## Write docs/quality.md: every precision, KV cache and GGU
 		$(if $(wildcard $(LLAMA_CPP)/.ready),--llama-cpp $(abspath $(LLAMA_CPP)))
 
 test-oldest: $(OLDEST)/.complete ## Run what depends on libraries with the oldest that work, in .venv-oldest
-	$(OLDEST)/bin/python -m pytest --numprocesses $(WORKERS) --no-loadscope-reorder \
+	$(OLDEST)/bin/python -m pytest --numprocesses $(CORES) --no-loadscope-reorder \
 		-m "not server" tests/clients tests/gateway tests/convert/source tests/convert/calibration \
 		tests/convert/gguf tests/convert/test_output.py tests/triton_repo/models tests/triton_repo/check
 
