@@ -5,7 +5,7 @@
 
 Without --model it is the two Austen samples and the novel that they have not read. GGUF types need
 llama.cpp's tools, which `make test-llama-cpp` builds. With --keep, models and scores stay in a
-folder, in which the same command goes on after an interruption.
+folder, in which the same command goes on after an interruption; another calibration has its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ model; top-1 the share of tokens of which both think the same likeliest. All are
 float32 on a CPU, by the reference model. Size is what the weights take on a GPU, of a GGUF file
 its own.
 
-`make quality` keeps models and scores in `.bench/quality` and goes on from there.
+`make quality` keeps models and scores in `.bench/quality` and goes on from there; without that
+folder it makes them anew, as is needed after a change to how they are computed.
 What is calibrated saw {samples} × {length} tokens of another text than the one that is scored.
 Most perplexities are within each other's errors; KL and top-1, which compare token by token, rank
 them.
@@ -146,7 +147,9 @@ def scored(
 ) -> list[Scored]:
     """Return the figures of a model in all its precisions and types."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if keep is None else keep / Path(source).name
+        # Whoever calibrates otherwise is not given models of before.
+        name = f"{Path(source).name}, {calibration.samples} x {calibration.length}"
+        folder = Path(temporary if keep is None else keep) / name
         folder.mkdir(parents=True, exist_ok=True)
         models = [*checkpoints(source, folder, calibration)]
         if llama_cpp is not None:
