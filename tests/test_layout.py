@@ -1,8 +1,9 @@
-"""The source links and the wheel mapping describe the same package."""
+"""The source links and the wheel mapping describe the same package, and lists of files files."""
 
 from pathlib import Path
 
 import pytest
+from tests import side_by_side
 
 tomllib = pytest.importorskip("tomllib")
 
@@ -24,3 +25,10 @@ def test_the_links_are_the_mapping_of_the_wheel() -> None:
         for source, target in sources.items()
         if target != "minitron_trt"
     }
+
+
+@pytest.mark.parametrize("modules", ["SERVED", "SINGLE", "ONE_RESPONSE", "CALIBRATING"])
+def test_modules_that_a_worker_runs_together_are_there(modules: str) -> None:
+    missing = [path for path in getattr(side_by_side, modules) if not (ROOT / path).is_file()]
+
+    assert missing == []
