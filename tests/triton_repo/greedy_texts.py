@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MOST_TOKENS: Final = 200
-"""The samples end their answers before it, mostly."""
+"""Most answers of the samples end before it."""
 
 
 @functools.cache

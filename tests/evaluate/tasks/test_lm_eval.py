@@ -51,12 +51,9 @@ def numbers(samples: Samples, task: str) -> list[float]:
     ]
 
 
-def test_models_of_all_kinds_answer_as_lm_evals_own_does(
-    checkpoint: Path, write_gguf: Callable[..., Path], tmp_path: Path
-) -> None:
-    file = write_gguf(SAMPLE, tmp_path / "model.gguf", "F32")
-    sources = (SAMPLE, checkpoint, file)
-    own = run_module(
+def answers_of_hf(output: Path) -> tuple[dict[tuple[str, str], float], Samples]:
+    """Return the figures and the samples of lm-eval's own model of the sample's folder."""
+    run = run_module(
         "lm_eval",
         "--model=hf",
         f"--model_args=pretrained={SAMPLE},dtype=float32,max_length=512",
@@ -64,18 +61,15 @@ def test_models_of_all_kinds_answer_as_lm_evals_own_does(
         "--batch_size=8",
         "--include_path=.",
         *LOCAL,
-        f"--output_path={tmp_path / 'hf'}",
+        f"--output_path={output}",
         "--log_samples",
     )
-    result = eval_tasks(*sources, *LOCAL, "--json", "-o", tmp_path / "own")
-
-    assert own.returncode == 0, own.stderr[-2000:]
-    assert result.returncode == 0, result.stderr
-    [folder] = (tmp_path / "hf").iterdir()
+    assert run.returncode == 0, run.stderr[-2000:]
+    [folder] = output.iterdir()
     [results] = folder.glob("results_*.json")
-    figures = json.loads(results.read_text())["results"]
-    expected = {
-        (task, metric): figures[task][f"{metric},{filtered}"]
+    found = json.loads(results.read_text())["results"]
+    figures = {
+        (task, metric): found[task][f"{metric},{filtered}"]
         for task, metric, filtered in (
             ("persuasion_next", "acc", "none"),
             ("persuasion_next", "acc_norm", "none"),
@@ -83,7 +77,18 @@ def test_models_of_all_kinds_answer_as_lm_evals_own_does(
             ("solar_rest", "exact_match", "words"),
         )
     }
-    theirs = samples_in(folder)
+    return figures, samples_in(folder)
+
+
+def test_models_of_all_kinds_answer_as_lm_evals_own_does(
+    checkpoint: Path, write_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write_gguf(SAMPLE, tmp_path / "model.gguf", "F32")
+    sources = (SAMPLE, checkpoint, file)
+    expected, theirs = answers_of_hf(tmp_path / "hf")
+    result = eval_tasks(*sources, *LOCAL, "--json", "-o", tmp_path / "own")
+
+    assert result.returncode == 0, result.stderr
     assert 0 < expected["solar_rest", "exact_match"] < 1
     record = json.loads(result.stdout)
     assert [model["source"] for model in record["models"]] == [str(each) for each in sources]
