@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +82,14 @@ def perplexity(
     """
     # Only this needs torch and matplotlib.
     from minitron_trt.evaluate.chart import chart
-    from minitron_trt.evaluate.evaluated_model import is_server
     from minitron_trt.evaluate.scoring import Evaluation
     from minitron_trt.evaluate.table import as_json, as_markdown, as_text
     from minitron_trt.evaluate.text_tokens import read_text
     from minitron_trt.outputs import write_output
-    from minitron_trt.pictures import check_picture, picture
+    from minitron_trt.pictures import picture
 
     if plot is not None:
-        check_picture(plot)
-        if all(map(is_server, models)):
-            raise UsageError("--plot is over sizes, which servers do not say; add what they serve")
+        _check_plot(plot, models)
     with tempfile.TemporaryDirectory(prefix="minitron-trt-") as temporary:
         evaluation = Evaluation(
             text=read_text(text),
@@ -109,6 +107,16 @@ def perplexity(
     if plot is not None:
         write_output(plot, picture(chart(results), plot))
     console.result({"models": as_json(results)}, as_text(results))
+
+
+def _check_plot(path: Path, models: Sequence[str]) -> None:
+    """Refuse, before the work that it is of, a chart that could not be drawn."""
+    from minitron_trt.evaluate.evaluated_model import is_server
+    from minitron_trt.pictures import check_picture
+
+    check_picture(path)
+    if all(map(is_server, models)):
+        raise UsageError("--plot is over sizes, which servers do not say; add what they serve")
 
 
 @evaluate.command()
