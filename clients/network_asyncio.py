@@ -132,6 +132,12 @@ class AsyncBoundedStream(httpcore2.AsyncNetworkStream):
         """Return the same connection inside TLS."""
         line = self._line
         seconds = seconds_left(timeout, httpcore2.ConnectTimeout)
+        if line.received:
+            # It would be read as if it had come inside TLS.
+            await self.aclose()
+            raise httpcore2.ConnectError("something came before TLS began")
+        if line.is_over:
+            raise httpcore2.ConnectError(line.error or "closed") from line.error
         try:
             transport = await asyncio.get_running_loop().start_tls(
                 line.transport,

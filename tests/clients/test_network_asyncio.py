@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar
@@ -149,6 +150,38 @@ def test_an_idle_connection_that_the_server_ended_can_be_told(run: Run) -> None:
             return before, await stream.read(1, deadlines()) == b""
 
     assert run(look()) == (False, True)
+
+
+def tls_refusal(run: Run, serve: Serve, said: list[bytes]) -> str:
+    """Return why TLS does not begin with a server that has said this."""
+
+    async def begin() -> str:
+        async with connected(serve) as stream:
+            assert [await stream.read(2, deadlines()) for _ in said] == said
+            with pytest.raises(httpcore2.ConnectError) as raised:
+                await stream.start_tls(ssl.create_default_context(), "localhost", deadlines())
+            return str(raised.value)
+
+    return run(begin())
+
+
+def test_what_came_before_tls_is_not_taken_for_what_came_inside(run: Run) -> None:
+    """A proxy could say it behind its word that the server is connected."""
+
+    async def say_more(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"ok, and an answer")
+        await reader.read()
+
+    assert tls_refusal(run, say_more, [b"ok"]) == "something came before TLS began"
+
+
+def test_tls_does_not_begin_where_the_server_has_hung_up(run: Run) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"ok")
+        writer.close()
+        await writer.wait_closed()
+
+    assert tls_refusal(run, hang_up, [b"ok", b""]) == "closed"
 
 
 def test_several_addresses_that_refuse_are_told_as_one_is() -> None:
