@@ -1,7 +1,8 @@
 """Connections in asyncio whose every wait ends by the deadlines of the request under way.
 
 They are asyncio's own transports. anyio, by which httpcore would open them, goes round the event
-loop once more for every read, which takes as long as all else that is done for a token.
+loop once more for every read, which takes as long as all else that is done for a token. asyncio's
+streams forget what came before a reset.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _HELD_BYTES: Final = 64 * 1024
 _NEXT_ADDRESS_S: Final = 0.25
 
 
-class _Line(asyncio.Protocol):
+class _StreamProtocol(asyncio.Protocol):
     """What a connection has brought and nobody has read yet; one reader or writer waits for it."""
 
     transport: asyncio.Transport
@@ -85,41 +86,41 @@ class _Line(asyncio.Protocol):
 class AsyncBoundedStream(httpcore2.AsyncNetworkStream):
     """A connection that asks the deadlines before it waits, in asyncio."""
 
-    def __init__(self, line: _Line) -> None:
-        self._line = line
+    def __init__(self, protocol: _StreamProtocol) -> None:
+        self._protocol = protocol
 
     async def read(self, max_bytes: int, timeout: Any = None) -> bytes:
         """Return what has come."""
-        line = self._line
+        protocol = self._protocol
         while True:
             # Asked first: what drips is always there.
             seconds = seconds_left(timeout, httpcore2.ReadTimeout)
-            if line.received:
-                return line.take(max_bytes)
-            if line.is_over:
+            if protocol.received:
+                return protocol.take(max_bytes)
+            if protocol.is_over:
                 break
-            await line.change(seconds)
-        if line.error is not None:
-            raise httpcore2.ReadError(line.error) from line.error
+            await protocol.change(seconds)
+        if protocol.error is not None:
+            raise httpcore2.ReadError(protocol.error) from protocol.error
         return b""
 
     async def write(self, buffer: bytes, timeout: Any = None) -> None:
         """Send all."""
-        line = self._line
-        if not line.is_over:
-            line.transport.write(buffer)
+        protocol = self._protocol
+        if not protocol.is_over:
+            protocol.transport.write(buffer)
         while True:
             seconds = seconds_left(timeout, httpcore2.WriteTimeout)
-            if line.is_over:
-                raise httpcore2.WriteError(line.error or "closed") from line.error
-            if not line.is_full:
+            if protocol.is_over:
+                raise httpcore2.WriteError(protocol.error or "closed") from protocol.error
+            if not protocol.is_full:
                 return
-            await line.change(seconds)
+            await protocol.change(seconds)
 
     async def aclose(self) -> None:
         """Hang up."""
         # TLS would want to say goodbye first.
-        self._line.transport.abort()
+        self._protocol.transport.abort()
         # The socket closes as the loop goes round.
         await asyncio.sleep(0)
 
@@ -130,18 +131,18 @@ class AsyncBoundedStream(httpcore2.AsyncNetworkStream):
         timeout: Any = None,
     ) -> httpcore2.AsyncNetworkStream:
         """Return the same connection inside TLS."""
-        line = self._line
+        protocol = self._protocol
         seconds = seconds_left(timeout, httpcore2.ConnectTimeout)
-        if line.received:
+        if protocol.received:
             # It would be read as if it had come inside TLS.
             await self.aclose()
             raise httpcore2.ConnectError("something came before TLS began")
-        if line.is_over:
-            raise httpcore2.ConnectError(line.error or "closed") from line.error
+        if protocol.is_over:
+            raise httpcore2.ConnectError(protocol.error or "closed") from protocol.error
         try:
             transport = await asyncio.get_running_loop().start_tls(
-                line.transport,
-                line,
+                protocol.transport,
+                protocol,
                 ssl_context,
                 server_hostname=server_hostname,
                 ssl_handshake_timeout=seconds,
@@ -150,19 +151,19 @@ class AsyncBoundedStream(httpcore2.AsyncNetworkStream):
             await self.aclose()
             raise httpcore2.ConnectError(error) from error
         assert transport is not None
-        line.transport = transport
+        protocol.transport = transport
         return self
 
     def get_extra_info(self, info: str) -> Any:
         """Return what the transport knows, and whether there is something to read."""
         if info == "is_readable":
-            return bool(self._line.received) or self._line.is_over or self._is_readable()
-        return self._line.transport.get_extra_info(info)
+            return bool(self._protocol.received) or self._protocol.is_over or self._is_readable()
+        return self._protocol.transport.get_extra_info(info)
 
     def _is_readable(self) -> bool:
         # The server may have hung up since the loop last looked.
         poller = select.poll()
-        poller.register(self._line.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poller.register(self._protocol.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return bool(poller.poll(0))
 
 
@@ -184,8 +185,8 @@ class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
         eyeballs: dict[str, Any] = {"happy_eyeballs_delay": _NEXT_ADDRESS_S} if is_own else {}
         try:
             async with asyncio.timeout(seconds_left(timeout, httpcore2.ConnectTimeout)):
-                transport, line = await loop.create_connection(
-                    _Line,
+                transport, protocol = await loop.create_connection(
+                    _StreamProtocol,
                     host,
                     port,
                     local_addr=(local_address, 0) if local_address else None,
@@ -197,4 +198,4 @@ class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
             raise httpcore2.ConnectError(error) from error
         for option in socket_options or ():
             transport.get_extra_info("socket").setsockopt(*option)
-        return AsyncBoundedStream(line)
+        return AsyncBoundedStream(protocol)

@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import httpcore2
 import pytest
@@ -76,6 +76,13 @@ async def connected(serve: Serve) -> AsyncIterator[AsyncBoundedStream]:
             await is_done.wait()
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Have a connection end with a reset."""
+    # Without lingering a close is one.
+    linger = b"\1\0\0\0\0\0\0\0"
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+
 def test_a_reader_that_takes_its_time_holds_the_server_up_and_gets_everything(run: Run) -> None:
     async def read() -> tuple[bool, int]:
         all_sent = asyncio.Event()
@@ -122,12 +129,10 @@ def test_a_writer_waits_until_all_is_taken_and_no_longer_than_its_deadline(run: 
 
 def test_a_reset_is_told_to_who_reads_and_to_who_writes(run: Run) -> None:
     async def read() -> str:
-        async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            # Without lingering a close is a reset.
-            linger = b"\1\0\0\0\0\0\0\0"
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            reset(writer)
 
-        async with connected(reset) as stream:
+        async with connected(close) as stream:
             with pytest.raises(httpcore2.ReadError) as raised:
                 await stream.read(100, deadlines())
             with pytest.raises(httpcore2.WriteError):
@@ -135,6 +140,31 @@ def test_a_reset_is_told_to_who_reads_and_to_who_writes(run: Run) -> None:
             return system_reason(raised.value)
 
     assert run(read()) == "Connection reset by peer"
+
+
+async def write_on(stream: AsyncBoundedStream) -> NoReturn:
+    """Write until the connection has ended."""
+    while True:
+        await stream.write(b"x", deadlines())
+        await asyncio.sleep(0)
+
+
+def test_what_came_before_a_reset_is_read(run: Run) -> None:
+    async def read() -> tuple[bytes, str]:
+        async def answer_and_reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"an answer")
+            reset(writer)
+
+        async with connected(answer_and_reset) as stream:
+            data = await stream.read(2, deadlines())
+            with pytest.raises(httpcore2.WriteError):
+                await write_on(stream)
+            data += await stream.read(100, deadlines())
+            with pytest.raises(httpcore2.ReadError) as raised:
+                await stream.read(100, deadlines())
+            return data, system_reason(raised.value)
+
+    assert run(read()) == (b"an answer", "Connection reset by peer")
 
 
 def test_an_idle_connection_that_the_server_ended_can_be_told(run: Run) -> None:
