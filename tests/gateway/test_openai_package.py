@@ -14,7 +14,6 @@ from tests.patience import until
 from minitron_trt.errors import RefusedError, ServerTimeoutError, UnreachableError
 
 WORDS = "our solar system is large"
-MESSAGES = [{"role": "user", "content": "Hello there"}]
 
 
 @pytest.fixture
