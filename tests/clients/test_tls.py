@@ -59,7 +59,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     names = ("-subj", "/CN=triton", "-addext", "subjectAltName=IP:127.0.0.1")
     files = ("-days", "2", "-keyout", str(path), "-out", f"{path}.cert")
-    subprocess.run(["openssl", "req", "-x509", *curve, *names, *files], capture_output=True)
+    argv = ["openssl", "req", "-x509", *curve, *names, *files]
+    subprocess.run(argv, check=True, capture_output=True)
     path.write_text(path.read_text() + Path(f"{path}.cert").read_text())
     return path
 

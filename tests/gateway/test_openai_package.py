@@ -11,6 +11,7 @@ from openai import AsyncOpenAI, OpenAI
 from tests.gateway.conftest import Running
 from tests.patience import until
 
+from minitron_trt.clients.faults import refusal
 from minitron_trt.errors import RefusedError, ServerTimeoutError, UnreachableError
 
 WORDS = "our solar system is large"
@@ -186,6 +187,18 @@ def test_an_unknown_model_is_404(client: OpenAI) -> None:
 
     assert raised.value.code == "model_not_found"
     assert raised.value.type == "invalid_request_error"
+
+
+def test_a_full_queue_is_503_and_may_be_asked_again(gateway: Running, client: OpenAI) -> None:
+    gateway.triton.error = refusal(
+        "in ensemble 'ensemble', 1 requests are waiting; try again later"
+    )
+
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.completions.create(model="ensemble", prompt="x")
+    assert raised.value.status_code == 503
+    assert raised.value.code == "overloaded"
+    assert raised.value.response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize(

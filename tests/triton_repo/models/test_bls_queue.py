@@ -18,6 +18,7 @@ from tests.triton_repo.text_calls import RefusalError, ask, tensors
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.clients.client import Client
+from minitron_trt.clients.faults import refusal
 from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving.runners import running_server
@@ -79,8 +80,9 @@ def test_a_full_queue_is_said_to_be_so_and_leaving_makes_room(endpoints: Endpoin
         waiting = [pool.submit(short, endpoints) for _ in range(2)]
         while waiting_requests(endpoints) < 2:
             time.sleep(0.02)
-        with pytest.raises(RefusalError, match="Exceeds maximum queue size"):
+        with pytest.raises(RefusalError, match="Exceeds maximum queue size") as raised:
             short(endpoints)
+        assert refusal(str(raised.value)).is_passing
         running.close()
 
         assert all(answer.result() for answer in waiting)
@@ -98,8 +100,9 @@ def test_overload_is_said_by_every_model(endpoints: Endpoints) -> None:
                 time.sleep(0.02)
         for protocol in ("grpc", "http"):
             for model in ("ensemble", BLS):
-                with pytest.raises(RefusalError, match="2 requests are waiting"):
+                with pytest.raises(RefusalError, match="2 requests are waiting") as raised:
                     ask(endpoints, protocol, model, max_tokens=3, text_input=PROMPT)
+                assert refusal(str(raised.value)).is_passing
         assert status_of(endpoints, "ensemble", **given, max_tokens=3) == "StatusCode.UNAVAILABLE"
         assert not any(request.done() for request in running)
         assert all(request.result().text for request in running)
