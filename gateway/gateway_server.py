@@ -60,11 +60,10 @@ def allow_open_files(sequences: int) -> None:
 
     Each has its client's connection, and one of its own to Triton over HTTP.
     """
+    # Linux has no endless one.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * sequences + _OTHER_FILES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
+    wanted = min(2 * sequences + _OTHER_FILES, hard)
+    if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
