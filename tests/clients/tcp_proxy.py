@@ -20,14 +20,15 @@ class TcpProxy:
     """Passes bytes on to a port, until it is told to do otherwise to what the server sends.
 
     `fault` is for every connection: None, or cut (reset), close, half-close (the server's side
-    only), stall, slow (a byte at a time) or garbage.
+    only), stall, slow (a byte at a time) or garbage. With `is_tunnel`, HTTP's CONNECT comes first.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, *, is_tunnel: bool = False) -> None:
         self.port = 0
         self.fault: str | None = None
         self.accepted = 0
         self._target = target
+        self._is_tunnel = is_tunnel
         self._clients: set[asyncio.StreamWriter] = set()
         self._opened: list[asyncio.StreamWriter] = []
         self._loop = asyncio.new_event_loop()
@@ -63,6 +64,9 @@ class TcpProxy:
         self._opened.append(client)
         source, server = await asyncio.open_connection("127.0.0.1", self._target)
         self._opened.append(server)
+        if self._is_tunnel:
+            await reader.readuntil(b"\r\n\r\n")
+            client.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         if self.fault in _AT_ONCE:
             self._spoil(client)
         try:
@@ -122,9 +126,9 @@ async def _several_turns() -> None:
 
 
 @contextlib.contextmanager
-def tcp_proxy(target: int) -> Iterator[TcpProxy]:
+def tcp_proxy(target: int, *, is_tunnel: bool = False) -> Iterator[TcpProxy]:
     """Run a proxy before a port of this machine."""
-    proxy, started = TcpProxy(target), threading.Event()
+    proxy, started = TcpProxy(target, is_tunnel=is_tunnel), threading.Event()
     thread = threading.Thread(target=proxy._loop.run_until_complete, args=(proxy._run(started),))
     thread.start()
     started.wait()

@@ -214,6 +214,19 @@ def test_tls_does_not_begin_where_the_server_has_hung_up(run: Run) -> None:
     assert tls_refusal(run, hang_up, [b"ok", b""]) == "closed"
 
 
+def test_a_name_whose_addresses_all_refuse_is_told_as_one_is(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    found = [(*kind, (f"127.0.0.{last}", closed_port)) for last in (1, 2)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    connecting = AsyncBoundedBackend().connect_tcp("several.test", closed_port, deadlines())
+
+    with pytest.raises(httpcore2.ConnectError, match="Multiple exceptions") as raised:
+        asyncio.run(connecting)
+    assert system_reason(raised.value) == "Connection refused"
+
+
 def test_several_addresses_that_refuse_are_told_as_one_is() -> None:
     error = OSError(
         "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1, 0, 0), "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.clients.conftest import HttpDouble, QuietServer, TritonDouble
+from tests.clients.tcp_proxy import tcp_proxy
 from tests.patience import PATIENCE_S
 
 from minitron_trt.clients.aio import AsyncClient
@@ -84,6 +85,20 @@ def test_an_answer_comes_through_tls(triton_tls: TritonDouble, ask: Ask, certifi
     request = GenerateRequest("say one two three")
 
     assert ask(triton_tls.url, request, access=Access(certificate)) == ["one ", "two ", "three"]
+
+
+def test_an_answer_comes_through_a_proxys_tunnel(
+    triton_tls: TritonDouble, ask: Ask, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    request, access = GenerateRequest("say one two three"), Access(certificate)
+    with tcp_proxy(int(triton_tls.url.rpartition(":")[2]), is_tunnel=True) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+        said = ask(triton_tls.url, request, access=access, environment_proxy=True)
+
+    assert said == ["one ", "two ", "three"]
+    assert proxy.accepted == 1
 
 
 @pytest.mark.parametrize("form", ["sync", "asyncio"])
