@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import COMPONENT, GPU
-from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping
+from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping, words
 from minitron_trt.deploy.compose import COMPOSE_NAME
 from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.deploy.pods import SERVER, WORKER
@@ -115,14 +115,15 @@ def _components(document: Document) -> Iterator[FieldPath]:
             yield ("spec", "components", place, "podTemplate")
 
 
-def ports_of(pod: PodTemplate) -> set[Any]:
-    """Return the ports of a Pod's containers, by name and by number."""
+def ports_of(pod: PodTemplate) -> list[Any]:
+    """Return the ports of a Pod's containers, by name and by number, whatever stands there."""
     ports = [
         port
         for _, container in entries(pod.spec.get("containers"))
         for _, port in entries(container.get("ports"))
     ]
-    return {port.get(key) for port in ports for key in ("name", "containerPort")} - {None}
+    named = (port.get(key) for port in ports for key in ("name", "containerPort"))
+    return [each for each in named if each is not None]
 
 
 def read_claims(folder: Path, documents: list[Document]) -> Iterator[ServerClaims]:
@@ -166,8 +167,8 @@ def _of_pod(pod: PodTemplate) -> ServerClaims:
         for probe in (path for path in probes if mapping(pod.document.at(*path))):
             numbers["startup"] = _claim(pod.document, probe, _patience(pod.document.at(*probe)))
             break
-    words = _words(pod.container.get("command")) + _words(pod.container.get("args"))
-    numbers |= _exit_timeout(words, _claim(pod.document, (*container, "args"), 0))
+    argv = words(pod.container.get("command")) + words(pod.container.get("args"))
+    numbers |= _exit_timeout(argv, _claim(pod.document, (*container, "args"), 0))
     return ServerClaims(_claim(pod.document, container, 0), numbers)
 
 
@@ -184,17 +185,13 @@ def _patience(probe: Mapping[str, Any]) -> float:
     return delay + period * failures
 
 
-def _words(value: Any) -> list[str]:
-    return [str(word) for word in value] if isinstance(value, list) else []
-
-
 def _claim(document: Document, path: FieldPath, value: float) -> Claim:
     field = f"{document.kind} {document.name} {'.'.join(map(str, path))}".strip()
     return Claim(value, document.file, field, document.line(*path))
 
 
-def _exit_timeout(words: list[str], place: Claim) -> dict[str, Claim]:
-    match = next((found for word in words if (found := _EXIT.fullmatch(word))), None)
+def _exit_timeout(argv: list[str], place: Claim) -> dict[str, Claim]:
+    match = next((found for word in argv if (found := _EXIT.fullmatch(word))), None)
     if match is None:
         return {}
     return {"exit_timeout": Claim(int(match[1]), place.file, place.field, place.line)}
@@ -222,8 +219,8 @@ def _of_compose(document: Document) -> ServerClaims:
         if match and match[0]:
             seconds = int(match[1] or 0) * 60 + int(match[2] or 0)
             numbers[name] = _claim(document, path, seconds)
-    words = _words(document.at(*service, "command"))
-    numbers |= _exit_timeout(words, _claim(document, (*service, "command"), 0))
+    argv = words(document.at(*service, "command"))
+    numbers |= _exit_timeout(argv, _claim(document, (*service, "command"), 0))
     return ServerClaims(_claim(document, service, 0), numbers)
 
 

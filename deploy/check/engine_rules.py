@@ -10,7 +10,7 @@ from minitron_trt.build.containers import find_container, same_version
 from minitron_trt.build.trtllm.cluster.pod_parts import GPU, capability_labels
 from minitron_trt.console import size_text
 from minitron_trt.deploy.check.claims import PodTemplate, ServerClaims, pod_templates
-from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping
+from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping, words
 from minitron_trt.deploy.deployment import MIB, Deployment
 from minitron_trt.deploy.pods import SERVER, WORKER
 from minitron_trt.errors import MinitronError, UnsupportedError
@@ -158,11 +158,10 @@ def _requirements(pod: PodTemplate) -> Iterator[_Requirement]:
     place = ("affinity", "nodeAffinity", _REQUIRED, "nodeSelectorTerms")
     for number, term in entries(pod.document.at(*pod.spec_path, *place)):
         for index, each in entries(term.get("matchExpressions")):
-            values = each.get("values")
             yield _Requirement(
                 str(each.get("key")),
                 str(each.get("operator")),
-                tuple(map(str, values if isinstance(values, list) else ())),
+                tuple(words(each.get("values"))),
                 (*pod.spec_path, *place, number, "matchExpressions", index),
             )
 

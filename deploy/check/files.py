@@ -148,6 +148,11 @@ def mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def words(value: Any) -> list[str]:
+    """Return the values of a list as words; what is no list has none."""
+    return [str(word) for word in value] if isinstance(value, list) else []
+
+
 def entries(value: Any) -> list[tuple[int, dict[str, Any]]]:
     """Return the objects of a list with their places; what is none has no say in a rule."""
     if not isinstance(value, list):

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
-from minitron_trt.deploy.check.files import Document, FieldPath, entries
+from minitron_trt.deploy.check.files import Document, FieldPath, entries, words
 from minitron_trt.deploy.dynamo_graph import (
     ADAPTER,
     FIXED_PORTS,
@@ -29,7 +29,7 @@ def check_graphs(documents: list[Document]) -> Iterator[Finding]:
         if pod.document.kind != GRAPH:
             continue
         containers = entries(pod.spec.get("containers"))
-        if MAIN not in {container.get("name") for _, container in containers}:
+        if all(container.get("name") != MAIN for _, container in containers):
             yield pod.document.finding(
                 (*pod.spec_path, "containers"),
                 f"no container is named {MAIN}",
@@ -56,18 +56,18 @@ def replicas_beside_autoscaler(document: Document, path: FieldPath) -> Iterator[
 def _triton_beside(
     pod: PodTemplate, path: FieldPath, container: dict[str, Any]
 ) -> Iterator[Finding]:
-    command = container.get("command")
-    words = list(map(str, command if isinstance(command, list) else ()))
-    if "dynamo-worker" not in words or "--url" not in words[:-1]:
+    command = words(container.get("command"))
+    if "dynamo-worker" not in command or "--url" not in command[:-1]:
         return
-    url = words[words.index("--url") + 1]
+    place = command.index("--url") + 1
+    url = command[place]
     try:
         number = urlsplit(url).port
     except ValueError:
         number = None
     if number not in ports_of(pod):
         yield pod.document.finding(
-            (*path, "command", words.index("--url") + 1),
+            (*path, "command", place),
             f"no container beside it has the port of {url}",
             expected="Triton's gRPC port",
         )
@@ -75,8 +75,8 @@ def _triton_beside(
 
 def _fixed_ports(pod: PodTemplate, path: FieldPath, container: dict[str, Any]) -> Iterator[Finding]:
     for place, variable in entries(container.get("env")):
-        name, value = variable.get("name"), str(variable.get("value"))
-        if name in FIXED_PORTS and value not in set(map(str, ports_of(pod))):
+        name, value = str(variable.get("name")), str(variable.get("value"))
+        if name in FIXED_PORTS and value not in words(ports_of(pod)):
             yield pod.document.finding(
                 (*path, "env", place, "value"),
                 f"{name} is {value}, which is no port of the Pod; network policies would close it",
@@ -93,10 +93,10 @@ def adapters_of(documents: list[Document]) -> set[tuple[str, str]]:
     }
 
 
-def services_of(documents: list[Document]) -> dict[str, set[Any]]:
+def services_of(documents: list[Document]) -> dict[str, list[Any]]:
     """Return the Services that the operator makes of frontends, with their ports."""
     return {
-        _made_name(document, component): {HTTP_PORT}
+        _made_name(document, component): [HTTP_PORT]
         for document, _, component in _components(documents)
         if component.get("type") == FRONTEND_TYPE
     }

@@ -11,7 +11,14 @@ from urllib.parse import urlsplit
 
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
-from minitron_trt.deploy.check.files import Document, FieldPath, entries, mapping, objects
+from minitron_trt.deploy.check.files import (
+    Document,
+    FieldPath,
+    entries,
+    mapping,
+    objects,
+    words,
+)
 from minitron_trt.deploy.check.graph_rules import (
     adapters_of,
     replicas_beside_autoscaler,
@@ -132,7 +139,7 @@ def _peers(policy: Document) -> Iterator[FieldPath]:
 def _chooses(selector: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
     """Say whether a selector chooses a Pod; of expressions those with In are known."""
     return all(labels.get(key) == value for key, value in _wanted(selector).items()) and all(
-        labels.get(str(each.get("key"))) in (each.get("values") or ())
+        str(labels.get(str(each.get("key")))) in words(each.get("values"))
         for _, each in entries(selector.get("matchExpressions"))
         if each.get("operator") == "In"
     )
@@ -209,7 +216,7 @@ def _routes(documents: list[Document]) -> Iterator[Finding]:
         for rule, found in entries(each.at("spec", "rules")):
             for place, backend in entries(found.get("backendRefs")):
                 path: FieldPath = ("spec", "rules", rule, "backendRefs", place)
-                name, port = backend.get("name"), backend.get("port")
+                name, port = str(backend.get("name")), backend.get("port")
                 if backend.get("kind") == "InferencePool":
                     if name not in pools:
                         yield each.finding(path, f"there is no InferencePool {name} here")
@@ -219,17 +226,16 @@ def _routes(documents: list[Document]) -> Iterator[Finding]:
                     yield each.finding(path, f"Service {name} has no port {port}")
 
 
-def _service_ports(service: Document) -> set[Any]:
-    return {port.get("port") for _, port in entries(service.at("spec", "ports"))}
+def _service_ports(service: Document) -> list[Any]:
+    return [port.get("port") for _, port in entries(service.at("spec", "ports"))]
 
 
 def _volumes(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
-    maps = {each.name: each for each in documents if each.kind == "ConfigMap"}
+    maps = [each.name for each in documents if each.kind == "ConfigMap"]
     volumes = entries(pod.spec.get("volumes"))
-    names = {volume.get("name") for _, volume in volumes}
+    names = [volume.get("name") for _, volume in volumes]
     for place, volume in volumes:
-        source = volume.get("configMap")
-        name = source.get("name") if isinstance(source, dict) else None
+        name = mapping(volume.get("configMap")).get("name")
         if name is not None and name not in maps:
             path: FieldPath = (*pod.spec_path, "volumes", place)
             yield pod.document.finding(path, f"there is no ConfigMap {name} here")
@@ -242,13 +248,13 @@ def _volumes(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
 
 def _gateway(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
     """Check that the URL by which a gateway asks Triton is that of a Service with such a port."""
-    command = pod.container.get("command")
-    words = list(map(str, command if isinstance(command, list) else ()))
-    if "--url" not in words[:-1]:
+    command = words(pod.container.get("command"))
+    if "--url" not in command[:-1]:
         return
-    path: FieldPath = (*pod.spec_path, "containers", 0, "command", words.index("--url") + 1)
+    place = command.index("--url") + 1
+    path: FieldPath = (*pod.spec_path, "containers", 0, "command", place)
     try:
-        parts = urlsplit(words[words.index("--url") + 1])
+        parts = urlsplit(command[place])
         port = parts.port
     except ValueError as error:
         yield pod.document.finding(path, f"no URL: {error}")
@@ -265,7 +271,7 @@ def _picker(document: Document, pods: list[PodTemplate]) -> Iterator[Finding]:
     """Check that an endpoint picker reads metrics where the servers have them."""
     if document.kind != PICKER:
         return
-    there = {port for pod in pods if pod.component == SERVER for port in ports_of(pod)}
+    there = [port for pod in pods if pod.component == SERVER for port in ports_of(pod)]
     for place, plugin in entries(document.at("plugins")):
         port = mapping(plugin.get("parameters")).get("port")
         if port is not None and port not in there:
@@ -313,8 +319,7 @@ def _resources(folder: Path, documents: list[Document]) -> Iterator[Finding]:
         if document.kind != "Kustomization":
             continue
         beside = (folder / document.file).parent
-        resources = document.at("resources")
-        listed = [str(each) for each in (resources if isinstance(resources, list) else ())]
+        listed = words(document.at("resources"))
         for place, name in enumerate(listed):
             if not (beside / name).exists():
                 yield document.finding(("resources", place), f"{name} is not there")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
 from tests.deploy.conftest import RepositoryOf
 from tests.deploy.repositories import planned
 
-from minitron_trt.deploy.check.deployment_check import check_deployment
+from minitron_trt.deploy.check.claims import read_claims
+from minitron_trt.deploy.check.deployment_check import check_deployment, read_deployment
+from minitron_trt.deploy.check.engine_rules import check_claims, check_placement
+from minitron_trt.deploy.check.files import Document, FieldPath, objects, read_documents
+from minitron_trt.deploy.check.graph_rules import check_graphs
+from minitron_trt.deploy.check.reference_rules import check_references
 from minitron_trt.deploy.settings import (
     COMPOSE,
     DYNAMO,
@@ -300,6 +307,34 @@ def test_what_will_not_work_is_named(tried: str, written: Deployed, tmp_path: Pa
 
     unsaid = [said for _, said in damages if not any(said in message for message in messages)]
     assert unsaid == []
+
+
+def places(value: Any, at: FieldPath = ()) -> Iterator[FieldPath]:
+    """Yield where values stand in a document, of each list the first and what is in it."""
+    below = value.items() if isinstance(value, dict) else enumerate(value[:1])
+    for key, each in below:
+        yield (*at, key)
+        if isinstance(each, dict | list):
+            yield from places(each, (*at, key))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_value_of_another_type_ends_no_rule(target: str, written: Deployed) -> None:
+    folder = written(target)
+    deployment, (documents, _) = read_deployment(folder), read_documents(folder)
+    for number, document in enumerate(documents):
+        for *around, last in places(document.value):
+            edited = Document(document.file, copy.deepcopy(document.value), document.root)
+            parent = edited.at(*around)
+            parent[last] = 5 if isinstance(parent[last], dict | list) else [{}]
+            changed = [*documents[:number], edited, *documents[number + 1 :]]
+
+            for claims in read_claims(folder, changed):
+                list(check_claims(claims, deployment))
+            found = objects(changed)
+            list(check_placement(found, deployment))
+            list(check_graphs(found))
+            list(check_references(folder, changed))
 
 
 @pytest.mark.parametrize(
