@@ -245,6 +245,7 @@ class AsyncClient:
         on_error: Callable[[GenerateRequest, ServerError], object] | None,
     ) -> AsyncGenerator[Completion, None]:
         running: deque[tuple[asyncio.Task[Completion], AsyncTextStream]] = deque()
+        # Every stream of the window has a task at once; so many of those ask at a time.
         places = asyncio.Semaphore(concurrency)
         # Answers that wait for an earlier one hold nobody up, up to as many again.
         window = concurrency * 2 if ordered else concurrency

@@ -68,7 +68,8 @@ class TextStream(Iterator[Chunk]):
         try:
             self._chunks.close()
         except ValueError:
-            # Another thread waits in the generator.
+            # "generator already executing": another thread waits in it, and goes on when the
+            # connection is cut.
             self._deadlines.cancel()
 
     def __enter__(self) -> TextStream:
@@ -273,6 +274,7 @@ class Client:
                 else:
                     yield completion
         finally:
+            # Before the pool: its end waits for threads, and those for their answers.
             for _, stream in running:
                 stream.close()
             threads.shutdown(cancel_futures=True)

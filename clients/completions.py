@@ -84,6 +84,7 @@ class Collector:
         """Return the sequences in their order, as far as they came."""
         chunks: dict[int, list[Chunk]] = {}
         for chunk in self._chunks:
+            # The chunk that closes an answer has the number 0 and is of no sequence.
             if not chunk.final or chunk.says_something:
                 chunks.setdefault(chunk.sequence, []).append(chunk)
         return [self._join(chunks[index]) for index in sorted(chunks)]

@@ -23,6 +23,7 @@ class Deadlines:
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.timeouts = timeouts
+        # Asked for every token: without such limits no clock is read then.
         self.has_token_limits = not (timeouts.first_token_s is timeouts.between_tokens_s is None)
         self.cancelled = False
         self._cut: Callable[[], object] | None = None
@@ -41,6 +42,7 @@ class Deadlines:
 
     def asked(self) -> None:
         """Begin to wait for the first token."""
+        # Whether there is a limit or not: that of `connecting` ends here.
         self._wait(self.timeouts.first_token_s, Fault.LATE_FIRST)
 
     def answered(self) -> None:
@@ -89,6 +91,7 @@ class Deadlines:
     def ends_by(self, cut: Callable[[], object]) -> None:
         """Name what makes a thread go on that waits for the answer: `cancel` calls it."""
         self._cut = cut
+        # `cancel` sets its flag before it looks for a cut: one of the two threads sees the other.
         if self.cancelled:
             cut()
 

@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from pathlib import Path
     from urllib.parse import SplitResult
 
+# Of URLs without a port. The web's own, but for gRPC in plain text, which has none: Triton's.
 _DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
     {"grpc": 8001, "grpcs": 443, "http": 80, "https": 443}
 )
 _TRITONS_PORTS: Final[Mapping[str, str]] = MappingProxyType({"8000": "http", "8001": "grpc"})
 # Patterns are compiled when they are first used: that takes longer than to import this module.
 _PLACE: Final = r"(?a)[\w.-]+:(?P<port>\d+)"
-# Of a name each part has 1 to 63 characters, or Python does not even look for it.
+# Of a name with a part that has none or more than 63 characters, Python's codec idna raises a
+# UnicodeError before any look-up.
 _HOST: Final = r"(?a)[\w:%-]{1,63}(?:\.[\w:%-]{1,63})*\.?"
 # gRPC takes no more than this; names with -bin have bytes as values there.
 _HEADER_NAME: Final = r"(?ai)(?!grpc-)(?!.*-bin$)[\w.-]+"
 _HEADER_VALUE: Final = r"(?:[!-~](?:[ -~]*[!-~])?)?"
+# What the transports set themselves, and what is between two ends of one connection.
 _RESERVED: Final = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "host", "te"}
     | {"accept-encoding", "transfer-encoding", "upgrade"}
@@ -198,5 +201,6 @@ class SizeLimits:
     def __post_init__(self) -> None:
         for name in ("message_bytes", "answer_bytes"):
             value = getattr(self, name)
+            # gRPC takes its limit as a C int.
             if not 0 < value < 2**31:
                 raise UsageError(f"{name} is {value}; expected 1 to {2**31 - 1}")

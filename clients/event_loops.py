@@ -45,6 +45,8 @@ class PerLoop(Generic[T]):
             self._kept.pop(loop, None)
             if loop is here:
                 await keeper.aclose()
+            # Not waited for: that loop may wait for this one, and may end meanwhile. In one that
+            # stands still nothing can run; its end closes what it has.
             elif loop.is_running():
                 with contextlib.suppress(RuntimeError):
                     asyncio.run_coroutine_threadsafe(_closed(keeper), loop)

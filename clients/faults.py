@@ -73,7 +73,8 @@ GRPC_FAULTS: Final[Faults] = MappingProxyType(
     {
         "UNAVAILABLE": (Fault.ABSENT, Fault.LOST),
         "CANCELLED": (Fault.ABSENT, Fault.CANCELLED),
-        # gRPC, but another service; HTTP servers are reported in these ways too.
+        # gRPC, but another service; HTTP servers are reported in these ways too. Of a request under
+        # way UNKNOWN and INTERNAL are Triton's own codes for errors of a model.
         "UNIMPLEMENTED": (Fault.ABSENT, Fault.GARBLED),
         "UNKNOWN": (Fault.ABSENT, Fault.REFUSED),
         "INTERNAL": (Fault.ABSENT, Fault.REFUSED),
@@ -118,7 +119,7 @@ HTTP_FAULTS: Final[Faults] = MappingProxyType(
 
 # Compiled when something went wrong, as those below.
 _FIELD: Final = (
-    r"(?:^|[ '\"])(" + "|".join(sorted(INPUT_NAMES, key=len, reverse=True)) + r")"
+    r"(?:^|[ '\"])(" + "|".join(sorted(INPUT_NAMES)) + r")"
     r"(?:['\"]| (?:is|are|has|have|must|needs) )"
 )
 

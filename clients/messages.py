@@ -100,6 +100,7 @@ COUNTS: Final = ("return_num_input_tokens", "return_num_output_tokens")
 
 _WORDS: Final = ("bad_words", "stop_words", "embedding_bias_words")
 _LISTS: Final = (*_WORDS, "embedding_bias_weights")
+# Set in every request, so that None, "left to the server", is no value of theirs.
 _REQUIRED: Final = ("text_input", "stream")
 _INTEGERS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
     {"INT32": (-(2**31), 2**31 - 1), "UINT64": (0, 2**64 - 1)}
@@ -154,6 +155,7 @@ class GenerateRequest:
     stream: bool = True
     model: str = "ensemble"
     headers: Mapping[str, str] = field(default_factory=dict)
+    # As long as a UUID, whose module would be loaded for that alone.
     request_id: str = field(default_factory=lambda: os.urandom(16).hex())
 
     def __post_init__(self) -> None:

@@ -109,9 +109,11 @@ class ModelInterface:
 
     def call(self, request: GenerateRequest) -> InferCall:
         """Return the tensors of a request; RefusedError names the option that the model lacks."""
+        # Where outputs are not known, none but the text is asked for.
         if request.count_tokens and self.outputs is not None:
             counts: dict[str, Any] = {name: True for name in COUNTS if name in self.inputs}
             request = replace(request, **counts, count_tokens=False)
+        # NVIDIA Dynamo's frontend says nothing of decoupling, and streams all the same.
         streams = request.stream and self.is_decoupled is not False and self.is_triton
         inputs = self._prompt(request)
         for name, value in request.inputs().items():
@@ -120,10 +122,12 @@ class ModelInterface:
             declared = self._declared(name)
             if declared is not None:
                 inputs.append(self._input(declared, value))
+            # Every request has these two: a model of ids, or of one response, lacks nothing by it.
             elif name not in ("text_input", "stream"):
                 raise self._lacks(request.model, name)
         if request.max_tokens is None and (declared := self._declared("max_tokens")):
             inputs.append(self._input(declared, DEFAULT_MAX_TOKENS))
+        # TensorRT-LLM's llmapi model gives its reason when asked; others have no such input.
         if _RETURN_FINISH_REASON in self.inputs:
             inputs.append(self._input(_RETURN_FINISH_REASON, True))
         self._check_complete(request.model, {each.name for each in inputs})

@@ -35,9 +35,13 @@ LIBRARY_ERRORS: Final = (
     httpcore2.TimeoutException,
     httpcore2.UnsupportedProtocol,
 )
-# An idle connection is not worth more than that: servers and what lies between close theirs.
+# Servers, and proxies between, close idle connections: a request on one that is just being closed
+# fails. A new connection costs less than that.
 _KEEPALIVE_S: Final = 15.0
+# httpcore begins a limit anew with each part that the socket takes; between these parts the
+# deadlines are asked.
 _WRITE_BYTES: Final = 64 * 1024
+# Of a name with several addresses asyncio raises one OSError that has the others' words alone.
 _JOINED: Final = r"^Multiple exceptions: \[Errno (\d+)\]"
 
 
@@ -81,7 +85,8 @@ class BoundedStream(httpcore2.NetworkStream):
         return seconds_left(deadlines, late)
 
     def _hang_up(self) -> None:
-        # TLS would want to say goodbye first.
+        # Not the method of ssl.SSLSocket: it takes the TLS object from under a thread that reads,
+        # which may then meet a ValueError.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._inner.get_extra_info("socket"), socket.SHUT_RDWR)
 
@@ -119,7 +124,7 @@ def seconds_left(deadlines: Deadlines, late: type[Exception]) -> float:
 def tls_context(access: Access) -> ssl.SSLContext:
     """Return the TLS of a connection; UsageError for files that are no certificates."""
     try:
-        # Loading the certificate store takes longer than a short request.
+        # Once for a transport: loading the system's authorities takes longer than a short request.
         context = (
             ssl.create_default_context(cafile=access.ca)
             if access.ca
@@ -153,6 +158,7 @@ def pool_settings(endpoint: Endpoint, tls: ssl.SSLContext | None) -> dict[str, A
     return {
         "ssl_context": tls,
         "proxy": environment_proxy(endpoint),
+        # A stream holds its connection to its end: beyond httpcore's 10 the next ones would wait.
         "max_connections": None,
         "max_keepalive_connections": None,
         "keepalive_expiry": _KEEPALIVE_S,

@@ -49,6 +49,7 @@ class _StreamProtocol(asyncio.Protocol):
         """Return what has come."""
         data = bytes(self.received[:max_bytes])
         del self.received[:max_bytes]
+        # Where nothing was paused this does nothing.
         self.transport.resume_reading()
         return data
 
@@ -119,7 +120,7 @@ class AsyncBoundedStream(httpcore2.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         """Hang up."""
-        # TLS would want to say goodbye first.
+        # close() would wait for the server's end of TLS (close_notify), 30 s for a silent one.
         self._protocol.transport.abort()
         # The socket closes as the loop goes round.
         await asyncio.sleep(0)
@@ -192,6 +193,7 @@ class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
                     local_addr=(local_address, 0) if local_address else None,
                     **eyeballs,
                 )
+        # Before OSError, which it is, too.
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(error) from error
         except OSError as error:

@@ -178,6 +178,7 @@ class EventReader:
         if b"\n" in received or b"\r" in received:
             *lines, rest = _lines(b"".join(self._parts))
             self._parts, self._parts_size = [rest], len(rest)
+            # Other fields of an event (event, id, retry) and comments have nothing of an answer.
             for line in lines:
                 if line.startswith(b"data:"):
                     self._data.append(line[6:] if line[5:6] == b" " else line[5:])

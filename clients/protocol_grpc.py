@@ -19,6 +19,8 @@ from minitron_trt.errors import RefusedError
 # response, which has no tensors, only to requests with this parameter.
 WANT_FINAL: Final = "triton_enable_empty_final_response"
 IS_FINAL: Final = "triton_final_response"
+# KServe's raw contents are little-endian. struct has no letter for BF16, which only tensors have
+# that are neither sent nor read here.
 _FORMATS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "BOOL": "<?",

@@ -60,6 +60,7 @@ def request_span(request: GenerateRequest) -> Iterator[Span]:
     # Not made the current span: a generator would leave it so between its chunks.
     inject(headers, context=trace.set_span_in_context(span))
     try:
+        # A traceparent that the request has already stays: its caller is in a trace of its own.
         yield Span(replace(request, headers={**headers, **request.headers}), span)
     except GeneratorExit:
         span.set_attribute("gen_ai.response.finish_reasons", ["cancelled"])

@@ -55,6 +55,7 @@ class AsyncTransport(Protocol):
 
 def echo(request: GenerateRequest) -> Iterator[Chunk]:
     """Yield the prompt as an answer: word by word when streaming, in one chunk otherwise."""
+    # A word keeps the space before it, as a token does: joined, the words are the prompt again.
     words = re.findall(r"\s*\S+|\s+", request.text_input)[: request.max_tokens]
     for text in words if request.stream else ["".join(words)]:
         yield Chunk(text)

@@ -80,6 +80,7 @@ class _GrpcParts:
         except grpc.RpcError as error:
             code, detail = error.code().name, error.details() or error.code().name
             fault = GRPC_FAULTS[code][0 if probing else 1]
+            # So ends what was cancelled or timed here, too; the deadlines know whether it was.
             if code in ("CANCELLED", "DEADLINE_EXCEEDED"):
                 fault = deadlines.fault or fault
             if re.search(_TOO_LARGE, detail):
@@ -112,6 +113,7 @@ class _GrpcParts:
 
     def _metadata(self, request: GenerateRequest | None = None) -> list[tuple[str, str]]:
         headers = {**self._access.headers, **(request.headers if request else {})}
+        # gRPC refuses a name with a capital letter.
         return [(name.lower(), value) for name, value in headers.items()]
 
     def _answer(self, call: InferCall) -> AnswerStream:
@@ -148,6 +150,7 @@ class GrpcTransport(_GrpcParts):
                         deadlines.waiting()
                     yield from answer.end()
                 finally:
+                    # Frees the request's place in Triton; of a call that has ended it does nothing.
                     rpc.cancel()
 
     def ready(self, deadlines: Deadlines) -> bool:
@@ -331,6 +334,7 @@ def _watch(rpc: Any, deadlines: Deadlines) -> Iterator[None]:
 
 async def _responses(rpc: Any, deadlines: Deadlines, *, is_plain: bool) -> AsyncIterator[Any]:
     """Yield a call's responses; TimeoutError when the next token is late."""
+    # With nothing to bound, no token needs a scope of asyncio.timeout: the call has its own limit.
     if not deadlines.has_token_limits and not is_plain:
         async for response in rpc:
             yield response

@@ -31,6 +31,7 @@ from minitron_trt.errors import RefusedError, ServerError, UnreachableError
 T = TypeVar("T")
 # Health, metadata and configuration of a model are some thousand bytes.
 _REPLY_BYTES: Final = 2**20
+# Of a proxy that does not reach the server behind it.
 _GATEWAY: Final = (502, 504)
 _NOT_ALLOWED: Final = 405
 _CLOSED: Final = (401, 403, 407)
@@ -100,6 +101,7 @@ class _HttpParts:
             fault = HTTP_FAULTS[next(known, "ReadError")][0 if probing else 1]
             if self._is_closed:
                 fault = Fault.CANCELLED
+            # A limit that passed, or `cancel`, cuts the connection; the library sees that it broke.
             fault = deadlines.fault or fault
             raised = self._error(fault, system_reason(error), deadlines)
             raised.is_passing = fault in (Fault.ABSENT, Fault.LOST)
