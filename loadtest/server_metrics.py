@@ -7,14 +7,14 @@ import contextlib
 import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
-from urllib.parse import urlsplit
 
 import httpcore2
 
+from minitron_trt.clients.endpoint import Endpoint
 from minitron_trt.clients.network import LIBRARY_ERRORS, system_reason
-from minitron_trt.errors import MissingExtraError, ServerError, UnreachableError
+from minitron_trt.errors import MissingExtraError, ServerError, UnreachableError, UsageError
 
 _EVERY_S: Final = 1.0
 _LIMIT_S: Final = 5.0
@@ -47,12 +47,12 @@ class ServerSeries:
 
 def usual_metrics_url(url: str) -> str | None:
     """Return where a service's metrics usually are; None where there is no custom."""
-    parts = urlsplit(url if "://" in url else f"//{url}")
-    if parts.path.rstrip("/").endswith("/v1"):
-        root = parts.path.rstrip("/").removesuffix("/v1")
-        return f"{parts.scheme}://{parts.netloc}{root}/metrics"
-    port = _TRITONS_METRICS.get(parts.port or 0)
-    return f"http://{parts.hostname}:{port}/metrics" if port else None
+    endpoint = Endpoint.parse(url)
+    if endpoint.path.endswith("/v1"):
+        root = endpoint.path.removesuffix("/v1")
+        return f"{endpoint.scheme}://{endpoint.address}{root}/metrics"
+    port = _TRITONS_METRICS.get(endpoint.port)
+    return f"http://{replace(endpoint, port=port).address}/metrics" if port else None
 
 
 class MetricsScraper:
@@ -63,6 +63,13 @@ class MetricsScraper:
             import prometheus_client.parser  # noqa: F401
         except ImportError:
             raise MissingExtraError("prometheus-client", "bench", "--metrics-url") from None
+        try:
+            self._address = httpcore2.URL(url)
+        except (ValueError, TypeError) as error:
+            raise UsageError(
+                f"--metrics-url {url!r} is not a URL ({error}); expected one like "
+                "http://127.0.0.1:8002/metrics"
+            ) from error
         self.url = url
         self._pages: list[str] = []
 
@@ -118,7 +125,7 @@ class MetricsScraper:
             async with (
                 asyncio.timeout(_LIMIT_S),
                 httpcore2.AsyncConnectionPool() as pool,
-                pool.stream("GET", self.url, extensions={"timeout": limits}) as reply,
+                pool.stream("GET", self._address, extensions={"timeout": limits}) as reply,
             ):
                 parts: list[bytes] = []
                 async for part in reply.aiter_stream():

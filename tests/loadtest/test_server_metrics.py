@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from minitron_trt.loadtest.server_metrics import MetricsScraper, ServerSeries
+from minitron_trt.errors import UsageError
+from minitron_trt.loadtest.server_metrics import MetricsScraper, ServerSeries, usual_metrics_url
 
 PAGE = """# TYPE nv_requests counter
 nv_requests{{model="a"}} {requests}
@@ -78,3 +79,26 @@ def test_a_page_that_does_not_come_ends_no_load(url: str, *, first: bool) -> Non
         ServerSeries("nv_queue", {}, mean=4, largest=4)
     ]
     assert read(url, None, None) == []
+
+
+@pytest.mark.parametrize(
+    ("service", "metrics"),
+    [
+        ("grpc://triton:8001", "http://triton:8002/metrics"),
+        ("localhost:8000", "http://localhost:8002/metrics"),
+        ("grpc://[::1]:8001", "http://[::1]:8002/metrics"),
+        ("http://[::1]:9000/v1/", "http://[::1]:9000/metrics"),
+        ("https://api.example.org:443/openai/v1", "https://api.example.org:443/openai/metrics"),
+        ("http://triton:7000", None),
+    ],
+)
+def test_metrics_are_looked_for_beside_the_service(service: str, metrics: str | None) -> None:
+    assert usual_metrics_url(service) == metrics
+
+
+@pytest.mark.parametrize(
+    "url", ["http://triton:port/metrics", "http://[::1/metrics", "http://a:99999/", "http://ä/"]
+)
+def test_a_place_of_metrics_that_is_no_url_is_said_in_one_line(url: str) -> None:
+    with pytest.raises(UsageError, match=r"^--metrics-url .* is not a URL .*; expected one like "):
+        MetricsScraper(url)
