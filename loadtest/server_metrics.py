@@ -101,7 +101,11 @@ class MetricsScraper:
 
     def series(self) -> list[ServerSeries]:
         """Return the last block's series: counters that grew, gauges that were not always 0."""
-        pages = [_values(page) for page in self._pages]
+        pages = []
+        for page in self._pages:
+            # Read after the block: answers under way would wait for the parser.
+            with contextlib.suppress(ServerError):
+                pages.append(_values(page))
         if not pages:
             return []
         found = []

@@ -81,6 +81,15 @@ def test_a_page_that_does_not_come_ends_no_load(url: str, *, first: bool) -> Non
     assert read(url, None, None) == []
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["at the begin", "at the end"])
+def test_a_page_that_cannot_be_read_ends_no_load(url: str, *, first: bool) -> None:
+    page, broken = PAGE.format(requests=3, queue=4), "nv_queue{"
+
+    assert read(url, *((broken, page) if first else (page, broken))) == [
+        ServerSeries("nv_queue", {}, mean=4, largest=4)
+    ]
+
+
 @pytest.mark.parametrize(
     ("service", "metrics"),
     [
