@@ -302,5 +302,8 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return _error_response(told)
 
 
-async def _on_fault(_: Request, error: Exception) -> Response:
-    return _error_response(api_error(error, "-"))
+async def _on_fault(request: Request, error: Exception) -> Response:
+    response = _error_response(api_error(error, "-"))
+    # Starlette answers a fault above RequestLog, which gives other answers their id.
+    response.headers["x-request-id"] = notes_of(request.scope).request_id
+    return response

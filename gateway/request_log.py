@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 GONE_STATUS: Final = 499
 """What is logged for a client that left before its answer, as nginx does."""
 
+FAULT_STATUS: Final = 500
+"""What is logged for a fault of the gateway's own, before any answer to it."""
+
 _OWN_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -126,6 +129,10 @@ class RequestLog:
         self._metrics.running.inc()
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            # Starlette answers a fault above this layer, which its status does not pass.
+            notes.status = notes.status or FAULT_STATUS
+            raise
         finally:
             self._metrics.running.dec()
             self._end(scope, notes)

@@ -20,7 +20,7 @@ from minitron_trt.clients.endpoint import Timeouts
 from minitron_trt.clients.messages import TENSORS, Chunk, GenerateRequest
 from minitron_trt.clients.model_interface import ModelInterface
 from minitron_trt.clients.transport import AsyncEchoTransport
-from minitron_trt.errors import RefusedError, ServerError
+from minitron_trt.errors import RefusedError
 from minitron_trt.gateway.app import GatewayOptions, gateway_app
 from minitron_trt.gateway.gateway_server import Listener, gateway_server
 from minitron_trt.gateway.served_models import ServedModels
@@ -53,7 +53,7 @@ class EchoDouble(AsyncEchoTransport):
         """Be as new."""
         self.requests.clear()
         self.cancelled.clear()
-        self.error: ServerError | None = None
+        self.error: Exception | None = None
         self.error_after = 0
         self.left = threading.Event()
         self.is_ready = True

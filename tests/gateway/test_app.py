@@ -301,6 +301,22 @@ def test_requests_have_ids_and_lines_in_the_log(
     assert "2+2 tokens, model ensemble, key -, id abc-1" in caplog.messages[0]
 
 
+def test_a_fault_of_the_gateways_own_is_500_and_logged_as_such(
+    gateway: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway.triton.error = RuntimeError("nobody expected this")
+    with caplog.at_level(logging.INFO, "minitron_trt.gateway"):
+        status, told, body = gateway.ask(
+            "POST", "/v1/completions", PROMPT, **{"x-request-id": "abc-2"}
+        )
+        until(lambda: any(line.startswith("POST") for line in caplog.messages))
+
+    (line,) = (line for line in caplog.messages if line.startswith("POST"))
+    assert (status, body["error"]["message"]) == (500, "The gateway failed.")
+    assert told["x-request-id"] == "abc-2"
+    assert "POST /v1/completions 500" in line
+
+
 def test_health_is_that_of_the_server_behind(gateway: Running) -> None:
     assert gateway.ask("GET", "/health")[::2] == (200, {"status": "ok"})
     gateway.triton.is_ready = False
