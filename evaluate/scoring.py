@@ -175,7 +175,7 @@ class Evaluation:
         first: bool,
     ) -> TokenScores:
         key = self._key(model, beside=baseline.key)
-        path = self.state / f"{model.name}-{key[:16]}.scores"
+        path = self.state / scores_name(model.name, key)
         rows = len(chunks[0].targets) * _COLUMNS * 8
         done = min(path.stat().st_size // rows, len(chunks)) if path.exists() else 0
         if first:
@@ -231,6 +231,11 @@ class Evaluation:
             beside,
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def scores_name(model: str, key: str) -> str:
+    """Return the name of the file of a model's scores; a server's may end with a path."""
+    return f"{model.replace('/', '_')}-{key[:16]}.scores"
 
 
 def _log_likelihoods(model: EvaluatedModel, logits: NDArray[np.float32]) -> Array:

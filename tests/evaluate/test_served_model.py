@@ -7,6 +7,7 @@ tests/triton_repo/test_evaluate_served.py.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 from weakref import ref
 
@@ -20,7 +21,9 @@ from minitron_trt.clients.messages import Chunk, GenerateRequest
 from minitron_trt.clients.model_interface import InputTensor, ModelInterface
 from minitron_trt.clients.transport import EchoTransport
 from minitron_trt.errors import BadInputError, MinitronError, RefusedError
+from minitron_trt.evaluate.evaluated_model import name_of
 from minitron_trt.evaluate.perplexity import log_likelihoods
+from minitron_trt.evaluate.scoring import scores_name
 from minitron_trt.evaluate.served_model import PROBE_TEXTS, ServedLogits, probe
 from minitron_trt.evaluate.tasks.questions import Continuation, Likelihood
 from minitron_trt.evaluate.tasks.served_answers import ServedAnswers
@@ -133,6 +136,14 @@ def test_a_server_whose_text_model_counts_other_tokens_is_refused(
         return
     with pytest.raises(BadInputError, match="pass --tokenizer with the folder of the model that"):
         probe(served(double), path)
+
+
+@pytest.mark.parametrize("url", ["grpc://host:8001/", "http://host:80/triton"])
+def test_scores_of_a_server_below_a_path_are_one_file(url: str, tmp_path: Path) -> None:
+    path = tmp_path / scores_name(name_of(url), "0" * 64)
+    path.write_bytes(b"")
+
+    assert path.parent == tmp_path
 
 
 def test_logits_that_are_no_numbers_are_refused_when_they_are_scored() -> None:
