@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.build.job import BuildJob
+
+log = logging.getLogger(__name__)
 
 TIMING_NAME: Final = "model.cache"
 """The file that a build writes its timings to, beside the engine, until they are kept."""
@@ -40,10 +44,20 @@ class TimingCache:
         return [*known, f"--output_timing_cache={target}"]
 
     def keep(self, written: Path) -> None:
-        """Replace the cache by a finished build's, in one step; nothing when there is none."""
+        """Replace the cache by a finished build's, in one step; nothing when there is none.
+
+        A warning says why it could not be kept: the engine, which took longer, is there all the
+        same.
+        """
         if not written.is_file():
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_suffix(f".{os.getpid()}.partial")
-        shutil.move(written, scratch)
-        scratch.replace(self.path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.move(written, scratch)
+            scratch.replace(self.path)
+        except OSError as error:
+            log.warning("the timing cache is not kept (%s)", error)
+            for left in (written, scratch):
+                with contextlib.suppress(OSError):
+                    left.unlink()

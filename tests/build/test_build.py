@@ -110,6 +110,21 @@ def test_the_timing_cache_is_kept_per_architecture_and_version(
     assert not (output / "model.cache").exists()
 
 
+def test_a_timing_cache_that_cannot_be_kept_costs_no_engine(
+    doubles: Doubles, checkpoint: Path, output: Path, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "file").write_text("in the place of a folder")
+    folder = tmp_path / "file" / "timing"
+    result = command("build", checkpoint, "-o", output, "--arch", "H100", "--timing-cache", folder)
+
+    assert result.exit_code == 0
+    assert f"warning: the timing cache is not kept ([Errno 20] Not a directory: '{folder}')" in (
+        result.stderr.splitlines()
+    )
+    assert Engine.open(output).sm == 90
+    assert not (output / "model.cache").exists()
+
+
 @pytest.mark.parametrize(
     ("does", "message"),
     [
