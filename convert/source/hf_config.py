@@ -74,6 +74,14 @@ class HfConfig:
         return family
 
     @property
+    def heads(self) -> int:
+        """Return the number of attention heads; a head size is found by dividing by it."""
+        heads = self.integer("num_attention_heads")
+        if heads < 1:
+            raise BadInputError(f"config.json: num_attention_heads is {heads}; expected at least 1")
+        return heads
+
+    @property
     def head_size(self) -> int | None:
         """Return the head size when the config states one."""
         keys = [key for key in _HEAD_SIZE_KEYS if self.record.get(key) is not None]
@@ -142,7 +150,7 @@ def read_spec(config: HfConfig, head_size: int) -> ModelSpec:
     """
     family = config.family
     _refuse_what_the_graph_lacks(config, family)
-    heads = config.integer("num_attention_heads")
+    heads = config.heads
     return ModelSpec(
         architecture=family.architecture,
         layers=config.integer("num_hidden_layers"),

@@ -38,10 +38,10 @@ def read_hub_spec(repo: str, *, revision: str | None, token: str | None) -> Mode
 
 def _head_size(repository: HubRepository, config: HfConfig) -> int:
     """Return the head size that the weights have; hidden // heads is only a guess at it."""
-    heads, hidden = config.integer("num_attention_heads"), config.integer("hidden_size")
+    heads, hidden = config.heads, config.integer("hidden_size")
     name = repository.name
     shape = repository.tensor_shape(_QUERY)
-    if shape is not None:
+    if shape:
         return shape[0] // heads
     if hidden % heads:
         raise BadInputError(

@@ -226,9 +226,7 @@ def _expected(
 def _head_size(config: HfConfig, tensors: Mapping[str, TensorEntry]) -> int:
     """Return the head size that the weights have; configs omit it or state hidden // heads."""
     name = "model.layers.0.self_attn.q_proj.weight"
-    heads = config.integer("num_attention_heads")
-    if heads < 1:
-        raise BadInputError(f"config.json: num_attention_heads is {heads}; expected at least 1")
+    heads = config.heads
     if name not in tensors:
         raise BadInputError(f"tensor {name} is missing; expected a {config.family.architecture}")
     rows = (tensors[name].shape or (0,))[0]

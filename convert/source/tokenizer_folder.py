@@ -184,21 +184,19 @@ def _dumped(record: Mapping[str, Any]) -> str:
 
 def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     """Return the id of every token of a tokenizer.json; none of what is not understood."""
-    model = tokenizer.get("model")
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
     known = model.get("vocab") if isinstance(model, Mapping) else None
+    pairs = list(_entries(known))
     if isinstance(known, list):
         # Unigram: pairs of token and score, in the order of their ids.
-        known = {pair[0]: index for index, pair in enumerate(known) if isinstance(pair, list)}
-    added = tokenizer.get("added_tokens")
-    pairs = [
-        *_entries(known),
-        *(
-            (token.get("content"), token.get("id"))
-            for token in (added if isinstance(added, list) else ())
-            if isinstance(token, Mapping)
-        ),
-    ]
-    return {text: index for text, index in pairs if isinstance(index, int)}
+        rows = ((row, index) for index, row in enumerate(known) if isinstance(row, list))
+        pairs = [(row[0], index) for row, index in rows if row]
+    if isinstance(added, list):
+        records = (token for token in added if isinstance(token, Mapping))
+        pairs += [(token.get("content"), token.get("id")) for token in records]
+    return {
+        text: index for text, index in pairs if isinstance(text, str) and isinstance(index, int)
+    }
 
 
 def _entries(value: Any) -> Iterable[tuple[Any, Any]]:

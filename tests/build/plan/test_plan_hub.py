@@ -142,6 +142,20 @@ def test_a_hub_that_does_not_answer_in_time_is_one_line(
     )
 
 
+def test_a_config_without_heads_is_one_line(
+    hub: tuple[Any, str], tiny_nemotron: Path, tmp_path: Path
+) -> None:
+    state, address = hub
+    publish(state, tiny_nemotron, head_dim=None, num_attention_heads=0)
+    result = plan(REPO, address, tmp_path)
+
+    assert (result.returncode, result.stdout, result.stderr) == (
+        3,
+        "",
+        "error: config.json: num_attention_heads is 0; expected at least 1\n",
+    )
+
+
 def test_without_any_headers_the_head_size_is_assumed_or_asked_for(
     hub: tuple[Any, str], tiny_nemotron: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from minitron_trt.convert.source.sentencepiece_model import SentencePieceModel
-from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
+from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer, token_ids
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.samples import sample_folder
 
@@ -300,6 +300,22 @@ def test_what_transformers_4_57_and_5_read_in_two_ways_is_refused(
 
     with pytest.raises(UnsupportedError, match=words):
         SourceTokenizer.find(tmp_path).check()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "ids"),
+    [
+        ({"model": {"vocab": {"a": 0, "b": "1"}}}, {"a": 0}),
+        ({"model": {"vocab": [["a", -1.5], [], [["b"], 0], "c", ["d", 0]]}}, {"a": 0, "d": 4}),
+        ({"added_tokens": [{"content": ["a"], "id": 1}, {"id": 2}, None]}, {}),
+        ({"model": [], "added_tokens": {}}, {}),
+    ],
+    ids=["BPE", "Unigram", "added", "neither"],
+)
+def test_tokens_that_are_not_understood_have_no_id(
+    tokenizer: dict[str, Any], ids: dict[str, int]
+) -> None:
+    assert token_ids(tokenizer) == ids
 
 
 @pytest.mark.parametrize(
