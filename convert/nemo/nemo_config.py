@@ -33,6 +33,22 @@ _LLAMA3_SCALING: Final[Mapping[str, Any]] = MappingProxyType(
 )
 
 
+class _WithoutAliases(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML that is no larger than its text: some aliases of aliases stand for billions of values.
+
+    OmegaConf, which NeMo writes its configs with, copies every value and so makes no alias.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node; BadInputError for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise BadInputError(
+                f"{CONFIG_NAME} has an alias *{self.peek_event().anchor}; write out what it stands "
+                "for"
+            )
+        return super().compose_node(parent, index)
+
+
 @dataclass(frozen=True, slots=True)
 class NemoGraph:
     """A graph of transformers' that a NeMo model is, by its activation and normalization."""
@@ -65,7 +81,7 @@ class NemoConfig:
     def read(cls, file: ByteRange) -> NemoConfig:
         """Read the YAML, plain data only; UnsupportedError where no graph here computes it."""
         try:
-            record = yaml.safe_load(file.read(_AT_MOST))
+            record = yaml.load(file.read(_AT_MOST), _WithoutAliases)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise BadInputError(f"{CONFIG_NAME} is not YAML ({reason})") from error
