@@ -144,9 +144,13 @@ def _members(tar: Path, named: Path) -> Iterator[tuple[str, ByteRange]]:
                 if member.isdir():
                     continue
                 name = _plain_name(member, named)
-                if name in seen or len(seen) > _MEMBERS_AT_MOST:
+                if name in seen:
                     raise BadInputError(f"{named} holds {name!r} twice; pack it again")
                 seen.add(name)
+                if len(seen) > _MEMBERS_AT_MOST:
+                    raise BadInputError(
+                        f"{named} holds more than {_MEMBERS_AT_MOST} files; expected a NeMo archive"
+                    )
                 if member.offset_data + member.size > size:
                     raise BadInputError(
                         f"{named} ends within {name!r}; it is truncated: download it again"

@@ -559,6 +559,16 @@ def test_no_value_of_a_config_ends_in_anything_but_a_refusal(
     assert len(lines) <= 1
 
 
+def test_a_tar_of_more_files_than_an_archive_has_is_named(
+    refusal: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minitron_trt.convert.nemo.archive._MEMBERS_AT_MOST", 3)
+
+    assert refusal(pack(tmp_path / "model.nemo", members(archive("llama", "zarr"))), 3) == (
+        "SOURCE holds more than 3 files; expected a NeMo archive"
+    )
+
+
 def test_a_bomb_of_aliases_is_not_expanded(refusal: Refusal, tmp_path: Path) -> None:
     files = members(archive("llama", "zarr"))
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
