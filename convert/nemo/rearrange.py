@@ -29,10 +29,11 @@ from minitron_trt.convert.source.tokenizer_folder import (
 from minitron_trt.dtypes import DTYPES
 from minitron_trt.errors import OutputError
 from minitron_trt.families import EMBEDDING
+from minitron_trt.host.machine import usable_cores
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
 _BLOCK_BYTES: Final = 2 << 20
-_WORKERS: Final = min(2, os.cpu_count() or 1)
+_WORKERS: Final = min(2, usable_cores())
 
 
 def _write_tokenizer(tokenizer: NemoTokenizer, folder: Path) -> None:
