@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from minitron_trt.errors import UsageError
 from minitron_trt.triton_repo.contract.model_names import (
     POSTPROCESSING,
@@ -46,15 +48,20 @@ def _number(text: str) -> float:
         return float("nan")
 
 
+def _is_whole(text: str) -> bool:
+    # TensorRT-LLM's backend reads them into 64 bits, which hold 18 digits in any case.
+    return text.isascii() and text.isdecimal() and len(text) <= 18
+
+
 def _id_lists(text: str) -> bool:
-    return all(part.isdecimal() for group in text.split(";") for part in group.split(","))
+    return all(_is_whole(part) for group in text.split(";") for part in group.split(","))
 
 
 BOOL: Final = ValueKind("true or false", lambda text: text in ("true", "false"))
 COUNT: Final = ValueKind(
-    "a whole number of at least 1", lambda text: text.isdecimal() and int(text) > 0
+    "a whole number of at least 1", lambda text: _is_whole(text) and int(text) > 0
 )
-WHOLE: Final = ValueKind("a whole number of at least 0", str.isdecimal)
+WHOLE: Final = ValueKind("a whole number of at least 0", _is_whole)
 FRACTION_OR_ZERO: Final = ValueKind("a number from 0 to 1", lambda text: 0 <= _number(text) <= 1)
 FRACTION: Final = ValueKind("a number above 0, at most 1", lambda text: 0 < _number(text) <= 1)
 COUNTS: Final = ValueKind(
@@ -246,6 +253,14 @@ def _checked(model: str, name: str, value: str, runtime: str) -> tuple[str, str]
 def _nearest(name: str, known: Collection[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(sorted(known))}"
+
+
+def parse_end_ids(text: str) -> tuple[int, ...]:
+    """Return the ids that the parameter `end_ids` of a text model holds; ValueError for others."""
+    try:
+        return tuple(msgspec.json.decode(text, type=list[int]))
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def defaults(model: str, runtime: str) -> dict[str, str]:

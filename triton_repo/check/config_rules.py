@@ -49,6 +49,7 @@ REQUIRED: Final = {
 # TensorRT-LLM's backend reads these without a default, though their values may be unset.
 _READ_ALWAYS: Final = ("tokenizer_dir", "guided_decoding_backend", "xgrammar_tokenizer_info_path")
 _GROUP: Final = model_config_pb2.ModelInstanceGroup
+_TYPES: Final = frozenset(model_config_pb2.DataType.values()) - {model_config_pb2.TYPE_INVALID}
 
 
 def check_config(model: ModelFolder) -> Iterator[Finding]:
@@ -220,10 +221,11 @@ def _check_tensor(model: ModelFolder, path: str, tensor: Any) -> Iterator[Findin
             found="is missing",
             expected="the name of a tensor",
         )
-    if tensor.data_type == model_config_pb2.TYPE_INVALID:
+    if tensor.data_type not in _TYPES:
+        type_ = f"type {tensor.data_type}" if tensor.data_type else "no type"
         yield model.error(
             f"{path}.data_type",
-            found=f"{tensor.name!r} has no type",
+            found=f"{tensor.name!r} has {type_}",
             expected="like TYPE_INT32",
             tensors=about,
         )
@@ -270,6 +272,13 @@ def _pieces(shape: Sequence[int]) -> list[int]:
 def _check_instances(model: ModelFolder) -> Iterator[Finding]:
     for index, group in enumerate(model.config.instance_group):
         path = f"instance_group[{index}]"
+        if group.kind not in _GROUP.Kind.values():
+            yield model.error(
+                f"{path}.kind",
+                found=f"is {group.kind}",
+                expected=f"one of {', '.join(_GROUP.Kind.keys())}",
+            )
+            continue
         kind = _GROUP.Kind.Name(group.kind)
         if group.gpus and group.kind in (_GROUP.KIND_CPU, _GROUP.KIND_MODEL):
             yield model.error(

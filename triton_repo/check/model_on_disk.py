@@ -199,10 +199,13 @@ class RepositoryFolder:
         repository is mounted; else it is this machine's when the folder around it is here.
         """
         try:
-            return self._locate(model, Path(path))
+            place = self._locate(model, Path(path))
+            if place is not None:
+                place.exists()
         except (OSError, ValueError):
-            # No name that a file can have.
+            # No name that a file can have: too long for the file system, or with a NUL.
             return None
+        return place
 
     def _locate(self, model: ModelFolder, place: Path) -> Path | None:
         if not place.is_absolute():
@@ -222,8 +225,10 @@ def names(tensors: Iterable[Any]) -> set[str]:
 
 
 def type_name(value: int) -> str:
-    """Return a data type as it is written in a config."""
-    return str(model_config_pb2.DataType.Name(value))
+    """Return a data type as it is written in a config: a number where Triton has no such type."""
+    known = model_config_pb2.DataType
+    # Protobuf's text format takes any number for an enum.
+    return str(known.Name(value) if value in known.values() else value)
 
 
 def _versions(folder: Path) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.contract.model_names import ENSEMBLE, TENSORRT_LLM, TENSORRT_LLM_BLS
 from minitron_trt.triton_repo.contract.tensors import LOGITS_OUTPUTS, LOGITS_TYPES
 from minitron_trt.triton_repo.model_config import TRTLLM_BACKEND
-from minitron_trt.triton_repo.parameters import BOOL, PARAMETERS, Parameter
+from minitron_trt.triton_repo.parameters import BOOL, COUNT, PARAMETERS, Parameter
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE
 
 _PATH_KEY: Final = "gpt_model_path"
@@ -106,7 +106,12 @@ def _open_folder(model: ModelFolder) -> tuple[Served, list[Finding]]:
         return Served(), [_fault(file, "model", "is missing; expected the model's folder")]
     name = line[1]
     folder = model.version_folder / name
-    if not folder.is_dir():
+    try:
+        is_there = folder.is_dir()
+    except OSError:
+        # No name that a folder can have.
+        is_there = False
+    if not is_there:
         if name.count("/") == 1 or Path(name).is_absolute():
             note = f"not checked: {name} is a hub id or a path of another machine"
             return Served(), [model.note("", found=note)]
@@ -150,7 +155,7 @@ def _check_limits(model: ModelFolder, engine: Engine) -> Iterator[Finding]:
             ),
         )
     beams = model.parameters.get("max_beam_width") or ""
-    if beams.isdecimal() and int(beams) > limits.max_beam_width:
+    if COUNT.accepts(beams) and int(beams) > limits.max_beam_width:
         yield model.error(
             'parameters["max_beam_width"]',
             found=f"is {beams}",

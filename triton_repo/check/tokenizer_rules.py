@@ -22,6 +22,7 @@ from minitron_trt.triton_repo.contract.model_names import (
     PREPROCESSING,
     TENSORRT_LLM_BLS,
 )
+from minitron_trt.triton_repo.parameters import parse_end_ids
 
 _KEY: Final = "tokenizer_dir"
 _PATH: Final = f'parameters["{_KEY}"]'
@@ -114,12 +115,11 @@ def _check_end_ids(model: ModelFolder, vocab: int | None) -> Iterator[Finding]:
     if not text:
         return
     try:
-        ids = json.loads(text)
-        wrong = [i for i in ids if i != int(i) or not 0 <= i < (vocab or i + 1)]
-    except (ValueError, TypeError):
+        ids = parse_end_ids(text)
+    except ValueError:
         yield model.error(_END_IDS, found=f"is {text!r}", expected="a list of ids like [2, 3]")
         return
-    if wrong:
+    if wrong := [each for each in ids if not 0 <= each < (vocab or each + 1)]:
         yield model.error(
             _END_IDS,
             found=f"{wrong[0]} is no id of the model",
@@ -257,14 +257,12 @@ def _check_eos(
         )
 
 
-def _end_ids(model: ModelFolder) -> list[int]:
+def _end_ids(model: ModelFolder) -> tuple[int, ...]:
     """Return what a model is told that ends a text; none where that is no list of ids."""
     try:
-        ids = json.loads(model.parameters.get("end_ids") or "[]")
+        return parse_end_ids(model.parameters.get("end_ids") or "[]")
     except ValueError:
-        return []
-    whole = isinstance(ids, list) and all(isinstance(token, int) for token in ids)
-    return ids if whole else []
+        return ()
 
 
 def _token(config: Mapping[str, Any], name: str) -> str | None:

@@ -375,6 +375,14 @@ FAULTS = {
         words="expected TYPE_FP32",
         severity=W,
     ),
+    # Triton loads it, and no request can send such a tensor.
+    "tensor of no type": of_text(
+        BLS,
+        old='name: "top_p"\n    data_type: TYPE_FP32',
+        new='name: "top_p"\n    data_type: 99',
+        field="input[23].data_type",
+        words="'top_p' has type 99; expected like TYPE_INT32",
+    ),
     "logits": of_text(
         BLS,
         old='name: "context_logits"\n    data_type: TYPE_FP32',
@@ -445,6 +453,13 @@ FAULTS = {
         file=RUNTIME,
         field='parameters["gpt_model_path"]',
         words="is not a folder; expected an engine",
+    ),
+    "tokenizer that no file system has": of_parameter(
+        "postprocessing",
+        "tokenizer_dir",
+        "t" * 300,
+        words="counts from the server's working directory",
+        severity=W,
     ),
     "tokenizer elsewhere": of_parameter(
         "postprocessing",

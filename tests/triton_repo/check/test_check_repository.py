@@ -222,6 +222,26 @@ OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         give("tensorrt_llm_bls", "end_ids", "</s>"),
         at("tensorrt_llm_bls", "end_ids") + "is '</s>'; expected a list of ids like [2, 3]",
     ),
+    "end ids that are no JSON": (
+        "reference",
+        give("preprocessing", "end_ids", "[1e999]"),
+        at("preprocessing", "end_ids") + "is '[1e999]'; expected a list of ids like [2, 3]",
+    ),
+    "end ids without an end": (
+        "reference",
+        give("preprocessing", "end_ids", "[" * 5000),
+        at("preprocessing", "end_ids") + "is '[[[",
+    ),
+    "a number that nothing holds": (
+        "reference",
+        give("preprocessing", "max_prompt_characters", "9" * 5000),
+        at("preprocessing", "max_prompt_characters") + "is '999",
+    ),
+    "a model's folder that no file system has": (
+        "llmapi",
+        replaced("tensorrt_llm/1/model.yaml", "model: .*", f"model: {'m' * 300}"),
+        "error tensorrt_llm/1/model.yaml model: there is no folder 'mmm",
+    ),
     "no end id": (
         "reference",
         give("preprocessing", "end_ids", "[]"),

@@ -122,6 +122,7 @@ BROKEN = {
     "no_dims": python(tensor("A", dims=""), tensor("X")),
     "zero_dim": python(tensor("A", dims="0"), tensor("X")),
     "no_type": python('{ name: "A" dims: [ 1 ] }', tensor("X")),
+    "unknown_kind": python(tensor("A"), tensor("X"), "instance_group [ { kind: 9 } ]"),
     "reshape_of_other_size": python(
         tensor("A", dims="2,-1", more="reshape: { shape: [ -1 ] }"), tensor("X")
     ),
