@@ -27,7 +27,11 @@ def test_a_place_is_read(text: str, expected: tuple[str, str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "a/b:tag", "host.org/", "host.org/A:t", "host.org/a:", "https://host.org/a"]
+    "text",
+    [
+        *("", "a", "a/b:tag", "host.org/", "host.org/A:t", "host.org/a:", "https://host.org/a"),
+        *("host.org/a:ü", "host.org:٥/a"),
+    ],
 )
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no place in a registry; expected HOST"):

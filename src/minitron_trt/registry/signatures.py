@@ -7,7 +7,6 @@ says the place and the digest of the manifest, which in its turn has the digests
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -15,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -31,6 +30,8 @@ _SIGNATURE: Final = "dev.cosignproject.cosign/signature"
 _TYPE: Final = "cosign container image signature"
 _PASSWORD: Final = "COSIGN_PASSWORD"
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
+_CURVE: Final = ec.SECP256R1
+"""P-256, the curve of cosign's keys; others have as many bits, so that the size does not tell."""
 _MAKE: Final = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 
 
@@ -46,9 +47,9 @@ def read_signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
             path.read_bytes(),
             password.encode() if password else None,
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise UsageError(f"{path} is no key to sign with ({error}); make one: {_MAKE}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.key_size != 256:
+    if not (isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, _CURVE)):
         raise UsageError(f"{path} is not a key on the curve P-256; make one: {_MAKE}")
     return key
 
@@ -57,12 +58,12 @@ def read_verifying_key(path: Path) -> ec.EllipticCurvePublicKey:
     """Read a public key on the curve P-256 in PEM form; UsageError when it is none."""
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise UsageError(
             f"{path} is no public key ({error}); make one of yours: "
             "openssl ec -in key.pem -pubout -out key.pub"
         ) from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVE)):
         raise UsageError(f"{path} is not a key on the curve P-256")
     return key
 
@@ -130,7 +131,8 @@ def check_signature(
 def _is_signed(payload: bytes, signature: str, key: ec.EllipticCurvePublicKey) -> bool:
     try:
         key.verify(base64.b64decode(signature, validate=True), payload, _ALGORITHM)
-    except (InvalidSignature, binascii.Error):
+    except (InvalidSignature, ValueError):
+        # ValueError: the annotation is no base64.
         return False
     return True
 
