@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +82,36 @@ def test_a_template_without_the_begin_keeps_it_from_every_prompt(
     card = read_card(with_template(repository, tmp_path, "{{ messages[0].content }}"))
 
     assert card.start_ids == ()
+
+
+def with_parameter(repository: Path, folder: Path, key: str, value: str) -> ServedRepository:
+    """Return a copy whose preprocessing has a parameter of another value."""
+    shutil.copytree(repository, folder / "edited")
+    config = folder / "edited/preprocessing/config.pbtxt"
+    pattern = rf'(key: "{key}"\s+value \{{\s+string_value: )"[^"]*"'
+    text, count = re.subn(pattern, rf'\1"{value}"', config.read_text())
+    assert count == 1
+    config.write_text(text)
+    return ServedRepository.open(folder / "edited")
+
+
+@pytest.mark.parametrize("value", ["false", "False", "0", "no"])
+def test_special_tokens_are_off_by_every_word_of_upstreams(
+    value: str, repository: Path, tmp_path: Path
+) -> None:
+    served = with_parameter(repository, tmp_path, "add_special_tokens", value)
+
+    assert read_card(served).start_ids == ()
+
+
+@pytest.mark.parametrize("value", ["[1e999]", "[2.5]", "7", "{}"])
+def test_ends_that_are_no_list_of_ids_are_refused(
+    value: str, repository: Path, tmp_path: Path
+) -> None:
+    served = with_parameter(repository, tmp_path, "end_ids", value)
+
+    with pytest.raises(BadInputError, match="expected a list of ids"):
+        read_card(served)
 
 
 def test_a_template_can_be_chosen(repository: Path) -> None:

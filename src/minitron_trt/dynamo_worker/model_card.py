@@ -19,6 +19,7 @@ from minitron_trt.records import read_record
 from minitron_trt.triton_repo.contract.model_names import PREPROCESSING
 from minitron_trt.triton_repo.models.minitron_models.chat_template import ChatTemplate
 from minitron_trt.triton_repo.models.minitron_models.template_source import template_source
+from minitron_trt.triton_repo.parameters import parse_end_ids
 from minitron_trt.triton_repo.serving.model_limits import read_limits
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 _TOKENIZER: Final = "tokenizer.json"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _TEMPLATE: Final = "chat_template.jinja"
+# In any case, as TensorRT-LLM's preprocessing takes them; what it cannot read is on there.
+_OFF: Final = ("false", "0", "f", "n", "no")
 # Dynamo reads every model's template, also where only completions are offered.
 _NO_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -137,8 +140,8 @@ def _tokenizer(served: ServedRepository) -> Path:
 def _end_ids(served: ServedRepository) -> tuple[int, ...]:
     text = _parameter(served, "end_ids")
     try:
-        return tuple(map(int, json.loads(text))) if text else ()
-    except (ValueError, TypeError) as error:
+        return parse_end_ids(text) if text else ()
+    except ValueError as error:
         raise BadInputError(
             f"{served.folder}: end_ids of {PREPROCESSING} is {text!r}; expected a list of ids"
         ) from error
@@ -172,7 +175,7 @@ def _own_template(tokenizer: Path, config: Mapping[str, Any]) -> str | None:
 
 def _start_ids(served: ServedRepository, tokenizer: Tokenizer) -> list[int]:
     """Return what preprocessing puts before the ids of a text: mostly one id, for the begin."""
-    if _parameter(served, "add_special_tokens") == "false":
+    if _parameter(served, "add_special_tokens").lower() in _OFF:
         return []
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     bare = tokenizer.encode("a", add_special_tokens=False).ids
