@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 from minitron_trt.build.engine import write_engine_manifest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
-from minitron_trt.migrate.fates import UNKNOWN
+from minitron_trt.migrate.fates import UNKNOWN, Fate
+from minitron_trt.migrate.origin import open_origin
 from minitron_trt.migrate.setting_rules import PARAMETERS
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo import parameters
@@ -304,6 +305,24 @@ def test_an_upstream_repository_becomes_one_that_check_finds_nothing_wrong_with(
     assert json.loads((tmp_path / "migrated/migration.json").read_text()) == {
         key: value for key, value in report.items() if key != "migration"
     }
+
+
+@pytest.mark.parametrize("name", ["a_draft", "tensorrt_llm_draft"])
+def test_of_a_model_that_drafts_nothing_is_taken(name: str, tmp_path: Path) -> None:
+    """A draft model has as little of the memory as it needs; the other is to have the rest."""
+    fraction = "kv_cache_free_gpu_mem_fraction"
+    upstream = write_upstream(tmp_path / "upstream", {fraction: "0.8"})
+    shutil.copytree(upstream / "tensorrt_llm", upstream / name)
+    config = upstream / name / "config.pbtxt"
+    text = config.read_text().replace('name: "tensorrt_llm"', f'name: "{name}"', 1)
+    config.write_text(text.replace('"0.8"', '"0.1"'))
+
+    ledger = open_origin(upstream).ledger
+
+    assert ledger.targets["llm.kv_cache_config.free_gpu_memory_fraction"] == "0.8"
+    (draft,) = (each for each in ledger.settings if each.section == f"{name}/config.pbtxt")
+    assert (draft.name, draft.value, draft.fate) == ("name", name, Fate.LOST)
+    assert "--set llm.speculative_config" in draft.reason
 
 
 def test_an_engine_of_ours_gives_back_the_weights_of_its_checkpoint(

@@ -34,6 +34,7 @@ from minitron_trt.migrate.setting_rules import (
     PLUGINS,
     QUANTIZATION,
     SHARED_FIELDS,
+    SPECULATION,
 )
 from minitron_trt.records import read_record
 from minitron_trt.triton_repo.check.model_on_disk import (
@@ -42,7 +43,12 @@ from minitron_trt.triton_repo.check.model_on_disk import (
     RepositoryFolder,
 )
 from minitron_trt.triton_repo.check.repository_check import is_repository, read_repository
-from minitron_trt.triton_repo.contract.model_names import MODELS, PREPROCESSING, TENSORRT_LLM
+from minitron_trt.triton_repo.contract.model_names import (
+    MODELS,
+    PREPROCESSING,
+    TENSORRT_LLM,
+    TENSORRT_LLM_BLS,
+)
 
 _PATH_KEY: Final = "gpt_model_path"
 _SECTIONS: Final = ("mapping", "quantization")
@@ -240,17 +246,33 @@ def _repository(folder: Path) -> Origin:
     if any(repository.of_role(TEXT_RUNTIME)) or (repository.facts or {}).get("runtime") == "llmapi":
         raise UnsupportedError(f"{folder} is served by the PyTorch runtime already")
     origin = Origin(folder, REPOSITORY)
-    served = next(iter(repository.of_role(TENSORRT_LLM)), None)
+    served = _served(repository)
     if served is None:
         raise BadInputError(f"{folder} has no model {TENSORRT_LLM}; expected one over an engine")
     _take_artifact(origin, repository, served)
     for model in repository.models.values():
-        _take_config(origin, model)
+        if model.role == TENSORRT_LLM and model is not served:
+            reason = f"it is not the model that answers; {SPECULATION}"
+            origin.ledger.note(
+                SettingFate(model.file, "name", model.name, Fate.LOST, reason=reason)
+            )
+        else:
+            _take_config(origin, model)
     origin.tokenizer = _tokenizer(repository) or origin.tokenizer
     if origin.tokenizer is not None and has_weights(origin.tokenizer):
         # NVIDIA's instructions have the tokenizer's folder be the model's.
         origin.model = origin.tokenizer
     return origin
+
+
+def _served(repository: RepositoryFolder) -> ModelFolder | None:
+    """Return the model that answers: of several the one that tensorrt_llm_bls asks for answers."""
+    found = {model.name: model for model in repository.of_role(TENSORRT_LLM)}
+    asked = (
+        model.parameters.get("tensorrt_llm_model_name")
+        for model in repository.of_role(TENSORRT_LLM_BLS)
+    )
+    return next((found[name] for name in (*asked, TENSORRT_LLM, *found) if name in found), None)
 
 
 def _take_artifact(origin: Origin, repository: RepositoryFolder, model: ModelFolder) -> None:

@@ -50,7 +50,7 @@ def _windows(value: str) -> str:
 _RUNTIME: Final = "the PyTorch runtime"
 _KERNELS: Final = f"{_RUNTIME} chooses its kernels by itself"
 _COMPILED: Final = f"of the compilation, which {_RUNTIME} does not need"
-_SPECULATION: Final = (
+SPECULATION: Final = (
     "speculative decoding is set up anew: --set llm.speculative_config, with a model for this "
     "runtime"
 )
@@ -200,10 +200,10 @@ BUILD: Final[Rules] = MappingProxyType(
             kept=("1", "none"),
             kept_as="every token is the model's own",
             otherwise=Fate.LOST,
-            reason=_SPECULATION,
+            reason=SPECULATION,
         ),
         "max_draft_len": Rule(
-            kept=("0",), kept_as="no drafts", otherwise=Fate.LOST, reason=_SPECULATION
+            kept=("0",), kept_as="no drafts", otherwise=Fate.LOST, reason=SPECULATION
         ),
         **_lost(_LORA, "lora_config", "max_lora_rank"),
         **_off(
@@ -308,7 +308,7 @@ PARAMETERS: Final[Mapping[str, Rules]] = MappingProxyType(
             "tensorrt_llm_model_name": Rule(
                 kept=(TENSORRT_LLM,), kept_as=f"the model {TENSORRT_LLM}", reason="its only name"
             ),
-            "tensorrt_llm_draft_model_name": Rule(reason=_SPECULATION),
+            "tensorrt_llm_draft_model_name": Rule(reason=SPECULATION),
         },
         TENSORRT_LLM: {
             "gpt_model_type": Rule(
@@ -358,11 +358,11 @@ PARAMETERS: Final[Mapping[str, Rules]] = MappingProxyType(
                 kept=("top_k", "top_p", "top_k_top_p", "beam_search"),
                 kept_as="each request says how its tokens are chosen",
                 otherwise=Fate.LOST,
-                reason=_SPECULATION,
+                reason=SPECULATION,
             ),
             "xgrammar_tokenizer_info_path": Rule(kept_as="made from the tokenizer"),
             **_lost(
-                _SPECULATION,
+                SPECULATION,
                 "lookahead_window_size",
                 "lookahead_ngram_size",
                 "lookahead_verification_set_size",
