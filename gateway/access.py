@@ -39,6 +39,7 @@ class ApiKeys:
             if not words:
                 continue
             name = words[0] if len(words) == 2 else f"line{number}"
+            # A key comes in a header, which carries no other characters unharmed.
             if len(words) > 2 or name in digests or not words[-1].isascii():
                 raise BadInputError(
                     f"{path} line {number} is not a key; expected KEY, or NAME KEY with a name of "
@@ -68,6 +69,7 @@ class ApiKeys:
 
 
 def _digest(key: str) -> bytes:
+    # All of one length, as a comparison in constant time wants them; and no key stays in memory.
     return hashlib.sha256(key.encode(errors="replace")).digest()
 
 

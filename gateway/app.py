@@ -100,6 +100,8 @@ def gateway_app(client: AsyncClient, models: ServedModels, options: GatewayOptio
     return Starlette(
         routes=routes,
         middleware=[
+            # The log is outermost: what is turned away has an id and a line, too. CORS is before
+            # keys, as the question that a browser sends ahead has none.
             Middleware(RequestLog, metrics=metrics, paths=paths),
             *([cors] if options.cors_origins else []),
             Middleware(Admission, keys=options.keys, rates=Rates(options.limits.rate_per_minute)),
@@ -136,6 +138,7 @@ class Admission:
         if self._keys is not None:
             client = self._keys.owner(request.headers.get("authorization"))
             notes_of(request.scope).owner = client
+        # All that wants a key but /metrics, which Prometheus asks at a pace of its own.
         if request.url.path.startswith("/v1/"):
             self._rates.spend(client)
 
@@ -164,11 +167,13 @@ class TextEndpoint(Generic[B]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as an ASGI application."""
+        # Starlette gives a function of a route no `receive`, by which a client is seen to leave.
         model = "-"
         try:
             fields = read_body(await self._body(Request(scope), receive), self._kind)
             model = fields.model
             asked = self._ask(fields, await self._models.target(model))
+            # Noted when it is known to be a model's: a label of figures, and clients type anything.
             notes_of(scope).model = model
             await unless_gone(receive, self._answer(asked, scope, receive, send))
         except ClientGoneError:
@@ -199,6 +204,7 @@ class TextEndpoint(Generic[B]):
                     notes.note_first_chunk()
                     answer.take(prompt, chunk)
         finally:
+            # Of a client that left, too: its tokens were made.
             notes.prompt_tokens = answer.prompt_tokens or 0
             notes.completion_tokens = answer.completion_tokens
         await _json_response(answer.whole())(scope, receive, send)
@@ -261,6 +267,7 @@ class _ModelsApi:
         """Answer /health: 200 when Triton can take requests, else 503."""
         try:
             is_ready = await self._client.ready()
+        # What is wrong with Triton is for its operator: a load balancer asks for yes or no.
         except MinitronError:
             is_ready = False
         record = {"status": "ok" if is_ready else "the model's server is not ready"}

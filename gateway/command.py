@@ -21,9 +21,9 @@ from minitron_trt.host.addresses import is_loopback
 from minitron_trt.option_types import POSITIVE
 
 PORT: Final = 9000
-"""Where it listens unless told otherwise."""
+"""Where it listens unless told otherwise, as Triton's own OpenAI frontend does."""
 ANSWER_S: Final = 600.0
-"""How long a whole answer may take unless told otherwise."""
+"""How long a whole answer may take unless told otherwise: as long as the openai package waits."""
 
 
 @cloup.command()
@@ -171,6 +171,7 @@ def gateway(
     )
     allow_open_files(limits.running)
     app = gateway_app(client, served, GatewayOptions(keys, limits, cors_origins))
+    # Open before it is told: who has read the line can connect, also while the rest starts.
     with listener.open() as taken:
         where = listener.url(taken)
         record = {"openai": f"{where}/v1", "page": f"{where}/", "triton": url}

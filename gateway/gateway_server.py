@@ -15,6 +15,7 @@ import uvicorn
 from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
 
+# As uvicorn has it of a socket that it opens itself.
 _BACKLOG: Final = 2048
 # Libraries, logs, and clients that are turned away.
 _OTHER_FILES: Final = 256
@@ -60,7 +61,7 @@ def allow_open_files(sequences: int) -> None:
 
     Each has its client's connection, and one of its own to Triton over HTTP.
     """
-    # Linux has no endless one.
+    # On Linux neither is RLIM_INFINITY, which as -1 would be the lesser of two.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(2 * sequences + _OTHER_FILES, hard)
     if soft < wanted:
@@ -85,6 +86,7 @@ def gateway_server(app: Any, listener: Listener) -> GatewayServer:
             # Its log is the gateway's own, with one line for a request.
             log_config=None,
             access_log=False,
+            # "auto" would pass over an application that fails as it starts.
             lifespan="on",
             ws="none",
             server_header=False,

@@ -34,6 +34,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             raise ClientGoneError
         return task.result()
     finally:
+        # Awaited: when this returns, the answer's streams are closed, and Triton is told.
         for each in (task, watcher):
             each.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
@@ -57,6 +58,7 @@ async def numbered_chunks(
                 async for numbered in several:
                     yield numbered
             return
+        # As nearly always: no task and no queue between a token and its reader.
         async with contextlib.aclosing(client.chunks(requests[0])) as chunks:
             async for chunk in chunks:
                 yield 0, chunk

@@ -33,6 +33,7 @@ async def read_limited(receive: Receive, limits: GatewayLimits, told_bytes: int 
     """Return a request's body; ApiError when it is too large or too slow."""
     if told_bytes is not None and told_bytes > limits.body_bytes:
         raise _too_large(limits)
+    # A client may tell less than it sends, or nothing: what comes is counted as well.
     parts: list[bytes] = []
     room = limits.body_bytes
     try:
@@ -74,6 +75,7 @@ class Places:
             raise ApiError(
                 f"The request asks for {count} sequences; this server makes {self.most} at a time."
             )
+        # One event loop asks: nothing comes between this look and the taking.
         if self.taken + count > self.most:
             raise too_many("The server is busy; try again in a moment.", retry_after_s=1)
         self.taken += count
@@ -98,6 +100,7 @@ class Rates:
         if self._per_minute is None:
             return
         now, per_s = self._clock(), self._per_minute / 60
+        # Taken out and put back at the end: the order is that of the last requests.
         left, since = self._buckets.pop(client, (float(self._per_minute), now))
         left = min(self._per_minute, left + (now - since) * per_s)
         is_allowed = left >= 1

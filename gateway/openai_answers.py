@@ -100,6 +100,7 @@ class Answer:
         """Take a chunk of the answer to one of the prompts; return what a stream says of it."""
         if counts := chunk.outputs.get("num_input_tokens"):
             self._prompt_tokens[prompt] = int(counts[-1])
+        # OpenAI numbers choices through: n of the first prompt, then n of the second.
         index = sum(self._per_prompt[:prompt]) + chunk.sequence
         told = self._choices[index].add(chunk)
         if not self._asked.streams:
@@ -174,6 +175,7 @@ class Answer:
         reason: str | None = None,
     ) -> dict[str, Any]:
         choice = {"index": index, **said, "logprobs": log_probs, "finish_reason": reason}
+        # With include_usage OpenAI's chunks all have the field, and the last alone a value.
         told: dict[str, Any] = {"usage": None} if self._asked.include_usage else {}
         if self._asked.tells_usage_always:
             told["usage"] = self.usage()

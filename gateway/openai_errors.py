@@ -38,6 +38,7 @@ _PARAMS: Final[Mapping[str, str]] = MappingProxyType(
 # What this project's models and TensorRT-LLM's say of a prompt that is too long.
 _TOO_LONG: Final = re.compile(r"max_seq_len|exceeds maximum input length")
 
+# The words of this project's preprocessing.
 _NO_TEMPLATE: Final = "the tokenizer has no chat template"
 
 
@@ -114,6 +115,7 @@ def api_error(error: Exception, model: str) -> ApiError:
     if isinstance(error, RefusedError):
         return _refused(error, model)
     if isinstance(error, UsageError):
+        # What a GenerateRequest cannot hold it says by the field's name first: "seed is -1; …".
         return ApiError(str(error), param=_param(str(error).partition(" ")[0]))
     if isinstance(error, ServerTimeoutError):
         return ApiError("The model did not answer in time.", status=504, kind=_SERVER)

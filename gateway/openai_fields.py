@@ -27,6 +27,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
+# Here and in messages, fields that have no effect on a text (`strict`, `description`) may come.
 class JsonSchema(Struct):
     """A schema that the answer is to follow."""
 
@@ -130,6 +131,7 @@ class ChatRequest(SamplingFields, kw_only=True):
 
 
 B = TypeVar("B", bound=SamplingFields)
+# msgspec says what is wrong with a body, and where, in its message alone.
 _UNKNOWN: Final = re.compile(r"unknown field `([^`]*)`")
 _AT: Final = re.compile(r" - at `\$\.?([^`]*)`$")
 _MISSING: Final = re.compile(r"missing required field `([^`]*)`")

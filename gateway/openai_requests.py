@@ -173,6 +173,8 @@ def _options(fields: SamplingFields, max_tokens: int, interface: ModelInterface)
         # Load tests ask for it: the end of a text is not chosen before the last token.
         chosen["min_tokens"] = max_tokens
     several = {"num_return_sequences": fields.n} if (fields.n or 1) > 1 else {}
+    # GenerateRequest's `stream` stays true, also for a whole answer: only in a stream does Triton
+    # notice that a client has left.
     return {
         "max_tokens": max_tokens,
         **defaults,
@@ -199,6 +201,7 @@ def _guide(fields: SamplingFields) -> dict[str, str]:
         "guided_choice": ("regex", None if choices is None else choice_pattern(choices)),
         "guided_grammar": ("ebnf_grammar", fields.guided_grammar),
     }
+    # Of TensorRT-LLM's kinds json alone has no guide.
     chosen = {
         name: guide
         for name, guide in guides.items()
@@ -257,6 +260,7 @@ def _message(message: ChatMessage, index: int) -> dict[str, str]:
         for part in content:
             if part.type != "text" or part.text is None:
                 raise _unsupported(f"{where}.content", f"{part.type} is no text")
+        # As vLLM joins them where a template takes strings.
         content = "\n".join(part.text or "" for part in content)
     if content is None:
         raise ApiError(

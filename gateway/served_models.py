@@ -35,6 +35,7 @@ class ServedModels:
         self._names = dict(names or {name: name for name in USUAL_NAMES})
         self._chat_max_tokens = chat_max_tokens
         self._template = template
+        # OpenAI's objects of models have a time, which Triton does not tell.
         self._created = int(time.time())
 
     async def target(self, name: str) -> ModelTarget:
@@ -45,6 +46,7 @@ class ServedModels:
         try:
             interface = await self._client.interface(triton_name)
         except RefusedError as error:
+            # A full server turns the question away, too, and may well have the model.
             if error.is_passing:
                 raise
             raise unknown_model(name) from error
