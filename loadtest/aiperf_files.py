@@ -88,6 +88,7 @@ def _request(
             "credit_issued_ns": run.epoch_ns + record.due_ns,
             "request_start_ns": run.epoch_ns + record.start_ns,
             "request_end_ns": run.epoch_ns + record.end_ns,
+            # In aiperf these are two of several processes; here one program sends and reads.
             "worker_id": PROGRAM,
             "record_processor_id": PROGRAM,
             "benchmark_phase": "profiling",

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 _TICK_S: Final = 0.02
+# Of answers that come at random, such a share finds the loop at work and waits.
 _BUSY_SHARE: Final = 0.8
 _LATE_MS: Final = 20.0
 
@@ -31,6 +32,7 @@ class ClientOverhead:
     @contextlib.asynccontextmanager
     async def measured(self) -> AsyncIterator[None]:
         """Measure while the block runs."""
+        # Of all threads of the process: grpc has its own beside the loop.
         processor, wall = time.process_time(), time.perf_counter()
         watch = asyncio.create_task(self._watch())
         try:

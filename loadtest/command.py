@@ -202,13 +202,16 @@ def bench(
     from minitron_trt.loadtest.result_tables import result_text
     from minitron_trt.outputs import check_output
 
+    # Asked before the load, which may take hours.
     if output is not None:
         check_output(output, overwrite=overwrite, kind=LOAD_TEST)
     target, settings = _target(options)
     test = _load_test(console, target, options)
     with _interrupted() as interruption:
         run_terminable(test.run())
+    # Where nobody named it, the service's only one, which it was asked for as the test began.
     settings["model"] = target.model
+    # A load that was cut before its first answer has nothing to show.
     results = [result for result in test.results if result.records]
     test.count_tokens()
     _check_success(results, interruption)
@@ -312,7 +315,7 @@ def _patterns(options: Mapping[str, Any]) -> list[LoadPattern]:
     if len(named) > 1:
         raise UsageError(f"{' and '.join(named)} are loads of their own; give one of them")
     ends = {"request_count": options["request_count"], "duration_s": options["duration_s"]}
-    is_endless = ends == dict.fromkeys(ends)
+    is_endless = all(end is None for end in ends.values())
     if options["fixed_schedule"]:
         if options["input_file"] is None:
             raise UsageError("--fixed-schedule needs timestamps; give --input-file FILE with them")
@@ -321,6 +324,7 @@ def _patterns(options: Mapping[str, Any]) -> list[LoadPattern]:
         if is_endless:
             ends["request_count"] = 100
         return [LoadPattern(request_rate=rate, arrival=options["arrival"], **ends)]
+    # It has a default, so that its value does not tell whether somebody gave it.
     source = click.get_current_context().get_parameter_source("arrival")
     if source is not ParameterSource.DEFAULT:
         raise UsageError("--arrival-pattern is of an open loop; give --request-rate, too")

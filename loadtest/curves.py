@@ -80,6 +80,7 @@ def _against_load(axes: Any, results: Sequence[LoadResult], tag: str, label: str
 
 def _throughput(axes: Any, results: Sequence[LoadResult]) -> None:
     """Draw what operators choose by: all users' tokens over one user's speed."""
+    # Whole answers have no time between tokens: then a user's speed is that of the request.
     points = [
         (
             figures["output_token_throughput_per_user"]["avg"]

@@ -51,6 +51,7 @@ class LoadPattern:
         elif self.arrival == CONSTANT:
             yield from (index / self.request_rate for index in count())
         else:
+            # Of a generator of its own: prompts and lengths are the same under every load.
             chance, at_s = random.Random(f"arrivals {seed}"), 0.0
             while True:
                 yield at_s

@@ -48,6 +48,7 @@ class LoadRun:
 
     async def _closed(self, questions: Iterator[Question]) -> None:
         async def user() -> None:
+            # One iterator for all users: a question goes to whoever is free.
             for question in questions:
                 if self._is_over(self.clock()):
                     return
@@ -61,6 +62,7 @@ class LoadRun:
     async def _open(self, questions: Iterator[Question]) -> None:
         arrivals_s = self.pattern.arrivals_s(self.questions, self.seed)
         async with asyncio.TaskGroup() as requests:
+            # The shorter one ends it: a trace's arrivals do, those of a rate go on for ever.
             for question, at_s in zip(questions, arrivals_s, strict=False):
                 due_ns = self.begin_ns + round(at_s * _NS)
                 if self._is_over(due_ns):

@@ -31,6 +31,7 @@ Workload: TypeAlias = Callable[[int], Sequence[Question]]
 """Return the questions of a run by its number, counted over all loads; of a warm-up it is -1."""
 
 WARM_UP: Final = -1
+# They follow from how long a run was, and say nothing of the server.
 _NOT_OVER_RUNS: Final = frozenset({"count", "sum"})
 
 
@@ -50,6 +51,7 @@ class MeasuredRun:
         return [record for record in self.run.records if record.is_done]
 
 
+# Without slots, as cached_property keeps what it computed in __dict__.
 @dataclass(frozen=True)
 class LoadResult:
     """A load and its runs, of which the last may be cut short.
@@ -171,6 +173,7 @@ class LoadTest:
             pattern=result.pattern,
             # Every run has arrivals of its own.
             seed=self.seed + number,
+            # Counted after the load: a tokenizer at work would hold answers up.
             keeps_text=self.counter is not None,
         )
         measured = MeasuredRun(run, time.time_ns() - time.perf_counter_ns())
@@ -178,6 +181,7 @@ class LoadTest:
         label = result.pattern.label
         if self.repeats > 1:
             label += f", {number + 1}/{self.repeats}"
+        # The client is measured innermost: the pages of metrics before and after are no load.
         async with self._scraped(measured), self._shown(run, label), measured.overhead.measured():
             await run.run()
         measured.is_complete = True

@@ -45,6 +45,7 @@ _BROKEN: Final = 500
 
 class _Delta(msgspec.Struct):
     content: str | None = None
+    # What vLLM and trtllm-serve put a model's thoughts into: they are tokens that came.
     reasoning_content: str | None = None
 
 
@@ -172,6 +173,7 @@ class OpenAiTarget:
         body[length] = question.output_tokens
         if self._options.force_min_tokens:
             body["min_tokens"] = question.output_tokens
+        # The usage is the server's own count of tokens, which a stream has only when asked.
         if self._options.stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return {**body, **self._options.extra_inputs}
@@ -185,6 +187,7 @@ class OpenAiTarget:
                 if event == _DONE:
                     return
                 has_ended |= self._note(event, record)
+        # Some services send no [DONE]: then a reason in a choice says that the answer is whole.
         if not has_ended:
             raise UnreachableError(
                 f"the connection to {self._endpoint} ended before the answer was complete; look "

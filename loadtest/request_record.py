@@ -28,6 +28,7 @@ class RequestRecord:
     clock: Clock = field(default=time.perf_counter_ns, repr=False)
     start_ns: int = 0
     end_ns: int = 0
+    # Eight bytes a token: loads have millions of them.
     pieces_ns: array[int] = field(default_factory=lambda: array("q"))
     input_tokens: int | None = None
     counted_tokens: int | None = None

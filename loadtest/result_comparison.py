@@ -22,6 +22,7 @@ from minitron_trt.loadtest.load_test import UNITS
 from minitron_trt.loadtest.metrics import LOWER_IS_BETTER
 from minitron_trt.loadtest.significance import CONFIDENCE, exchanged, holm, welch
 
+# The figures that servers are chosen by. Each one more raises the p-values of all.
 COMPARED: Final = (
     ("time_to_first_token", "avg"),
     ("time_to_first_token", "p50"),
@@ -117,6 +118,7 @@ def read_loads(path: Path) -> list[ReadLoad]:
 
 
 def _by_number(path: Path) -> tuple[int, str]:
+    # A sweep's folders are named after their loads: concurrency_10 comes behind concurrency_2.
     digits = "".join(filter(str.isdigit, path.parent.name))
     return (int(digits) if digits else 0, str(path))
 
@@ -185,6 +187,7 @@ def _requests(path: Path) -> dict[str, _Values]:
 
 def compare_results(a: Sequence[ReadLoad], b: Sequence[ReadLoad]) -> list[Difference]:
     """Return every difference between loads of one label; BadInputError when none is in both."""
+    # A single load beside another needs no label in common: in aiperf's own files there is none.
     if len(a) == len(b) == 1:
         return _differences(a[0], b[0])
     others = {load.label: load for load in b}

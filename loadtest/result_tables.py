@@ -13,6 +13,7 @@ from minitron_trt.tables import Column, fitting, number_text, output_width, tabl
 SHOWN: Final = ("avg", "min", "p50", "p90", "p99", "max", "std")
 # What says least on a narrow terminal goes first.
 _DROPS: Final = {"std": 5, "min": 4, "max": 3, "p90": 2}
+# By importance: the last of them leaves a narrow terminal first.
 _SWEEP: Final = (
     ("req/s", "request_throughput", "avg"),
     ("tokens/s", "output_token_throughput", "avg"),

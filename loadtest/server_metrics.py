@@ -126,6 +126,7 @@ class MetricsScraper:
     async def _page(self) -> str:
         limits = dict.fromkeys(("connect", "read", "write", "pool"), _LIMIT_S)
         try:
+            # A limit beside the library's own, which begin anew with every byte.
             async with (
                 asyncio.timeout(_LIMIT_S),
                 httpcore2.AsyncConnectionPool() as pool,
@@ -136,6 +137,7 @@ class MetricsScraper:
                     parts.append(part)
                     if sum(map(len, parts)) > _LARGEST_BYTES:
                         break
+        # That limit raises a TimeoutError, which is an OSError.
         except (OSError, *LIBRARY_ERRORS) as error:
             raise self._absent(system_reason(error)) from error
         if reply.status != _OK:

@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE: Final = 0.95
+# Odd: Simpson's rule goes by pairs of steps between the points.
 _STEPS: Final = 2_001
+# The least p-value is then 0.001, and 0.011 after Holm's rule for eleven figures: enough for 95 %.
 _EXCHANGES: Final = 1_000
 
 
@@ -65,6 +67,7 @@ def t_probability(t: float, freedom: float) -> float:
 
     The integral of the density, by Simpson's rule over x = tan(angle), where it is smooth and ends.
     """
+    # scipy has it, and is in no extra that a load test needs; numpy is in the base.
     angles = np.linspace(0.0, math.atan(abs(t) / math.sqrt(freedom)), _STEPS)
     density = np.cos(angles) ** (freedom - 1)
     weights = np.ones(_STEPS)
@@ -81,6 +84,7 @@ def t_quantile(probability: float, freedom: float) -> float:
     low, high = 0.0, 1.0
     while t_probability(high, freedom) < probability:
         high *= 2
+    # Halved so often, an interval is below the last digit of a double.
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (

@@ -37,6 +37,7 @@ class TritonTarget:
 
     async def check(self) -> None:
         """Find the server and its model."""
+        # Of what no request can hold the user hears before the first of the load.
         as_request("", self._fields)
         await self._client.interface(self.model)
 
@@ -60,4 +61,5 @@ class TritonTarget:
         own: dict[str, Any] = {"max_tokens": question.output_tokens}
         if self._options.force_min_tokens:
             own["min_tokens"] = question.output_tokens
+        # What --extra-inputs names wins, max_tokens included.
         return as_request(question.prompt, {**own, **self._fields})

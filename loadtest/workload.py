@@ -112,6 +112,7 @@ def synthetic_questions(
 
 
 def _words_text(chance: random.Random, tokens: int, counter: TokenCounter) -> str:
+    # As many words as tokens are enough: none has less than one.
     return counter.cut(chance.choices(_corpus_words(), k=tokens), tokens)
 
 
@@ -119,6 +120,7 @@ def _words_text(chance: random.Random, tokens: int, counter: TokenCounter) -> st
 def _corpus_words() -> Sequence[str]:
     """Return the words of the text that the sample models were trained on."""
     text = resources.files("minitron_trt.samples").joinpath("corpus.txt").read_text("utf-8")
+    # Sorted: a set of texts has another order at every start, and a seed would name no prompts.
     return sorted(set(re.findall(r"[A-Za-z]+", text)))
 
 
