@@ -119,6 +119,7 @@ def convert(
     about_text = [key for key in options if key.startswith("calib_")]
     text = CalibrationText(**{key.removeprefix("calib_"): options.pop(key) for key in about_text})
     kv_cache = options.pop("kv_cache")
+    # `auto` and `none` are words of the command line: further in, None is the model's own dtype.
     requested = ConvertOptions(
         **options,
         kv_cache=kv_cache if kv_cache in KV_CACHES else None,
@@ -130,6 +131,7 @@ def convert(
             record = {**plan.to_json(), "peak_memory_bytes": peak_memory_bytes(model, plan)}
         console.result(record, "\n".join((describe(record), *_later(plan.precision))))
         return
+    # Not click's `required`: a dry run writes nothing.
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
     stages: dict[str, float] = {}

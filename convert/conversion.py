@@ -118,6 +118,8 @@ def convert(
             if not model.has_tokenizer:
                 log.warning("%s has no tokenizer; serving text will need one", source)
             with unpacked(model, scratch, _storage(options), progress) as source_model:
+                # The first plan refused what cannot be, before minutes of unpacking. Its byte
+                # ranges are of files that are not filled, so they are laid out anew.
                 if source_model is not model:
                     plan = _plan(source_model, options)
                 plan = _write(scratch, source_model, plan, options.calibration, progress)
@@ -128,6 +130,7 @@ def convert(
                     # A checkpoint is opened by its manifest.
                     manifest.write(scratch)
                     record |= _verified(scratch, source_model, progress)
+        # After everything else: it lists the files, and a folder without it is no checkpoint.
         manifest.write(scratch, digest=options.digest)
     return plan
 
@@ -188,6 +191,7 @@ def _warn(model: ModelSource, plan: ConversionPlan) -> None:
             plan.precision.name,
             architecture,
         )
+    # By a remark in TensorRT-LLM's own quantization (quantize_by_modelopt.py).
     if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
         log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
     stored = model.scales.precision if model.scales else None

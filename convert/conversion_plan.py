@@ -189,7 +189,10 @@ class _Rank:
 
 
 def _is_weight(tensor: TensorPlan) -> bool:
-    """Scales go first: an engine builder maps fc and gate as one matrix when they lie together."""
+    """Return False for scales, which go first in a file: then no scale lies between fc and gate.
+
+    `build.tensorrt` maps two weights that lie together as one matrix, and copies them otherwise.
+    """
     return tensor.stored is None or not tensor.stored.is_scale
 
 

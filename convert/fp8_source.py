@@ -87,6 +87,7 @@ def _from_stored(
 ) -> TensorPlan:
     """Return a tensor made of what is stored; `joined` are the weights that share its scale."""
     if tensor.caches and kv_cache == _KV_CACHE and scales.kv_caches:
+        # TensorRT-LLM has one for keys and values: the larger clips neither.
         value = max(scales.kv_caches[name] for name in tensor.caches)
         return replace(tensor, caches=(), value=value)
     if tensor.stored is None or tensor.caches or scales.precision is None:
@@ -111,6 +112,7 @@ def _from_stored(
         # The codes of those whose own scale is smaller are rescaled to the largest.
         shared = max(numbers.values())
         parts = [replace(part, scale=numbers[part.source.name] / shared) for part in tensor.parts]
+    # Without a layer's name it is moved as bytes: nothing measures or quantizes it.
     return replace(tensor, parts=tuple(parts), linear=None)
 
 

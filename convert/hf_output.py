@@ -155,6 +155,8 @@ class HfModel:
         facts = config_record(self.spec)
         # A window as long as the context stays as it was stated.
         config |= {key: facts[key] for key in facts if key != _WINDOW or key not in config}
+        # transformers calls it `dtype` since 4.56 and reads this name still, which is the only one
+        # that older versions know.
         config["torch_dtype"] = self.precision.dtype
         if self.precision.algorithm:
             config["quantization_config"] = _quantization(self.precision, self.kv_cache)
@@ -235,6 +237,7 @@ def _quantization(precision: Precision, kv_cache: str | None) -> dict[str, Any]:
     fixed = {"dynamic": False, "type": "float"}
     numbers = {**fixed, "num_bits": bits, **_group(precision)}
     group = {"input_activations": numbers, "weights": numbers, "targets": ["Linear"]}
+    # ModelOpt (convert_hf_config.py) writes groups for FP8 and NVFP4 alone.
     static = precision.inputs in (Inputs.STATIC_FP8, Inputs.BLOCK_FP4)
     return {
         **({"config_groups": {"group_0": group}} if static else {}),

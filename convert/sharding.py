@@ -15,6 +15,7 @@ def shard(
     split: Split, origin: Source, entry: TensorEntry, spec: ModelSpec, *, tp_rank: int, tp: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the rows and columns of one source tensor that belong to a tensor-parallel rank."""
+    # `Parallelism.check` has refused heads and MLPs that do not divide by tp.
     height, width = entry.shape if len(entry.shape) == 2 else (entry.shape[0], 1)
     rows, columns = (0, height), (0, width)
     if split is Split.COLUMN:
@@ -22,6 +23,8 @@ def shard(
     elif split is Split.ROW:
         columns = _nth(width // tp, tp_rank)
     elif split is Split.VOCAB:
+        # TensorRT-LLM fills it up with zeros, which stay where no part is written. So the last
+        # ranks may have fewer rows than the others, or none.
         start, stop = _nth(-(-height // tp), tp_rank)
         rows = (min(start, height), min(stop, height))
     elif split is Split.QKV and origin.axes[0] == "kv_size" and tp > spec.kv_heads:

@@ -59,6 +59,7 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "attention.clamp_kqv": (0.0,),
         "attention.max_alibi_bias": (0.0,),
         "use_parallel_residual": (False,),
+        # A scale of 0 is llama.cpp's mark of one that is not set.
         **dict.fromkeys(("attention.scale", "logit_scale"), (0.0, 1.0)),
         **dict.fromkeys(("embedding_scale", "residual_scale"), (0.0, 1.0)),
         **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), (0.0,)),
@@ -123,8 +124,10 @@ class GgufModelFacts:
             max_positions=self.integer("context_length"),
             norm_epsilon=_shortest(self.number(self.architecture.epsilon_key)),
             rope=self._rope(theta),
+            # llama.cpp multiplies by the embedding where a file has no head.
             tied="output.weight" not in self.file.tensors,
         )
+        # The folder's own check then refuses one that is shorter than the context.
         window = self.integer("attention.sliding_window", 0)
         return config_record(spec) | ({"sliding_window": window} if window else {})
 

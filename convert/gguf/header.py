@@ -22,6 +22,7 @@ from minitron_trt.tensorfile import LFS_POINTER
 MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+# By the codes of gguf_type in ggml's gguf.h.
 _SCALARS: Final[Mapping[int, np.dtype[Any]]] = MappingProxyType(
     {
         code: np.dtype(name)
@@ -81,6 +82,7 @@ def _check_start(path: Path, start: bytes) -> None:
     version = int.from_bytes(start[4:8], "little")
     if version in _VERSIONS:
         return
+    # 2 or 3 whose bytes stand the other way round.
     if version and not version & 0xFFFF:
         raise UnsupportedError(f"{path} is a big-endian GGUF file; get the little-endian one")
     raise UnsupportedError(
@@ -109,6 +111,7 @@ class _Reader:
 
     def take(self, size: int) -> bytes:
         """Return the next bytes."""
+        # Asked before the read, which would make room for whatever a damaged length claims.
         if size > self._size - self.at:
             raise BadInputError(
                 f"{self.path} ends within its header ({self._size} bytes); download it again"

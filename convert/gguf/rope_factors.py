@@ -20,6 +20,7 @@ from minitron_trt.spec import Llama3Scaling
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
 _TOLERANCE = 1e-4  # of factors in float32, computed from frequencies in float32
+# As in Llama 3.1 to 3.3.
 _LOW, _USUAL_HIGH = 1.0, 4.0
 
 

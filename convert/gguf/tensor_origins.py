@@ -58,6 +58,7 @@ _NO_MODELS: Final[Mapping[tuple[str, str | None], str]] = MappingProxyType(
         ("general.architecture", "controlvector"): _VECTOR,
     }
 )
+# No number with a leading zero: `blk.00` would be a second name of `blk.0`.
 _TENSOR_NAME: Final = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,8})\.)?(\w+)\.(weight|bias)", re.ASCII)
 
 
@@ -120,6 +121,8 @@ def _tensors(file: GgufFile, facts: GgufModelFacts) -> Iterator[UnpackedTensor]:
         match = _TENSOR_NAME.fullmatch(tensor.name)
         layer, stem, part = match.groups() if match else (None, "", "")
         scaling = tensor.name == ROPE_FACTORS and facts.architecture.rope_factors
+        # Files of old converters have a layer's frequencies, which llama.cpp knows by name and does
+        # not load: they follow from the facts.
         if scaling or stem == "attn_rot_embd":
             continue
         name = (_WHOLE_NAMES if layer is None else _LAYER_NAMES).get(stem)

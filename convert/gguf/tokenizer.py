@@ -34,6 +34,8 @@ from minitron_trt.convert.tokenizer_json import (
 from minitron_trt.errors import BadInputError, UnsupportedError
 from minitron_trt.folder_links import inside
 
+# Patterns of the tokenizer.json of Llama 3 and of Mistral NeMo (Tekken). llama.cpp splits alike by
+# others, as its engine lacks some of their classes.
 _WORDS_OF_LLAMA: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -60,6 +62,8 @@ class _Splitting:
     begin: bool  # a text begins with the begin-of-text token
 
 
+# By names of tokenizer.ggml.pre, as llama.cpp's llama-vocab.cpp reads them (ignore_merges,
+# add_bos).
 _SPLITTINGS: Final[Mapping[str, _Splitting]] = MappingProxyType(
     {
         **dict.fromkeys(
@@ -119,6 +123,7 @@ def _tokenizer(vocabulary: Vocabulary) -> dict[str, Any]:
     if kind == "gpt2":
         parts, begin = _byte_level(vocabulary)
     elif kind == SENTENCEPIECE:
+        # llama.cpp puts the begin token there unless the file says no.
         parts, begin = _sentencepiece(vocabulary), True
     else:
         raise UnsupportedError(

@@ -32,6 +32,7 @@ from minitron_trt.host.machine import usable_cores
 from minitron_trt.quantization.number_formats import NUMPY_DTYPES
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
+# 8 MiB in float32, of which a worker holds a few: `conversion_memory` counts them.
 _BLOCK_VALUES: Final = 1 << 21
 _WORKERS: Final = min(2, usable_cores())
 
@@ -165,5 +166,7 @@ def restore_rows(rows: NDArray[Any], head_size: int) -> NDArray[Any]:
 
 def _dtype(tensor: UnpackedTensor, storage: str) -> str:
     if tensor.minus_one:
+        # llama.cpp keeps 1 + weight in float32. The weight stays so until the checkpoint adds 1
+        # again: rounded here as well, it would be rounded twice.
         return "F32"
     return tensor.source.kind if tensor.source.kind in UNQUANTIZED else storage

@@ -31,6 +31,7 @@ SCRATCH_TAR: Final = "decompressed.tar"
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _TAR_MAGIC_AT: Final = 257
 _MEMBERS_AT_MOST: Final = 1_000_000
+# Of a file that is read whole: a config, a tokenizer, the pickle of a state dict.
 _TEXT_AT_MOST: Final = 64 << 20
 _CHUNK_BYTES: Final = 1 << 20
 _ROOM_BYTES: Final = 256 << 20  # that a decompressed archive leaves to others
@@ -180,6 +181,7 @@ def _plain_name(member: tarfile.TarInfo, named: Path) -> str:
         raise BadInputError(
             f"{named} holds {member.name!r}, which leads out of the archive; do not trust it"
         )
+    # The bytes of a sparse member are no one range of the tar.
     if not member.isreg() or member.issparse():
         raise BadInputError(
             f"{named} holds {member.name!r}, which is a link or a device; expected files only"
@@ -193,6 +195,8 @@ def _decompress(path: Path, target: Path) -> None:
     try:
         with (
             path.open("rb") as source,
+            # Not tarfile's own reader of gzip: members would have no place in a file, and each
+            # would be reached through all before it.
             gzip.GzipFile(fileobj=source) as stream,
             target.open("wb") as file,
         ):

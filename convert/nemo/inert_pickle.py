@@ -40,6 +40,7 @@ class Note:
     arguments: tuple[Any, ...]
     state: Any
 
+    # Pickle calls a class, or its __new__ alone, as the opcode says: both keep the arguments.
     def __new__(cls, *arguments: Any) -> Note:  # noqa: D102
         note = super().__new__(cls)
         note.arguments, note.state = arguments, {}

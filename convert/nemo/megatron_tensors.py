@@ -88,6 +88,7 @@ class NemoModel:
             raise _no_config(archive)
         config = NemoConfig.read(archive.members[CONFIG_NAME])
         tokenizer = NemoTokenizer.read(archive, config)
+        # Else a damaged number of layers would have names made for as many.
         if config.layers * config.hidden > sum(file.size for file in archive.members.values()):
             raise BadInputError(
                 f"{CONFIG_NAME} says {config.layers} layers of {config.hidden}, which do not fit "
@@ -197,6 +198,7 @@ def _check(stored: Mapping[str, StoredArray], shapes: Mapping[str, tuple[int | N
         raise UnsupportedError(
             f"the archive has {tensor_names(extra)}, which the graph written here does not have"
         )
+    # Only a first axis is left open, and that is the vocabulary: of the embedding, so of the head.
     rows = stored[_EMBEDDING].shape[:1]
     for name, shape in shapes.items():
         array = stored[name]

@@ -108,10 +108,12 @@ class NemoConfig:
         value = default if value is None else value
         if value is None:
             raise BadInputError(f"{CONFIG_NAME} has no {key}; expected a GPT model's config")
+        # No number is longer, and a text of megabytes is not worth a look.
         if isinstance(value, str) and len(value) < 32 and _FLOAT.fullmatch(value):
             value = float(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BadInputError(f"{CONFIG_NAME}: {key} is {value!r}; expected a number")
+        # Beyond it a float no longer holds every whole number.
         if abs(value) > 2**53 or not math.isfinite(value):
             raise BadInputError(f"{CONFIG_NAME}: {key} is too large or no number")
         return value
@@ -277,5 +279,6 @@ _FIXED: Final[tuple[tuple[str, Any, Callable[[Any], bool]], ...]] = (
     ("mcore_customization_config", None, _off),
     ("hyena", None, _off),
     ("megatron_legacy", False, _off),
+    # Which layers: any other name, as of a Falcon, is another graph.
     ("name", "", _is("", "te_gpt", "modelopt")),
 )

@@ -41,6 +41,7 @@ def read_ranks(
 ) -> dict[str, StoredArray]:
     """Return the tensors of all ranks together, by their names without a prefix."""
     pp, tp = (max(numbers) + 1 for numbers in zip(*ranks, strict=True))
+    # A file at the root is a whole model; ranks' files have to be all that the config counts.
     if any(file.name != WEIGHTS_NAME for file in ranks.values()):
         stated = (
             config.integer("pipeline_model_parallel_size", 1),
@@ -51,6 +52,7 @@ def read_ranks(
                 f"the archive has the weights of {len(ranks)} ranks; {CONFIG_NAME} says "
                 f"{stated[1]} tensor-parallel by {stated[0]} pipeline-parallel"
             )
+    # A stage then has several runs of layers, which are no neighbours in the model.
     if pp > 1 and config.integer("virtual_pipeline_model_parallel_size", 1) > 1:
         raise UnsupportedError(
             f"{CONFIG_NAME}: virtual_pipeline_model_parallel_size is above 1 and the weights are "

@@ -33,6 +33,7 @@ from minitron_trt.host.machine import usable_cores
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
 _BLOCK_BYTES: Final = 2 << 20
+# Copying is bound by memory bandwidth, which two saturate.
 _WORKERS: Final = min(2, usable_cores())
 
 

@@ -25,6 +25,7 @@ DTYPE_OF: Final[Mapping[str, str]] = MappingProxyType(
     {f"torch.{dtype.name}": dtype.stored_as for dtype in DTYPES.values()}
 )
 """The name that safetensors has for a type of torch's."""
+# torch.save still names a storage by the class that each type once had.
 _STORAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "torch.DoubleStorage": "F64",
@@ -147,6 +148,8 @@ def _load(data: ByteRange) -> tuple[Any, Mapping[str, ByteRange]]:
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED:
                     raise UnsupportedError(f"{data.name} is compressed; torch.save it again")
+                # As in `source.torch_bin`: the header before the data has an extra field of its own
+                # length.
                 window.seek(info.header_offset)
                 lengths = _LOCAL_HEADER.unpack(window.read(_LOCAL_HEADER.size))
                 at = info.header_offset + _LOCAL_HEADER.size + sum(lengths)
@@ -171,6 +174,7 @@ def _load(data: ByteRange) -> tuple[Any, Mapping[str, ByteRange]]:
 
 def _storage(pid: Any) -> _Storage:
     match pid:
+        # What torch.save puts there: the word, the class, the record's key, a device, the values.
         case ("storage", type() as kind, str() as key, str(), int() as count):
             name = getattr(kind, "name", "")
             if name in _STORAGES:
@@ -197,6 +201,7 @@ def _array(data: ByteRange, name: str, value: Any, records: Mapping[str, ByteRan
     if not all(type(size) is int and size >= 0 for size in shape) or at < 0:
         raise BadInputError(f"{data.name}: tensor {name!r} has shape {shape!r}")
     dense = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    # Along an axis of one entry any stride will do.
     pairs = zip(shape, strides, dense, strict=False)
     if len(strides) != len(shape) or any(n > 1 and got != want for n, got, want in pairs):
         raise UnsupportedError(

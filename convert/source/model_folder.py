@@ -97,6 +97,7 @@ class ModelSource:
             spec=spec,
             tokens=special.tokens,
             warnings=special.warnings,
+            # TensorRT-LLM's checkpoints have a head in any case; a tied one is the embedding again.
             tensors={**tensors, HEAD: tensors[EMBEDDING]} if spec.tied else tensors,
             tokenizer=tokenizer,
             extras=(*tokenizer.files, *(inside(folder, name) for name in generation)),
@@ -207,6 +208,7 @@ def _expected(
     family: Family, spec: ModelSpec, tensors: Mapping[str, TensorEntry]
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors that a model has, by name."""
+    # Before names are made for each layer that a damaged config claims.
     if spec.layers > len(tensors):
         raise BadInputError(
             f"config.json: num_hidden_layers is {spec.layers}; the weights have only "

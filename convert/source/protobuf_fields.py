@@ -14,9 +14,12 @@ def protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
+        # Wire types: 0 is a varint, 1 and 5 are eight and four bytes, 2 is a length and so many
+        # bytes; 3 and 4, groups, are in no file that is read here.
         kind, length = tag & 7, {1: 8, 5: 4}.get(tag & 7)
         if kind == 0:
             value, at = _varint(data, at)
+            # A negative number is the 64 bits of its two's complement.
             yield tag >> 3, value - (1 << 64) if value >> 63 else value
             continue
         if kind == 2:
@@ -29,6 +32,7 @@ def protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
+    # Ten bytes of seven bits each have room for 64.
     while shift < 70:
         byte = data[at]
         value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1

@@ -128,6 +128,7 @@ def _modelopt(block: _Block) -> HfQuantization:
         served = any(each.in_hf and each.algorithm == algorithm for each in PRECISIONS.values())
         as_it_is = "serve the folder as it is (minitron-trt triton-repo), or "
         raise block.refused(f"quant_algo {algorithm!r}", as_it_is if served else "")
+    # `ignore` is the list's name in config.json, `exclude_modules` in hf_quant_config.json.
     ignored = [block.patterns(key, fnmatch.translate) for key in ("ignore", "exclude_modules")]
     return HfQuantization(known[algorithm], _kv_cache(block), _ALL, ignored[0] + ignored[1])
 

@@ -61,6 +61,7 @@ class SentencePieceModel:
                 f"{path} is no SentencePiece model ({error}); put the model's tokenizer.json "
                 "beside it"
             ) from error
+        # A file may lack fields that are at sentencepiece_model.proto's defaults, which these are.
         kind = trainer.get(_MODEL_TYPE, 1)
         return cls(
             path=path,

@@ -102,6 +102,7 @@ def _taken(tensors: dict[str, TensorEntry], name: str) -> TensorEntry:
             f"the source lacks tensor {name}; expected by its quantization config: download it "
             "again or quantize it again"
         )
+    # Taken out: scales that nothing calls for are left over, and refused by name.
     entry = tensors.pop(name)
     if entry.dtype not in UNQUANTIZED:
         raise BadInputError(
@@ -136,6 +137,7 @@ def _kv_caches(
     layers = [f"model.layers.{layer}.self_attn." for layer in range(spec.layers)]
     forms = [f for f in _KV_FORMS if any(la + name in tensors for la in layers for name in f)]
     if forms or quantization.kv_cache:
+        # Where they are promised and missing, the error names ModelOpt's.
         form = (forms or _KV_FORMS)[0]
         for index, layer in enumerate(layers):
             scales = [_number(_taken(tensors, layer + name)) for name in form]

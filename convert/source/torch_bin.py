@@ -34,6 +34,7 @@ _DAMAGE = (
     *(zipfile.BadZipFile, struct.error, RuntimeError, OSError, EOFError, ArithmeticError),
     *(ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError),
 )
+# A zip's header of a record ends with the lengths of its name and its extra field.
 _LOCAL_HEADER: Final = struct.Struct("<26xHH")
 
 
@@ -112,6 +113,8 @@ def _records(path: Path) -> Iterator[tuple[int, int]]:
                     raise UnsupportedError(
                         f"{path} is big-endian; torch.save it again on a little-endian machine"
                     )
+                # The header before the data, not the directory's entry: torch fills its extra field
+                # up so that each tensor begins at a multiple of 64.
                 file.seek(record.header_offset)
                 lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
                 yield record.header_offset + _LOCAL_HEADER.size + sum(lengths), record.file_size

@@ -61,6 +61,7 @@ class SourceLayers:
             position_ids=self._positions,
             position_embeddings=self.rotary,
         )
+        # So that one layer at a time is in memory: on the meta device it has no values.
         layer.to("meta")
         # transformers before 5 returns it with what else a layer may give.
         first: Tensor = out[0] if isinstance(out, tuple) else out

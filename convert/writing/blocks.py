@@ -37,6 +37,8 @@ class Files:
     def __init__(self) -> None:
         self.stop = threading.Event()
         self._lock = threading.Lock()
+        # Descriptors rather than file objects: pread and pwrite have no position that threads would
+        # share, and a model's thousands of tensors lie in a few files.
         self._open: dict[tuple[Path, int], int] = {}
         self._stack = contextlib.ExitStack()
 

@@ -63,6 +63,8 @@ def _amax(entries: Iterable[TensorEntry], prequant: Array | None, files: Files) 
         reader = files.descriptor(entry.path, os.O_RDONLY)
         for _, rows in read_blocks(entry, reader, (0, entry.shape[0]), BLOCK_BYTES):
             with np.errstate(all="ignore"):
+                # In bf16, as calibration runs the model and as `quantize` looks the values up: an
+                # amax of float32 numbers could be another scale than that of the codes.
                 block_amax = amax_of(rows.astype(_BFLOAT16, copy=False), prequant)
             if not math.isfinite(block_amax):
                 raise _not_finite(entry)

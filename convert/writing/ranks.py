@@ -40,6 +40,8 @@ from minitron_trt.quantization.precisions import Precision
 from minitron_trt.tensorfile import TensorEntry, lay_out
 
 NOT_CALIBRATED: Final = Calibration()
+# What the system says where room cannot be reserved: there the file gets its length alone, and a
+# full disk is met during the work.
 _NO_RESERVING = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -54,6 +56,7 @@ def write_ranks(
     Returns what changing number formats has lost. BadInputError when a source ends early, or a
     value is no finite number or does not fit the precision.
     """
+    # By source: each tensor is read once for all ranks and scales that are made of it.
     jobs: dict[TensorEntry, list[Destination]] = {}
     placed: list[tuple[TensorPlan, TensorEntry]] = []
     calibration = with_weight_amax(plan, calibration)
@@ -74,6 +77,7 @@ def write_ranks(
             for task in tasks:
                 task.result()
         except BaseException:
+            # Workers look at it between two blocks; else the pool would wait for whole tensors.
             files.stop.set()
             pool.shutdown(cancel_futures=True)
             raise
@@ -147,6 +151,8 @@ class _Work:
         wanted = ARRAY_DTYPES[tensor.dtype]
         if values.dtype == wanted and not tensor.plus_one:
             return values
+        # float32 has every number of the sources' formats. Adding one in it and rounding to bf16
+        # gives what ModelOpt's bf16 addition gives.
         exact = values.astype(np.float32, copy=False)
         if tensor.plus_one:
             exact = exact + np.float32(1)
