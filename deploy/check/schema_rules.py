@@ -132,8 +132,17 @@ def _own(document: Document, schema: Any) -> Iterator[Finding]:
     import jsonschema
 
     validator = jsonschema.Draft202012Validator(_strict(schema))
-    for error in validator.iter_errors(document.value):
+    for error in validator.iter_errors(_without_nulls(document.value)):
         yield document.finding(tuple(error.absolute_path), error.message)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value as a cluster reads it: a field that is null is absent."""
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_nulls(below) for key, below in value.items() if below is not None}
 
 
 def _strict(schema: Any) -> Any:
@@ -142,14 +151,24 @@ def _strict(schema: Any) -> Any:
         return [_strict(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    strict = {key: _strict(value) for key, value in schema.items() if key != "format"}
-    if isinstance(strict.get("properties"), dict) and not schema.get(
-        "x-kubernetes-preserve-unknown-fields"
-    ):
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    # Fields are names, not words of a schema, though one be called `properties` or `required`.
+    fields = schema.get("properties")
+    strict = {key: _strict(value) for key, value in schema.items() if key != "properties"}
+    if not isinstance(fields, dict):
+        return strict
+    strict["properties"] = {name: _strict(each) for name, each in fields.items()}
+    # Where null is a value, it is taken out with all others, and must not be missed.
+    nullable = {name for name, each in fields.items() if _is_nullable(each)}
+    strict["required"] = [name for name in schema.get("required") or () if name not in nullable]
+    if not schema.get("x-kubernetes-preserve-unknown-fields"):
         # Every object has these; a CRD need not repeat them.
         for name in ("apiVersion", "kind", "metadata"):
             strict["properties"].setdefault(name, {})
         strict.setdefault("additionalProperties", False)
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"type": ["integer", "string"]}
     return strict
+
+
+def _is_nullable(schema: Any) -> bool:
+    return isinstance(schema, dict) and schema.get("nullable") is True

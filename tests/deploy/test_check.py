@@ -22,6 +22,7 @@ from minitron_trt.deploy.check.engine_rules import check_claims, check_placement
 from minitron_trt.deploy.check.files import Document, FieldPath, objects, read_documents
 from minitron_trt.deploy.check.graph_rules import check_graphs
 from minitron_trt.deploy.check.reference_rules import check_references
+from minitron_trt.deploy.check.schema_rules import Definitions, check_schemas
 from minitron_trt.deploy.settings import (
     COMPOSE,
     DYNAMO,
@@ -397,6 +398,30 @@ def test_a_clusters_own_kinds_have_the_schemas_that_it_gives(
     assert any("2 is not of type 'string'" in message for message in messages)
     assert any("('advanced', " in message for message in messages), messages
     assert not any("keda" in finding.message for finding in report.findings if not finding.line)
+
+
+def test_fields_of_any_name_and_nulls_are_as_a_cluster_takes_them(tmp_path: Path) -> None:
+    fields = {
+        "format": {"type": "string"},
+        "properties": {"type": "object", "properties": {"required": {"type": "string"}}},
+        "empty": {"type": "string"},
+        "gone": {"type": "string", "nullable": True},
+    }
+    spec = {"type": "object", "required": ["gone", "format"], "properties": fields}
+    (tmp_path / "own.yaml").write_text(
+        "apiVersion: example.org/v1\nkind: Own\nmetadata: {name: own}\n"
+        "spec: {format: a, properties: {required: b}, empty: null, gone: null}\n"
+    )
+    documents, _ = read_documents(tmp_path)
+    kind = ("example.org/v1", "Own")
+
+    def messages(spec: object) -> list[str]:
+        definitions = Definitions({kind: {"properties": {"spec": spec}}})
+        return [finding.message for finding in check_schemas(documents, definitions)]
+
+    assert messages(spec) == []
+    (message,) = messages({**spec, "required": ["empty"]})
+    assert "'empty' is a required property" in message
 
 
 def test_the_command_ends_with_3_and_names_the_worst(
