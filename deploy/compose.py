@@ -68,8 +68,11 @@ def _server(deployment: Deployment) -> dict[str, Any]:
         "command": [_literal(word) for word in facts.argv],
         "environment": dict(facts.environment),
         **_confinement(deployment),
+        # exec: kernels that are compiled at run time are loaded from there. The mode is named, as
+        # an image may have a /tmp that only root writes to.
         "tmpfs": ["/tmp:rw,exec,nosuid,nodev,mode=1777"],
         "shm_size": _lower(deployment.shm()),
+        # Of processors there is no limit: docker refuses one above what the machine has.
         "mem_limit": _lower(deployment.memory()),
         "ulimits": {"memlock": -1, "stack": Figure(67108864, "64 MiB, as NVIDIA's images advise")},
         "stop_grace_period": grace,
@@ -123,5 +126,6 @@ def _gateway(deployment: Deployment) -> dict[str, Any]:
         "ports": [f"${{HOST:-127.0.0.1}}:{PORT}:{PORT}"],
         "volumes": [f"${{KEYS:?the file of the keys}}:{KEYS_AT}/{KEYS_FILE}:ro"],
         "networks": ["inside", "outside"],
+        # Not when it is healthy: until Triton is ready the gateway says so itself, by a 503.
         "depends_on": {SERVER: {"condition": "service_started"}},
     }

@@ -239,6 +239,7 @@ def _variables() -> Iterator[dict[str, Any]]:
             "type": "query",
             "datasource": _SOURCE,
             "query": {"query": f"label_values({metric}, {name})", "refId": name},
+            # Ask for the values anew when the time range changes: servers come and go.
             "refresh": 2,
             **({"includeAll": True, "allValue": ".*"} if name == "instance" else {}),
         }

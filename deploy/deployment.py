@@ -145,6 +145,7 @@ class Deployment:
             f"cache of {self.facts.max_seq_len} tokens {size_text(need.longest_bytes)} / "
             f"{KV_FRACTION}"
         )
+        # A text, as what is compared with labels must be.
         return Figure(str(need.needed_bytes // MIB), why, "server.gpuMemoryMiB")
 
     def node_bytes(self) -> int:

@@ -94,4 +94,5 @@ def _write_hole(folder: Path, model: HfModel) -> None:
     header, entries = model.lay_out(folder)
     path = folder / WEIGHTS_NAME
     path.write_bytes(header)
+    # A sparse file: as long as the weights, and nearly nothing on the disk.
     os.truncate(path, max(entry.offset + entry.size_bytes for entry in entries))

@@ -25,6 +25,7 @@ KV_SHARE: Final = 0.85
 """How full KV caches may be before there should be another replica."""
 KV_ALARM: Final = 0.97
 ERROR_SHARE: Final = 0.01
+# The models that clients ask. Their steps count a request once more.
 _OUTSIDE: Final = f"{ENSEMBLE}|{TENSORRT_LLM_BLS}"
 
 
@@ -123,6 +124,7 @@ def _alerts(deployment: Deployment) -> list[dict[str, Any]]:
             f"The 99th percentile of the time to first token is above {settings.ttft_s:g} s",
         ),
     ]
+    # TensorRT-LLM's C++ backend publishes no time between tokens.
     if deployment.facts.runtime != TRTLLM:
         alerts.append(
             _alert(
@@ -160,6 +162,7 @@ def _error_share(deployment: Deployment) -> str:
 def _first_token(deployment: Deployment) -> str:
     chosen = selection(deployment)
     if deployment.facts.runtime == TRTLLM:
+        # Nor one to the first; this is Triton's own, in ms, since 24.11.
         metric = "nv_inference_first_response_histogram_ms"
         outside = f'{chosen},model=~"{_OUTSIDE}"'
         return f"{_quantile(metric, outside)} / 1000"
@@ -173,6 +176,7 @@ def _quantile(metric: str, chosen: str) -> str:
 def dashboard_map(deployment: Deployment) -> dict[str, Any]:
     """Return the dashboard as Grafana's sidecar finds it."""
     described = metadata(deployment.settings, SERVER, "-dashboard")
+    # The label that the sidecar of Grafana's chart looks for.
     described["labels"] = {**described["labels"], "grafana_dashboard": "1"}
     text = json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
     return {

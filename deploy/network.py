@@ -112,6 +112,7 @@ def network_policies(deployment: Deployment) -> list[dict[str, Any]]:
             deployment,
             GATEWAY,
             "-gateway",
+            # From anywhere: it has its own fence, the keys.
             ingress=[{"ports": [tcp(_openai())]}],
             egress=[{"to": [servers], "ports": _ports("http", "grpc")}, dns()],
         ),
@@ -261,6 +262,7 @@ def inference_pool(deployment: Deployment) -> list[dict[str, Any]]:
                 "endpointPickerRef": {
                     "name": f"{settings.name}-epp",
                     "port": {"number": Figure(PICKER_PORT, "the endpoint picker's own default")},
+                    # Without its picker, any server is better than none.
                     "failureMode": "FailOpen",
                 },
             },

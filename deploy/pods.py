@@ -210,6 +210,7 @@ def placement(
     secrets = [{"name": name} for name in settings.image_pull_secret]
     return {
         "automountServiceAccountToken": False,
+        # Or every Service of the namespace would put its variables into the environment.
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
         **({"imagePullSecrets": secrets} if secrets else {}),

@@ -18,6 +18,7 @@ from minitron_trt.deploy.settings import (
 )
 from minitron_trt.yaml_text import Figure
 
+# Kubernetes' own default.
 CALM_S: Final = 300
 _PODS_UP: Final = 2
 
@@ -239,6 +240,7 @@ def adapter_values(deployment: Deployment) -> dict[str, Any]:
         "rules": {
             "external": [
                 {
+                    # What the query sums first: the adapter learns of a metric by its series.
                     "seriesQuery": query.partition("(")[2].partition(")")[0].replace(also, ""),
                     "resources": {"overrides": namespace},
                     "name": {"as": metric},

@@ -50,7 +50,7 @@ A value of nothing but a space would be the one that Triton reads in a header wi
 CONNECTION_AGE_S: Final = 60
 """How long a gateway goes on with the servers that there were when it connected."""
 _TEXT_MODELS: Final = (PREPROCESSING, POSTPROCESSING, TENSORRT_LLM_BLS)
-# The LLM class's own default, where model.yaml does not say it.
+# The LLM class's own defaults, where model.yaml does not say them.
 _LLM_MAX_NUM_TOKENS: Final = 8192
 _TOKENS_PER_BLOCK: Final = 32
 

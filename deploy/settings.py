@@ -49,6 +49,7 @@ class DeploySettings:
     drain_s: int = DRAIN_S
     ttft_s: float = 2.0
     itl_s: float = 0.1
+    # No user of a node has it: checkov, too, asks for 10,000 or more (CKV_K8S_40).
     user: int = 10000
     gpu_product: tuple[str, ...] = ()
     image_pull_secret: tuple[str, ...] = ()

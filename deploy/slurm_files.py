@@ -66,6 +66,7 @@ def _script(deployment: Deployment, settings: SlurmSettings) -> str:
         # bash heeds a signal while it waits, not while it runs a program.
         "trap 'kill $(jobs -p) 2> /dev/null || true; wait; exit 0' TERM",
         *_RUNS[settings.container](deployment),
+        # The first that ends, ends the job: neither server nor gateway is of use alone.
         "wait -n",
         "kill $(jobs -p) 2> /dev/null || true",
         "wait",
@@ -167,6 +168,7 @@ def _server(deployment: Deployment, step: Sequence[str]) -> list[str]:
     """Return the step: mpirun below one task of one node, or a task of Slurm for each rank."""
     argv = deployment.facts.argv
     if deployment.nodes == 1:
+        # argv has an mpirun of its own, and needs of ALONE that it hides Slurm's variables.
         run = [ALONE.replace("mpirun -n 1 ", ""), AS_ROOT] if deployment.facts.ranks > 1 else []
         launch = [LAUNCH] if run else []
         words = [*launch, *map(shlex.quote, argv)]

@@ -83,6 +83,7 @@ class Storage:
 def _check_url(text: str, url: str) -> None:
     try:
         parts = urlsplit(url)
+        # Only now is a port that is no number a ValueError.
         _ = parts.port
     except ValueError:
         parts = urlsplit("")

@@ -29,6 +29,7 @@ from minitron_trt.deploy.settings import NONE
 from minitron_trt.triton_repo.serving.docker_launch import INSIDE
 from minitron_trt.yaml_text import Figure
 
+# Above 1023: a lower one may want a capability, and the container has none.
 SSH_PORT: Final = 2222
 _SSH_AT: Final = "/ssh"
 LEADER_SCRIPT: Final = Path(__file__).with_name("leader.sh")
@@ -73,6 +74,7 @@ def leader_worker_set(deployment: Deployment) -> dict[str, Any]:
         f"{deployment.facts.ranks} ranks over nodes of {settings.gpus_per_node} GPUs",
         "server.nodes",
     )
+    # Ranks of MPI do not come back one by one: a group begins anew, whichever Pod of it ended.
     template: dict[str, Any] = {"size": size, "restartPolicy": "RecreateGroupOnPodRestart"}
     if deployment.nodes == 1:
         template["workerTemplate"] = server_pod(deployment)
@@ -84,6 +86,7 @@ def leader_worker_set(deployment: Deployment) -> dict[str, Any]:
         "metadata": metadata(settings, SERVER),
         "spec": {
             **own_replicas(settings, deployment.replicas()),
+            # Not LeaderReady: a leader is ready when the ranks of its workers have loaded.
             "startupPolicy": "LeaderCreated",
             "rolloutStrategy": {
                 "type": "RollingUpdate",
@@ -191,6 +194,7 @@ def inference_service(deployment: Deployment) -> dict[str, Any]:
                 "deploymentStrategy": {"type": "RollingUpdate", "rollingUpdate": _rolling()},
                 "labels": pod["metadata"]["labels"],
                 **pod["spec"],
+                # The name by which KServe knows the container that serves.
                 "containers": [{**container, "name": "kserve-container"}],
             }
         },

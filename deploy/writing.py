@@ -130,6 +130,7 @@ def _of_hub(
 
 
 def _named(text: str, repository: Path, hub_id: str) -> str:
+    # Backwards, so that a file comes before its folder, whose path is the beginning of its own.
     for path in sorted(repository.rglob("*"), reverse=True):
         text = text.replace(str(path), hub_id)
     return text.replace(str(repository), hub_id).replace("make the repository again", "try again")

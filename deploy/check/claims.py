@@ -17,6 +17,7 @@ from minitron_trt.deploy.slurm_files import SCRIPT_NAME
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
 
+# Kubernetes' suffixes for bytes. Its m, a thousandth, would be of processors, which nobody checks.
 _UNITS: Final = {
     "": 1,
     **{f"{letter}i": 1024**power for power, letter in enumerate("KMGT", 1)},
@@ -82,11 +83,13 @@ class PodTemplate:
     @property
     def spec_path(self) -> FieldPath:
         """Return where its spec stands."""
+        # KServe's predictor has a Pod's fields among its own.
         return self.path if self.document.kind == "InferenceService" else (*self.path, "spec")
 
     @property
     def container(self) -> Mapping[str, Any]:
         """Return its first container."""
+        # That is the server's: Dynamo's worker, which stands beside it, comes after.
         containers = self.spec.get("containers")
         first = containers[0] if isinstance(containers, list) and containers else {}
         return first if isinstance(first, dict) else {}
@@ -174,6 +177,7 @@ def _of_pod(pod: PodTemplate) -> ServerClaims:
 
 def _patience(probe: Mapping[str, Any]) -> float:
     """Return the seconds after which a probe that never succeeds counts as failed."""
+    # What Kubernetes takes where the file does not say.
     period, failures, delay = (
         amount_of(probe.get(name, default)) or 0
         for name, default in (
@@ -215,6 +219,7 @@ def _of_compose(document: Document) -> ServerClaims:
         "startup": (*service, "healthcheck", "start_period"),
     }
     for name, path in times.items():
+        # All parts may be missing, so that nothing at all matches, too.
         match = _SECONDS.fullmatch(str(document.at(*path) or ""))
         if match and match[0]:
             seconds = int(match[1] or 0) * 60 + int(match[2] or 0)
@@ -235,6 +240,7 @@ def _of_script(text: str) -> ServerClaims:
             size = amount_of(
                 word if not word.isdigit() or name != "mem" else f"{word}M", binary=True
             )
+            # B:TERM@130: so many seconds before its end a job hears of it.
             if name == "signal":
                 size = amount_of(word.partition("@")[2])
             options[name] = Claim(size or 0, SCRIPT_NAME, f"--{name}", number)

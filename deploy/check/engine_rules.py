@@ -64,6 +64,7 @@ def _times(claims: ServerClaims, deployment: Deployment) -> Iterator[Finding]:
     grace, timeout = numbers.get("grace"), numbers.get("exit_timeout")
     if grace is not None and timeout is not None:
         before = numbers["pre_stop"].value if "pre_stop" in numbers else 0
+        # Triton ends by itself at its timeout, and needs a moment more than that.
         if grace.value <= before + timeout.value:
             yield grace.finding(
                 f"{grace.value:.0f} s to end, of which preStop takes {before:.0f} s and Triton's "
@@ -172,6 +173,7 @@ def _image(pod: PodTemplate, deployment: Deployment) -> Iterator[Finding]:
         return
     try:
         container = find_container(image)
+    # The name of an image of one's own does not say what is in it.
     except UnsupportedError:
         return
     if not same_version(container.trtllm, version):

@@ -100,6 +100,7 @@ def read_documents(folder: Path) -> tuple[list[Document], list[Finding]]:
             continue
         try:
             documents += _documents(name, read_text(path))
+        # A date like 2026-13-01 is a ValueError of PyYAML's, and no YAMLError.
         except (yaml.YAMLError, BadInputError, RecursionError, ValueError) as error:
             mark = getattr(error, "problem_mark", None)
             said = getattr(error, "problem", None) or str(error)

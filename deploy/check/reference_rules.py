@@ -29,6 +29,7 @@ from minitron_trt.deploy.network import PICKER
 from minitron_trt.deploy.pods import SERVER
 from minitron_trt.triton_repo.check.report import Finding
 
+# DNS's limits: of a whole name, and of one of its labels, which a Service's name becomes.
 _LONGEST_NAME: Final = 253
 _LONGEST_SERVICE: Final = 63
 _SECRET_WORD: Final = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)")
@@ -260,6 +261,7 @@ def _gateway(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
         yield pod.document.finding(path, f"no URL: {error}")
         return
     services = {each.name: each for each in documents if each.kind == "Service"}
+    # The host may be NAME.NAMESPACE.svc, too.
     name = (parts.hostname or "").partition(".")[0]
     if name not in services:
         yield pod.document.finding(path, f"there is no Service {name} here")
@@ -305,6 +307,7 @@ def _variables(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str, st
         for key, below in value.items():
             if key == "environment" and isinstance(below, dict):
                 for variable, each in below.items():
+                    # Compose fills it in from the shell, so that nothing stands here.
                     if not str(each).startswith("${"):
                         yield (*path, key, variable), str(variable), str(each)
             yield from _variables(below, (*path, key))

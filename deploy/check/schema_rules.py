@@ -32,6 +32,7 @@ class Definitions:
         schemas: dict[tuple[str, str], Any] = {}
         for path in paths:
             try:
+                # A cluster's definitions are megabytes: in C where PyYAML was built with libyaml.
                 loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
                 documents = list(yaml.load_all(read_text(path), Loader=loader))
             except yaml.YAMLError as error:
