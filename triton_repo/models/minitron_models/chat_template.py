@@ -46,6 +46,7 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> Template:
+        # The options of transformers, for whose white space templates are written.
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )

@@ -66,6 +66,8 @@ class ClientWatch:
                 # Locked, for the server must not be asked about a request that has ended.
                 if watched is None or self._watched is not watched or not watched.look():
                     continue
+                # Once is enough. The call below waits for other models, and is made without the
+                # lock, which the answer needs to come to its end.
                 self._watched = None
             try:
                 self._end(watched.request_id)

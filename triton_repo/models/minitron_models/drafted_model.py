@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minitron_models.model_calls import TokenModel
 
 _EVERY_ROUND: Final = ("input_ids", "input_lengths", "request_output_len", "streaming")
-"""Inputs that are said anew in each round."""
+"""Inputs that are said anew in each round, or left out: what streams are the rounds."""
 
 _OF_THE_ANSWER: Final = ("return_", "guided_decoding_")
 """How inputs begin that the draft model is not told: what the client wants to see."""
@@ -65,6 +65,7 @@ class DraftedModel:
         prompt, left = len(ids), int(inputs["request_output_len"].item())
         while left and not self._is_over():
             told = _told(inputs, len(ids) - prompt)
+            # tensorrt_llm adds a token of its own to whatever it keeps, so one draft less will do.
             drafts = self._propose(request_id, deadline, told, ids, min(self._count, left - 1))
             if self._is_over():
                 return
@@ -76,6 +77,7 @@ class DraftedModel:
             ids += added
             left -= len(added)
             reason = answer["finish_reason"].item() if "finish_reason" in answer else b"length"
+            # A round ends by its own length, which is no reason of the answer's.
             last = not (added and left) or reason != b"length"
             if not last:
                 answer.pop("finish_reason", None)
@@ -134,6 +136,7 @@ def _microseconds(deadline: float | None) -> int:
 def _only(responses: Iterator[Outputs]) -> dict[str, NDArray[Any]]:
     """Return the one response with outputs; a call has to be read to its end."""
     answers = [answer for answer in responses if answer]
+    # A request that was stopped may end without any.
     return dict(answers[0]) if answers else {"output_ids": np.empty((1, 1, 0), np.int32)}
 
 

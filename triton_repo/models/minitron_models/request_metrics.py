@@ -80,6 +80,7 @@ class RequestMetrics:
         )
         # Triton's stub defines the codes after it has imported a model.
         self._codes = {getattr(pb_utils.TritonError, name.upper()): name for name in _ERRORS}
+        # Appending to a deque is one step of CPython's, so that noting takes no lock.
         self._publishing = threading.Lock()
         self._news: deque[tuple[Callable[[float], None], float]] = deque()
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 MOST_CHARACTERS = 16384
-"""How long the stop words of a request may be together."""
+"""How long the stop words of a request may be together: 4 MB, at 200 bytes for each node."""
 
 
 class StopWords:
@@ -45,6 +45,7 @@ class StopWords:
 
     def _link(self) -> None:
         """Give each node the longest other node that its text ends with."""
+        # Short ones first: a node's fallback is shorter than the node, and must be known by then.
         nodes = deque(self.children[0].values())
         while nodes:
             node = nodes.popleft()

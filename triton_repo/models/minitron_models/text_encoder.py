@@ -80,6 +80,7 @@ class TextEncoder:
             raise ValueError("text_input has no tokens; expected some text")
         # Any id of generation_config ends a text; the contract has one end_id and many stop words.
         ends = self._end_ids if request.end_id is None else [request.end_id]
+        # Of an empty word the spelling after a space would be that space alone.
         words = tuple(filter(None, _words("stop_words", request.stop_words)))
         bad_words = list(filter(None, _words("bad_words", request.bad_words)))
         stop_ids = [*self._spellings(words), *([end] for end in ends[1:])]
@@ -143,6 +144,7 @@ class TextEncoder:
                 raise ValueError(
                     f"embedding_bias_words has {text!r}, which the model has no id for"
                 )
+            # Not `bias[0, ids] += weight`, which counts a token once that a word has twice.
             np.add.at(bias[0], ids, weight)
         return bias
 

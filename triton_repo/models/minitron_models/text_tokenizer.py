@@ -47,11 +47,13 @@ class TextTokenizer:
         self.backend = _read_backend(folder / TOKENIZER)
         self._folder = folder
         self._config = _read_config(folder)
+        # As transformers does: what fills up batches is the pad token where no file names one.
         if padding := self.backend.padding:
             self._config.setdefault("pad_token", padding["pad_token"])
         # They are for batches of training texts; a prompt is served as it is.
         self.backend.no_truncation()
         self.backend.no_padding()
+        # Under transformers' name: a special token that somebody writes is text like any other.
         self.backend.encode_special_tokens = self._config.get("split_special_tokens") is True
         listed = _listed_tokens(folder, self._config, self.backend)
         named = {
@@ -135,6 +137,7 @@ def _listed_tokens(
         by_id = {int(index): token for index, token in config[_LISTED].items()}
         tokens = [by_id[index] for index in sorted(by_id)]
         return {_text(token): _token(token, special=token["special"]) for token in tokens}
+    # This file has ids and texts alone: how a token is found in a text, tokenizer.json says.
     older = sorted((index, text) for text, index in _read_record(folder / _ADDED_TOKENS).items())
     special = {_text(config.get(name)) for name in _NAMES}
     special |= {_text(token) for token in _extra_tokens(config)}

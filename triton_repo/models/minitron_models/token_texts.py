@@ -93,12 +93,14 @@ class _BytesOfIds(dict[int, bytes]):
         self._alphabet = _byte_alphabet()
 
     def __missing__(self, token_id: int) -> bytes:
+        # Rows of ids are filled up with -1, of which the library knows nothing.
         token = self._backend.id_to_token(token_id) if token_id >= 0 else None
         if token is None or token in self._skipped:
             value = b""
         elif all(character in self._alphabet for character in token):
             value = bytes(self._alphabet[character] for character in token)
         else:
+            # Added tokens are text as it is, not written in the alphabet of bytes.
             value = token.encode("utf-8")
         self[token_id] = value
         return value
@@ -136,6 +138,7 @@ class _PiecesOfIds(dict[int, "str | None"]):
         self._skip = skip_special
         self._byte_tokens = byte_tokens
         self._skipped = _skipped(backend, skip_special)
+        # Decoders strip the space before a text's first word: behind this id none is the first.
         self._before = self._some_id()
         self._cut = len(self.at_start([self._before]))
 
@@ -182,6 +185,7 @@ class _PiecewiseText:
             piece = self._table[token_id]
             if piece is None:
                 self._run.append(token_id)
+            # One without text, as a special token that is left out, does not end a run of bytes.
             elif piece:
                 text += self.finish()
                 text += piece if self._begun else self._table.at_start([token_id])

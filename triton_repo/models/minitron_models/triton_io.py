@@ -113,7 +113,7 @@ class Sender:
             self._on_sent({}, True)
 
     def close(self) -> None:
-        """End the request without a further response, of which one not decoupled has had one."""
+        """End the request without a further response; a model that is not decoupled owes one."""
         self._sender.send(flags=_FINAL)
         if self._on_sent is not None:
             self._on_sent({}, True)

@@ -112,6 +112,8 @@ class TritonPythonModel:
         update = stream.push(rows, index, reason, self._token_texts)
         # With several sequences others may go on; such a stream is forgotten in its turn.
         if update.over and not indexed:
+            # One that was cut stays known until the runtime ends it: what still comes of it would
+            # else be decoded by itself, and reach the client.
             if update.cut:
                 # By the request id alone the other rows of a batch would end, too.
                 if stream_id is not None or "BATCH_INDEX" not in inputs:

@@ -51,6 +51,7 @@ class TritonPythonModel:
         )
         self._excludes_input = flag(args, "exclude_input_in_output", False)
         batch = int(arguments["max_batch_size"])
+        # LLM itself takes any number of requests, and has them wait without a word.
         self._most = batch + int(parameter(args, "max_queue_size"))
         # Triton deletes a family, and the gauges with it, when Python forgets it.
         self._family = _metric_family()

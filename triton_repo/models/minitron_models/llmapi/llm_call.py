@@ -33,7 +33,7 @@ REFUSED = (
     "draft_logits",
     "draft_acceptance_threshold",
 )
-"""Inputs that are refused, whatever they hold."""
+"""Inputs of TensorRT-LLM's own model that are refused, whatever they hold."""
 
 EVERY_SAMPLER = {
     "temperature": "temperature",
@@ -159,6 +159,7 @@ def read_llm_call(request: TritonRequest, abilities: Abilities, excludes_input: 
         prompt=_prompt(request),
         sampling=sampling,
         guide=_guide(request, abilities),
+        # A copy: it is read after `execute`, when the request's memory is Triton's again.
         bias=None if bias is None else bias.reshape(-1).copy(),
         bad_words=_bad_words(request, abilities),
         stop_words=[word for word in stops if len(word) > 1],
@@ -195,6 +196,7 @@ def _sampling(request: TritonRequest, abilities: Abilities) -> dict[str, Any]:
         raise ValueError(f"num_return_sequences is {fields['n']}; expected at least 1")
     for name, (target, neutral) in NOT_EVERY_SAMPLER.items():
         value = scalar(request, name)
+        # What comes as a float32 is not quite the number that stands above.
         if value is None or math.isclose(value, neutral, rel_tol=1e-5):
             continue
         if not abilities.every_penalty:

@@ -14,6 +14,8 @@ from minitron_models.triton_io import Sender, strings
 from minitron_models.triton_types import Outputs
 from numpy.typing import NDArray
 
+# Fields of TensorRT-LLM's RequestPerfMetrics, for the outputs of its own Triton model: the times'
+# names get their unit, the KV cache's are other words there.
 TIMES = ("arrival_time", "first_scheduled_time", "first_token_time", "last_token_time")
 CACHE = {
     "kv_cache_alloc_new_blocks": "num_new_allocated_blocks",
@@ -116,7 +118,10 @@ class _Row:
             self.reason = "length" if full else "stop"
         cut = find_word(self.ids, self._call.stop_words, before)
         if cut is not None:
+            # What was sent cannot be taken back.
             self._cut(max(cut, sent))
+        # LLM hands out the id that ended a text. TensorRT-LLM's own model does not: an end id goes,
+        # a stop word stays.
         elif self.reason == "stop" and self.ids and self.ids[-1] == self._call.end_id:
             self._cut(max(len(self.ids) - 1, sent))
 
@@ -250,6 +255,7 @@ def _int(value: int) -> NDArray[np.int32]:
 
 def _logits(values: Any) -> NDArray[np.float32]:
     """Return a torch tensor of any float type and device."""
+    # float() first: numpy has no bfloat16.
     array: NDArray[np.float32] = values.float().cpu().numpy()
     return array
 

@@ -64,6 +64,7 @@ class RunningCalls:
 
     def stop(self, request_id: str, stream_id: int | None) -> None:
         """End the requests of a stream, else those that carry a client's id."""
+        # A copy, here and below: Triton's thread adds requests while the loop's goes through them.
         for call in tuple(self._calls.values()):
             if stream_id is None:
                 same = call.request_id == request_id
@@ -86,4 +87,5 @@ class RunningCalls:
         while self._calls:
             for call in tuple(self._calls.values()):
                 call.stop()
+            # A turn of the loop, in which their tasks come to their ends.
             await asyncio.sleep(0)

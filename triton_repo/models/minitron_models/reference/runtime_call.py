@@ -44,6 +44,7 @@ _SAMPLING: Final[Mapping[str, str]] = MappingProxyType(
 _NEUTRAL: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = MappingProxyType(
     {
         "beam_width": (lambda value: value in (0, 1), "beam search"),
+        # TensorRT-LLM's own default.
         "runtime_top_p_min": (lambda value: value <= 1e-6, "a top-p that decays"),
         "runtime_top_p_decay": (lambda value: value == 1, "a top-p that decays"),
         "runtime_top_p_reset_ids": (lambda value: value < 0, "a top-p that decays"),

@@ -66,6 +66,7 @@ class RuntimeMetrics:
         values = _values(stats, self._max_seq_len)
         if values.items() <= self._values.items():
             return
+        # Only beside other news, as it always changes; in microseconds, as TensorRT-LLM has it.
         values["general_type", "timestamp"] = time.time_ns() // 1000
         for key, value in values.items():
             if self._values.get(key) != value:
