@@ -49,6 +49,7 @@ _BYTES_PER_CHARACTER: Final = 12
 _BYTES_PER_NUMBER: Final = 24
 # Words, of which there are three lists, and names.
 _OTHER_BYTES: Final = 2**20
+# What Triton allows by itself, since 2.59.
 _TRITON_INPUT_BYTES: Final = 2**26
 
 
@@ -78,6 +79,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
+        # Another file system, one without hard links, or a file of somebody else's, to which Linux
+        # makes none (protected_hardlinks).
         shutil.copyfile(source, target)
 
 

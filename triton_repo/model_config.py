@@ -78,6 +78,7 @@ def engine_model(
 
 def _add_queue(config: ModelConfig, queue: Queue) -> None:
     batching = config.dynamic_batching
+    # Preferred, though not waited for: with a delay of 0 Triton hands on what is there.
     if queue.batch:
         batching.preferred_batch_size.append(queue.batch)
     batching.max_queue_delay_microseconds = queue.delay_us
@@ -93,6 +94,8 @@ def _add_queue(config: ModelConfig, queue: Queue) -> None:
 def _with_instances(
     config: ModelConfig, parameters: Mapping[str, str], instances: int, *, decoupled: bool
 ) -> ModelConfig:
+    # By itself Triton makes an instance for each GPU. Python models of text need none, and
+    # TensorRT-LLM's backend places its ranks on them itself.
     config.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
     if decoupled:
         config.model_transaction_policy.decoupled = True
@@ -138,6 +141,7 @@ def from_text(text: str, where: str) -> ModelConfig:
     """Parse config.pbtxt text; BadInputError names the file and the line."""
     config = model_config_pb2.ModelConfig()
     try:
+        # A copy: what is done to a config may not show in the next that has the same text.
         config.CopyFrom(_parse(text))
     except text_format.ParseError as error:
         raise BadInputError(f"{where}: {error}") from error

@@ -177,6 +177,7 @@ PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
 _OTHER_NAMES: Final = {"batching_strategy": "gpt_model_type", "engine_dir": "gpt_model_path"}
 """Names of TensorRT-LLM's template where they differ from the key that it fills."""
 
+# Names of TensorRT-LLM's templates, too: who comes from there is told where a value goes here.
 _OPTIONS: Final = {
     "triton_max_batch_size": "--max-batch-size",
     "max_batch_size": "--max-batch-size",
@@ -244,6 +245,7 @@ def _checked(model: str, name: str, value: str, runtime: str) -> tuple[str, str]
             f"this repository is for {runtime}"
         )
     if parameter.kind is BOOL:
+        # NVIDIA's instructions fill in True and False.
         value = value.lower()
     if not parameter.kind.accepts(value):
         raise UsageError(f"{model}.{name} is {value!r}; expected {parameter.kind.expected}")

@@ -62,6 +62,7 @@ class ServingRecipe:
 
     def refuse(self, runtime: str, *names: str) -> None:
         """Raise UsageError when a field is set that means nothing to a runtime."""
+        # What was given is told by its value: at its default an option says nothing.
         for item in fields(self):
             if item.name in names and getattr(self, item.name) != item.default:
                 option = item.name.replace("_", "-")

@@ -68,6 +68,7 @@ def ensemble_steps(types: ElementTypes, *, reports_streams: bool) -> tuple[Step,
     else:
         # Only this length tells the ids of a row from its padding.
         results["sequence_length"] = decoded["SEQUENCE_LENGTH"] = "_sequence_length"
+        # Without a stream's id, what tells the prompts of one request apart.
         decoded["BATCH_INDEX"] = "batch_index"
     return (
         Step(

@@ -93,6 +93,8 @@ def _responses() -> tuple[Tensor, ...]:
     )
 
 
+# Declared whatever the runtime, so that one without LoRA or prompt tables can refuse them: Triton's
+# HTTP endpoint generate passes over inputs that a model does not declare.
 def _adapters(types: ElementTypes) -> tuple[Tensor, ...]:
     return (
         *_ragged(types.prompt_table, "prompt_embedding_table", dims=(-1, -1)),

@@ -89,6 +89,7 @@ def runtime_for(artifact: Path, requested: str | None = None) -> str:
 def _kind(artifact: Path) -> str:
     """Return the kind of an artifact, also of an engine that others built."""
     kind = kind_of(artifact)
+    # trtllm-build writes no manifest, and a config.json as a Hugging Face folder has one.
     if kind != HUGGING_FACE or (artifact / MANIFEST_NAME).is_file():
         return kind
     try:

@@ -31,6 +31,7 @@ def tokenizer_info(tokenizer: SourceTokenizer, end_ids: Sequence[int]) -> str:
     except (ValueError, KeyError, TypeError) as error:
         raise BadInputError(f"{path} is not a tokenizer of Hugging Face ({error!r})") from error
     record = {
+        # To xgrammar a token's place is its id; TensorRT-LLM sorts them the same way.
         "encoded_vocab": sorted(ids, key=ids.__getitem__),
         "tokenizer_str": text,
         "stop_token_ids": list(end_ids),

@@ -43,6 +43,8 @@ from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 DEFAULT_MAX_BATCH_SIZE: Final = 64
 
+# The fields of TorchLlmArgs in TensorRT-LLM 1.2, which takes no others: it would say so when the
+# server starts, and this says it when the repository is written.
 LLM_ARGUMENTS: Final = frozenset(
     (
         "allreduce_strategy",
@@ -150,6 +152,7 @@ class HfFolder:
 
 
 def _files(folder: Path) -> Iterator[Path]:
+    # One form of the weights, the one that transformers and LLM prefer; hubs often have both.
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise BadInputError(
@@ -173,6 +176,7 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
     tp, pp = recipe.tp or 1, recipe.pp or 1
     parameters = {
         "max_queue_size": str(recipe.max_queue_size),
+        # Upstream's default.
         "cancellation_check_period_ms": "100",
         **defaults(TENSORRT_LLM, LLMAPI),
         **recipe.settings_of(TENSORRT_LLM),
@@ -224,6 +228,7 @@ def _arguments(
         "pipeline_parallel_size": pp,
         "max_batch_size": batch,
         "stream_interval": recipe.stream_interval,
+        # LLM's own defaults, written out for whoever edits the file.
         "kv_cache_config": {"enable_block_reuse": True, "free_gpu_memory_fraction": 0.9},
     }
     check_max_seq_len(recipe, source.max_positions)
@@ -268,6 +273,7 @@ def _put(arguments: dict[str, Any], path: str, text: str) -> None:
         if not isinstance(arguments, dict):
             raise UsageError(f"llm.{path}: {parent} is {arguments!r}, which has no fields")
     try:
+        # True and False are Python's, which people write for its class.
         arguments[last] = json.loads(text.lower() if text in ("True", "False") else text)
     except ValueError:
         arguments[last] = text

@@ -73,6 +73,7 @@ def plan_reference(
         max_seq_len=seq_len(checkpoint.spec, recipe),
         types=types,
         reports_streams=True,
+        # Each is a process beside the model, which computes on the same processor.
         most_text_instances=2,
         facts={"world_size": 1, **verification_facts(checkpoint.verification)},
     )

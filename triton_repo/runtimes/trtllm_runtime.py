@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 _ENGINE: Final = "engine"
 _GUIDE_INFO: Final = "xgrammar_tokenizer_info_path"
 _KEYS_THAT_MUST_EXIST: Final = ("tokenizer_dir", "guided_decoding_backend", _GUIDE_INFO)
+# As upstream's config.pbtxt has them; the program's path is that of NVIDIA's images.
 _FIXED: Final = MappingProxyType(
     {
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
@@ -108,6 +109,7 @@ def _parameters(engine: Engine, recipe: ServingRecipe) -> dict[str, str]:
         **defaults(TENSORRT_LLM, TRTLLM),
         "gpt_model_path": f"{_mounted(recipe)}/{_ENGINE}",
         "max_beam_width": str(engine.limits.max_beam_width),
+        # Both need an engine with paged context attention, and are good wherever there is one.
         "enable_kv_cache_reuse": json.dumps(engine.paged_context),
         "enable_chunked_context": json.dumps(engine.paged_context),
         **recipe.settings_of(TENSORRT_LLM),
