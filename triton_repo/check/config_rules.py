@@ -19,6 +19,7 @@ from minitron_trt.triton_repo.contract.model_names import (
 )
 from minitron_trt.triton_repo.model_config import ENSEMBLE_PLATFORM, PYTHON_BACKEND, TRTLLM_BACKEND
 
+# What lies in the backends folders of NVIDIA's images.
 _BACKENDS: Final = (
     PYTHON_BACKEND,
     TRTLLM_BACKEND,
@@ -34,12 +35,14 @@ _BACKENDS: Final = (
     "repeat",
     "square",
 )
+# By which Triton takes a model that names no backend for one's (AutoCompleteBackendFields).
 _FILES: Final = {
     "model.py": PYTHON_BACKEND,
     "model.plan": "tensorrt",
     "model.onnx": "onnxruntime",
     "model.pt": "pytorch",
 }
+# What TensorRT-LLM's models look up without a default.
 REQUIRED: Final = {
     PREPROCESSING: ("tokenizer_dir",),
     POSTPROCESSING: ("tokenizer_dir",),
@@ -130,6 +133,7 @@ def _check_backend(model: ModelFolder) -> Iterator[Finding]:
         return
     backend = config.backend or _guessed_backend(model)
     if "${" in backend:
+        # The text's rules have said that a placeholder is left.
         return
     if not backend and not config.platform:
         yield model.error(
@@ -154,9 +158,11 @@ def _guessed_backend(model: ModelFolder) -> str:
 
 
 def _unknown_backend(model: ModelFolder, backend: str) -> Iterator[Finding]:
+    # A model may bring its backend, in its folder or its version's, where Triton looks first.
     library = f"libtriton_{backend}.so"
     if any((folder / library).is_file() for folder in (model.folder, model.version_folder)):
         return
+    # A slip like tensorrt_llm for tensorrtllm; below 0.8 it is rather a backend of one's own.
     close = difflib.get_close_matches(backend.replace("_", ""), _BACKENDS, 1, 0.8)
     if close:
         yield model.error(
@@ -202,6 +208,7 @@ def _check_tensors(model: ModelFolder, side: str, tensors: Sequence[Any]) -> Ite
     seen: set[str] = set()
     for index, tensor in enumerate(tensors):
         path = f"{side}[{index}]"
+        # No error: Triton loads a model with an input twice.
         if tensor.name in seen and counts[tensor.name] > 1:
             yield model.warning(
                 f"{path}.name",

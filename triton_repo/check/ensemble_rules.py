@@ -61,6 +61,7 @@ def check_ensemble(ensemble: ModelFolder, models: Mapping[str, ModelFolder]) -> 
         yield from _check_writers(ensemble, name, wire)
     unmapped = [end for _, end in _unmapped(ensemble, models)]
     yield from _check_ends(ensemble, wires, explained, unmapped)
+    # Else steps would seem to wait for each other that wait for what was just reported.
     if all(wire.writers for wire in wires.values()):
         yield from _check_order(ensemble, wires, models)
 
@@ -173,6 +174,7 @@ def _wires(ensemble: ModelFolder, models: Mapping[str, ModelFolder]) -> dict[str
                 dims=tuple(dims),
                 batched=batched,
             )
+            # Of two of one name Triton takes one, and loads the ensemble.
             if tensor.name not in seen:
                 wire = wires[tensor.name]
                 (wire.writers if side == "input" else wire.readers).append(end)
@@ -281,6 +283,7 @@ def _check_ends(
         )
     for name in unread:
         writer = wires[name].writers[0]
+        # By type and shape: the names of a wire's two ends may be as unlike as they please.
         wanted = any(e.type == writer.type and _agree(e.dims, writer.dims) for e in unmapped)
         if not wanted and (writer.model, writer.tensor) not in explained:
             yield ensemble.error(

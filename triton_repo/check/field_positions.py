@@ -27,6 +27,7 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 PLACEHOLDER: Final = re.compile(r"\$\{[^}\n]*\}")
+# Protobuf's text format has both pairs, and either mark between the values of a list.
 _OPEN: Final = {"{": "}", "<": ">"}
 _SEPARATORS: Final = (",", ";")
 _NUMBER: Final = "1"
@@ -71,6 +72,7 @@ def outline(text: str) -> Outline:
     fields = _Fields()
     fields.walk(root, "")
     filled = text
+    # From the end on, so that the places of earlier ones stay.
     for start, end, value in reversed(reader.fills):
         filled = filled[:start] + value + filled[end:]
     return Outline(
@@ -204,6 +206,7 @@ def _plausible(known: Descriptor | None) -> str:
     if known.type == known.TYPE_BOOL:
         return "true"
     if known.type == known.TYPE_ENUM:
+        # The first is TYPE_INVALID, and the like, which would be one more fault.
         return str(known.enum_type.values[-1].name)
     return _NUMBER
 
@@ -237,6 +240,7 @@ class _Fields:
     def _entry(self, node: _Node, path: str) -> None:
         key, value = node.child("key"), node.child("value")
         path = f'{path}["{key.text() if key else ""}"]'
+        # Protobuf keeps the last entry of a key, and says nothing.
         if path in self.places:
             self.repeated.append(path)
         self.places[path] = (node.line, node.column)

@@ -52,6 +52,7 @@ def read_facts(folder: Path) -> tuple[Mapping[str, Any] | None, list[Finding]]:
         manifest = Manifest.read_unchecked(folder, REPOSITORY)
         facts_as(manifest, RepositoryFacts, folder)
     except BadInputError as error:
+        # A finding says the file and the remedy by itself.
         found = str(error).removeprefix(f"{path} ").removesuffix(f"; {_AGAIN}")
         return None, [_error("", found)]
     return {**manifest.facts, "files": manifest.files, "digests": manifest.digests}, []

@@ -59,6 +59,8 @@ def _placeholder(model: ModelFolder, placeholder: Placeholder) -> Finding:
 def _wanted(placeholder: Placeholder) -> str:
     """Return what belongs into a field, from what the template calls it."""
     field = placeholder.path.rpartition(".")[2].partition("[")[0]
+    # Templates have a name for each data type and each count (${logits_datatype},
+    # ${bls_instance_count}): what they want, their field says.
     by_field = {
         "data_type": "the engine's type, like TYPE_FP32 or TYPE_FP16",
         "decoupled": "true or false",

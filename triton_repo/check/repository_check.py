@@ -41,6 +41,7 @@ def check_repository(folder: Path) -> RepositoryReport:
     BadInputError when the folder holds no model at all.
     """
     repository, findings = read_repository(folder)
+    # In this order: what an earlier rule explains, a later one does not report again.
     findings += _check_models(repository)
     findings += _check_served(repository, findings)
     if repository.is_ours:
@@ -126,4 +127,5 @@ def _check_served(repository: RepositoryFolder, earlier: list[Finding]) -> Itera
             yield from check_contract(model, repository, explained)
             if repository.is_ours:
                 yield from check_instances(model)
+    # One tokenizer serves them all, a draft model included: its ids must fit the smallest.
     yield from check_tokenizers(repository, min(vocabularies, default=None))

@@ -31,6 +31,7 @@ _PATH_KEY: Final = "gpt_model_path"
 _PATH: Final = f'parameters["{_PATH_KEY}"]'
 _MODEL_YAML: Final = "model.yaml"
 _MODEL_LINE: Final = re.compile(r"^model:\s*[\"']?([^\"'#\n]+?)[\"']?\s*$", re.MULTILINE)
+# Ours read the first two, TensorRT-LLM's Python models all.
 _TRUTHS: Final = ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")
 
 
@@ -62,7 +63,6 @@ def check_parameters(model: ModelFolder, *, is_ours: bool) -> Iterator[Finding]:
 
 def _accepts(parameter: Parameter, value: str, *, is_ours: bool) -> bool:
     if parameter.kind is BOOL:
-        # TensorRT-LLM's models are more generous than ours.
         return value.lower() in (_TRUTHS[:2] if is_ours else _TRUTHS)
     return parameter.kind.accepts(value)
 
@@ -197,6 +197,7 @@ def _check_logits(engine: Engine, repository: RepositoryFolder) -> Iterator[Find
             for index, tensor in enumerate(model.config.output)
             if tensor.name in LOGITS_OUTPUTS and type_name(tensor.data_type) != wanted
         ]
+        # One finding for both outputs of logits: they have one cause.
         for index, tensor in wrong[:1]:
             yield model.error(
                 f"output[{index}].data_type",

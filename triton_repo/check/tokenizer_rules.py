@@ -27,11 +27,14 @@ from minitron_trt.triton_repo.parameters import parse_end_ids
 _KEY: Final = "tokenizer_dir"
 _PATH: Final = f'parameters["{_KEY}"]'
 _END_IDS: Final = 'parameters["end_ids"]'
+# Finetunes add some tokens to a tokenizer without making the model's embedding larger.
 _MOST_ADDED: Final = 16
 _FAST: Final = "tokenizer.json"
 _CONFIG: Final = "tokenizer_config.json"
 _VOCABULARIES: Final = (_FAST, "tokenizer.model", "vocab.json", "vocab.txt")
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+# Words, code with a run of spaces, and characters of several bytes or code points: of a tokenizer
+# with another's vocabulary or decoder one of them comes back as another text.
 _TEXTS: Final = (
     "Our solar system is a family of worlds.",
     "x = [1, 2.5]  # two  spaces",
@@ -65,6 +68,7 @@ def check_tokenizers(repository: RepositoryFolder, vocab: int | None) -> Iterato
         yield from _check_end_ids(model, vocab)
     # preprocessing's is compared with the rest; if it has none, whichever there is.
     places.sort(key=lambda place: place.model.role != PREPROCESSING)
+    # The others are compared with it byte for byte, so that one is enough to look into.
     for place in places[:1]:
         yield from _check_one(place, repository, vocab)
     for other in places[1:]:
