@@ -115,6 +115,7 @@ class BaselineFile:
 
     @property
     def _row_values(self) -> int:
+        # llama.cpp's rows are whole words of 32 bits.
         return 2 * ((self.vocab + 1) // 2) + _SCALE_VALUES
 
     @property

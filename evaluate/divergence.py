@@ -67,6 +67,7 @@ class Divergence:
             log_ratio=_log_ratio(scores.nll, baseline_nll),
             same_top=Estimate(same, math.sqrt(same * (1 - same) / max(1, len(scores.nll) - 1))),
             change=mean(change),
+            # A root's error is half of its square's, divided by it.
             change_rms=Estimate(rms, 0.5 / rms * squares.error if rms else 0.0),
             change_percentiles=_percentiles(change, CHANGE_PERCENTILES),
         )

@@ -215,6 +215,7 @@ def _weight_files(path: Path) -> set[Path]:
 
 def _identity(files: Collection[Path]) -> str:
     """Return where files lie, how long they are and when they were written."""
+    # Digests would be surer, and take as long as reading all weights once more.
     stats = [(str(path), path.stat()) for path in sorted(file.resolve() for file in files)]
     return json.dumps([(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats])
 

@@ -103,6 +103,7 @@ def log_likelihoods(logits: Array) -> Array:
 
 def mean(values: Array) -> Estimate:
     """Return the mean of samples and its standard error."""
+    # As llama-perplexity has it: the spread of the population, divided by one sample less.
     value = float(values.mean())
     spread = float((values**2).mean()) - value**2
     error = math.sqrt(spread / (len(values) - 1)) if spread > 0 and len(values) > 1 else 0.0

@@ -142,6 +142,7 @@ class Evaluation:
             kept = BaselineFile.open(path, scored=len(chunks[0].targets))
             if kept.fits(chunks) and kept.vocab == model.vocab:
                 return _Baseline(kept, key)
+        # The key goes before the file and comes after it: what an interruption leaves is nobody's.
         owner.unlink(missing_ok=True)
         tokens = np.array(
             [[*chunk.inputs[: chunk.first_row + 1], *chunk.targets] for chunk in chunks]
@@ -178,6 +179,7 @@ class Evaluation:
         path = self.state / scores_name(model.name, key)
         rows = len(chunks[0].targets) * _COLUMNS * 8
         done = min(path.stat().st_size // rows, len(chunks)) if path.exists() else 0
+        # Of the first model, a chunk is done when its rows are in the baseline's file, too.
         if first:
             done = min(done, baseline.file.complete)
         opened = path.open("r+b" if path.exists() else "wb")

@@ -126,6 +126,7 @@ def bench_chart(loads: Sequence[BenchResult]) -> Figure | None:
         return None
     figure = Figure(figsize=(_WIDTH_INCHES, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
+    # Side by side, by name: concurrencies, rates and schedules have no scale in common.
     places, names = range(len(loads)), [load.load for load in loads]
     for tag, colour in (("time_to_first_token", _BLUE), ("inter_token_latency", _ORANGE)):
         for name, line in (("p50", "-"), ("p99", "--")):

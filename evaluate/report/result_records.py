@@ -168,6 +168,7 @@ def read_results(path: Path) -> Iterator[Result]:
 
 
 def _results(record: dict[str, Any]) -> Iterator[Result]:
+    # Told apart by what only one of them has; eval tasks has `models`, too, so it is asked first.
     if "recommended" in record:
         yield check_record(record, PlanResult)
     elif "layers" in record:
@@ -194,6 +195,7 @@ def _of_lm_eval(found: HarnessResults) -> TaskRecord:
 
 
 def _load(record: dict[str, Any]) -> BenchResult:
+    # Of what stands in aiperf's object, metrics are what has a unit.
     metrics = {
         tag: check_record(value, dict[str, Any])
         for tag, value in record.items()
@@ -204,6 +206,7 @@ def _load(record: dict[str, Any]) -> BenchResult:
     return BenchResult(
         load=str(own.get("load", "load")),
         model=str(settings.get("model", "")),
+        # Beside numbers a metric has its unit, a text.
         figures={
             tag: {name: float(x) for name, x in value.items() if isinstance(x, (int, float))}
             for tag, value in metrics.items()

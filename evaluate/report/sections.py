@@ -167,6 +167,7 @@ def _tasks(found: TaskRecord, draw: bool) -> Section:
             rows.append([model.model, name, score.metric, *_task_cells(score)])
             if score.published and score.published.differs:
                 differing.append(f"{score.task} of {model.model}")
+    # A sentence has room for one model; the table has them all.
     main = [
         f"{score.task} {100 * score.value:.1f}"
         for model in found.models[:1]

@@ -159,6 +159,7 @@ def _quieten() -> None:
     """Have lm-eval and what it loads say what matters only; progress is this command's."""
     if log.isEnabledFor(logging.DEBUG):
         return
+    # The libraries read these as they are imported, which comes after this.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     for name in ("lm_eval", "datasets", "evaluate"):

@@ -299,6 +299,7 @@ class MinitronLM(TemplateLM):  # type: ignore[misc]
         def keep(place: int, answer: str) -> None:
             self.cache_hook.add_partial("generate_until", requests[place].args, answer)
 
+        # A seed each: HumanEval asks one prompt twenty times, for twenty answers.
         prompts = [
             self._prompt(request.args, self._seed + place) for place, request in enumerate(requests)
         ]

@@ -76,6 +76,7 @@ def sampling_of(options: Mapping[str, object]) -> dict[str, float | int]:
 
     UsageError names an option that there is none such of here, or that is no number.
     """
+    # do_sample is heeded below; use_cache changes no answer, and here there is always a cache.
     unknown = set(options) - set(_SAMPLING) - {"do_sample", "use_cache"}
     if unknown:
         raise UsageError(

@@ -46,9 +46,11 @@ class ServedAnswers:
             places.setdefault((context + tokens[:-1], len(tokens)), []).append(place)
         with ThreadPoolExecutor(self._concurrency) as pool:
             futures = {}
+            # The longest first: what is too long for an engine is refused at once.
             for (ids, _), alike in sorted(places.items(), key=lambda item: -len(item[0][0])):
                 endings = [continuations[place].tokens for place in alike]
                 futures[pool.submit(self._likelihoods, ids, endings)] = alike
+            # Whoever stops asking does not wait for what is not sent yet.
             try:
                 for future in as_completed(futures):
                     yield from zip(futures[future], future.result(), strict=True)

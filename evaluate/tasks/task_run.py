@@ -155,6 +155,7 @@ def _check_consent(name: str, manager: TaskManager, choice: TaskChoice) -> None:
     if path is None:
         return
     try:
+        # Else lm-eval would import the file of every function that the definition names.
         definition = load_yaml(path, resolve_func=False)
     except (OSError, ValueError, YAMLError) as error:
         detail = " ".join(str(error).split())
@@ -222,6 +223,7 @@ def _results(
         gen_kwargs=settings.generation,
         evaluation_tracker=tracker,
         log_samples=tracker is not None,
+        # lm-eval's own default; those of the other three are 1234, as --seed is.
         random_seed=0,
         numpy_random_seed=settings.seed,
         torch_random_seed=settings.seed,
@@ -234,6 +236,7 @@ def _results(
 
 
 def _write(tracker: EvaluationTracker, results: dict[str, Any]) -> None:
+    # As lm_eval's own command does it: the file of results is without the samples.
     samples = results.pop("samples")
     tracker.save_results_aggregated(results=results, samples=samples)
     for name in results["configs"]:

@@ -14,6 +14,7 @@ def every_fifth(documents: Any) -> Any:
 
 def rouge1(references: Sequence[str], predictions: Sequence[str]) -> float:
     """Return the F-measure of the words that a summary shares with the article's own."""
+    # lm-eval asks for each document by itself, in lists of one.
     return _rouge("rouge1", references[0], predictions[0])
 
 
