@@ -153,6 +153,7 @@ def _print_plan(
     """Print the recipe, the command and which compiler would run it here."""
     recipe = job.recipe
     try:
+        # A dry run also plans for a machine that has what is missing here.
         chosen, problem = choose_compiler(job, compiler, runner), ""
     except MinitronError as error:
         chosen, problem = "none", str(error)
@@ -213,6 +214,7 @@ def _write_job(
     check_output(job.output, overwrite=job.overwrite, kind=ENGINE, inputs=(job.checkpoint.folder,))
     finish_it = retyped(
         click.get_current_context(),
+        # --finish makes an artifact of what the job wrote, and must not be told to replace it.
         without=("overwrite", "dry_run", "explain", "as_json"),
         plus=("--finish",),
     )
@@ -243,6 +245,7 @@ def _walk(steps: Mapping[str, Sequence[str]]) -> Iterator[str]:
 def _finish(console: Console, job: BuildJob, *, runner: str, cluster: ClusterSettings) -> None:
     if not (job.output / CONFIG_NAME).is_file():
         raise BadInputError(f"{job.output} holds no engine yet; let the job finish first")
+    # What a bare node has for TensorRT and CUDA, no image's table tells.
     in_image = runner != LOCAL and not (runner == SLURM and cluster.slurm.container == BARE)
     finish(job, job.output, facts=image_facts(job) if in_image else None)
     step = Engine.open(job.output).next_step

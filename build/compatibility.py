@@ -12,6 +12,7 @@ from minitron_trt.build.containers import (
     same_version,
 )
 from minitron_trt.build.engine import TRTLLM, Engine
+from minitron_trt.build.recipe.engine_memory import KV_FRACTION
 from minitron_trt.build.security_bulletins import holes_of
 from minitron_trt.console import size_text
 from minitron_trt.errors import UnsupportedError
@@ -104,6 +105,7 @@ def _architecture(engine: Engine, target: Target) -> LoadFault:
     able = ", ".join(gpu.name for gpu in GPUS if gpu.sm == engine.sm)
     where = f"SM{engine.sm} is {able}" if able else f"no known GPU is SM{engine.sm}"
     generation = target.architecture
+    # A generation's name stands for its first SM.
     arch = generation.name if target.sm == generation.sms[0] else f"sm{target.sm}"
     again = f"build again with --arch {arch}"
     precision = engine.model.precision
@@ -134,7 +136,9 @@ def _memory(engine: Engine, target: Target) -> LoadFault:
             found=f"{held}; {forecast.kv_tokens:,} tokens of KV cache, "
             f"{forecast.sequences(limits.max_seq_len):,} sequences of {limits.max_seq_len}",
         )
-    able = [gpu for gpu in GPUS if gpu.memory_bytes >= target.gpu.memory_bytes + missing / 0.9]
+    # Of the memory that a larger GPU has more, the KV cache gets this share only.
+    needed = target.gpu.memory_bytes + missing / KV_FRACTION
+    able = [gpu for gpu in GPUS if gpu.memory_bytes >= needed]
     fitting = [gpu.name for gpu in able if gpu.sm == engine.sm]
     return LoadFault(
         "memory",

@@ -37,6 +37,8 @@ class Container:
         return f"{REPOSITORY}:{self.tag}{_SUFFIX}"
 
 
+# By the release notes and the support matrix of Triton's images. Where those leave a version open,
+# it is None; of 26.03 the matrix can be read as 1.2.0, too.
 CONTAINERS: Final = (
     Container("25.08", "0.21", "10.11"),
     Container("25.09", "1.0.0"),
@@ -55,6 +57,7 @@ CONTAINERS: Final = (
 
 def find_container(name: str) -> Container:
     """Return the image of a tag or full image name; UnsupportedError names the known tags."""
+    # Not before the last slash: a registry's address has numbers of this form as well.
     tag = re.search(r"(\d\d\.\d\d)", name.rpartition("/")[2])
     for container in CONTAINERS:
         if tag and container.tag == tag[1]:

@@ -178,6 +178,8 @@ class Engine:
             rank_bytes=_rank_bytes(folder, model.parallelism.world_size),
             logits_dtype=pretrained.logits_dtype,
             paged_context=bool(plugins.use_paged_context_fmha),
+            # The number of TensorRT-LLM's SpeculativeDecodingMode, as its builder writes it, or the
+            # name: 1 is none, 2 drafts from outside.
             speculates=build.speculative_decoding_mode not in (1, "NONE", None),
             takes_drafts=build.speculative_decoding_mode in (2, "DRAFT_TOKENS_EXTERNAL"),
             tokens=facts.tokens,
@@ -246,6 +248,7 @@ def engine_model(folder: Path, config: PretrainedConfig) -> EngineModel:
         hidden=hidden,
         heads=heads,
         kv_heads=config.num_key_value_heads or heads,
+        # Here and below: what TensorRT-LLM itself takes where an engine's config is silent.
         head_size=config.head_size or hidden // heads,
         intermediate=config.intermediate_size or 4 * hidden,
         vocab=config.vocab_size,
@@ -286,6 +289,7 @@ def _limits(build: BuildConfig, plugins: PluginConfig, spec: ModelSpec) -> Limit
         max_batch_size=build.max_batch_size,
         max_seq_len=seq,
         max_input_len=prompt,
+        # Engines without packed input have no such limit: a step takes a batch of whole prompts.
         max_num_tokens=build.max_num_tokens or build.max_batch_size * prompt,
         max_beam_width=build.max_beam_width or 1,
         tokens_per_block=plugins.tokens_per_block or 32,

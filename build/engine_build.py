@@ -100,6 +100,7 @@ def _compile(job: BuildJob, compiler: str, runner: str, progress: ShowProgress) 
 def _what_decides(job: BuildJob, compiler: str) -> dict[str, Any]:
     """Return everything about a build, besides the checkpoint, that changes the engine."""
     recipe = job.recipe
+    # Not the GPU's name: kernels are for an SM, and what its memory decided is in the limits.
     common = {"compiler": compiler, "sm": recipe.target.sm}
     if compiler == TENSORRT:
         library, limits = choose_library(recipe.target.sm), tensorrt_limits(recipe, job.request)

@@ -133,6 +133,7 @@ def find_model(name: str, *, revision: str | None = None, token: str | None = No
     """
     folder = Path(name)
     preset = name.lower()
+    # A revision may have other sizes than the published ones.
     if revision is None and not folder.is_dir():
         preset = _BY_ID.get(preset, preset)
     if preset in PRESETS:

@@ -91,6 +91,7 @@ def chart(bars: Sequence[MemoryBar], title: str | None = None) -> Figure:
             )
     axes.set_yticks(places, [f"{bar.gpu}  {bar.precision}  tp {bar.tp}" for bar in bars])
     axes.invert_yaxis()
+    # Room for the words behind the longest bar.
     axes.margins(x=0.22)
     axes.set_xlabel("GB of one GPU")
     if title:

@@ -124,6 +124,8 @@ def token_work(model: EngineModel, gpu: Gpu, input_len: int, output_len: int) ->
 
 def prompt_work(model: EngineModel, gpu: Gpu, input_len: int) -> Work:
     """Return what each prompt adds to its step."""
+    # No time of memory: at best a prompt's own keys and values are still in the GPU's cache, and
+    # bounds are about the best.
     # Only the last token of a prompt goes through the head; each token sees half the prompt.
     flops = input_len * _layer_flops(model, input_len // 2) + _head_flops(model)
     return Work(

@@ -20,6 +20,7 @@ from minitron_trt.quantization.precisions import PRECISIONS
 from minitron_trt.spec import ModelSpec
 
 T = TypeVar("T")
+# Up to the eight GPUs of an HGX board, which NVLink joins.
 TP_TRIED: Final = (1, 2, 4, 8)
 
 
@@ -156,13 +157,14 @@ def _precisions(model: EngineModel, target: Target, request: PlanRequest) -> tup
 
 
 def _first_that_fits(rows: Iterable[PlanRow]) -> PlanRow:
-    last = None
+    """Return the first row with a recipe; where there is none the first, of the fewest GPUs."""
+    fewest = None
     for row in rows:
         if row.recipe is not None:
             return row
-        last = last or row
-    assert last is not None
-    return last
+        fewest = fewest or row
+    assert fewest is not None
+    return fewest
 
 
 def _row(model: EngineModel, target: Target, tp: int, request: PlanRequest) -> PlanRow:

@@ -26,6 +26,8 @@ class Profile:
     num_tokens: int
 
 
+# Where the choice begins, by judgement and not by measurement: what a GPU does not hold is lowered
+# below, with its reason.
 PROFILE_SIZES: Final[Mapping[str, Profile]] = MappingProxyType(
     {
         "latency": Profile(8, 8192, 4096),
@@ -35,7 +37,9 @@ PROFILE_SIZES: Final[Mapping[str, Profile]] = MappingProxyType(
 )
 SAFE_NUM_TOKENS: Final = 16384
 """Above this TensorRT-LLM warns; with several profiles such a build was seen to fail."""
+# Of a shortened length, which is a multiple of it.
 _STEP: Final = 256
+# Tokens for an answer beside the longest prompt that was asked for.
 _OUTPUT_ROOM: Final = 1024
 
 
@@ -108,6 +112,7 @@ class LimitChoice:
             max_batch_size=request.max_batch_size or profile.batch_size,
             max_seq_len=(seq := self._seq_len(profile)),
             max_input_len=request.max_input_len or seq,
+            # Set last: it depends on all the others.
             max_num_tokens=0,
             max_beam_width=request.max_beam_width,
             tokens_per_block=request.tokens_per_block,
@@ -146,6 +151,8 @@ class LimitChoice:
 
     def _with_tokens(self, limits: Limits) -> Limits:
         request, profile = self.request, PROFILE_SIZES[self.request.profile]
+        # trtllm-build's own rules: it caps a step at all tokens of a full batch, raises it to a
+        # token and the drafts of every sequence, and refuses less than a block.
         most = limits.max_seq_len * limits.max_batch_size * limits.max_beam_width
         drafted = limits.max_batch_size * limits.max_beam_width * (1 + request.max_draft_len)
         least = max(drafted, limits.tokens_per_block)
@@ -215,6 +222,7 @@ class LimitChoice:
         if self.request.max_batch_size:
             return limits
         while limits.max_batch_size > 1:
+            # Sequences that run at once are anywhere in their answers: half full, on average.
             half = limits.max_batch_size * limits.max_beam_width * limits.max_seq_len // 2
             if half <= self.forecast(limits).kv_tokens:
                 break
@@ -227,7 +235,10 @@ class LimitChoice:
         return limits
 
     def _check_explicit(self, limits: Limits) -> None:
-        """Say by how much a full batch of full sequences is beyond the KV cache."""
+        """Compare a full batch of full sequences with the KV cache.
+
+        UnsupportedError where a continuous cache would have to hold them all; else a note.
+        """
         forecast = self.forecast(limits)
         tokens = limits.max_batch_size * limits.max_beam_width * limits.max_seq_len
         beyond = (tokens - forecast.kv_tokens) * forecast.kv_bytes_per_token
@@ -242,6 +253,8 @@ class LimitChoice:
                 f"{said}, and a continuous cache holds them all; lower --max-batch-size or "
                 "--max-seq-len, or use --kv-cache-type paged"
             )
+        # Paged blocks are taken as sequences grow, so what was asked for can be built; where one of
+        # the two was chosen here, nobody asked for so many.
         if self.request.max_batch_size and self.request.max_seq_len:
             self.notes.append(
                 f"{said}: {forecast.sequences(limits.max_seq_len)} full ones fit, others wait"

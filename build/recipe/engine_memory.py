@@ -73,12 +73,14 @@ def _stage_bytes(model: EngineModel, stage: int, linear_bytes: LinearBytes) -> i
 
 def kv_bytes_per_token(model: EngineModel) -> int:
     """Return the bytes that one token takes in the KV cache of the fullest GPU."""
+    # The first stage has the one more where layers do not divide.
     layers = len(model.parallelism.layers_of(0, model.spec.layers))
     return layers * kv_bytes_per_layer(model)
 
 
 def kv_bytes_per_layer(model: EngineModel) -> int:
     """Return the bytes that one token takes in one layer's KV cache on one GPU."""
+    # With more ranks than key/value heads, several ranks have the same one.
     heads = max(model.spec.kv_heads // model.parallelism.tp, 1)
     return 2 * heads * model.spec.head_size * model.kv_cache_bytes
 
@@ -89,8 +91,12 @@ def activation_bytes(
     """Return an estimate of what one step holds besides weights and cache."""
     spec, tp = model.spec, model.parallelism.tp
     family = FAMILIES.get(spec.architecture)
+    # q and what it attends to, k and v; of an MLP its branches and, where it is gated, their
+    # product.
     attention = 2 * spec.query_size + 2 * spec.kv_size
     mlp = (2 if family and not family.gated else 3) * spec.intermediate
+    # Two bytes a value: rows are in the model's 16-bit dtype. Residual and normed rows are whole on
+    # every rank, the others shared out.
     rows = 2 * max_num_tokens * (2 * spec.hidden + max(attention, mlp) // tp)
     logits = 2 * sequences + (max_num_tokens if context_logits else 0)
     return rows + logits * spec.vocab * LOGIT_BYTES

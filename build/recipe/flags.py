@@ -74,6 +74,7 @@ def flags_of(version: str) -> Mapping[str, Flag]:
             )
             for main, record in data["flags"].items()
             for name in (main, *record.get("aliases", ()))
+            # No flag is known to have come after the oldest of these versions: the last is enough.
             if versions.index(minor) <= versions.index(record.get("last", versions[-1]))
         }
     )

@@ -54,6 +54,7 @@ def _gemm(model: EngineModel, target: Target, request: BuildRequest) -> Setting:
         return Setting(name, plugin, _AS_ASKED)
     if request.weight_streaming:
         return Setting(name, "disable", "weight streaming works on TensorRT's own GEMMs")
+    # FP8 has two: the plugin's kernels are for small batches, TensorRT's own for large ones.
     if own and own != precision.gemm_plugin and request.profile == "latency":
         check_support(f"{own}-gemm-plugin", target)
         return Setting(name, own, f"{own.upper()} kernels for small batches")
@@ -87,9 +88,12 @@ def _fp8_plugin(flag: str, option: str, model: EngineModel, target: Target) -> S
 def _fusions(model: EngineModel, request: BuildRequest) -> Iterator[Setting]:
     tp, family = model.parallelism.tp, family_of(model.spec.architecture)
     flags = PRECISIONS[model.precision].own_flags
+    # TensorRT-LLM passes over it for other quantizations, and knows gates of SiLU and GELU only.
     fused = family.gated and "use_fused_mlp" in flags
     why = "gate and up projection in one GEMM" if fused else "only for gated FP8 MLPs"
     yield Setting("use_fused_mlp", switch(fused), why)
+    # TensorRT-LLM goes by the architecture's name: Mistral's, of the same graph, is not on its
+    # list.
     is_llama = model.spec.architecture == "LlamaForCausalLM"
     possible = is_llama and tp > 1
     if request.reduce_fusion and not possible:
@@ -117,6 +121,7 @@ def _profiles(
     useful = (
         "multiple_profiles" in PRECISIONS[model.precision].own_flags
         and request.profile == "throughput"
+        # A plugin's kernels are not tuned: profiles are for TensorRT's own GEMMs.
         and gemm.value == "disable"
         and not request.opt_num_tokens
         and limits.max_num_tokens <= SAFE_NUM_TOKENS

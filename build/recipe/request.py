@@ -68,6 +68,7 @@ class BuildRequest:
         self._check_pairs()
 
     def _check_pairs(self) -> None:
+        """Refuse pairs that trtllm-build itself refuses, or changes without being told."""
         seq, tokens, block = self.max_seq_len, self.max_num_tokens, self.tokens_per_block
         if seq and self.max_input_len and self.max_input_len > seq:
             raise UsageError(

@@ -114,6 +114,7 @@ class _Decoder:
 
     def _step(self, ids: Tensor, positions: Tensor) -> _Step:
         graph, spec, limit = self._graph, self._spec, self._limits.max_seq_len
+        # Positions are consecutive, so the first says how many tokens the cache holds already.
         first = graph.gather(positions, graph.constant(np.zeros((), np.int64)), 1)
         places = graph.constant(np.arange(limit, dtype=np.int64).reshape(1, 1, 1, limit))
         beyond = graph.binary("SUM", positions, graph.constant(np.ones((1, 1), np.int64)))
@@ -245,6 +246,7 @@ class _Decoder:
         scale = None
         if f"{fc}.{_WEIGHT_SCALE}" in weights:
             scales = np.concatenate([weights[f"{part}.{_WEIGHT_SCALE}"] for part in names])
+            # Each branch has a scale of its own, so the matrix of both has one for each row.
             scale = scales.repeat(self._spec.intermediate)
         both = self._product(
             fc, values, joined(*(weights[f"{part}.weight"] for part in names)), scale

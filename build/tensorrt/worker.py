@@ -67,6 +67,7 @@ def build(request: CompileRequest) -> None:
         graph = define_network(trt, network, Checkpoint.open(request.checkpoint), request.limits)
         config = builder.create_builder_config()
         if library is RTX:
+            # The number first: without it there is no place for index 0.
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, TARGETS[request.sm]), 0)
         config.add_optimization_profile(_profile(builder, network, request.limits))

@@ -37,6 +37,7 @@ STAGES: Final[Mapping[str, str]] = MappingProxyType(
 _MEMORY: Final = re.compile(r"Build phase peak memory: ([\d.]+) MB")
 _TENSORRT_ERROR: Final = re.compile(r"\[E\]")
 _PYTHON_ERROR: Final = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception)\b")
+# By the kernel here, or in a container, whose client returns 128 and the signal.
 _KILLED: Final = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})
 Explain = Callable[[int, str], str | None]
 """Say what an exit status and the last lines of a log mean; None leaves it to the default."""
@@ -99,6 +100,7 @@ def run_compiler(
         text = "\n".join(tail)
         reason = explain(code, text) or _reason(argv[0], code, tail, memory_forecast)
         raise ProcessError(reason)
+    # In KiB, of the largest of all processes that have ended below this one.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     sizes = [float(match[1]) for line in tail if (match := _MEMORY.search(line))]
     reported = int(max(sizes, default=0) * (1 << 20))

@@ -43,6 +43,7 @@ class DockerRun:
             "docker",
             "run",
             "--rm",
+            # trtllm-build as first process would pass over SIGTERM and reap none of its workers.
             "--init",
             "--pull=never",
             f"--name={name}",
@@ -50,6 +51,7 @@ class DockerRun:
             f"--gpus={self.gpus}",
             f"--user={os.getuid()}:{os.getgid()}",
             "--env=HOME=/tmp",
+            # As NVIDIA's own commands for these images have it.
             "--shm-size=2g",
             "--ulimit=memlock=-1",
             f"--workdir={OUTPUT_AT}",

@@ -38,6 +38,7 @@ def finish(
             f"the engine is for {engine.model.parallelism}, the checkpoint for "
             f"{recipe.model.parallelism}; it was built from another checkpoint"
         )
+    # trtllm-build changes limits by rules of its own: what it built is what Triton must be told.
     for name, built in asdict(engine.limits).items():
         if built != (requested := getattr(recipe.limits, name)):
             log.warning(

@@ -42,6 +42,7 @@ def build_local(job: BuildJob) -> Outcome:
     check_local(job)
     with staged(job.output, overwrite=job.overwrite) as scratch:
         argv = job.recipe.argv(job.checkpoint.folder.resolve(), scratch)
+        # By its path, as `check_local` found it: the recipe has the bare name.
         argv[0] = find_builder().path
         timing = TimingCache.of(job)
         if timing is not None:

@@ -51,6 +51,7 @@ class TimingCache:
         """
         if not written.is_file():
             return
+        # Beside the cache, for a rename in one step: builds that share it read whole files only.
         scratch = self.path.with_suffix(f".{os.getpid()}.partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

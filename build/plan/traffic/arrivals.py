@@ -66,6 +66,7 @@ class _Replica:
             room -= taken
             if not self.prompts[0].prompt_left:
                 done.append(self.prompts.popleft())
+        # A chunk takes its share of a prompt's time, whatever prompts it is of.
         share = (self.times.step_tokens - room) / self.times.input_len
         self._advance(1, share * self.times.prompt_s)
         for request in done:
@@ -105,6 +106,7 @@ def simulate(
 def _geometric(chance: random.Random, mean: int) -> int:
     if mean == 1:
         return 1
+    # The inverse of the distribution: random() may be 0, and 1 less it is not.
     return 1 + int(math.log(1 - chance.random()) / math.log(1 - 1 / mean))
 
 

@@ -169,6 +169,8 @@ def _fit(kept: slice | list[bool]) -> Efficiency:
     # Of what no figure has work, nothing can be said.
     used = parts.any(axis=0)
     factors = np.zeros(len(used))
+    # Each row is divided by the time that was measured, so that every sum to reach is 1 and errors
+    # are relative: else the slowest figures would outweigh all others.
     factors[used] = np.linalg.lstsq(parts[:, used], np.ones(len(parts)), rcond=None)[0]
     *arithmetic, memory, link, layer_s = (float(factor) for factor in factors)
     return Efficiency(

@@ -38,6 +38,7 @@ def queue_figures(times: ServiceTimes, rate: float) -> QueueFigures:
     utilization = rate / times.capacity
     idle, waits = chances[0], chances[-1] + beyond
     running = sum(n * chance for n, chance in enumerate(chances)) + times.slots * beyond
+    # Behind full slots each further request is less likely by the load: a geometric series.
     waiting = beyond / (1 - utilization)
     wait_s, served_s = waiting / rate, running / rate
     first_s = _first_token_s(times, rate, running=running, busy=1 - idle)
@@ -48,6 +49,8 @@ def queue_figures(times: ServiceTimes, rate: float) -> QueueFigures:
         waiting=waiting,
         waits=waits,
         ttft_s=wait_s + first_s,
+        # Both are approximations: their difference must not promise less than a request alone
+        # takes.
         itl_s=max(served_s - first_s, times.itl_s * gaps) / gaps if gaps else 0.0,
         latency_s=wait_s + (max(served_s, first_s) if gaps else first_s),
     )
@@ -55,6 +58,7 @@ def queue_figures(times: ServiceTimes, rate: float) -> QueueFigures:
 
 def _chances(times: ServiceTimes, rate: float) -> tuple[list[float], float]:
     """Return the chances of 0 to `slots` requests, and of more."""
+    # Logarithms, since products over thousands of slots leave the range of floats.
     logs = [0.0]
     for n in range(1, times.slots + 1):
         logs.append(logs[-1] + math.log(rate / times.requests_per_s(n)))
@@ -72,6 +76,8 @@ def _first_token_s(times: ServiceTimes, rate: float, *, running: float, busy: fl
     It comes during a step and joins the next, with those that came during the same step. More
     requests come during long steps than during short ones.
     """
+    # The share of time that prompts take. With answers of one token it is as near to 1 as the load,
+    # and what it leaves is a divisor below.
     prompts = min(rate * times.prompt_s, 0.99)
     decoding_s = times.step_s + running * times.token_s
     mean_s = decoding_s / (1 - prompts)

@@ -32,8 +32,10 @@ WAITS: Final = 0.01
 """The share of requests that may find no free slot."""
 DEADLINE_QUANTILE: Final = 0.99
 """The share of requests that must keep a deadline."""
+# Far beyond any service, and small enough for the search of replicas to end soon.
 _MOST_REQUESTS_PER_S: Final = 1e9
 _SIMULATED_REQUESTS: Final = 1000
+# Fixed, so that equal plans print equal figures.
 _SEED: Final = 0
 
 
@@ -262,6 +264,7 @@ def _keeps(times: ServiceTimes, demand: Demand, rate: float) -> bool:
     """Return whether 99 of 100 simulated requests keep the deadlines."""
     ttft_s, itl_s = demand.ttft_s or inf, demand.itl_s or inf
     means = queue_figures(times, rate)
+    # Means that are late already need no simulation.
     if means.ttft_s > ttft_s or means.itl_s > itl_s:
         return False
     seen = _simulated(times, rate)
@@ -281,6 +284,8 @@ def _simulated(times: ServiceTimes, rate: float) -> Simulated:
 def _smallest(least: int, enough: Callable[[int], bool]) -> int:
     """Return the smallest count from `least` on that is enough, as all larger ones are, to 1 %."""
     below, count = least - 1, max(least, 1)
+    # Each answer may take a simulation, so steps double until one is enough, and the search between
+    # ends when 1 % is left.
     more = max(count // 16, 1)
     while not enough(count):
         below, count, more = count, count + more, 2 * more

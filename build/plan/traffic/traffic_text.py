@@ -16,6 +16,8 @@ from minitron_trt.build.plan.traffic.replicas import DEADLINE_QUANTILE, Demand, 
 from minitron_trt.tables import Column, table_lines
 
 _BAR_WIDTH: Final = 24
+# Of a replica: a row for each number of them that comes to about such a load, unless one is nearer
+# than the step to another that is there.
 _CURVE_LOADS: Final = (0.98, 0.9, 0.8, 0.7, 0.5, 0.3)
 _CURVE_STEP: Final = 0.04
 _MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
@@ -182,10 +184,12 @@ def _times(average_s: float, most_s: float) -> str:
 
 def _time(seconds: float) -> str:
     """Return a time with three digits: 8.11 ms, 340 ms, 2.35 s."""
+    # What would round to 1,000 ms is 1 s.
     if seconds < 0.9995:
         return f"{_three(seconds * 1e3)} ms"
     return f"{_three(seconds)} s"
 
 
 def _three(value: float) -> str:
+    # From there on three digits are a whole number, which .3g may write as 1e+03.
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"

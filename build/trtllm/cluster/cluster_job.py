@@ -14,6 +14,7 @@ from minitron_trt.artifacts import CONFIG_NAME, MANIFEST_NAME
 from minitron_trt.build.engine import rank_engine
 from minitron_trt.build.job import BuildJob
 
+# By judgement, not measured. --timeout sets another time, --sbatch anything else of Slurm's.
 CPUS: Final = 8
 TIME_LIMIT_S: Final = 4 * 3600
 _GIB: Final = 1 << 30
@@ -89,6 +90,7 @@ def building_script(
         # Only a conflict is one: a file system may have no locks.
         "flock --nonblock --conflict-exit-code 75 9 || [ $? != 75 ] ||"
         ' refuse "another job is writing $output; wait for it"',
+        # What it holds and not the folder itself, which the lock is on.
         'find "$partial" -mindepth 1 -delete',
         "trap 'rm -rf -- \"$partial\"' EXIT",
         # bash heeds a signal while it waits, not while it runs a program.

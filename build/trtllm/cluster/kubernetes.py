@@ -29,6 +29,7 @@ from minitron_trt.yaml_text import yaml_text
 MODELS_AT: Final = PurePosixPath("/models")
 BUILD: Final = "build"
 FILES: Final = "files"
+# What NVIDIA's docker commands give these images; a container has 64 MiB unless told.
 _SHM_GIB: Final = 2
 _FILES_S: Final = 3600
 _FILES_MEMORY: Final = "256Mi"
@@ -97,8 +98,10 @@ def kubernetes_job(job: ClusterJob, settings: KubernetesSettings, name: str) -> 
         "kind": "Job",
         "metadata": _metadata(settings, name, name, component=BUILD),
         "spec": {
+            # What failed once, for want of memory or of a kernel, fails again.
             "backoffLimit": 0,
             "activeDeadlineSeconds": job.time_limit_s,
+            # A day to read its log, then the cluster sweeps it.
             "ttlSecondsAfterFinished": 86400,
             "template": {
                 "metadata": {"labels": _labels(name, BUILD)},

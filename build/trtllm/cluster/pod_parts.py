@@ -35,6 +35,7 @@ def pod_security(user: int) -> dict[str, Any]:
         "runAsUser": user,
         "runAsGroup": user,
         "fsGroup": user,
+        # Else the kubelet would walk through all files of the claim before each start.
         "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }

@@ -106,6 +106,7 @@ def _options(job: ClusterJob, settings: SlurmSettings, name: str) -> list[str]:
 
 def gpu_check(sm: int, label: str) -> list[str]:
     """Return the lines that end a job on a node with other GPUs, before anything is loaded."""
+    # As nvidia-smi writes it: SM90 is 9.0.
     wanted = f"{sm / 10:.1f}"
     return [
         "capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u) || true",
@@ -144,6 +145,8 @@ def _pyxis(job: ClusterJob, partial: PurePosixPath) -> list[str]:
 
 def _apptainer(job: ClusterJob, partial: PurePosixPath) -> list[str]:
     step = (
+        # Neither the environment nor the home of whoever submits: Python's packages in them would
+        # come before those of the image.
         "apptainer exec --nv --cleanenv --no-home",
         "--env=HOME=/tmp,OMPI_ALLOW_RUN_AS_ROOT=1,OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
         f"--bind={_mounts(job, partial)}",
