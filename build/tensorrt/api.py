@@ -117,9 +117,6 @@ def make_logger(trt: Trt) -> tuple[Any, list[str]]:
     class BuilderLog(base):  # type: ignore[misc]  # the library has no types
         """Messages at Python's levels; the library calls `log`."""
 
-        def __init__(self) -> None:
-            super().__init__()
-
         def log(self, severity: Any, message: str) -> None:
             """Pass a message on, and keep it if it is an error."""
             level = levels.get(severity)

@@ -107,9 +107,6 @@ def _writer(trt: Trt, file: BinaryIO) -> Any:
     class PlanFile(base):  # type: ignore[misc]  # the library has no types
         """An engine's way to the disk, so that it is in memory once."""
 
-        def __init__(self) -> None:
-            super().__init__()
-
         def write(self, data: bytes) -> int:
             """Write the next part and return its size."""
             return file.write(data)
