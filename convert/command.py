@@ -162,7 +162,7 @@ def _summary(output: Path, plan: ConversionPlan, seconds: float) -> str:
 
 
 def _later(precision: Precision) -> tuple[str, ...]:
-    """Return what is said of a checkpoint whose weights are quantized after it."""
+    """Return what is said of a precision whose weights trtllm-build quantizes, not convert."""
     if not precision.built_in:
         return ()
     return (f"  its weights are {precision.dtype}: trtllm-build makes {precision.name} of them",)

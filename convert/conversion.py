@@ -80,7 +80,7 @@ def open_and_plan(
 def _plan(model: ModelSource, options: ConvertOptions) -> ConversionPlan:
     parallelism = Parallelism(options.tp, options.pp)
     precision = resolve_precision(options.precision, model.scales)
-    # `_warn` says so where they are left out.
+    # A form may have no place for the source's KV scales; `_warn` then says that they are left out.
     has_scales = options.form == "trtllm" or has_kv_scales(precision)
     keep = options.keep_kv_cache and has_scales
     kv_cache = resolve_kv_cache(options.kv_cache, model.scales, keep=keep)

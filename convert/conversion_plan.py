@@ -26,7 +26,10 @@ BLOCK_BYTES: Final = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A rectangle of a source tensor; it fills whole rows of the target from row `at` on."""
+    """A rectangle of a source tensor; it fills whole rows of the target from row `at` on.
+
+    `rows` and `columns` are [start, stop) of the source; a vector has one column.
+    """
 
     source: TensorEntry
     rows: tuple[int, int]

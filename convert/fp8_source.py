@@ -63,7 +63,7 @@ def resolve_kv_cache(name: str | None, scales: StoredScales | None, *, keep: boo
 
 
 def with_stored_scales(plan: ConversionPlan, scales: StoredScales) -> ConversionPlan:
-    """Return the plan with stored scales in the place of computed ones; no text shows those."""
+    """Return the plan with the source's scales in place of those that text would have to show."""
     joined: dict[str, set[str]] = defaultdict(set)
     for tensor in (tensor for rank in plan.ranks for tensor in rank):
         joined[_matrix(plan, tensor)].update(part.source.name for part in tensor.parts)

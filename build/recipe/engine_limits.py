@@ -45,7 +45,7 @@ _OUTPUT_ROOM: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest batch, sequence, prompt and step of an engine."""
+    """The largest batch of an engine in sequences, and its sequence, prompt and step in tokens."""
 
     max_batch_size: int
     max_seq_len: int

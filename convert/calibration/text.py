@@ -41,7 +41,7 @@ class CalibrationText:
     seed: int = 0
 
     def batches(self, model: ModelSource) -> list[Ids]:
-        """Return batches of token ids, `samples` pieces or as many as there are.
+        """Return batches of token ids [pieces, tokens], `samples` pieces or as many as there are.
 
         Texts are joined and split, and each piece begins as the tokenizer begins a text: the first
         token carries the largest values of all. Ready ids are only split. BadInputError when there

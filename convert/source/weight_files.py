@@ -133,7 +133,8 @@ def _read_sharded(folder: Path, form: WeightFormat) -> dict[str, TensorEntry]:
         entries = form.read(inside(folder, file))
         tensors |= entries
         files |= dict.fromkeys(entries, file)
-    # Who ties a head after saving leaves it in the index; a model that needs it is told later.
+    # A head that was tied after the save is gone from the files and stays in the index. Where the
+    # model needs it, `model_folder` says that it is missing.
     listed = {name: file for name, file in weight_map.items() if name in files or name != HEAD}
     strays = sorted(
         name for name in files.keys() | listed.keys() if files.get(name) != listed.get(name)

@@ -93,10 +93,10 @@ def write_all(writer: int, data: memoryview, offset: int) -> None:
 def read_blocks(
     source: TensorEntry, reader: int, rows: tuple[int, int], block_bytes: int, multiple: int = 1
 ) -> Iterator[tuple[int, Array]]:
-    """Yield (first row, rows) of a tensor, about `block_bytes` at a time.
+    """Yield (first row, values [rows, columns]) of a tensor, about `block_bytes` at a time.
 
-    A block's height is a multiple of `multiple`; the next block takes the same memory.
-    BadInputError when a value is NaN or infinite, or the file is shorter than it was.
+    FP8 comes as its codes, a vector as one column. A block's height is a multiple of `multiple`;
+    the next block takes the same memory. BadInputError when a value is NaN or infinite, or the file is shorter than it was.
     """
     first, last = rows
     stride = row_bytes(source)

@@ -113,6 +113,7 @@ class Manifest:
             raise BadInputError(f"{folder} has no {MANIFEST_NAME}; expected {expected}")
         try:
             record = read_record(path, dict[str, Any])
+            # By itself, before the rest: another schema may lack what this one has.
             version = check_record(record, _Schema).schema_version
             if version != SCHEMA_VERSION:
                 raise BadInputError(

@@ -25,6 +25,7 @@ def trtllm_config(
     common = {
         "architecture": spec.architecture,
         "dtype": precision.dtype,
+        # Whatever the model's dtype is: the runtime knows float32 and float16 only.
         "logits_dtype": "float32",
         "vocab_size": spec.vocab,
         "max_position_embeddings": spec.max_positions,
@@ -36,6 +37,7 @@ def trtllm_config(
         "hidden_act": family.trtllm_activation,
         "intermediate_size": spec.intermediate,
         "norm_epsilon": spec.norm_epsilon,
+        # TensorRT-LLM would take learned positions.
         "position_embedding_type": "rope_gpt_neox",
         "use_parallel_embedding": False,
         "embedding_sharding_dim": 0,
@@ -43,6 +45,8 @@ def trtllm_config(
     }
     return {
         **common,
+        # Never `is_pruned`, though these models are: to trtllm-build it means that the weights were
+        # taken out of a checkpoint.
         **(_llama_keys(spec) if family.norm is Norm.RMS else _nemotron_keys(spec)),
         "mapping": {
             "world_size": parallelism.world_size,

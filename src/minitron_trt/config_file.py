@@ -34,6 +34,7 @@ def _names(command: click.Command) -> dict[str, click.Parameter]:
     return {
         spelling.lstrip("-").replace("_", "-"): parameter
         for parameter in command.params
+        # Not --help, nor --config itself.
         if parameter.expose_value
         for spelling in (*parameter.opts, str(parameter.name))
     }

@@ -74,7 +74,7 @@ def no_progress(_: int) -> None:
 def no_display(
     label: str, total: int, unit: str = BYTES
 ) -> contextlib.AbstractContextManager[Advance]:
-    """Show nothing either: what the stages do in a program that does not say."""
+    """Show nothing: the display of a stage that a program calls without one."""
     return contextlib.nullcontext(no_progress)
 
 
@@ -189,7 +189,7 @@ def _told(context: click.Context) -> Iterator[None]:
     for parameter in context.command.params:
         name = str(parameter.name)
         source = context.get_parameter_source(name)
-        # Where a token stands, it is not repeated.
+        # Secrets are left out, since a line has the value.
         if source is not None and name in context.params and name not in _SECRET:
             origin = source.name.lower().replace("_", " ")
             log.debug("%s %r (%s)", name, context.params[name], origin)

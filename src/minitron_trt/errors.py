@@ -23,6 +23,7 @@ from typing import ClassVar, Final
 
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST: Final = 4000
+# What to do stands at the end of a message.
 _KEPT_END: Final = 1000
 
 

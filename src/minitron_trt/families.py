@@ -153,6 +153,7 @@ def _llama(architecture: str) -> Family:
         architecture,
         norm=Norm.RMS,
         gated=True,
+        # transformers knows the same function by both names.
         activations=("silu", "swish"),
         trtllm_activation="silu",
         epsilon_keys=("rms_norm_eps",),

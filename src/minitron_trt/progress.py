@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+# Of lines: the pause at first, and the longer one after a minute, so that a log of hours stays
+# short.
 _LINE_S: Final = 5.0
 _LATER_S: Final = 30.0
 _AT_FIRST_S: Final = 60.0
 
 Amount = Callable[[float], str]
-"""Say how much some number of a unit is, unit included."""
+"""Return a number with its unit, as text."""
 
 log = logging.getLogger("minitron_trt")
 

@@ -120,6 +120,7 @@ class ModelSpec:
             raise BadInputError(
                 f"{self.heads} attention heads cannot share {self.kv_heads} key/value heads evenly"
             )
+        # Values turn in pairs.
         if self.rotary_size < 2 or self.rotary_size % 2:
             raise BadInputError(
                 f"head size {self.head_size} × rotary share {self.rope.fraction} = "
@@ -190,7 +191,10 @@ class Parallelism:
             )
 
     def layers_of(self, pp_rank: int, layers: int) -> range:
-        """Return the layers of a pipeline rank; the first ranks take one more when uneven."""
+        """Return the layers of a pipeline rank; the first ranks take one more when uneven.
+
+        TensorRT-LLM's Mapping divides them so, and its builder looks for these in a rank's file.
+        """
         base, extra = divmod(layers, self.pp)
         start = pp_rank * base + min(pp_rank, extra)
         return range(start, start + base + (pp_rank < extra))

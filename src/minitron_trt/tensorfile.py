@@ -95,6 +95,7 @@ def _entry(path: Path, name: str, record: Mapping[str, Any], base: int) -> Tenso
 
 def _check_tiling(path: Path, entries: list[TensorEntry], base: int, size: int) -> None:
     at = base
+    # A tensor without values begins where its neighbour does, and goes before it.
     for entry in sorted(entries, key=lambda entry: (entry.offset, entry.size_bytes)):
         if entry.offset != at:
             what = "overlaps the one before it" if entry.offset < at else "leaves a gap before it"
@@ -111,6 +112,7 @@ def lay_out(
     path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]
 ) -> tuple[bytes, tuple[TensorEntry, ...]]:
     """Return the header of a new file and where each (name, dtype, shape) will lie in it."""
+    # transformers refuses a file whose metadata names no framework.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     entries, at = [], 0
     for name, dtype, shape in tensors:
@@ -120,6 +122,8 @@ def lay_out(
         entries.append(entry)
         at = stop
     blob = json.dumps(header, separators=(",", ":")).encode()
+    # The data begins at a multiple of 8, as the safetensors library writes it, so that readers can
+    # map it as it lies.
     blob += b" " * (-len(blob) % 8)
     base = 8 + len(blob)
     placed = tuple(

@@ -52,6 +52,7 @@ def _dumped(dumper: type[yaml.SafeDumper], documents: Iterable[Any]) -> str:
         trees,
         Dumper=dumper,
         sort_keys=False,
+        # No text is folded: a comment may follow it on its line.
         width=1000,
         allow_unicode=True,
         explicit_start=len(trees) > 1,

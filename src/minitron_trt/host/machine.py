@@ -64,6 +64,7 @@ def _limited(size_bytes: int) -> int:
 
 def usable_cores() -> int:
     """Return how many cores this process may run on, which a container may have restricted."""
+    # Not os.cpu_count, which counts the machine's.
     return len(os.sched_getaffinity(0))
 
 

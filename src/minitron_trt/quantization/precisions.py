@@ -299,6 +299,8 @@ def _weight_only(
         gpus=gpus,
         instead=instead,
         algorithm=algorithm,
+        # No exclude_modules: TensorRT-LLM's own list then spares embedding and head, where a list
+        # of the head alone would have the embedding quantized to INT8.
         # On disk the weight is plain: trtllm-build quantizes it, in a layout that depends on the
         # GPU.
         resident=(

@@ -39,6 +39,7 @@ NOVEL_PROMPT: Final = "It was a great comfort to her that"
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 VOCAB: Final = 1024
 BOS_ID, EOS_ID = VOCAB - 2, VOCAB - 1
+# The pattern of Llama 3's tokenizer.json.
 SPLIT: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -53,6 +54,7 @@ ROW_TOKENS: Final = 320
 AUSTEN_ROWS: Final = 4
 AUSTEN_ROW_TOKENS: Final = 512
 PEAK_RATE: Final = 3e-3
+# Of the texts: those that begin at a later sentence than their document.
 TAIL_SHARE: Final = 0.3
 
 SHARED: Final[Mapping[str, Any]] = MappingProxyType(
@@ -148,6 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.only in AUSTEN_NAMES and options.novels is None:
         parser.error(f"--only {options.only} needs --novels FOLDER")
+    # Several threads add in an order of their own, and a seed would give other weights each time.
     torch.set_num_threads(1)
     for name in (*NAMES, *(AUSTEN_NAMES if options.novels else ())):
         if options.only in (None, name):
@@ -256,6 +259,7 @@ def train_model(folder: Path, batches: Iterator[list[list[int]]], steps: int) ->
     weights = {
         name: weight.to(torch.bfloat16).contiguous()
         for name, weight in model.state_dict().items()
+        # Once, as save_pretrained stores what is tied.
         if not (config.tie_word_embeddings and name == "lm_head.weight")
     }
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
