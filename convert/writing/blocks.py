@@ -96,7 +96,8 @@ def read_blocks(
     """Yield (first row, values [rows, columns]) of a tensor, about `block_bytes` at a time.
 
     FP8 comes as its codes, a vector as one column. A block's height is a multiple of `multiple`;
-    the next block takes the same memory. BadInputError when a value is NaN or infinite, or the file is shorter than it was.
+    the next block takes the same memory.
+    BadInputError when a value is NaN or infinite, or the file is shorter than it was.
     """
     first, last = rows
     stride = row_bytes(source)
