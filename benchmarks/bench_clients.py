@@ -83,6 +83,7 @@ def ours_async(url: str) -> Callable[[int, int], None]:
     from minitron_trt import AsyncClient
 
     client = AsyncClient.connect(url)
+    # One for all rounds: connections are of the loop that opened them.
     loop = asyncio.new_event_loop()
 
     async def ask(requests: int, tokens: int) -> None:
@@ -238,6 +239,7 @@ def httpx_async(url: str) -> Callable[[int, int], None]:
     return lambda requests, tokens: loop.run_until_complete(ask(requests, tokens))
 
 
+# One work for both protocols: the URL says which it is.
 WORKS: Final[dict[str, Callable[[str], Callable[[int, int], None]]]] = {
     "Client gRPC": ours_sync,
     "tritonclient, a stream each": raw_each,
@@ -269,6 +271,7 @@ def held_after(name: str, url: str, requests: int) -> list[tuple[float, int]]:
     figures = []
     for part in (requests // 10, requests - requests // 10):
         run(part, 1)
+        # What only waits to be collected is not held.
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         memory_mb = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -296,6 +299,7 @@ def in_a_child(name: str, urls: dict[str, str], *options: str) -> Any:
 
 def import_seconds(code: str) -> float:
     """Return the processor seconds of a Python that runs some code."""
+    # From the process's begin: Python's own start is in it, and in the yardstick alone.
     program = f"{code}\nimport time; print(time.process_time())"
     done = subprocess.run(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, check=True, text=True

@@ -78,6 +78,7 @@ def works(model: Path, output: Path) -> dict[str, list[str]]:
     convert = [sys.executable, "-m", "minitron_trt", "convert", "-q", str(model), "-o", str(output)]
     return {
         "cp": ["cp", "-r", str(model), str(output)],
+        # sync -f: of this file system alone, whatever else the machine still has to write.
         "cp and sync": ["sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', str(model), str(output)],
         **{f"TP{tp}": [*convert, "--tp", str(tp)] for tp in TP_SIZES},
     }
@@ -103,6 +104,7 @@ def machine(folder: Path) -> str:
     """Return cores, memory, filesystem and load in one line."""
     mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
     holding = [mount for mount in mounts if folder.resolve().is_relative_to(mount[1])]
+    # The innermost of the mounts that hold the folder.
     filesystem = max(holding, key=lambda mount: len(mount[1]))[2]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (

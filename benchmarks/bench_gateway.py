@@ -30,6 +30,7 @@ PROMPT: Final = "Complete the paragraph: our solar system is"
 DIRECT: Final = "/v2/models/ensemble/generate_stream"
 OPENAI: Final = "/v1/completions"
 _HOST: Final = "127.0.0.1"
+# The last part of a chunked body: to look for it costs the reader less than to read events.
 _END: Final = b"0\r\n\r\n"
 
 
@@ -72,6 +73,7 @@ class Usage:
     def of(cls, pid: int) -> Usage:
         """Look at a process."""
         folder = Path("/proc", str(pid))
+        # utime and stime, behind the program's name, which may hold spaces and brackets.
         times = (folder / "stat").read_text().rpartition(")")[2].split()[11:13]
         pages = int((folder / "statm").read_text().split()[1])
         return cls(
@@ -95,6 +97,7 @@ async def _read_answers(load: StreamLoad, turns: Iterator[int]) -> None:
                 data = await reader.read(65536)
                 if not data:
                     raise ConnectionError("the server hung up")
+                # The end may come in two parts.
                 end = (end + data)[-len(_END) :]
 
 

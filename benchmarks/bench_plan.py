@@ -22,6 +22,7 @@ from minitron_trt.build.plan.traffic.efficiency import Spread, efficiency, error
 from minitron_trt.build.plan.traffic.published import Measurement, measurements
 from minitron_trt.tables import Column, table_lines
 
+# aiconfigurator's names of GPUs.
 _SYSTEMS: Final = MappingProxyType(
     {
         "H100-SXM": "h100_sxm",
@@ -67,6 +68,7 @@ def _beside(program: str) -> list[Column]:
     """Return the errors of the figures that both know, by GPU and precision."""
     misses = zip(measurements(), errors_without("figure"), errors_without("gpu"), strict=True)
     rows = []
+    # Of each GPU the figures of one document: for H200 that of 1.0, for the others that of 0.15.
     chosen = [
         (figure, ours, elsewhere, _peer_error(program, figure))
         for figure, ours, elsewhere in misses
@@ -109,6 +111,7 @@ def _peer_error(program: str, figure: Measurement) -> float | None:
         "--isl": figure.input_len,
         "--osl": figure.output_len,
         "--batch-size": figure.batch,
+        # A step takes 8,192 tokens of prompts at most, trtllm-build's max_num_tokens, or one whole.
         "--ctx-tokens": max(figure.input_len, min(prompts, 8192)),
         "--gemm-quant-mode": kept,
         "--kvcache-quant-mode": kept,

@@ -63,6 +63,7 @@ def make_stub_repository(folder: Path, checkpoint: Path, interval: int, pace: fl
         checkpoint, repository, ServingRecipe(max_batch_size=64, bls_instances=INSTANCES)
     )
     tokenizer: Any = AutoTokenizer.from_pretrained(sample_folder(SAMPLE))
+    # Letters of one, two and three bytes, so that text is held back until a letter is whole.
     text = "The planets have many names. Mars is also Marte, 火星 and Планета Марс. "
     model = repository / "tensorrt_llm"
     (model / "1" / "model.py").write_text((MODELS / "stub_engine.py").read_text())
@@ -165,6 +166,7 @@ def transformers_rate(batch: int, count: int) -> float:
     inputs = tokenizer([PROMPT] * batch, return_tensors="pt")
     options = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False}
     with torch.inference_mode():
+        # The first is not timed: it allocates, and loads what it needs.
         model.generate(**inputs, **options, pad_token_id=0)
         start = time.monotonic()
         model.generate(**inputs, **options, pad_token_id=0)

@@ -85,6 +85,7 @@ def _run(load: Load) -> Outcome:
             responses += bool(names)
             if load.time_output in names:
                 data = answer.infer_response.raw_output_contents[names.index(load.time_output)]
+                # The server's processes read the same clock: Linux has one of the machine.
                 delays.append(time.monotonic_ns() - int.from_bytes(data, "little"))
         return responses
 

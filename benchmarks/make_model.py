@@ -26,6 +26,7 @@ from minitron_trt.outputs import staged
 from minitron_trt.spec import ModelSpec
 from minitron_trt.tensorfile import lay_out
 
+# Sizes and names are of the published config.json files.
 HEAD_SIZE: Final = 128
 SHARD_BYTES: Final = 4_500_000_000
 POOL_VALUES: Final = 1 << 24
@@ -129,6 +130,7 @@ def main(preset: str, folder: Path, layers: int) -> None:
     """Write the model of a preset to a folder: 9.0, 8.4 or 16.5 GB with all of its layers."""
     config = {**PRESETS[preset], "num_hidden_layers": layers}
     shards = shards_of(read_spec(HfConfig(config), HEAD_SIZE))
+    # The deviation with which transformers initializes weights (initializer_range).
     values = np.random.default_rng(0).standard_normal(POOL_VALUES, dtype=np.float32) * 0.02
     pool = values.astype(ml_dtypes.bfloat16).view(np.uint8).data
     with staged(folder) as scratch:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import click
 
+# ModelOpt's names of graphs: Nemotron's is GPT's.
 DECODERS: Final = {"LlamaForCausalLM": "llama", "NemotronForCausalLM": "gpt"}
 PRESETS: Final = {"fp8": "FP8_DEFAULT_CFG", "nvfp4": "NVFP4_DEFAULT_CFG"}
 

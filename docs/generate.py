@@ -10,6 +10,7 @@ import click
 from minitron_trt.cli import COMMANDS, main
 
 PAGE = Path(__file__).with_name("cli.md")
+# Given, since click would fold the help to whatever terminal `make docs` runs on.
 WIDTH = 88
 
 
