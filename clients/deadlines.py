@@ -71,7 +71,7 @@ class Deadlines:
 
     @property
     def check_s(self) -> float:
-        """Return how long no limit can pass, whatever the reader of the answer does meanwhile."""
+        """Return the seconds before which no limit can pass, not even one that has yet to begin."""
         between_s = self.timeouts.between_tokens_s
         left = self.remaining_s
         return left if between_s is None else min(left, between_s)

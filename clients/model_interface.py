@@ -41,7 +41,7 @@ class InputTensor:
     optional: bool = True
 
     def shape_of(self, count: int) -> tuple[int, ...]:
-        """Return the shape of so many values in one request."""
+        """Return the shape of so many values in one request; () where the model tells none."""
         return (*(1,) * (len(self.shape) - 1), count) if self.shape else ()
 
 

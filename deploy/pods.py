@@ -136,7 +136,10 @@ def home() -> dict[str, str]:
 
 
 def _argument(word: str) -> str | Figure:
-    """Return a word of the command line as Kubernetes passes it on; closed calls get a secret."""
+    """Return a word of the command line as Kubernetes passes it on.
+
+    The header that Triton's closed calls ask for ends with the Pod's UID.
+    """
     if word.startswith("--grpc-max-connection-age="):
         return Figure(word, "ms, after which gateways ask who else is there")
     if word.endswith(f":{CLOSED}"):
@@ -145,7 +148,7 @@ def _argument(word: str) -> str | Figure:
 
 
 def environment(variables: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the variables of a container, and the one that closed calls would have to know."""
+    """Return the variables of a container; the first has the Pod's UID, for closed calls."""
     uid = {"fieldRef": {"fieldPath": "metadata.uid"}}
     return [
         {"name": _CLOSED_ENVIRONMENT, "valueFrom": uid},

@@ -68,7 +68,7 @@ class BaselineFile:
         return (self.path.stat().st_size - self._start) // self._chunk_bytes
 
     def append(self, index: int, rows: NDArray[np.uint16]) -> None:
-        """Write a chunk's rows in its place, as `in_steps` makes them."""
+        """Write a chunk's rows [scored, values of a row] in its place, as `in_steps` makes them."""
         with self.path.open("r+b") as file:
             file.seek(self._start + index * self._chunk_bytes)
             file.write(rows.tobytes())
@@ -83,7 +83,10 @@ class BaselineFile:
         return np.frombuffer(blob, np.uint16).reshape(self.scored, self._row_values)
 
     def in_steps(self, log_probabilities: Array) -> NDArray[np.uint16]:
-        """Return log-probabilities [rows, vocab] as the file has them."""
+        """Return log-probabilities [rows, vocab] as the file has them: [rows, values of a row].
+
+        A row's first values are its scale and its least log-probability, as float32.
+        """
         largest = log_probabilities.max(axis=1, keepdims=True)
         least = np.maximum(log_probabilities.min(axis=1, keepdims=True), largest - _RANGE)
         scale = ((largest - least) / _STEPS).astype(np.float32)

@@ -56,7 +56,7 @@ class MeasuredRun:
 class LoadResult:
     """A load and its runs, of which the last may be cut short.
 
-    Figures are those of when they are first asked for: after the load.
+    Figures are computed once, when they are first asked for: not before the load has ended.
     """
 
     pattern: LoadPattern

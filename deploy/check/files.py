@@ -127,16 +127,12 @@ def _documents(name: str, text: str) -> Iterator[Document]:
     for root in yaml.compose_all(text, Loader=yaml.SafeLoader):
         if root is None:
             continue
-        value = _Constructor().construct_document(root)
+        value = yaml.constructor.SafeConstructor().construct_document(root)
         if not isinstance(value, dict):
             raise yaml.MarkedYAMLError(
                 problem="a document that is no object", problem_mark=root.start_mark
             )
         yield Document(name, value, root)
-
-
-class _Constructor(yaml.constructor.SafeConstructor):  # type: ignore[misc]
-    """What makes values of nodes, without a stream to read."""
 
 
 def objects(documents: list[Document]) -> list[Document]:

@@ -74,7 +74,7 @@ class TaskPrompt:
 def sampling_of(options: Mapping[str, object]) -> dict[str, float | int]:
     """Return how tokens are chosen, of the options of lm-eval's generation_kwargs.
 
-    UsageError names an option that there is none such of here, or that is no number.
+    UsageError names an option that is not known here, or whose value is no number.
     """
     # do_sample is heeded below; use_cache changes no answer, and here there is always a cache.
     unknown = set(options) - set(_SAMPLING) - {"do_sample", "use_cache"}

@@ -39,7 +39,7 @@ class ServedAnswers:
         return probe(self._logits, self._tokenizer_json)
 
     def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[int, Likelihood]]:
-        """Yield the likelihoods; continuations that differ in their last token are one request."""
+        """Yield the likelihoods; continuations are one request if only their last token differs."""
         self.probe  # noqa: B018 - what is wrong with the server, before many requests
         places: dict[tuple[tuple[int, ...], int], list[int]] = {}
         for place, (context, tokens) in enumerate(continuations):
