@@ -262,6 +262,7 @@ def _run_until_stopped(
             server.wait(lambda: _check(fronts))
         except KeyboardInterrupt:
             log.info("stopping")
+            # Before the server: what is under way in them is still to be answered by it.
             for front in fronts:
                 front.stop()
         if not server.stop():

@@ -63,7 +63,9 @@ def command_line(
     """Return the command that serves a repository with an engine of any number of ranks."""
     multi_model = is_multi_model(served, options)
     ranks = rank_count(served, options)
+    # The configs are whole, and to have a Python model complete its own Triton starts a process.
     first = _server(program, ["--disable-auto-complete-config", *options.arguments()])
+    # Releases are YY.MM, and so in order as text.
     if served.max_request_bytes and (program.release or "") >= _INPUT_BOUNDED:
         first.append(f"--http-max-input-size={served.max_request_bytes}")
     if multi_model:
@@ -72,6 +74,7 @@ def command_line(
         first += [f"--cuda-memory-pool-byte-size={gpu}:0" for gpu in range(program.gpus)]
     if ranks == 1 and not multi_model:
         return (*first, _shm_option(program, 0))
+    # TensorRT-LLM's own program: LLM's workers are then mpirun's ranks, and not spawned by itself.
     launch = [LLMAPI_LAUNCH] if served.runtime == LLMAPI else []
     command = [program.python, str(program.mpirun_wrapper), *_MPIRUN]
     if ranks > 1:
@@ -86,6 +89,7 @@ def command_line(
 
 
 def _shm_option(program: Program, rank: int) -> str:
+    # Of its own for each rank: they share /dev/shm, and Triton's default names are all the same.
     return f"--backend-config=python,shm-region-prefix-name={program.shm_prefix}{rank}_"
 
 

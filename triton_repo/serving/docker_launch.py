@@ -169,5 +169,6 @@ def _mounts(served: ServedRepository, options: ServerOptions) -> tuple[str, ...]
         mounts[INSIDE / MPIRUN_WRAPPER.name] = MPIRUN_WRAPPER
     if options.tls:
         names = ("cert.pem", "key.pem", "ca.pem")
+        # There are two files where clients show no certificate.
         mounts |= {_TLS / name: path for name, path in zip(names, options.tls.files, strict=False)}
     return tuple(mount_option(source, target, read_only=True) for target, source in mounts.items())

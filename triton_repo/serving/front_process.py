@@ -23,6 +23,7 @@ GATEWAY: Final = "gateway"
 DYNAMO: Final = "dynamo"
 _START_S: Final = 60.0
 _ERROR: Final = re.compile(r"(?i)error: (.*)")
+# By exit code, for what the user can mend; any other is of a program that failed.
 _ERROR_KINDS: Final[dict[int, type[MinitronError]]] = {2: UsageError, 3: BadInputError}
 
 
@@ -110,6 +111,7 @@ class FrontProcess:
         self.record: dict[str, Any] = {}
 
     def __enter__(self) -> FrontProcess:
+        # A lambda, since `_take` becomes another once the record has come.
         self._process = OwnedProcess(self._argv, on_line=lambda line: self._take(line))
         try:
             self.record = self._first_record(self._process)
@@ -148,6 +150,7 @@ class FrontProcess:
                 if process.poll() is not None:
                     self._fail(process, said)
                 continue
+            # With --json its record is one line; what comes before it are warnings.
             if line.startswith("{"):
                 for each in said:
                     _pass_on(each)

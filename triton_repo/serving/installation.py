@@ -64,6 +64,7 @@ def find_local() -> Installation | None:
     if path is None:
         return None
     binary = Path(path)
+    # On PATH it may be a link into an installation anywhere.
     beside = binary.resolve().parent.parent / "backends"
     backends = beside if beside.is_dir() else _OPT / "backends"
     return Installation(
@@ -184,5 +185,6 @@ def _environment(libraries: list[str]) -> dict[str, str]:
         libraries = [*libraries, inherited]
     environment["LD_LIBRARY_PATH"] = ":".join(libraries)
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', os.defpath)}"
+    # Whatever a model needs lies in the repository: no library may look for more on the hub.
     environment["TRANSFORMERS_OFFLINE"] = environment["HF_HUB_OFFLINE"] = "1"
     return environment

@@ -46,6 +46,7 @@ def open_engine(served: ServedRepository) -> tuple[Path, Engine]:
     """Return the engine of a repository for TensorRT-LLM's backend, and where it lies here."""
     generator = served.generators[0]
     path = Path(served.configs[generator].parameters[_ENGINE_PATH].string_value)
+    # The config says where the repository will lie in a container, not where it lies now.
     if path.is_relative_to(served.mount):
         path = served.folder / path.relative_to(served.mount)
     return path, Engine.open(path)

@@ -30,6 +30,7 @@ class ModelOptions:
 
     def refuse_for(self, source: str) -> None:
         """Raise UsageError when something was requested of a source that is a repository."""
+        # Not the token, which people have in a variable for everything.
         for name in ("precision", "tp", "runtime", "revision"):
             if getattr(self, name) is not None:
                 raise UsageError(

@@ -53,6 +53,7 @@ def _running() -> dict[int, tuple[str, int, int]]:
     processes = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # A name may hold spaces and brackets: the fields come after the last one.
             head, _, tail = path.read_text(errors="replace").rpartition(")")
             fields = tail.split()
             if fields[_STATE] not in "ZX":

@@ -144,6 +144,7 @@ def prepare(source: str, options: ModelOptions, runner: str | None = None) -> Pr
     runner = runner or choose(runtime)
     if runner == EMBEDDED:
         check_packages(runtime)
+    # A checkpoint, or an engine, is past the conversion.
     stages = [] if kind is not None else [_conversion(source, options, runtime)]
     if runtime == TRTLLM and kind != ENGINE:
         stages.append(_engine(_source_of(stages, source), runner))
@@ -194,6 +195,7 @@ def _conversion(source: str, options: ModelOptions, runtime: str) -> Stage:
     kind = HUGGING_FACE if runtime == LLMAPI else CHECKPOINT
     # A folder for the PyTorch runtime is whole; that runtime shards it when it loads it.
     tp = 1 if runtime == LLMAPI else options.tp or 1
+    # overwrite, here and below: what is there is damaged, or the stage would not be made.
     requested = ConvertOptions(precision=options.precision, tp=tp, form=form, overwrite=True)
     words = ["convert", source]
     words += ["--precision", options.precision] if options.precision else []
@@ -274,6 +276,7 @@ def _key(source: Path, options: ModelOptions, progress: ShowProgress) -> str:
             digests[str(file.relative_to(place))] = _digest(file)
             advance(file.stat().st_size)
     decided = {"precision": options.precision, "tp": options.tp or 1}
+    # Another version may make other files of the same bytes.
     record = {"files": digests, **decided, "version": __version__}
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -282,6 +285,7 @@ def _files_of(source: Path) -> Iterator[Path]:
     """Yield what a conversion may read: a folder's files, or a file with what belongs to it."""
     if source.is_dir():
         for path in sorted(source.rglob("*")):
+            # Such as .cache, which the hub's client writes into a folder that it has filled.
             hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
             if path.is_file() and not hidden:
                 yield path

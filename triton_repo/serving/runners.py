@@ -69,6 +69,7 @@ def _choose_for_anywhere(local: Installation | None) -> str:
     try:
         find_embedded()
     except MinitronError:
+        # Its words say what to install, which is the shortest way to a server here.
         if local is None or not local.has(PYTHON_BACKEND):
             raise
         return LOCAL
@@ -164,6 +165,7 @@ def _on_this_machine(
     scratch: Path,
 ) -> Launch:
     gathered = scratch / "backends"
+    # By chance: regions of this prefix are removed at the end, and may be no other server's.
     shm_prefix = f"minitron-trt-{secrets.token_hex(6)}-"
     view = view_of(served, scratch / "models")
     program = Program(
@@ -188,5 +190,6 @@ def _on_this_machine(
         texts=view.texts,
         holes=EMBEDDED_HOLES if runner == EMBEDDED else None,
         shm_prefix=shm_prefix,
+        # The reference runtime's end stops threads; LLM has processes of its own to end.
         must_finalize=served.runtime != REFERENCE,
     )

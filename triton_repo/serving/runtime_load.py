@@ -43,6 +43,7 @@ class RuntimeLoad:
         for match in _RUNTIME.finditer(metrics):
             kinds.add(match["kind"])
             counts[match["kind"]] += int(float(match["value"]))
+        # One number alone, as of the runtime llmapi, does not tell that nothing waits.
         if kinds != set(counts):
             return None
         queued = sum(int(float(match["value"])) for match in _QUEUED.finditer(metrics))

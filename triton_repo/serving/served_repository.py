@@ -39,6 +39,7 @@ PATHS: Final = (
     "xgrammar_tokenizer_info_path",
 )
 _YAML: Final = "1/model.yaml"
+# Absolute paths alone: others lie in the repository, or are names of the hub's.
 _YAML_MODEL: Final = re.compile(r"^model:\s*[\"']?(/[^\"'\n]+)", re.MULTILINE)
 _YAML_RANKS: Final = re.compile(r"^(?:tensor|pipeline)_parallel_size:\s*(\d+)", re.MULTILINE)
 
@@ -100,6 +101,8 @@ class ServedRepository:
             raise BadInputError(
                 f"{folder} has no MODEL/{CONFIG_PBTXT}; expected a Triton repository"
             )
+        # Upstream's tensorrt_llm runs engines with the python backend, too (triton_backend). There
+        # a relative path is that of a checkpoint, in a repository of ours that lost its manifest.
         engines = {
             name: Path(path)
             for name, path in _parameters(configs, _ENGINE)

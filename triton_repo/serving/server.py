@@ -193,6 +193,7 @@ class TritonServer:
         process.close()
         if self._launch.remove:
             remove = self._launch.remove
+            # Unchecked: mostly the container is gone by now.
             subprocess.run(remove, capture_output=True, timeout=_REMOVE_S, check=False)
         self._launch.remove_shared_memory()
 
@@ -216,6 +217,7 @@ class TritonServer:
                 raise ProcessError(self._explain_end(code, "ended while loading"))
             if self._is_answered("/v2/health/ready"):
                 self._check_models()
+                # Now, while all are alive: later an absent one could not be told from none.
                 self._models_by_pid = model_processes(process.members())
                 self._log.begin_serving()
                 return True

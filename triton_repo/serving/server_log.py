@@ -80,6 +80,7 @@ class ServerLog:
         self._lines.append(text)
         if copy := self._copies.get(rank):
             copy.write(f"{text}\n")
+            # For whoever follows the file.
             copy.flush()
         self._note(text)
 
@@ -99,6 +100,7 @@ class ServerLog:
             self._drains[match["model"]] = f"{match['count']} in {match['model']}"
         elif match := _CONNECTIONS.search(line):
             self._drains["HTTP"] = f"{match['count']} over HTTP"
+        # Triton's lines begin with a letter for their severity; what runs it writes the word.
         elif line.startswith(("E", "error")) and not _EVERYWHERE.search(line):
             self._complaint = line
 

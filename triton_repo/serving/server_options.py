@@ -31,6 +31,7 @@ CLOSED_PROTOCOLS: Final = tuple(name for name in ADMIN_PROTOCOLS if name != "mod
 _PEM: Final = b"-----BEGIN "
 # Below those that Linux hands out to whoever connects.
 _PORTS: Final = range(20_000, 32_000)
+# Kept for good: a socket that is closed, or collected, gives its name up.
 _RESERVATIONS: Final[list[socket.socket]] = []
 
 
@@ -111,6 +112,7 @@ def free_endpoints() -> Endpoints:
 
 def _reserve_ports(count: int) -> list[int]:
     found: list[int] = []
+    # In any order: processes that begin together would else all try the same ports.
     for port in random.sample(_PORTS, len(_PORTS)):
         # A name that one process at a time can have, in no folder, given up when it ends.
         reservation = socket.socket(socket.AF_UNIX)
@@ -221,6 +223,7 @@ class ServerOptions:
             f"--metrics-port={there.metrics_port}",
             # The time to a first response, since 24.11; before, Triton does not know it.
             "--metrics-config=histogram_latencies=true",
+            # Which models there are is the repository's to say, and nobody's over the network.
             "--model-control-mode=none",
             f"--exit-timeout-secs={self.drain_s}",
             *(
