@@ -104,6 +104,7 @@ def read_card(
             start_ids = []
     else:
         template = read_template(chat_template).source
+        # The model's files do not say that the marks of a plain template end its answers.
         ends += _ids_of(tokenizer, PLAIN.get(chat_template, ()))
     return ModelCard(
         name=name or served.folder.name,
@@ -152,6 +153,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         read = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
         raise BadInputError(f"{path} is not read by tokenizers: {error}") from error
+    # As preprocessing reads it.
     read.no_truncation()
     read.no_padding()
     return read
@@ -179,6 +181,7 @@ def _start_ids(served: ServedRepository, tokenizer: Tokenizer) -> list[int]:
         return []
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     bare = tokenizer.encode("a", add_special_tokens=False).ids
+    # Not what goes behind the text, as some tokenizers have it: an answer goes on from there.
     return whole[: whole.index(bare[0])]
 
 

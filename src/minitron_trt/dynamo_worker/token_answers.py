@@ -12,6 +12,7 @@ from minitron_trt.dynamo_worker.token_requests import AskedTokens
 STOP: Final = "stop"
 LENGTH: Final = "length"
 CANCELLED: Final = "cancelled"
+# Dynamo has no word for a time that is up: such an answer is cut short, as at its limit.
 _REASONS: Final[Mapping[str, str]] = {LENGTH: LENGTH, "timeout": LENGTH, CANCELLED: CANCELLED}
 
 
@@ -39,6 +40,7 @@ class TokenAnswer:
         """Yield what a chunk of Triton's says, if anything."""
         sequence = self._sequences[chunk.sequence]
         if sequence.reason is not None:
+            # An id that Triton was not told had ended it; the other sequences go on.
             return
         ids = self._kept(sequence, chunk.token_ids)
         if sequence.reason is None and chunk.finish_reason:

@@ -24,6 +24,7 @@ _REFUSED: Final[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {
     "routing": {"lora_name": ()},
 }
 """Options that Triton's model lacks, and their values, beside null, that ask for nothing."""
+# What a prompt has beside its ids, and what another worker has computed of it.
 _REFUSED_PARTS: Final = ("prompt_embeds", "multi_modal_data", "encoder_result", "prefill_result")
 _GUIDES: Final[Mapping[str, str]] = {
     "json": "json_schema",
@@ -78,6 +79,7 @@ def asked_tokens(asked: Mapping[str, Any], card: ModelCard) -> AskedTokens:
         # Triton's model takes one id; the others are looked for in what it sends.
         end_id=next(iter(stop_ids), None),
         min_tokens=stop.get("min_tokens") or None,
+        # Asked for with 0, too: no alternatives, but the taken token's own.
         return_log_probs=True if wanted is not None else None,
         **drawn,
         **{name: value for name in _SAME_NAME if (value := sampling.get(name))},
@@ -146,6 +148,7 @@ def _drawn(sampling: Mapping[str, Any]) -> dict[str, Any]:
             # 0 and -1 mean all tokens.
             drawn.pop("top_k", None)
     if (seed := sampling.get("seed")) is not None:
+        # Triton's are unsigned; OpenAI's may be negative.
         drawn["seed"] = seed % _SEEDS
     return drawn
 

@@ -148,10 +148,12 @@ class TritonEngine(LLMEngine):  # type: ignore[misc]
         try:
             async with contextlib.aclosing(self._client.chunks(asked.request)) as chunks:
                 while True:
+                    # A task, to wait for two things: a client may leave long before the next chunk.
                     following = asyncio.ensure_future(anext(chunks, None))
                     await asyncio.wait((following, left), return_when=asyncio.FIRST_COMPLETED)
                     if not following.done():
                         following.cancel()
+                        # A generator that still runs cannot be closed.
                         await asyncio.gather(following, return_exceptions=True)
                         return
                     with _translated():

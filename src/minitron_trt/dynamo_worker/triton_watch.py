@@ -65,6 +65,7 @@ class TritonWatch:
                 misses = 0
             except ServerError as error:
                 misses += 1
+                # Only once it is certain: a worker that is ended meanwhile ends without a fault.
                 self.fault = error if misses == _MISSES else None
         log.warning("Triton is gone; the worker ends, and its requests go on elsewhere")
         self._on_gone()

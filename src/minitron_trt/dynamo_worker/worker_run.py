@@ -74,6 +74,7 @@ async def _work(card: ModelCard, options: WorkerOptions) -> None:
             watch = TritonWatch(client, lambda: engine.endpoint, _end_worker)
             log.info("Triton is ready; the worker joins %s", options.namespace)
             async with watch.watching():
+                # Not before: while Triton is waited for, Ctrl-C is ours to answer.
                 _leave_signals_to_dynamo()
                 await _run(Worker(engine, _config(card, options)))
     if watch.fault is not None:
@@ -136,6 +137,7 @@ async def _run(worker: Worker) -> None:
 
 
 def _end_worker() -> None:
+    # Its own way to its end: Dynamo takes the worker from the routers first, then drains.
     os.kill(os.getpid(), signal.SIGTERM)
 
 
