@@ -13,6 +13,7 @@ from minitron_trt.errors import BadInputError
 from minitron_trt.outputs import write_output
 
 
+# Unknown fields are refused: calls of tools, say, would be lost without a word.
 class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What one side said, as OpenAI's API writes it."""
 

@@ -54,6 +54,7 @@ class TerminalLines:
         with contextlib.suppress(ModuleNotFoundError):  # some builds of Python lack it
             import readline
 
+            # By default / parts words, and commands begin with it.
             readline.set_completer_delims(" ")
             readline.set_completer(self._complete)
             readline.parse_and_bind("tab: complete")
@@ -79,6 +80,7 @@ class TerminalLines:
             line = input(_MORE)
         yield line
 
+    # Readline asks again and again, with 0, 1, 2 …, until there is no more.
     def _complete(self, text: str, index: int) -> str | None:
         found = [each for each in self._completions if text and each.startswith(text)]
         return found[index] if index < len(found) else None

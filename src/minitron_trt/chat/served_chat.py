@@ -47,6 +47,7 @@ class ServedChat:
         `options` are fields of a request, None where the server decides.
         """
         fields = {name: value for name, value in options.items() if value is not None}
+        # Counted by the server: pieces of text are not tokens.
         fields |= {"model": self.model, "count_tokens": True}
         if self.template is None:
             return self.client.stream(messages, **fields)

@@ -73,6 +73,7 @@ class Session:
 
     def _take(self, line: str) -> None:
         text = line.strip()
+        # A way to say what begins with /: the first one goes.
         if text.startswith("//"):
             self._answer(text[1:])
         elif text.startswith("/"):
@@ -108,6 +109,7 @@ class Session:
                 for piece in stream:
                     self.show(piece)
         except Terminated:
+            # SIGTERM, which is a KeyboardInterrupt, too, ends everything.
             raise
         except KeyboardInterrupt:
             if not self.lines.is_terminal:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PLAIN: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
+        # The start of a next turn, too: a base model may write it without having ended its own.
         "llama": ("<|eot_id|>", "<|start_header_id|>"),
         "nemotron": ("<extra_id_1>",),
         "mistral": ("[INST]",),
@@ -62,6 +63,7 @@ def read_template(choice: str) -> PromptTemplate:
             return _of_folder(path)
         return _checked(path.read_text(encoding="utf-8"), {})
     except FileNotFoundError as error:
+        # Perhaps a family's name, misspelt: the names are said.
         raise _unusable(choice, f"no such file; {EXPECTED}") from error
     except (OSError, ValueError) as error:
         raise _unusable(choice, str(error)) from error
@@ -101,6 +103,7 @@ def _checked(
     except ModuleNotFoundError as error:
         raise MissingExtraError("jinja2", "chat", "a chat template") from error
     template = PromptTemplate(ChatTemplate(source, special_tokens), source, stop_words)
+    # Before anybody waits for an answer: most faults of a template show with one message.
     try:
         template.render([{"role": "user", "content": "Hello"}])
     except Exception as error:  # a template may raise anything, by its own words or a fault in it
