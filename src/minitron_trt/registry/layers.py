@@ -106,6 +106,7 @@ def write_layer(
         writer = _HashingWriter(file)
         # A stream is only written to.
         stream = cast(IO[bytes], writer)
+        # PAX: names of any length and files beyond the 8 GiB of USTAR's header.
         with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             for place in _folders_of(names):
                 entry = _entry(place, 0o755)
@@ -183,10 +184,12 @@ def _unpack(archive: tarfile.TarFile, blob: Blob, folder: Path) -> None:
             raise BadInputError(
                 f"the layer {blob.digest} has {member.name!r}, which is no file; {_EXPECTED}"
             )
+        # Empty files count, too: the disk has an end of names as it has one of bytes.
         room -= member.size + tarfile.BLOCKSIZE
         if room < 0:
             raise BadInputError(
                 f"the layer {blob.digest} of {blob.size} bytes unpacks to more than "
                 f"{_EXPANDS_AT_MOST} times that; {_EXPECTED}"
             )
+        # Python's own filter (PEP 706) refuses absolute names and what leads out of the folder.
         archive.extract(member, folder, filter="data")

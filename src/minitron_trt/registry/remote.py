@@ -34,6 +34,7 @@ _SILENCE_S: Final = 300.0
 _RETRIES: Final = 3
 # Smaller blobs go in one request, as every registry takes them.
 _CHUNK_BYTES: Final = 32 << 20
+# The 4 MiB that OCI's distribution specification has registries take at least.
 _MANIFEST_AT_MOST: Final = 4 << 20
 _READ_BYTES: Final = 64 << 10
 _DENIED: Final = (401, 403)
@@ -182,6 +183,7 @@ class RemoteRegistry:
             raise _denied(place)
         if status == _MISSING:
             raise BadInputError(f"{place} is not there; expected an image in the registry")
+        # Some of it: it may be a page, or without an end.
         words = next(answer.iter_content(200), b"").decode(errors="replace").strip()
         words = words or answer.reason
         raise RefusedError(f"{place.host} answers {status} to {place}: {words}")

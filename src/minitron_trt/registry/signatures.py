@@ -79,10 +79,12 @@ def sign(
                 "image": {"docker-manifest-digest": digest},
                 "type": _TYPE,
             },
+            # Written though there is nothing, as cosign does.
             "optional": None,
         }
     )
     signature = base64.b64encode(key.sign(payload, _ALGORITHM)).decode()
+    # An image needs a config; cosign's is one of no platform, with nothing to run.
     config = canonical(
         {
             "architecture": "",
