@@ -90,6 +90,7 @@ class Ledger:
         """Set a target; what an earlier section aimed there is changed to it, for a reason."""
         if self.targets.get(target, value) != value:
             earlier = shown(target, self.targets[target])
+            # Told by what they became: names differ, as max_batch_size of a build and of a config.
             self.settings = [
                 replace(setting, fate=Fate.CHANGED, becomes=shown(target, value), reason=reason)
                 if setting.becomes == earlier
@@ -118,6 +119,8 @@ class Ledger:
             except ValueError as error:
                 raise BadInputError(f"{section}: {name} is {value!r} ({error})") from error
             became = shown(rule.target, converted)
+            # What is the default anyway is not written down, unless it takes back what an earlier
+            # section has set.
             if converted != rule.default or rule.target in self.targets:
                 self.aim(rule.target, converted)
             elif rule.kept_as:

@@ -53,6 +53,7 @@ from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
 REPOSITORY_FOLDER: Final = "repository"
 REPORT_NAME: Final = "migration.json"
+# What an engine's sizes must be for its tensors to be this model's.
 _COMPARED: Final = (
     "layers",
     "hidden",
@@ -89,6 +90,7 @@ class FolderPlan:
         """Write weights, configs, tokenizer and manifest."""
         model = self.model
         size = sum(entry.size_bytes for entry in model.lay_out(folder)[1])
+        # Known before the first byte: joining is minutes of reading and writing.
         if (free := shutil.disk_usage(folder).free) < size:
             raise OutputError(
                 f"the model needs {size_text(size)} but its disk has {size_text(free)} free; "
@@ -189,6 +191,7 @@ def plan_migration(source: Path, options: MigrateOptions) -> Migration:
         _compare(origin, spec, origin.model)
         note_folder(origin, origin.model)
         positions = spec.max_positions
+    # Last, so that what the user says wins over what every section said.
     for name in ("tp", "pp"):
         if (requested := getattr(options, name)) is not None:
             origin.ledger.aim(f"{RECIPE}.{name}", str(requested), f"--{name} says so")
@@ -276,6 +279,7 @@ def _recipe(origin: Origin, positions: int, tokenizer: Path | None) -> ServingRe
     stated = ledger.targets.get("recipe.max_seq_len")
     if stated is not None and int(stated) > positions:
         ledger.aim("recipe.max_seq_len", str(positions), "the model has no more positions")
+    # A recipe's fields were aimed at as text: JSON's numbers and truths.
     fields = {name: json.loads(value) for name, value in ledger.of(RECIPE).items()}
     pairs = [
         f"{target}={value}"

@@ -52,7 +52,9 @@ from minitron_trt.triton_repo.contract.model_names import (
 
 _PATH_KEY: Final = "gpt_model_path"
 _SECTIONS: Final = ("mapping", "quantization")
+# The formats. What becomes of them the weights say, which may be another folder's (weight_fates).
 _DECIDED: Final = ("quant_algo", "kv_cache_quant_algo")
+# What `_fields` reads of a config.pbtxt by its name, or what the models written here have anyhow.
 _KNOWN_FIELDS: Final = frozenset(
     (
         "name",
@@ -184,6 +186,7 @@ def _take_engine(origin: Origin, path: Path) -> None:
         )
     if (path.parent / MANIFEST_NAME).is_file():
         source = Manifest.read_unchecked(path.parent, ENGINE).source
+        # The manifest names the checkpoint, and has the record of what that was made of.
         origin.checkpoint = _still_there(source)
         origin.made_of = _source_of(source.get("source") or {})
 
@@ -232,6 +235,7 @@ def _take_model(origin: Origin, section: str, config: Mapping[str, Any]) -> None
     origin.ledger.take(section, plain, MODEL)
     origin.ledger.take(f"{section}: mapping", config.get("mapping") or {}, MAPPING)
     quantization = config.get("quantization") or {}
+    # The section is there for unquantized models, too, full of defaults that mean nothing.
     if any(quantization.get(key) for key in _DECIDED):
         details = {key: value for key, value in quantization.items() if key not in _DECIDED}
         origin.ledger.take(f"{section}: quantization", details, QUANTIZATION)
@@ -251,6 +255,7 @@ def _repository(folder: Path) -> Origin:
         raise BadInputError(f"{folder} has no model {TENSORRT_LLM}; expected one over an engine")
     _take_artifact(origin, repository, served)
     for model in repository.models.values():
+        # A draft model: its batch and its share of the memory are not for the model that answers.
         if model.role == TENSORRT_LLM and model is not served:
             reason = f"it is not the model that answers; {SPECULATION}"
             origin.ledger.note(
@@ -258,6 +263,7 @@ def _repository(folder: Path) -> Origin:
             )
         else:
             _take_config(origin, model)
+    # What the models of text use; engines of trtllm-build bring none.
     origin.tokenizer = _tokenizer(repository) or origin.tokenizer
     if origin.tokenizer is not None and has_weights(origin.tokenizer):
         # NVIDIA's instructions have the tokenizer's folder be the model's.

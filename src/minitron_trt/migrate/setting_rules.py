@@ -44,6 +44,7 @@ def _truth(value: str) -> str:
 
 
 def _windows(value: str) -> str:
+    # The backend takes numbers with commas between, LLM a list.
     return json.dumps([int(part) for part in value.split(",")])
 
 
@@ -185,6 +186,7 @@ BUILD: Final[Rules] = MappingProxyType(
         "max_batch_size": Rule("recipe.max_batch_size"),
         "max_seq_len": Rule("recipe.max_seq_len"),
         "max_num_tokens": Rule("llm.max_num_tokens"),
+        # Here and below a default is LLM's own: TorchLlmArgs', or its KvCacheConfig's.
         "max_beam_width": Rule("llm.max_beam_width", default="1"),
         "gather_generation_logits": Rule(
             "llm.gather_generation_logits", convert=_truth, default="false"
@@ -196,6 +198,7 @@ BUILD: Final[Rules] = MappingProxyType(
         ),
         "max_input_len": Rule(kept_as="prompts of up to max_seq_len", kept=(), reason="one limit"),
         "gather_context_logits": Rule(kept_as="logits of prompts, for requests that ask"),
+        # 1 is SpeculativeDecodingMode.NONE: an engine has the flag's number.
         "speculative_decoding_mode": Rule(
             kept=("1", "none"),
             kept_as="every token is the model's own",
@@ -328,6 +331,7 @@ PARAMETERS: Final[Mapping[str, Rules]] = MappingProxyType(
                 f"{_KV}.onboard_blocks", convert=_truth, default="true"
             ),
             "enable_kv_cache_reuse": Rule(f"{_KV}.enable_block_reuse", convert=_truth),
+            # CapacitySchedulerPolicy has the backend's words in capitals.
             "batch_scheduler_policy": Rule(
                 "llm.scheduler_config.capacity_scheduler_policy",
                 convert=str.upper,

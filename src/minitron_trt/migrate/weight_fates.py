@@ -84,6 +84,7 @@ def note_folder(origin: Origin, folder: Path) -> None:
     else:
         reason = "an engine's cannot be read"
         known = PRECISIONS.get(engine.precision)
+        # Of the others no folder exists that the PyTorch runtime loads.
         if known and known.in_hf:
             reason += (
                 f"; or first: minitron-trt convert {folder} --format hf "
