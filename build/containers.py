@@ -58,7 +58,7 @@ CONTAINERS: Final = (
 def find_container(name: str) -> Container:
     """Return the image of a tag or full image name; UnsupportedError names the known tags."""
     # Not before the last slash: a registry's address has numbers of this form as well.
-    tag = re.search(r"(\d\d\.\d\d)", name.rpartition("/")[2])
+    tag = re.search(r"(?<![\d.])(\d\d\.\d\d)(?!\d)", name.rpartition("/")[2])
     for container in CONTAINERS:
         if tag and container.tag == tag[1]:
             return container

@@ -279,6 +279,12 @@ def test_the_image_for_a_version_is_the_newest_that_has_it() -> None:
     assert len({container.tag for container in CONTAINERS}) == len(CONTAINERS)
 
 
+@pytest.mark.parametrize("name", ["somebody/server:2025.08", "server:1.26.04", "server:26.041"])
+def test_a_tag_of_another_count_is_no_release_of_triton(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"image {name!r} is not known"):
+        find_container(name)
+
+
 def test_a_version_that_no_image_has_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"no Triton image carries TensorRT-LLM 1\.2\.0; "):
         container_for("1.2.0")
