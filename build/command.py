@@ -33,6 +33,7 @@ from minitron_trt.errors import BadInputError, MinitronError
 from minitron_trt.gpus import complete_gpu, find_target
 from minitron_trt.host.machine import cache_home
 from minitron_trt.host.machine import trtllm_version as local_trtllm_version
+from minitron_trt.option_types import FiniteRange
 from minitron_trt.outputs import check_output
 from minitron_trt.tables import folded, output_width
 
@@ -74,9 +75,7 @@ from minitron_trt.tables import folded, output_width
     cloup.option(
         "--workers", type=int, default=1, show_default=True, help="Ranks built at once, a GPU each"
     ),
-    cloup.option(
-        "--timeout", "timeout_s", type=click.FloatRange(1), help="Seconds to wait at most"
-    ),
+    cloup.option("--timeout", "timeout_s", type=FiniteRange(1), help="Seconds to wait at most"),
     cloup.option("--cache", type=PATH, help="Folder of finished engines to look in and add to"),
     cloup.option("--timing-cache", type=PATH, help="Folder of TensorRT's timing caches"),
 )

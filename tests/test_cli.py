@@ -307,6 +307,14 @@ def test_a_count_is_written_as_vllm_reads_it(text: str, number: int) -> None:
     assert Count().convert(text, None, None) == number
 
 
+@pytest.mark.parametrize("text", ["inf", "nan", "1e400"])
+def test_a_time_to_wait_is_a_finite_number(text: str, command: Command, tmp_path: Path) -> None:
+    result = command("build", tmp_path, "--arch", "H100", "--timeout", text)
+
+    assert result.exit_code == 2
+    assert f"Invalid value for '--timeout': '{text}' is not a finite number" in result.stderr
+
+
 CONFIGS = {
     "options.yaml": "arch: H100\nmax-batch-size: 8\nmax_seq_len: 0.25K\ndry-run: true\n",
     "options.toml": 'arch = "H100"\nmax_batch_size = 8\nmax-seq-len = "0.25K"\ndry-run = true\n',

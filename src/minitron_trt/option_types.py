@@ -16,8 +16,21 @@ _FACTORS: Final = {"k": 1000, "K": 1 << 10, "m": 1_000_000, "M": 1 << 20}
 _DURATION: Final = re.compile(r"([-+.\de]+)\s*(ms|s|)")
 
 
+class FiniteRange(click.FloatRange):
+    """A finite number of a range; click's own has infinity in it, and NaN in every range."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number; a usage error for what is none."""
+        converted: float = super().convert(value, param, ctx)
+        if not math.isfinite(converted):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return converted
+
+
 class _Positive(click.FloatRange):
-    """A number above 0."""
+    """A number above 0; an infinite rate is one without a limit."""
 
     def __init__(self) -> None:
         super().__init__(min=0, min_open=True)
