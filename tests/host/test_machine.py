@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from minitron_trt.errors import OutputError
 from minitron_trt.host import machine
-from minitron_trt.host.machine import LocalGpu, available_bytes, local_gpus, memory_bytes
+from minitron_trt.host.machine import (
+    LocalGpu,
+    available_bytes,
+    cache_home,
+    local_gpus,
+    memory_bytes,
+)
 
 
 @pytest.fixture
@@ -23,6 +31,15 @@ def test_memory_is_the_machines_without_a_container(limit: Path) -> None:
 
     assert memory_bytes() == total
     assert 0 < available_bytes() <= total
+
+
+def test_a_user_without_a_home_is_told_where_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 1)
+
+    with pytest.raises(OutputError, match=r"this user has no home folder .*; set XDG_CACHE_HOME"):
+        cache_home()
 
 
 @pytest.mark.parametrize("text", ["max\n", ""])

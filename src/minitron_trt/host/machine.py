@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.errors import MissingExtraError, UnsupportedError
+from minitron_trt.errors import MissingExtraError, OutputError, UnsupportedError
 from minitron_trt.host.processes import output_of
 
 TRTLLM_PACKAGE: Final = "tensorrt-llm"
@@ -40,8 +40,15 @@ class Builder:
 
 
 def cache_home() -> Path:
-    """Return the folder for what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitron-trt"
+    """Return the folder for what can be made again; OutputError where the user has no home."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "minitron-trt"
+    except RuntimeError:
+        # In a container a user may be a number that no file there knows.
+        raise OutputError(
+            "this user has no home folder to keep caches in; set XDG_CACHE_HOME"
+        ) from None
 
 
 def memory_bytes() -> int:
