@@ -10,9 +10,8 @@ from typing import Any, Final
 
 from minitron_trt.errors import BadInputError
 
-LLM: Final = "llm"
 RECIPE: Final = "recipe"
-"""The places of a target: an argument of the LLM class, or how the repository is written."""
+"""The place of the targets that are fields of a ServingRecipe."""
 
 
 _LATER: Final = "the repository says otherwise"
@@ -51,12 +50,16 @@ class SettingFate:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What becomes of the settings of one name.
+    """What becomes of the settings of one name; there are three ways.
 
-    With a `target`, `llm.ARGUMENT`, `recipe.FIELD` or `MODEL.PARAMETER`, the value goes there as
-    `convert` has it, unless it is the `default` there anyway, which `kept_as` may describe. Else
-    `kept` are the values that the PyTorch runtime, or the model's own files, have without being
-    told, `kept_as` says where, and another value meets the fate `otherwise`.
+    With a `target`, which is `llm.ARGUMENT`, `recipe.FIELD` or `MODEL.PARAMETER`, the value goes
+    there, changed by `convert` where it is written in another form. The `default` is there anyway:
+    it sets nothing, and `kept_as` may say what it comes to.
+
+    With `kept_as` alone there is nothing to set: the PyTorch runtime, or a file of the model's, has
+    the `kept` values by itself, and `kept_as` says where. Another value meets the fate `otherwise`.
+
+    With neither the setting is lost, for the `reason`.
     """
 
     target: str = ""

@@ -29,7 +29,7 @@ from minitron_trt.convert.source.tokenizer_folder import SourceTokenizer
 from minitron_trt.convert.source.weight_files import has_weights
 from minitron_trt.errors import BadInputError, OutputError, UnsupportedError, UsageError
 from minitron_trt.families import FAMILIES
-from minitron_trt.migrate.fates import LLM, RECIPE, Fate, Ledger
+from minitron_trt.migrate.fates import RECIPE, Fate, Ledger
 from minitron_trt.migrate.hf_weights import MODEL_FOLDER, NormsWritten, write_hf_weights
 from minitron_trt.migrate.origin import Origin, open_origin
 from minitron_trt.migrate.weight_fates import (
@@ -287,5 +287,4 @@ def _recipe(origin: Origin, positions: int, tokenizer: Path | None) -> ServingRe
         if not target.startswith(f"{RECIPE}.")
     ]
     settings = parse_settings(pairs, LLMAPI, LLM_ARGUMENTS)
-    settings.setdefault(LLM, {})
     return ServingRecipe(**fields, tokenizer=tokenizer, settings=settings)
