@@ -2,8 +2,8 @@
 
 Source: config.pbtxt of TensorRT-LLM's `inflight_batcher_llm` models, without what only
 encoder-decoder and multimodal models use; of those, the text of a decoder and its ids are declared
-and ignored, since NVIDIA's scripts pass them on. What is `added` to theirs is how text is split
-exactly, whatever a runtime puts into one response.
+and ignored, since NVIDIA's scripts pass them on. What is `added` to theirs is what postprocessing
+needs to cut a text exactly, however many tokens a runtime puts into one response.
 """
 
 from __future__ import annotations

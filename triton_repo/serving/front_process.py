@@ -97,8 +97,8 @@ def front_argv(
 class FrontProcess:
     """A running gateway or worker of Dynamo's, as a context manager.
 
-    It runs before the server does, and outlasts it not: until Triton is ready a gateway's /health
-    says 503, and no router knows of the worker. `record` is what it says of itself.
+    It starts before the server and ends before it. Until Triton is ready a gateway's /health says
+    503, and no router knows of the worker. `record` is what it says of itself.
     """
 
     def __init__(self, name: str, argv: tuple[str, ...], drain_s: int) -> None:

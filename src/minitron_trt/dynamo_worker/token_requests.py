@@ -41,8 +41,8 @@ _SEEDS: Final = 2**64
 class AskedTokens:
     """What is asked of Triton, and what ends each sequence of the answer before its limit.
 
-    Before `min_tokens` no id ends it. `tells_likeliest` has the taken token stand as the likeliest
-    one, which without drawing it is.
+    Before `min_tokens` no id ends it. With `tells_likeliest` the taken token is named as the
+    likeliest one, which it is where nothing is drawn by chance.
     """
 
     request: GenerateRequest

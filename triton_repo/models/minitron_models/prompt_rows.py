@@ -13,7 +13,7 @@ _WORD_LISTS = ("stop_words_list", "bad_words_list")
 
 
 def stack_inputs(prompts: Sequence[Prompt]) -> dict[str, NDArray[Any]]:
-    """Return the inputs of tensorrt_llm for prompts, a row for each.
+    """Return the inputs of tensorrt_llm for prompts, a row for each: [prompts, …].
 
     What is shorter is padded: ids with 0, for their number is known, and offsets of words with -1.
     A prompt without words, or without a bias, has a row that says nothing.

@@ -42,7 +42,7 @@ class TextTensors:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text request as inputs of tensorrt_llm, without those that would say nothing."""
+    """A text request as inputs of tensorrt_llm, [1, …] each, without those that say nothing."""
 
     inputs: dict[str, NDArray[Any]]
     words: tuple[str, ...]  # the stop words as the client wrote them

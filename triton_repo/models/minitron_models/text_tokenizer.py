@@ -132,7 +132,7 @@ def _extra_tokens(config: Mapping[str, Any]) -> Iterator[Any]:
 def _listed_tokens(
     folder: Path, config: Mapping[str, Any], backend: Tokenizer
 ) -> dict[str, AddedToken]:
-    """Return the tokens that are told with their ids, in the order of these, by their text."""
+    """Return, by their text and in the order of their ids, the tokens that files list with ids."""
     if _LISTED in config:
         by_id = {int(index): token for index, token in config[_LISTED].items()}
         tokens = [by_id[index] for index in sorted(by_id)]
@@ -152,7 +152,7 @@ def _token(token: Any, *, special: bool) -> AddedToken:
 
 
 def _special(token: Any, listed: Mapping[str, AddedToken]) -> AddedToken:
-    """Return a special token, which is found in a text as the list of tokens says."""
+    """Return a special token, with the flags (lstrip, normalized …) that the list has for it."""
     told = listed.get(_text(token))
     if told is None:
         return _token(token, special=True)

@@ -271,7 +271,7 @@ def _text(request: TritonRequest, name: str) -> str | None:
 
 
 def read_words(request: TritonRequest, name: str) -> list[list[int]]:
-    """Unpack words: ids one after another, and below them where each word ends, then -1."""
+    """Unpack words of [1, 2, n]: ids one after another, and below them where each ends, then -1."""
     packed = tensor(request, name)
     if packed is None:
         return []

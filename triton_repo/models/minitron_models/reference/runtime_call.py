@@ -27,6 +27,7 @@ MAX_LOGITS_BYTES: Final = 2**30
 
 A message of gRPC ends at 2**31 - 1 bytes."""
 MAX_WORD_IDS: Final = 2**16
+"""The most ids of one word list, every word of which the executor may look at per token."""
 
 _SAMPLING: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -235,7 +236,7 @@ def _sampling(arrays: Arrays) -> Sampling:
 
 
 def _words(arrays: Arrays, name: str) -> tuple[tuple[int, ...], ...]:
-    """Read words packed as ids one after another and the offset of each one's end, then -1."""
+    """Read words packed as [1, 2, n]: ids one after another; the offset of each's end, then -1."""
     packed = arrays.get(name)
     if packed is None or not packed.size:
         return ()
