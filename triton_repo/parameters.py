@@ -177,7 +177,7 @@ PARAMETERS: Final[Mapping[str, tuple[Parameter, ...]]] = {
 _OTHER_NAMES: Final = {"batching_strategy": "gpt_model_type", "engine_dir": "gpt_model_path"}
 """Names of TensorRT-LLM's template where they differ from the key that it fills."""
 
-# Names of TensorRT-LLM's templates, too: who comes from there is told where a value goes here.
+# Names of TensorRT-LLM's templates, too: whoever brings them is told which option they are here.
 _OPTIONS: Final = {
     "triton_max_batch_size": "--max-batch-size",
     "max_batch_size": "--max-batch-size",

@@ -29,7 +29,7 @@ from minitron_trt.triton_repo.contract.tensors import (
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import TRTLLM
 
-# Any of these types may be right: the engine decides, and it need not lie here.
+# Any of these types may be right: the engine decides, which need not be on this machine.
 _ENGINES_CHOICE: Final = {
     **dict.fromkeys((*LOGITS_OUTPUTS, "draft_logits"), tuple(LOGITS_TYPES.values())),
     "prompt_embedding_table": tuple(PROMPT_TABLE_TYPES.values()),

@@ -61,7 +61,7 @@ def check_ensemble(ensemble: ModelFolder, models: Mapping[str, ModelFolder]) -> 
         yield from _check_writers(ensemble, name, wire)
     unmapped = [end for _, end in _unmapped(ensemble, models)]
     yield from _check_ends(ensemble, wires, explained, unmapped)
-    # Else steps would seem to wait for each other that wait for what was just reported.
+    # Else steps that wait for a tensor without a writer, just reported, would be called a cycle.
     if all(wire.writers for wire in wires.values()):
         yield from _check_order(ensemble, wires, models)
 

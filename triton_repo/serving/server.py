@@ -217,7 +217,7 @@ class TritonServer:
                 raise ProcessError(self._explain_end(code, "ended while loading"))
             if self._is_answered("/v2/health/ready"):
                 self._check_models()
-                # Now, while all are alive: later an absent one could not be told from none.
+                # Noted while all are alive: a process that is gone has no name to be told by.
                 self._models_by_pid = model_processes(process.members())
                 self._log.begin_serving()
                 return True

@@ -16,7 +16,7 @@ from minitron_trt.drain_option import drain_option
 from minitron_trt.errors import MinitronError, MissingExtraError, one_line
 from minitron_trt.option_types import POSITIVE
 
-# So long Dynamo waits, before it drains, for routers to notice that a worker goes.
+# Before it drains, Dynamo waits this long for routers to notice that a worker goes.
 _MARGIN_S: Final = 5
 _DEADLINE: Final = "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT"
 

@@ -50,7 +50,7 @@ def write_hf_weights(
     # By layer, for what a checkpoint joins in one tensor (q, k and v) is read once for all three.
     by_layers: dict[range, list[tuple[HfTensor, TensorEntry]]] = defaultdict(list)
     for tensor, entry in zip(layout, entries, strict=True):
-        # A rule is missing for the scales of the KV cache alone, which are a layer's.
+        # Only the KV cache's scales, which are a layer's, have no rule.
         outside = tensor.rule is not None and tensor.rule.place is not Place.LAYER
         layers = range(0) if outside else range(tensor.layer, tensor.layer + 1)
         by_layers[layers].append((tensor, entry))
@@ -83,7 +83,7 @@ def _values(tensor: HfTensor, weights: Mapping[str, torch.Tensor], spec: ModelSp
     whole = weights[target.format(tensor.layer)]
     dimension = stored.dimension(Side.OUT) if stored else 0
     if dimension is not None:
-        # A scale of groups has one entry for so many rows, and is cut in entries.
+        # A scale that has an entry per so many rows is cut by entries.
         per = stored.axes[dimension].per if stored else 1
         earlier = rule.sources[: rule.sources.index(tensor.origin)]
         start = sum(origin.shape(spec)[0] for origin in earlier) // per

@@ -90,7 +90,7 @@ class FolderPlan:
         """Write weights, configs, tokenizer and manifest."""
         model = self.model
         size = sum(entry.size_bytes for entry in model.lay_out(folder)[1])
-        # Known before the first byte: joining is minutes of reading and writing.
+        # Before the first byte is written: joining takes minutes.
         if (free := shutil.disk_usage(folder).free) < size:
             raise OutputError(
                 f"the model needs {size_text(size)} but its disk has {size_text(free)} free; "
@@ -279,7 +279,7 @@ def _recipe(origin: Origin, positions: int, tokenizer: Path | None) -> ServingRe
     stated = ledger.targets.get("recipe.max_seq_len")
     if stated is not None and int(stated) > positions:
         ledger.aim("recipe.max_seq_len", str(positions), "the model has no more positions")
-    # A recipe's fields were aimed at as text: JSON's numbers and truths.
+    # Targets are text, in JSON's form: a recipe's fields are numbers and booleans.
     fields = {name: json.loads(value) for name, value in ledger.of(RECIPE).items()}
     pairs = [
         f"{target}={value}"

@@ -52,7 +52,7 @@ from minitron_trt.triton_repo.contract.model_names import (
 
 _PATH_KEY: Final = "gpt_model_path"
 _SECTIONS: Final = ("mapping", "quantization")
-# The formats. What becomes of them the weights say, which may be another folder's (weight_fates).
+# The formats: what becomes of them depends on the weights that are served (weight_fates).
 _DECIDED: Final = ("quant_algo", "kv_cache_quant_algo")
 # What `_fields` reads of a config.pbtxt by its name, or what the models written here have anyhow.
 _KNOWN_FIELDS: Final = frozenset(
@@ -186,7 +186,7 @@ def _take_engine(origin: Origin, path: Path) -> None:
         )
     if (path.parent / MANIFEST_NAME).is_file():
         source = Manifest.read_unchecked(path.parent, ENGINE).source
-        # The manifest names the checkpoint, and has the record of what that was made of.
+        # The manifest names the checkpoint and, under `source`, what that was made of.
         origin.checkpoint = _still_there(source)
         origin.made_of = _source_of(source.get("source") or {})
 

@@ -129,7 +129,7 @@ def pack_image(artifact: Path, target: Path, advance: Advance) -> PackedImage:
     blobs = _blobs(target)
     blobs.mkdir(parents=True)
     layers = []
-    # A layer's name is known when it is written: until then it has another.
+    # A blob is named by its digest, which is known once it is written: until then it is `.layer`.
     for names in plan_layers(sizes):
         scratch = blobs / ".layer"
         blob = write_layer(artifact, names, digests, scratch, advance)

@@ -184,7 +184,7 @@ def _unpack(archive: tarfile.TarFile, blob: Blob, folder: Path) -> None:
             raise BadInputError(
                 f"the layer {blob.digest} has {member.name!r}, which is no file; {_EXPECTED}"
             )
-        # Empty files count, too: the disk has an end of names as it has one of bytes.
+        # Empty files count, too: very many would use up the disk's inodes.
         room -= member.size + tarfile.BLOCKSIZE
         if room < 0:
             raise BadInputError(
