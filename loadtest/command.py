@@ -19,7 +19,7 @@ from minitron_trt.console import PATH, Console, console_options
 from minitron_trt.errors import MissingExtraError, ServerError, UsageError
 from minitron_trt.loadtest.load_pattern import ARRIVAL_PATTERNS, POISSON, LoadPattern
 from minitron_trt.loadtest.target import ENDPOINT_TYPES
-from minitron_trt.option_types import POSITIVE, Count
+from minitron_trt.option_types import POSITIVE, Count, FiniteRange
 
 if TYPE_CHECKING:
     from minitron_trt.loadtest.load_test import LoadResult, LoadTest, Workload
@@ -95,7 +95,7 @@ _LOAD: Final = (
     cloup.option(
         "--benchmark-duration",
         "duration_s",
-        type=POSITIVE,
+        type=FiniteRange(min=0, min_open=True),
         help="Seconds of a run in which requests are sent",
     ),
     cloup.option(
@@ -124,11 +124,11 @@ _PROMPTS: Final = (
     cloup.option(
         "--isl", type=Count(), default=128, show_default=True, help="Tokens of a made prompt"
     ),
-    cloup.option("--isl-stddev", type=click.FloatRange(0), default=0.0, help="Their deviation"),
+    cloup.option("--isl-stddev", type=FiniteRange(0), default=0.0, help="Their deviation"),
     cloup.option(
         "--osl", type=Count(), help="Tokens of an answer at most  [default: the file's, or 64]"
     ),
-    cloup.option("--osl-stddev", type=click.FloatRange(0), default=0.0, help="Their deviation"),
+    cloup.option("--osl-stddev", type=FiniteRange(0), default=0.0, help="Their deviation"),
     cloup.option(
         "--force-min-tokens", is_flag=True, help="Have no answer end before it has all its tokens"
     ),

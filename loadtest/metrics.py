@@ -6,6 +6,7 @@ of an answer are what most figures are made of, as in aiperf, and in genai-perf 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -192,9 +193,12 @@ class GoodputLimits:
             try:
                 limits[tag] = float(value)
             except ValueError:
+                limits[tag] = math.nan
+            # NaN would be a limit that nothing passes.
+            if not math.isfinite(limits[tag]):
                 raise UsageError(
                     f"--goodput has {word!r}; expected METRIC:NUMBER, like time_to_first_token:200"
-                ) from None
+                )
         if not limits:
             raise UsageError("--goodput is empty; expected METRIC:NUMBER, like request_latency:900")
         return cls(limits)

@@ -18,7 +18,7 @@ from minitron_trt.evaluate.evaluation_options import (
     server_settings,
     tokenizer_option,
 )
-from minitron_trt.option_types import Count
+from minitron_trt.option_types import Count, FiniteRange
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _TASKS: Final = (
     ),
     cloup.option(
         "--limit",
-        type=click.FloatRange(min=0, min_open=True),
+        type=FiniteRange(min=0, min_open=True),
         help="Ask so many questions of each task, below 1 such a share; for trying out",
     ),
     cloup.option(

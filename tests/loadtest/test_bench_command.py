@@ -154,6 +154,16 @@ def test_some_failures_are_told_and_no_answer_at_all_is_an_error(
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [("--isl-stddev", "nan"), ("--osl-stddev", "inf"), ("--benchmark-duration", "inf")],
+)
+def test_numbers_without_an_end_are_refused(command: Command, arguments: tuple[str, str]) -> None:
+    result = command("bench", *arguments)
+
+    assert (result.exit_code, "is not a finite number" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("--url", "grpc://127.0.0.1:1"), 6, "no Triton server answers"),

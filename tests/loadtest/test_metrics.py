@@ -172,6 +172,8 @@ def test_a_request_without_the_limited_figure_is_not_good() -> None:
         ("ttft:3", "--goodput has 'ttft'"),
         ("time_to_first_tokens:3", "did you mean 'time_to_first_token'?"),
         ("request_latency:fast", "expected METRIC:NUMBER"),
+        ("request_latency:nan", "expected METRIC:NUMBER"),
+        ("request_latency:inf", "expected METRIC:NUMBER"),
         (" ", "--goodput is empty"),
     ],
 )
