@@ -32,8 +32,11 @@ WAITS: Final = 0.01
 """The share of requests that may find no free slot."""
 DEADLINE_QUANTILE: Final = 0.99
 """The share of requests that must keep a deadline."""
-# Far beyond any service, and small enough for the search of replicas to end soon.
+# Far beyond any service on either side: floats of queues neither overflow nor vanish between them,
+# and the search of replicas ends soon.
+_FEWEST_REQUESTS_PER_S: Final = 1e-9
 _MOST_REQUESTS_PER_S: Final = 1e9
+_LATEST_S: Final = 1e9
 _SIMULATED_REQUESTS: Final = 1000
 # Fixed, so that equal plans print equal figures.
 _SEED: Final = 0
@@ -53,11 +56,17 @@ class Demand:
     itl_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate <= _MOST_REQUESTS_PER_S:
+        if not _FEWEST_REQUESTS_PER_S <= self.rate <= _MOST_REQUESTS_PER_S:
             raise UsageError(
-                f"--rate {self.rate:g} is no rate; expected requests a second, above 0 and at most "
-                f"{_MOST_REQUESTS_PER_S:g}"
+                f"--rate {self.rate:g} is no rate; expected requests a second, from "
+                f"{_FEWEST_REQUESTS_PER_S:g} to {_MOST_REQUESTS_PER_S:g}"
             )
+        for option, limit_s in (("--ttft", self.ttft_s), ("--itl", self.itl_s)):
+            if limit_s is not None and not 0 < limit_s <= _LATEST_S:
+                raise UsageError(
+                    f"{option} {limit_s:g} is no deadline; expected seconds, above 0 and at most "
+                    f"{_LATEST_S:g}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Return the record that --json prints."""
