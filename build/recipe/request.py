@@ -60,6 +60,8 @@ class BuildRequest:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; expected at least 1")
+        if self.max_draft_len < 0:
+            raise UsageError(f"max_draft_len is {self.max_draft_len}; expected 0 or more")
         if self.tokens_per_block not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise UsageError(

@@ -102,6 +102,7 @@ def test_all_of_a_long_context_is_never_taken_unasked(gpu: str, profile: str) ->
             "max_input_len 200000 exceeds the model's 131072 positions",
         ),
         ("H100", {"max_batch_size": 0}, UsageError, "max_batch_size is 0; expected at least 1"),
+        ("H100", {"max_draft_len": -5}, UsageError, "max_draft_len is -5; expected 0 or more"),
         (
             *("L4", {"max_seq_len": 131072}, UnsupportedError),
             "one sequence of 131072 tokens does not fit the KV cache of L4 (SM89), which holds "
