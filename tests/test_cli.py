@@ -343,8 +343,11 @@ def test_options_may_come_from_a_file_and_those_typed_win(
         ("- a\n- b", 3, "is no list of options; expected lines `option: value`"),
         ("a: [", 3, "is damaged: "),
         ("arch: H100\nrunner: dockr", 2, "Invalid value for '--runner': 'dockr' is not one of"),
+        ("arch: H100\nworkers: 1.5", 2, "Invalid value for '--workers': '1.5' is not a valid "),
+        ("arch: H100\nworkers: [1, 2]", 2, "options.yaml: workers has several values; expected"),
+        ("arch: H100\nworkers: {a: 1}", 2, "options.yaml: workers has several values; expected"),
     ],
-    ids=["unknown", "list", "damaged", "value"],
+    ids=["unknown", "list", "damaged", "value", "fraction", "several", "object"],
 )
 def test_a_file_of_options_is_read_with_care(
     text: str, code: int, message: str, command: Command, tmp_path: Path
@@ -354,6 +357,14 @@ def test_a_file_of_options_is_read_with_care(
 
     assert (result.exit_code, result.stdout) == (code, "")
     assert message in result.stderr
+
+
+def test_null_in_a_file_is_silence(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("precision: null\nprofile: null\n")
+    plan = ("plan", "minitron-8b", "--gpu", "H100", "--json")
+    result = command(*plan, "--config", tmp_path / "c.yaml")
+
+    assert (result.exit_code, result.stdout) == (0, command(*plan).stdout)
 
 
 def test_parameters_of_models_may_be_an_object_in_a_file(

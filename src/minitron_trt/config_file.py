@@ -25,6 +25,8 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
                 f"{path} has {key!r}, which is no option of {context.info_name}"
                 f"{suggestion(str(key), names)}"
             )
+        if isinstance(value, Mapping | list) and not _takes_several(name):
+            raise UsageError(f"{path}: {key} has several values; expected one")
         defaults[name.name or ""] = _as_typed(name, value)
     context.default_map = {**(context.default_map or {}), **defaults}
 
@@ -40,13 +42,22 @@ def _names(command: click.Command) -> dict[str, click.Parameter]:
     }
 
 
+def _takes_several(parameter: click.Parameter) -> bool:
+    return parameter.multiple or parameter.nargs != 1
+
+
 def _as_typed(parameter: click.Parameter, value: Any) -> Any:
-    """Return a value as click takes it; NAME=VALUE pairs may be an object."""
+    """Return a value as it would be typed; NAME=VALUE pairs may be an object, null is silence.
+
+    click makes of a number what Python does, which takes 1.5 for 1; of a text what it should be.
+    """
+    if value is None:
+        return None
+    if not _takes_several(parameter):
+        return _text(value)
     if isinstance(value, Mapping):
         return [f"{key}={_text(item)}" for key, item in value.items()]
-    if parameter.multiple or parameter.nargs != 1:
-        return [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
-    return value
+    return [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
 
 
 def _text(value: Any) -> str:
