@@ -56,6 +56,10 @@ class SlurmSettings:
             raise UsageError(
                 f"--time {self.time} is no time of Slurm; expected minutes, HH:MM:SS or D-HH:MM:SS"
             )
+        for option, name in (("--partition", self.partition), ("--account", self.account)):
+            # A line of the script is one #SBATCH, whatever quotes are around its words.
+            if name is not None and not name.isprintable():
+                raise UsageError(f"{option} {name!r} is no name of Slurm's; expected one line")
         for option in self.sbatch:
             if not option.startswith("-") or not option.isprintable():
                 raise UsageError(

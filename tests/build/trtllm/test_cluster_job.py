@@ -270,8 +270,9 @@ def test_a_node_comes_by_the_compiler_as_the_cluster_has_it(
         (("--time", "4h"), "--time 4h is no time of Slurm; expected minutes, HH:MM:SS"),
         (("--sbatch", "qos=low"), "--sbatch 'qos=low' is no option of sbatch"),
         (("--claim", "store"), "--claim is for --runner kubernetes, not slurm"),
+        (("--partition", "a\nrm -r b"), "--partition 'a\\nrm -r b' is no name of Slurm's"),
     ],
-    ids=["time", "sbatch", "claim"],
+    ids=["time", "sbatch", "claim", "lines"],
 )
 def test_what_slurm_would_refuse_is_refused(
     options: tuple[str, ...], message: str, build: Callable[..., Result], tmp_path: Path
