@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.planned_scale import PlannedScale
@@ -84,6 +85,7 @@ class DeploySettings:
                     )
         if self.route is not None and self.route.count("/") > 1:
             raise UsageError(f"--route {self.route!r}; expected GATEWAY or NAMESPACE/GATEWAY")
+        check_web_url("--prometheus", self.prometheus)
         if self.user < 1:
             raise UsageError(f"--user {self.user} is root or no user; expected 1 or more")
         if self.max_replicas < self.replicas:
@@ -105,3 +107,22 @@ class DeploySettings:
     def hub_token(self) -> str:
         """Return the name of the Secret with the hub's token, which gated models need."""
         return f"{self.name}-hub-token"
+
+
+def check_web_url(option: str, url: str) -> None:
+    """Raise UsageError for what is no http or https URL, or has secrets, which files would show."""
+    try:
+        parts = urlsplit(url)
+        # Only now is a port that is no number a ValueError.
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            f"{option}: {url!r} is no http or https URL; expected one like https://example.org/path"
+        )
+    if parts.username or parts.password or parts.query:
+        raise UsageError(
+            f"{option}: the URL has a user, a password or a query, which would stand in plain text "
+            "in the files; leave it out"
+        )

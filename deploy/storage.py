@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
+from minitron_trt.deploy.settings import check_web_url
 from minitron_trt.errors import UsageError
 
 CLAIM: Final = "claim"
@@ -53,7 +53,7 @@ class Storage:
                 f"--storage {text!r}: {place!r} is no reference of an image; {_EXPECTED}"
             )
         elif form == FETCH:
-            _check_url(text, place)
+            check_web_url("--storage fetch", place)
         return cls(form, place, folder)
 
     def __str__(self) -> str:
@@ -78,19 +78,3 @@ class Storage:
         """Return where a container has it."""
         folder = {"subPath": self.folder} if self.folder else {}
         return {"name": VOLUME, "mountPath": at, "readOnly": read_only, **folder}
-
-
-def _check_url(text: str, url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        # Only now is a port that is no number a ValueError.
-        _ = parts.port
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"--storage {text!r}: {url!r} is no http or https URL; {_EXPECTED}")
-    if parts.username or parts.password or parts.query:
-        raise UsageError(
-            "--storage fetch: the URL has a user, a password or a query, which would stand in "
-            "plain text in the files; serve the repository without, or use a claim"
-        )

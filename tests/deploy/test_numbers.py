@@ -364,6 +364,21 @@ REFUSED = {
         2,
         "--keys-secret 'sk-ABC==' is no name of Kubernetes",
     ),
+    "storage-url": (
+        ("--target", "kubernetes", "--storage", "fetch:https://example.org:port/r"),
+        2,
+        "--storage fetch: 'https://example.org:port/r' is no http or https URL",
+    ),
+    "prometheus": (
+        ("--target", "kubernetes", "--prometheus", "http://[::1"),
+        2,
+        "--prometheus: 'http://[::1' is no http or https URL",
+    ),
+    "prometheus-secret": (
+        ("--target", "kubernetes", "--prometheus", "http://me:word@prometheus:9090"),
+        2,
+        "--prometheus: the URL has a user, a password or a query, which would stand in plain text",
+    ),
     "root": (("--target", "kubernetes", "--user", 0), 2, "is root or no user"),
     "replicas": (("--target", "kubernetes", "--replicas", 9), 2, "--max-replicas 8 is below"),
     "helm-for-compose": (("--target", "compose", "--helm"), 2, "--helm is for what runs on"),
