@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _UNITS: Final = {
 }
 _QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
 _SECONDS: Final = re.compile(r"(?:(\d+)m)?(?:(\d+)s)?")
+# A value may follow a space as well as an equals sign.
+_SBATCH: Final = re.compile(r"#SBATCH\s+--([\w-]+)(?:=|\s+)(\S+)")
 _EXIT: Final = re.compile(r"--exit-timeout-secs=(\d+)")
 _TEMPLATES: Final[Mapping[str, tuple[FieldPath, ...]]] = {
     "Deployment": (("spec", "template"),),
@@ -230,27 +233,40 @@ def _of_compose(document: Document) -> ServerClaims:
 
 
 def _of_script(text: str) -> ServerClaims:
-    """Return what a script of Slurm asks for; memory is of a node, in MiB where no unit is."""
-    options: dict[str, Claim] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        head, mark, rest = line.partition("#SBATCH --")
-        if mark and not head:
-            name, _, value = rest.partition("=")
-            word = value.split("#")[0].strip().strip("'\"")
-            size = amount_of(
-                word if not word.isdigit() or name != "mem" else f"{word}M", binary=True
-            )
-            # B:TERM@130: so many seconds before its end a job hears of it.
-            if name == "signal":
-                size = amount_of(word.partition("@")[2])
-            options[name] = Claim(size or 0, SCRIPT_NAME, f"--{name}", number)
-    names = {"gpus": "gpus-per-node", "memory": "mem", "grace": "signal", "nodes": "nodes"}
-    numbers = {key: options[name] for key, name in names.items() if name in options}
+    """Return what a script of Slurm asks for, of each node."""
+    numbers: dict[str, Claim] = {}
+    for line_number, line in enumerate(text.splitlines(), 1):
+        option = _SBATCH.match(line)
+        amount = option and _slurm_amount(option[1], option[2].strip("'\""))
+        if option and amount:
+            key, value = amount
+            numbers[key] = Claim(value or 0, SCRIPT_NAME, f"--{option[1]}", line_number)
     timeout = _EXIT.search(text)
     if timeout:
         before = text[: timeout.start()].count("\n")
         numbers["exit_timeout"] = Claim(int(timeout[1]), SCRIPT_NAME, timeout[0], before + 1)
     return ServerClaims(Claim(0, SCRIPT_NAME, "", 1), numbers)
+
+
+def _slurm_amount(name: str, word: str) -> tuple[str, float | None] | None:
+    """Return what an option of sbatch promises, and how much; None of an option that does not."""
+    if name == "gpus-per-node":
+        # Their type may come first: h100:2.
+        return "gpus", amount_of(word.rpartition(":")[2])
+    if name == "gres":
+        shares = [share.split(":") for share in word.split(",")]
+        counts = [amount_of(share[-1]) for share in shares if share[0] == "gpu"]
+        # gpu and gpu:h100 are one.
+        return ("gpus", 1 if counts[0] is None else counts[0]) if counts else None
+    if name == "mem":
+        # Without a unit MiB; 0 is all that a node has.
+        size = amount_of(f"{word}M" if word.isdigit() else word, binary=True)
+        return "memory", size if size != 0 else math.inf
+    if name == "signal":
+        # B:TERM@130: so many seconds before its end a job hears of it; 60 where it does not say.
+        return "grace", amount_of(word.partition("@")[2] or "60")
+    # Of a range, 2-4, the least is what a job may count on.
+    return ("nodes", amount_of(word.partition("-")[0])) if name == "nodes" else None
 
 
 def amount_of(value: Any, *, binary: bool = False) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -308,6 +309,33 @@ def test_what_will_not_work_is_named(tried: str, written: Deployed, tmp_path: Pa
 
     unsaid = [said for _, said in damages if not any(said in message for message in messages)]
     assert unsaid == []
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "value"),
+    [
+        ("--gpus-per-node=h100:2", "gpus", 2),
+        ("--gres=gpu:h100:8", "gpus", 8),
+        ("--gres=shard:1,gpu:2", "gpus", 2),
+        ("--gres=gpu", "gpus", 1),
+        ("--gres=shard:1", "gpus", None),
+        ("--mem=0", "memory", math.inf),
+        ("--mem 64G # of 512", "memory", 64 * 2**30),
+        ("--mem='512'", "memory", 512 * 2**20),
+        ("--signal=B:TERM", "grace", 60),
+        ("--signal=B:TERM@130", "grace", 130),
+        ("--nodes=2-4", "nodes", 2),
+        ("--comment=mem=4", "memory", None),
+    ],
+)
+def test_options_of_sbatch_are_read_as_slurm_reads_them(
+    option: str, key: str, value: float | None, tmp_path: Path
+) -> None:
+    (tmp_path / "serve.sbatch").write_text(f"#!/bin/bash\n#SBATCH {option}\n")
+    (claims,) = read_claims(tmp_path, [])
+    claim = claims.numbers.get(key)
+
+    assert (claim and claim.value) == value
 
 
 def places(value: Any, at: FieldPath = ()) -> Iterator[FieldPath]:
