@@ -81,6 +81,6 @@ def _check(entry: Path) -> None:
     for name, digest in manifest.digests.items():
         if sha256(entry / name) != digest:
             raise BadInputError(f"{entry / name} is not what was stored")
-    # A file without one could be anything: `store` gives one to each.
+    # `store` records one for each file; a file without could be anything.
     if manifest.digests.keys() != manifest.files.keys():
         raise BadInputError(f"{entry} has no digests")

@@ -244,7 +244,7 @@ def _walk(steps: Mapping[str, Sequence[str]]) -> Iterator[str]:
 def _finish(console: Console, job: BuildJob, *, runner: str, cluster: ClusterSettings) -> None:
     if not (job.output / CONFIG_NAME).is_file():
         raise BadInputError(f"{job.output} holds no engine yet; let the job finish first")
-    # What a bare node has for TensorRT and CUDA, no image's table tells.
+    # Of a bare node no table says which TensorRT and CUDA it has.
     in_image = runner != LOCAL and not (runner == SLURM and cluster.slurm.container == BARE)
     finish(job, job.output, facts=image_facts(job) if in_image else None)
     step = Engine.open(job.output).next_step

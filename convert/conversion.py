@@ -118,8 +118,8 @@ def convert(
             if not model.has_tokenizer:
                 log.warning("%s has no tokenizer; serving text will need one", source)
             with unpacked(model, scratch, _storage(options), progress) as source_model:
-                # The first plan refused what cannot be, before minutes of unpacking. Its byte
-                # ranges are of files that are not filled, so they are laid out anew.
+                # The first plan was made for its refusals, before minutes of unpacking: its byte
+                # ranges are of files that nothing has filled.
                 if source_model is not model:
                     plan = _plan(source_model, options)
                 plan = _write(scratch, source_model, plan, options.calibration, progress)

@@ -87,7 +87,7 @@ def _from_stored(
 ) -> TensorPlan:
     """Return a tensor made of what is stored; `joined` are the weights that share its scale."""
     if tensor.caches and kv_cache == _KV_CACHE and scales.kv_caches:
-        # TensorRT-LLM has one for keys and values: the larger clips neither.
+        # TensorRT-LLM has one scale for keys and values: the larger clips neither.
         value = max(scales.kv_caches[name] for name in tensor.caches)
         return replace(tensor, caches=(), value=value)
     if tensor.stored is None or tensor.caches or scales.precision is None:

@@ -87,7 +87,7 @@ def spaced(*, prefixed: bool, legacy: bool = True) -> dict[str, Any]:
     """
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    # Of a decoded text only the one space goes that `prefixed` put there.
+    # Decoding drops one space and no more: the one that `prefixed` has put there.
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *([strip] if prefixed else [])]
     prepend = [{"type": "Prepend", "prepend": SPACE}] if prefixed else []

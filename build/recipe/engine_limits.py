@@ -37,7 +37,7 @@ PROFILE_SIZES: Final[Mapping[str, Profile]] = MappingProxyType(
 )
 SAFE_NUM_TOKENS: Final = 16384
 """Above this TensorRT-LLM warns; with several profiles such a build was seen to fail."""
-# Of a shortened length, which is a multiple of it.
+# A length that is shortened here is a multiple of it.
 _STEP: Final = 256
 # Tokens for an answer beside the longest prompt that was asked for.
 _OUTPUT_ROOM: Final = 1024

@@ -73,7 +73,7 @@ def _stage_bytes(model: EngineModel, stage: int, linear_bytes: LinearBytes) -> i
 
 def kv_bytes_per_token(model: EngineModel) -> int:
     """Return the bytes that one token takes in the KV cache of the fullest GPU."""
-    # The first stage has the one more where layers do not divide.
+    # Where the layers do not divide, the first stage has one more.
     layers = len(model.parallelism.layers_of(0, model.spec.layers))
     return layers * kv_bytes_per_layer(model)
 

@@ -111,8 +111,8 @@ def choose_recipe(model: EngineModel, target: Target, request: BuildRequest) -> 
 
 def _check_model(model: EngineModel, target: Target) -> Iterator[str]:
     """Refuse what the architecture cannot run; note what nobody is known to have run."""
-    # A checkpoint of this tool has passed most of it when it was converted; a plan's model, or a
-    # checkpoint for another GPU, has not.
+    # A checkpoint passed what is about the model when it was converted; what a plan asks about has
+    # not, and no conversion knows the GPU.
     features, architecture = [model.precision], model.spec.architecture
     precision = PRECISIONS[model.precision]
     if architecture in precision.refused:

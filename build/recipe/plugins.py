@@ -54,7 +54,7 @@ def _gemm(model: EngineModel, target: Target, request: BuildRequest) -> Setting:
         return Setting(name, plugin, _AS_ASKED)
     if request.weight_streaming:
         return Setting(name, "disable", "weight streaming works on TensorRT's own GEMMs")
-    # FP8 has two: the plugin's kernels are for small batches, TensorRT's own for large ones.
+    # FP8 has GEMMs of two kinds: the plugin's for small batches, TensorRT's own for large ones.
     if own and own != precision.gemm_plugin and request.profile == "latency":
         check_support(f"{own}-gemm-plugin", target)
         return Setting(name, own, f"{own.upper()} kernels for small batches")

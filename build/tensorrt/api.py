@@ -30,7 +30,7 @@ Layer: TypeAlias = Any
 Tensor: TypeAlias = Any
 """An ITensor of a network: a symbol, not values."""
 
-# It has SM75 and SM121, too, of which `gpus` lists no product.
+# The library knows SM75 and SM121, too, of which `gpus` lists no product.
 TARGETS: Final[Mapping[int, str]] = MappingProxyType({sm: f"SM{sm}" for sm in (80, 86, 89, 120)})
 """The architectures that TensorRT-RTX compiles our networks for on a CPU."""
 FIRST_TENSORRT: Final = (10, 15)

@@ -43,7 +43,7 @@ class DockerRun:
             "docker",
             "run",
             "--rm",
-            # trtllm-build as first process would pass over SIGTERM and reap none of its workers.
+            # As process 1, trtllm-build would ignore SIGTERM and leave ended workers as zombies.
             "--init",
             "--pull=never",
             f"--name={name}",

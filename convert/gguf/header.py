@@ -82,7 +82,7 @@ def _check_start(path: Path, start: bytes) -> None:
     version = int.from_bytes(start[4:8], "little")
     if version in _VERSIONS:
         return
-    # 2 or 3 whose bytes stand the other way round.
+    # The 2 or 3 of a big-endian file, read from the wrong end.
     if version and not version & 0xFFFF:
         raise UnsupportedError(f"{path} is a big-endian GGUF file; get the little-endian one")
     raise UnsupportedError(

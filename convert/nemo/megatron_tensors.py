@@ -88,7 +88,7 @@ class NemoModel:
             raise _no_config(archive)
         config = NemoConfig.read(archive.members[CONFIG_NAME])
         tokenizer = NemoTokenizer.read(archive, config)
-        # Else a damaged number of layers would have names made for as many.
+        # A damaged config could claim millions of layers, each of which is given names below.
         if config.layers * config.hidden > sum(file.size for file in archive.members.values()):
             raise BadInputError(
                 f"{CONFIG_NAME} says {config.layers} layers of {config.hidden}, which do not fit "

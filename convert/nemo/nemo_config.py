@@ -279,6 +279,6 @@ _FIXED: Final[tuple[tuple[str, Any, Callable[[Any], bool]], ...]] = (
     ("mcore_customization_config", None, _off),
     ("hyena", None, _off),
     ("megatron_legacy", False, _off),
-    # Which layers: any other name, as of a Falcon, is another graph.
+    # What the layers are made of: any other name, such as a Falcon's, is another graph.
     ("name", "", _is("", "te_gpt", "modelopt")),
 )

@@ -42,7 +42,7 @@ def _array(name: str, file: ByteRange, files: Mapping[str, ByteRange]) -> Stored
     missing = BadInputError(
         f"{name} lacks a chunk of its zarr array; the checkpoint is not whole: download it again"
     )
-    # A damaged shape would have more places than there is time for.
+    # A damaged shape could claim billions of chunks, each of which is looked for below.
     if math.prod(counts) > len(files):
         raise missing
     size = math.prod(chunks) * DTYPES[dtype].size_bytes

@@ -21,7 +21,7 @@ _ARCHITECTURE_OF: Final[Mapping[str, str]] = MappingProxyType(
         "nemotron": "NemotronForCausalLM",
     }
 )
-# The second is NeMo's word, which the first configs of Minitron-8B have.
+# `kv_channels` is NeMo's word, which the first configs of Minitron-8B have.
 _HEAD_SIZE_KEYS: Final = ("head_dim", "kv_channels")
 UNREAD_KEYS: Final = ("kv_channels", *PERCENT_KEYS, "layer_norm_eps", ORIGINAL_LENGTH)
 """Other spellings of facts, which transformers passes over or which stand elsewhere as well."""

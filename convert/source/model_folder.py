@@ -208,7 +208,7 @@ def _expected(
     family: Family, spec: ModelSpec, tensors: Mapping[str, TensorEntry]
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tensors that a model has, by name."""
-    # Before names are made for each layer that a damaged config claims.
+    # A damaged config could claim millions of layers, each of which is given names below.
     if spec.layers > len(tensors):
         raise BadInputError(
             f"config.json: num_hidden_layers is {spec.layers}; the weights have only "

@@ -137,7 +137,7 @@ def _kv_caches(
     layers = [f"model.layers.{layer}.self_attn." for layer in range(spec.layers)]
     forms = [f for f in _KV_FORMS if any(la + name in tensors for la in layers for name in f)]
     if forms or quantization.kv_cache:
-        # Where they are promised and missing, the error names ModelOpt's.
+        # Where scales are promised and none is there, the error names ModelOpt's.
         form = (forms or _KV_FORMS)[0]
         for index, layer in enumerate(layers):
             scales = [_number(_taken(tensors, layer + name)) for name in form]

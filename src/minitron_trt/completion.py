@@ -14,7 +14,7 @@ from minitron_trt.console import PROGRAM, Console, console_options
 from minitron_trt.errors import UsageError
 
 SHELLS: Final = ("bash", "zsh", "fish")
-# The name that click derives from the program's, and looks for when it starts.
+# click derives this name from the program's, and looks for it when the program starts.
 VARIABLE: Final = "_MINITRON_TRT_COMPLETE"
 
 

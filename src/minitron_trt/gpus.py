@@ -324,6 +324,6 @@ def _gpu_names() -> tuple[str, ...]:
 
 def _bare_sm(sm: int, architecture: Architecture) -> Target:
     typical = find_gpu(architecture.typical)
-    # What fits into the smallest fits into all of an SM.
+    # What fits the smallest GPU of an SM fits all of them.
     smallest = min((gpu for gpu in GPUS if gpu.sm == sm), key=lambda gpu: gpu.memory_mib)
     return Target(f"sm{sm}", sm, typical if typical.sm == sm else smallest)

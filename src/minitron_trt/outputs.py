@@ -56,7 +56,7 @@ def _publish(scratch: Path, path: Path, retired: Path) -> None:
         if path.exists():
             path.rename(retired)
         scratch.rename(path)
-    # A name is on the disk only when the folder that has it is.
+    # A rename is on the disk only when the folder around it is.
     _sync(path.parent)
     shutil.rmtree(retired, ignore_errors=True)
 

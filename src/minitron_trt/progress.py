@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-# Of lines: the pause at first, and the longer one after a minute, so that a log of hours stays
-# short.
+# Seconds between two lines: at first, and after a minute, so that the log of hours stays short.
 _LINE_S: Final = 5.0
 _LATER_S: Final = 30.0
 _AT_FIRST_S: Final = 60.0

@@ -52,7 +52,7 @@ def _dumped(dumper: type[yaml.SafeDumper], documents: Iterable[Any]) -> str:
         trees,
         Dumper=dumper,
         sort_keys=False,
-        # No text is folded: a comment may follow it on its line.
+        # So that no text is folded: its comment stands behind it on the same line.
         width=1000,
         allow_unicode=True,
         explicit_start=len(trees) > 1,

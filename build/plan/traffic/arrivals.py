@@ -106,7 +106,7 @@ def simulate(
 def _geometric(chance: random.Random, mean: int) -> int:
     if mean == 1:
         return 1
-    # The inverse of the distribution: random() may be 0, and 1 less it is not.
+    # By the inverse of the distribution; random() can be 0 and never 1, hence 1 - random().
     return 1 + int(math.log(1 - chance.random()) / math.log(1 - 1 / mean))
 
 

@@ -16,8 +16,8 @@ from minitron_trt.build.plan.traffic.replicas import DEADLINE_QUANTILE, Demand, 
 from minitron_trt.tables import Column, table_lines
 
 _BAR_WIDTH: Final = 24
-# Of a replica: a row for each number of them that comes to about such a load, unless one is nearer
-# than the step to another that is there.
+# The curve has a row for about each of these loads of a replica, but none for a number of replicas
+# that is within the step of another's.
 _CURVE_LOADS: Final = (0.98, 0.9, 0.8, 0.7, 0.5, 0.3)
 _CURVE_STEP: Final = 0.04
 _MEANINGS: Final[Mapping[str, str]] = MappingProxyType(

@@ -54,7 +54,7 @@ ROW_TOKENS: Final = 320
 AUSTEN_ROWS: Final = 4
 AUSTEN_ROW_TOKENS: Final = 512
 PEAK_RATE: Final = 3e-3
-# Of the texts: those that begin at a later sentence than their document.
+# The share of texts that begin at a later sentence than their document.
 TAIL_SHARE: Final = 0.3
 
 SHARED: Final[Mapping[str, Any]] = MappingProxyType(
