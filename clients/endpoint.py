@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from urllib.parse import SplitResult
 
-# Of URLs without a port. The web's own, but for gRPC in plain text, which has none: Triton's.
+# The port of a URL that has none: Triton's own for plain gRPC, which the web has no port for, and
+# the web's for all others.
 _DEFAULT_PORTS: Final[Mapping[str, int]] = MappingProxyType(
     {"grpc": 8001, "grpcs": 443, "http": 80, "https": 443}
 )
@@ -28,7 +29,7 @@ _HOST: Final = r"(?a)[\w:%-]{1,63}(?:\.[\w:%-]{1,63})*\.?"
 # gRPC takes no more than this; names with -bin have bytes as values there.
 _HEADER_NAME: Final = r"(?ai)(?!grpc-)(?!.*-bin$)[\w.-]+"
 _HEADER_VALUE: Final = r"(?:[!-~](?:[ -~]*[!-~])?)?"
-# What the transports set themselves, and what is between two ends of one connection.
+# Headers that the transports set themselves, and those of one connection, which no proxy passes on.
 _RESERVED: Final = frozenset(
     {"connection", "content-encoding", "content-length", "content-type", "host", "te"}
     | {"accept-encoding", "transfer-encoding", "upgrade"}

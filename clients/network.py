@@ -41,7 +41,7 @@ _KEEPALIVE_S: Final = 15.0
 # httpcore begins a limit anew with each part that the socket takes; between these parts the
 # deadlines are asked.
 _WRITE_BYTES: Final = 64 * 1024
-# Of a name with several addresses asyncio raises one OSError that has the others' words alone.
+# Where every address of a name failed, asyncio's OSError has their errors in its text alone.
 _JOINED: Final = r"^Multiple exceptions: \[Errno (\d+)\]"
 
 

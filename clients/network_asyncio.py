@@ -193,7 +193,7 @@ class AsyncBoundedBackend(httpcore2.AsyncNetworkBackend):
                     local_addr=(local_address, 0) if local_address else None,
                     **eyeballs,
                 )
-        # Before OSError, which it is, too.
+        # Before OSError, of which TimeoutError is a kind.
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(error) from error
         except OSError as error:

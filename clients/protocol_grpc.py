@@ -19,8 +19,8 @@ from minitron_trt.errors import RefusedError
 # response, which has no tensors, only to requests with this parameter.
 WANT_FINAL: Final = "triton_enable_empty_final_response"
 IS_FINAL: Final = "triton_final_response"
-# KServe's raw contents are little-endian. struct has no letter for BF16, which only tensors have
-# that are neither sent nor read here.
+# KServe's raw contents are little-endian. struct has no letter for BF16, and no tensor that is sent
+# or read here is of it.
 _FORMATS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "BOOL": "<?",

@@ -79,7 +79,7 @@ def decode_event(data: str | bytes) -> Piece:
 
 def json_object(data: str | bytes) -> dict[str, Any] | None:
     """Return a JSON object, None for anything else."""
-    # Of what is nested very deep msgspec, too, raises a RecursionError.
+    # msgspec raises a RecursionError for JSON that is nested very deep.
     try:
         record = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError):

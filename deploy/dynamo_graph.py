@@ -57,7 +57,7 @@ _REQUESTS: Final = "DYN_TCP_RPC_PORT"
 _RESPONSES: Final = "DYN_TCP_RESPONSE_STREAM_PORT"
 FIXED_PORTS: Final[Mapping[str, int]] = MappingProxyType({_REQUESTS: 9345, _RESPONSES: 9346})
 """The ports that Dynamo would choose as it goes, by the variables that fix them."""
-# So many workers may end under one request before it fails.
+# So many times a request goes on at another worker before it fails.
 _MIGRATIONS: Final = 3
 _FRONTENDS: Final = Figure(2, "one may go", "frontend.replicas")
 # The port of the Service, and that of the API server behind it: Kubernetes leaves open whether a

@@ -162,7 +162,8 @@ def _error_share(deployment: Deployment) -> str:
 def _first_token(deployment: Deployment) -> str:
     chosen = selection(deployment)
     if deployment.facts.runtime == TRTLLM:
-        # Nor one to the first; this is Triton's own, in ms, since 24.11.
+        # The C++ backend publishes no time to the first token. This is Triton's own histogram, in
+        # ms, since 24.11.
         metric = "nv_inference_first_response_histogram_ms"
         outside = f'{chosen},model=~"{_OUTSIDE}"'
         return f"{_quantile(metric, outside)} / 1000"

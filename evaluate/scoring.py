@@ -142,7 +142,8 @@ class Evaluation:
             kept = BaselineFile.open(path, scored=len(chunks[0].targets))
             if kept.fits(chunks) and kept.vocab == model.vocab:
                 return _Baseline(kept, key)
-        # The key goes before the file and comes after it: what an interruption leaves is nobody's.
+        # The key is removed before the file changes and written after it, so that what an
+        # interruption leaves belongs to no model.
         owner.unlink(missing_ok=True)
         tokens = np.array(
             [[*chunk.inputs[: chunk.first_row + 1], *chunk.targets] for chunk in chunks]

@@ -52,7 +52,7 @@ def _row(model: QualityFigures, baseline: QualityFigures) -> tuple[str, ...]:
         f"{model.perplexity.error:.4f}",
         f"{100 * size / whole:.1f}" if size and whole else "",
         f"{100 * baseline.perplexity.value / model.perplexity.value:.2f}",
-        # The file's steps are rounded, by which nothing may come out as less: z has no -0.000000.
+        # The file's rounding can make a divergence of 0 slightly negative: z prints no -0.000000.
         f"{model.kl.value:z.6f}" if model.kl else "",
         f"{100 * model.same_top.value:.2f}" if model.same_top else "",
     )

@@ -69,7 +69,8 @@ class ApiKeys:
 
 
 def _digest(key: str) -> bytes:
-    # All of one length, as a comparison in constant time wants them; and no key stays in memory.
+    # Digests have one length, without which hmac.compare_digest takes no constant time; and no key
+    # is kept in memory.
     return hashlib.sha256(key.encode(errors="replace")).digest()
 
 

@@ -138,7 +138,7 @@ class Admission:
         if self._keys is not None:
             client = self._keys.owner(request.headers.get("authorization"))
             notes_of(request.scope).owner = client
-        # All that wants a key but /metrics, which Prometheus asks at a pace of its own.
+        # Not /metrics, which Prometheus asks at a pace of its own.
         if request.url.path.startswith("/v1/"):
             self._rates.spend(client)
 
@@ -167,7 +167,8 @@ class TextEndpoint(Generic[B]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, as an ASGI application."""
-        # Starlette gives a function of a route no `receive`, by which a client is seen to leave.
+        # An ASGI application has `receive`, by which a client is seen to leave; a function that
+        # Starlette calls with a request has not.
         model = "-"
         try:
             fields = read_body(await self._body(Request(scope), receive), self._kind)

@@ -61,7 +61,7 @@ def allow_open_files(sequences: int) -> None:
 
     Each has its client's connection, and one of its own to Triton over HTTP.
     """
-    # On Linux neither is RLIM_INFINITY, which as -1 would be the lesser of two.
+    # On Linux neither is ever RLIM_INFINITY, which is -1 and would be the smaller one for min().
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(2 * sequences + _OTHER_FILES, hard)
     if soft < wanted:

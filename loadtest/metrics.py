@@ -44,8 +44,8 @@ def _inter_token(record: RequestRecord) -> Sequence[float]:
     # One piece has no gap in it, whatever the tokens.
     if len(record.pieces_ns) < 2 or record.output_tokens < 2:
         return ()
-    # A server that bundles tokens has several in its first piece. As aiperf does it, they are taken
-    # off; where nobody counts, or the count lags and is that of all, one is.
+    # A server may bundle several tokens into its first piece. Like aiperf, the divisor leaves them
+    # out; it leaves out one where nobody counts, or where the first piece counts for the whole.
     first = record.tokens_at_first or 1
     later = record.output_tokens - (first if first < record.output_tokens else 1)
     return ((record.latency_ns - record.first_ns) / later / _MS,)
@@ -283,7 +283,8 @@ def _of_runs(
         good = sum(map(limits.are_kept, valid))
         totals["good_request_count"] = good
         totals["goodput"] = good / seconds
-        # Of all that were sent, as in aiperf: who refuses under load is not good by the rest.
+        # A share of all requests, as in aiperf: a server that refuses some must not look good by
+        # the others.
         totals["good_request_fraction"] = good / len(done)
     return totals
 

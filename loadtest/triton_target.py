@@ -37,7 +37,7 @@ class TritonTarget:
 
     async def check(self) -> None:
         """Find the server and its model."""
-        # Of what no request can hold the user hears before the first of the load.
+        # Options that no request can hold are refused here, before the load begins.
         as_request("", self._fields)
         await self._client.interface(self.model)
 

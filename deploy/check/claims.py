@@ -222,7 +222,7 @@ def _of_compose(document: Document) -> ServerClaims:
         "startup": (*service, "healthcheck", "start_period"),
     }
     for name, path in times.items():
-        # All parts may be missing, so that nothing at all matches, too.
+        # Both parts are optional, so that an empty text matches as well.
         match = _SECONDS.fullmatch(str(document.at(*path) or ""))
         if match and match[0]:
             seconds = int(match[1] or 0) * 60 + int(match[2] or 0)
