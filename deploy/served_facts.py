@@ -24,6 +24,7 @@ from minitron_trt.triton_repo.contract.model_names import (
     TENSORRT_LLM_BLS,
     TENSORRT_LLM_DRAFT,
 )
+from minitron_trt.triton_repo.runtimes.llm_arguments import LlmArguments
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.serving.command_line import command_line, is_multi_model
 from minitron_trt.triton_repo.serving.docker_launch import (
@@ -202,7 +203,7 @@ def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     """Return what a Hugging Face folder says; it fits any GPU, so one must be named."""
     target = _target(served, gpu, None)
     arguments, folder = read_llm_arguments(served)
-    tp, pp = arguments["tensor_parallel_size"], arguments["pipeline_parallel_size"]
+    tp, pp = arguments.tensor_parallel_size, arguments.pipeline_parallel_size
     parallelism = Parallelism(tp, pp)
     model = _llm_model(arguments, folder, parallelism)
     parallelism.check(model.spec)
@@ -215,7 +216,7 @@ def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     forecast = forecast_memory(
         model,
         target.gpu,
-        max_num_tokens=arguments.get("max_num_tokens") or _LLM_MAX_NUM_TOKENS,
+        max_num_tokens=arguments.max_num_tokens or _LLM_MAX_NUM_TOKENS,
         sequences=limits.batch,
         tokens_per_block=_TOKENS_PER_BLOCK,
         weights=ceil(weights / parallelism.world_size),
@@ -229,10 +230,10 @@ def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     return {"tp": tp, "pp": pp, "gpu": need}
 
 
-def _llm_model(arguments: Mapping[str, Any], folder: Path, parallelism: Parallelism) -> EngineModel:
+def _llm_model(arguments: LlmArguments, folder: Path, parallelism: Parallelism) -> EngineModel:
     """Return the model of a folder; a format that is none of ours counts as bf16."""
     stated = folder_formats(folder)
-    dtype = (arguments.get("kv_cache_config") or {}).get("dtype", "auto")
+    dtype = arguments.kv_cache_config.dtype if arguments.kv_cache_config else "auto"
     kv_cache = stated.kv_cache if dtype == "auto" else dtype
     model = EngineModel(
         name=folder.name,

@@ -10,6 +10,7 @@ from minitron_trt.artifacts import MANIFEST_NAME, REPOSITORY, Manifest, facts_as
 from minitron_trt.errors import BadInputError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.manifest_rules import RepositoryFacts
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT, from_text
 
 
@@ -31,6 +32,11 @@ class ModelRepository:
         """Read a repository and parse every config back; BadInputError names the file."""
         manifest = Manifest.read(folder, REPOSITORY)
         facts = facts_as(manifest, RepositoryFacts, folder)
+        if TENSORRT_LLM not in facts.models:
+            raise BadInputError(
+                f"{folder / MANIFEST_NAME} lists no model {TENSORRT_LLM!r}; make the repository "
+                "again"
+            )
         configs = {}
         for name in facts.models:
             path = folder / name / CONFIG_PBTXT

@@ -25,12 +25,14 @@ from minitron_trt.triton_repo.contract.model_names import ENSEMBLE, TENSORRT_LLM
 from minitron_trt.triton_repo.contract.tensors import LOGITS_OUTPUTS, LOGITS_TYPES
 from minitron_trt.triton_repo.model_config import TRTLLM_BACKEND
 from minitron_trt.triton_repo.parameters import BOOL, COUNT, PARAMETERS, Parameter
+from minitron_trt.triton_repo.runtimes.llm_arguments import MODEL_YAML, parse_llm_arguments
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE
 
 _PATH_KEY: Final = "gpt_model_path"
 _PATH: Final = f'parameters["{_PATH_KEY}"]'
-_MODEL_YAML: Final = "model.yaml"
-_MODEL_LINE: Final = re.compile(r"^model:\s*[\"']?([^\"'#\n]+?)[\"']?\s*$", re.MULTILINE)
+_MODEL_LINE: Final = re.compile(
+    r"^model:[ \t]*[\"']?([^\"'#\n]+?)[\"']?[ \t]*(?:[ \t]#.*)?$", re.MULTILINE
+)
 # Ours read the first two, TensorRT-LLM's Python models all.
 _TRUTHS: Final = ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")
 
@@ -71,7 +73,7 @@ def open_served(model: ModelFolder, repository: RepositoryFolder) -> tuple[Serve
     """Open what a runtime loads and check the model against it."""
     runtime = (repository.facts or {}).get("runtime")
     if runtime == LLMAPI or model.role == TEXT_RUNTIME:
-        return _open_folder(model)
+        return _open_folder(model, is_ours=repository.is_ours)
     path = model.parameters.get(_PATH_KEY)
     if not path:
         return Served(), _unset(model)
@@ -95,16 +97,23 @@ def _unset(model: ModelFolder) -> list[Finding]:
     return []
 
 
-def _open_folder(model: ModelFolder) -> tuple[Served, list[Finding]]:
+def _open_folder(model: ModelFolder, *, is_ours: bool) -> tuple[Served, list[Finding]]:
     """Open the Hugging Face folder that model.yaml names, relative to itself."""
-    file = f"{model.name}/{model.version_folder.name}/{_MODEL_YAML}"
+    file = f"{model.name}/{model.version_folder.name}/{MODEL_YAML}"
     try:
-        line = _MODEL_LINE.search(read_text(model.version_folder / _MODEL_YAML))
+        text = read_text(model.version_folder / MODEL_YAML)
     except BadInputError as error:
         return Served(), [_fault(file, "", f"cannot be read ({error})")]
-    if line is None:
+    if is_ours:
+        try:
+            name = parse_llm_arguments(text).model
+        except ValueError as error:
+            return Served(), [_fault(file, "", f"is not the arguments of the LLM class ({error})")]
+    elif line := _MODEL_LINE.search(text):
+        # Upstream's file has the batch elsewhere, and may lack what ours must have.
+        name = line[1]
+    else:
         return Served(), [_fault(file, "model", "is missing; expected the model's folder")]
-    name = line[1]
     folder = model.version_folder / name
     try:
         is_there = folder.is_dir()

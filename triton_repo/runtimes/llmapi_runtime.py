@@ -31,6 +31,7 @@ from minitron_trt.triton_repo.contract.runtime_tensors import tensorrt_llm
 from minitron_trt.triton_repo.contract.tensors import ElementTypes
 from minitron_trt.triton_repo.model_config import python_model
 from minitron_trt.triton_repo.parameters import defaults
+from minitron_trt.triton_repo.runtimes.llm_arguments import MODEL_YAML
 from minitron_trt.triton_repo.runtimes.runtime import (
     Runtime,
     check_max_seq_len,
@@ -196,7 +197,7 @@ def plan_llmapi(source: HfFolder, recipe: ServingRecipe) -> Runtime:
             decoupled=recipe.decoupled,
         ),
         texts={
-            "model.yaml": _yaml(_arguments(source, recipe, batch, tp, pp)),
+            MODEL_YAML: _yaml(_arguments(source, recipe, batch, tp, pp)),
             **{f"{_MODEL}/{name}": text for name, text in tokenizer.texts.items()},
         },
         links={f"{_MODEL}/{path.name}": path for path in (*source.files, *tokenizer.copied)},

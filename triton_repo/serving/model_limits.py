@@ -6,16 +6,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.source.model_folder import folder_spec
-from minitron_trt.errors import UnsupportedError
+from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.records import read_text
 from minitron_trt.spec import ModelSpec
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
+from minitron_trt.triton_repo.model_config import CONFIG_PBTXT
+from minitron_trt.triton_repo.parameters import COUNT
+from minitron_trt.triton_repo.runtimes.llm_arguments import (
+    MODEL_YAML,
+    LlmArguments,
+    parse_llm_arguments,
+)
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 
@@ -52,11 +58,21 @@ def open_engine(served: ServedRepository) -> tuple[Path, Engine]:
     return path, Engine.open(path)
 
 
-def read_llm_arguments(served: ServedRepository) -> tuple[Mapping[str, Any], Path]:
-    """Return the arguments of the LLM class, and the folder of its model."""
+def read_llm_arguments(served: ServedRepository) -> tuple[LlmArguments, Path]:
+    """Return the arguments of the LLM class, and the folder of its model.
+
+    BadInputError when model.yaml has none.
+    """
     version = served.folder / served.generators[0] / "1"
-    arguments = yaml.safe_load((version / "model.yaml").read_text(encoding="utf-8"))
-    return arguments, version / str(arguments["model"])
+    path = version / MODEL_YAML
+    try:
+        arguments = parse_llm_arguments(read_text(path))
+    except ValueError as error:
+        raise BadInputError(
+            f"{path} is not the arguments of TensorRT-LLM's LLM class ({error}); correct it, or "
+            "make the repository again"
+        ) from error
+    return arguments, version / arguments.model
 
 
 def _of_engine(served: ServedRepository) -> ModelLimits:
@@ -68,18 +84,30 @@ def _of_engine(served: ServedRepository) -> ModelLimits:
 def _of_llm(served: ServedRepository) -> ModelLimits:
     arguments, folder = read_llm_arguments(served)
     spec = folder_spec(folder)
-    length = arguments.get("max_seq_len") or spec.max_positions
-    return ModelLimits(length, arguments["max_batch_size"], spec)
+    length = arguments.max_seq_len or spec.max_positions
+    return ModelLimits(length, arguments.max_batch_size, spec)
 
 
 def _of_reference(served: ServedRepository) -> ModelLimits:
     parameters = served.configs[TENSORRT_LLM].parameters
     checkpoint = served.folder / TENSORRT_LLM / "1" / parameters[_ENGINE_PATH].string_value
     return ModelLimits(
-        max_seq_len=int(parameters["max_seq_len"].string_value),
-        batch=int(parameters["max_batch_size"].string_value),
+        max_seq_len=_count(served, "max_seq_len"),
+        batch=_count(served, "max_batch_size"),
         spec=Checkpoint.open(checkpoint).spec,
     )
+
+
+def _count(served: ServedRepository, key: str) -> int:
+    """Return a parameter of the reference runtime; BadInputError when it is no such number."""
+    parameters = served.configs[TENSORRT_LLM].parameters
+    value = parameters[key].string_value if key in parameters else ""
+    if not COUNT.accepts(value):
+        raise BadInputError(
+            f"{served.folder / TENSORRT_LLM / CONFIG_PBTXT}: {key} is {value!r}; expected "
+            f"{COUNT.expected}"
+        )
+    return int(value)
 
 
 _READERS: Final[Mapping[str, Callable[[ServedRepository], ModelLimits]]] = MappingProxyType(

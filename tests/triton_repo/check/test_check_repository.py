@@ -242,6 +242,16 @@ OURS: dict[str, tuple[str, Callable[[Path], None], str]] = {
         replaced("tensorrt_llm/1/model.yaml", "model: .*", f"model: {'m' * 300}"),
         "error tensorrt_llm/1/model.yaml model: there is no folder 'mmm",
     ),
+    "a model.yaml that is no YAML": (
+        "llmapi",
+        replaced("tensorrt_llm/1/model.yaml", "stream_interval: 1", "stream_interval: ["),
+        "error tensorrt_llm/1/model.yaml is not the arguments of the LLM class (",
+    ),
+    "a model.yaml without a batch": (
+        "llmapi",
+        replaced("tensorrt_llm/1/model.yaml", "max_batch_size: [0-9]+", "# as LLM has it"),
+        "error tensorrt_llm/1/model.yaml is not the arguments of the LLM class (Object missing",
+    ),
     "no end id": (
         "reference",
         give("preprocessing", "end_ids", "[]"),
@@ -403,7 +413,7 @@ def test_upstreams_text_runtime_is_known_by_its_tensors(tmp_path: Path) -> None:
     model = tmp_path / "repository" / "llm"
     (model / "1").mkdir(parents=True)
     (model / "1/model.py").touch()
-    (model / "1/model.yaml").write_text("# which\nmodel: nvidia/Minitron-4B-Base\n")
+    (model / "1/model.yaml").write_text("# which\nmodel: nvidia/Minitron-4B-Base # the base\n")
     tensors = ('input { name: "text_input"', 'input { name: "sampling_param_max_tokens"')
     (model / "config.pbtxt").write_text(
         'backend: "python" output { name: "text_output" data_type: TYPE_STRING dims: -1 }'
