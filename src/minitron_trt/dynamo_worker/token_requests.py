@@ -68,6 +68,7 @@ def asked_tokens(asked: Mapping[str, Any], card: ModelCard) -> AskedTokens:
             f"the prompt has {len(prompt)} tokens, and {card.name} holds {card.context_length} "
             "with the answer; shorten it"
         )
+    # As Dynamo has it (apply_ignore_eos), with that set no other id ends a text, either.
     stop_ids = () if stop.get("ignore_eos") else _stop_ids(asked, stop, card)
     drawn = _drawn(sampling)
     wanted = output.get("logprobs")
