@@ -192,9 +192,12 @@ class LoadTest:
         if self.scraper is None:
             yield
             return
-        async with self.scraper.reading():
-            yield
-        measured.series = self.scraper.series()
+        try:
+            async with self.scraper.reading():
+                yield
+        finally:
+            # Of a run that was cut short, what was read by then.
+            measured.series = self.scraper.series()
 
     @contextlib.asynccontextmanager
     async def _shown(self, run: LoadRun, label: str) -> AsyncIterator[None]:

@@ -9,9 +9,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from tests.loadtest.doubles import TimedTarget, questions
 
 from minitron_trt.errors import UsageError
+from minitron_trt.loadtest.load_pattern import LoadPattern
+from minitron_trt.loadtest.load_test import LoadTest
+from minitron_trt.loadtest.request_record import RequestRecord
 from minitron_trt.loadtest.server_metrics import MetricsScraper, ServerSeries, usual_metrics_url
+from minitron_trt.loadtest.workload import Question
 
 PAGE = """# TYPE nv_requests counter
 nv_requests{{model="a"}} {requests}
@@ -88,6 +93,27 @@ def test_a_page_that_cannot_be_read_ends_no_load(url: str, *, first: bool) -> No
     assert read(url, *((broken, page) if first else (page, broken))) == [
         ServerSeries("nv_queue", {}, mean=4, largest=4)
     ]
+
+
+class _CutShort(TimedTarget):
+    """A service under which a load ends at its first request."""
+
+    async def ask(self, question: Question, record: RequestRecord) -> None:
+        raise UsageError("no request like this can be sent")
+
+
+def test_what_was_read_of_a_load_that_is_cut_short_is_kept(url: str) -> None:
+    _Pages.pages = [PAGE.format(requests=3, queue=4)]
+    test = LoadTest(
+        target=_CutShort(),
+        workload=lambda run: questions(1),
+        patterns=[LoadPattern(concurrency=1, request_count=1)],
+        scraper=MetricsScraper(url),
+    )
+    with pytest.raises(UsageError):
+        asyncio.run(test.run())
+
+    assert test.results[0].series == [ServerSeries("nv_queue", {}, mean=4, largest=4)]
 
 
 @pytest.mark.parametrize(
