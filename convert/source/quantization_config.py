@@ -59,6 +59,13 @@ class _Block:
             raise BadInputError(f"{self.origin}: {key} is {value!r}; expected an object")
         return _Block(f"{self.origin}: {key}", value)
 
+    def name(self, key: str) -> str | None:
+        """Return a name of a method or an algorithm; None where there is none."""
+        value = self.record.get(key)
+        if value is not None and not isinstance(value, str):
+            raise BadInputError(f"{self.origin}: {key} is {value!r}; expected a name")
+        return value
+
     def patterns(self, key: str, spelled: Callable[[str], str]) -> tuple[re.Pattern[str], ...]:
         """Return a list of names as regular expressions."""
         value = self.record.get(key) or []
@@ -111,7 +118,7 @@ def read_quantization(folder: Path, config: Mapping[str, Any]) -> HfQuantization
 
 
 def _read(block: _Block) -> HfQuantization:
-    method = block.record.get("quant_method")
+    method = block.name("quant_method")
     # Early versions of ModelOpt wrote no quant_method.
     method = "modelopt" if method is None and "quant_algo" in block.record else method
     if method not in _READERS:
@@ -120,7 +127,7 @@ def _read(block: _Block) -> HfQuantization:
 
 
 def _modelopt(block: _Block) -> HfQuantization:
-    algorithm = block.record.get("quant_algo")
+    algorithm = block.name("quant_algo")
     if algorithm is None:
         return HfQuantization(None, _kv_cache(block), targets=(), ignored=())
     known = {precision.algorithm: precision.name for precision in (_FP8, _ROWWISE)}

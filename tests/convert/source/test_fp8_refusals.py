@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from tests.convert.source.fp8_folders import (  # noqa: E402
     by_hand,
     load_file,
 )
+
+from minitron_trt.convert.source.quantization_config import read_quantization  # noqa: E402
+from minitron_trt.errors import MinitronError  # noqa: E402
 
 MakeModel = Callable[..., Path]
 Refusal = Callable[..., str]
@@ -319,3 +324,30 @@ def test_a_kv_cache_without_stored_scales_is_refused(
         f"--kv-cache {kv_cache} needs scales, which an FP8 source must bring along and this one "
         "does not; convert the bf16 model"
     )
+
+
+def keys_of(record: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the path of every key of nested objects."""
+    for key, value in record.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from keys_of(value, (*path, key))
+
+
+@pytest.mark.parametrize("value", [None, True, 1.5, "x", [], [None], {}, {"a": []}], ids=repr)
+@pytest.mark.parametrize(
+    "record",
+    [{**ROWWISE, "ignore": ["lm_head"]}, compressed(kv_cache_scheme=dict(FP8)), AUTOFP8],
+    ids=["modelopt", "compressed-tensors", "autofp8"],
+)
+def test_a_value_of_another_type_is_understood_or_refused(
+    record: dict[str, Any], value: Any, tmp_path: Path
+) -> None:
+    for path in keys_of(record):
+        changed_record = copy.deepcopy(record)
+        inner = changed_record
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        with contextlib.suppress(MinitronError):
+            read_quantization(tmp_path, {"quantization_config": changed_record})
