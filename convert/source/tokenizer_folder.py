@@ -17,6 +17,7 @@ from typing import Any, Final
 from minitron_trt.checkpoint import TOKENIZER_FILES
 from minitron_trt.convert.source.folder_files import read_json
 from minitron_trt.convert.source.slow_tokenizer import SlowTokenizer, read_slow
+from minitron_trt.errors import BadInputError
 from minitron_trt.folder_links import inside
 
 TOKENIZER_JSON: Final = "tokenizer.json"
@@ -134,6 +135,11 @@ class SourceTokenizer:
             # Its name until transformers 5, which reads it still.
             del written["extra_special_tokens"]
             known = written.get("additional_special_tokens") or []
+            if not isinstance(known, list):
+                raise BadInputError(
+                    f"{self._names[TOKENIZER_CONFIG]}: additional_special_tokens is {known!r}; "
+                    "expected a list"
+                )
             written["additional_special_tokens"] = [*known, *(t for t in extra if t not in known)]
         special = {} if slow is None else slow.special
         return {**written, **special, "tokenizer_class": PLAIN_CLASS}

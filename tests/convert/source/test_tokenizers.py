@@ -335,3 +335,13 @@ def test_damaged_files_are_named(name: str, data: bytes, tmp_path: Path) -> None
 
     with pytest.raises(BadInputError, match=name):
         SourceTokenizer.find(tmp_path).check()
+
+
+@pytest.mark.parametrize("stated", ["<b>", 1, True])
+def test_special_tokens_under_both_names_are_lists(stated: Any, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    both = {"extra_special_tokens": ["<a>"], "additional_special_tokens": stated}
+    write_config(tmp_path, tokenizer_class="TokenizersBackend", **both)
+
+    with pytest.raises(BadInputError, match=r"additional_special_tokens is .*; expected a list$"):
+        SourceTokenizer.find(tmp_path).check()
