@@ -99,8 +99,8 @@ class PodTemplate:
 
 
 def pod_templates(documents: list[Document]) -> Iterator[PodTemplate]:
-    """Yield the Pods of every object that makes some."""
-    for document in documents:
+    """Yield the Pods of every whole object that makes some."""
+    for document in (each for each in documents if not each.is_patch):
         if document.kind == "InferenceService":
             path: FieldPath = ("spec", "predictor")
             predictor = document.at(*path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,18 +17,23 @@ from minitron_trt.triton_repo.check.report import Finding, Severity
 
 FieldPath = tuple[str | int, ...]
 """Where a value stands in a document: keys and places in lists."""
+KUSTOMIZATION: Final = "Kustomization"
 _CHART: Final = "chart/"
 # What is no object of a cluster: kustomize reads it, or the endpoint picker.
-_READ_BY_OTHERS: Final = frozenset({"Kustomization", PICKER})
+_READ_BY_OTHERS: Final = frozenset({KUSTOMIZATION, PICKER})
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of a YAML file: its value, and the lines of what is in it."""
+    """One document of a YAML file: its value, and the lines of what is in it.
+
+    A patch, which a kustomization applies to an object, has only what it changes.
+    """
 
     file: str
     value: dict[str, Any]
     root: Any
+    is_patch: bool = False
 
     @property
     def kind(self) -> str:
@@ -94,6 +100,7 @@ def read_documents(folder: Path) -> tuple[list[Document], list[Finding]]:
     """Read every YAML file but a chart's templates; what cannot be read is a finding."""
     documents: list[Document] = []
     findings: list[Finding] = []
+    lists: list[Finding] = []
     for path in sorted(folder.rglob("*.y*ml")):
         name = str(path.relative_to(folder))
         if name.startswith(_CHART):
@@ -104,7 +111,7 @@ def read_documents(folder: Path) -> tuple[list[Document], list[Finding]]:
         except (yaml.YAMLError, BadInputError, RecursionError, ValueError) as error:
             mark = getattr(error, "problem_mark", None)
             said = getattr(error, "problem", None) or str(error)
-            findings.append(
+            (lists if isinstance(error, _NoObjectError) else findings).append(
                 Finding(
                     Severity.ERROR,
                     file=name,
@@ -113,7 +120,35 @@ def read_documents(folder: Path) -> tuple[list[Document], list[Finding]]:
                     line=mark.line + 1 if mark else None,
                 )
             )
-    return documents, findings
+    patches = {file for document in documents for file in patch_files(document)}
+    # Patches of JSON's kind are lists.
+    findings += [finding for finding in lists if finding.file not in patches]
+    return [replace(each, is_patch=each.file in patches) for each in documents], findings
+
+
+def patch_files(document: Document) -> set[str]:
+    """Return the files that a kustomization names otherwise than as resources: patches, mostly.
+
+    They are relative to the deployment's folder, as `Document.file` is.
+    """
+    if document.kind != KUSTOMIZATION:
+        return set()
+    others = {key: value for key, value in document.value.items() if key != "resources"}
+    folder = posixpath.dirname(document.file)
+    return {posixpath.normpath(posixpath.join(folder, text)) for text in _texts(others)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a value."""
+    if isinstance(value, dict | list):
+        for below in value.values() if isinstance(value, dict) else value:
+            yield from _texts(below)
+    elif isinstance(value, str):
+        yield value
+
+
+class _NoObjectError(yaml.MarkedYAMLError):  # type: ignore[misc]
+    """A document is a list or a scalar."""
 
 
 def _documents(name: str, text: str) -> Iterator[Document]:
@@ -129,15 +164,19 @@ def _documents(name: str, text: str) -> Iterator[Document]:
             continue
         value = yaml.constructor.SafeConstructor().construct_document(root)
         if not isinstance(value, dict):
-            raise yaml.MarkedYAMLError(
+            raise _NoObjectError(
                 problem="a document that is no object", problem_mark=root.start_mark
             )
         yield Document(name, value, root)
 
 
 def objects(documents: list[Document]) -> list[Document]:
-    """Return the objects of Kubernetes, without what tells other programs of them."""
-    return [each for each in documents if each.kind and each.kind not in _READ_BY_OTHERS]
+    """Return the whole objects of Kubernetes, without what tells other programs of them."""
+    return [
+        each
+        for each in documents
+        if each.kind and each.kind not in _READ_BY_OTHERS and not each.is_patch
+    ]
 
 
 def mapping(value: Any) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +13,13 @@ from urllib.parse import urlsplit
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
 from minitron_trt.deploy.check.files import (
+    KUSTOMIZATION,
     Document,
     FieldPath,
     entries,
     mapping,
     objects,
+    patch_files,
     words,
 )
 from minitron_trt.deploy.check.graph_rules import (
@@ -33,6 +36,8 @@ from minitron_trt.triton_repo.check.report import Finding
 _LONGEST_NAME: Final = 253
 _LONGEST_SERVICE: Final = 63
 _SECRET_WORD: Final = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)")
+# What kustomize fetches from elsewhere: a URL, or a repository of git.
+_REMOTE: Final = re.compile(r"://|\?ref=|^git@|^github\.com/")
 # Kinds that choose Pods, and where.
 _SELECTORS: Final[Mapping[str, FieldPath]] = {
     "Service": ("spec", "selector"),
@@ -73,7 +78,9 @@ def check_references(folder: Path, documents: list[Document]) -> Iterator[Findin
 
 
 def _names(documents: list[Document]) -> Iterator[Finding]:
-    counts = Counter((each.kind, each.name) for each in documents)
+    overlays: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for each in documents:
+        overlays[each.kind, each.name].append(_overlay(each))
     for each in documents:
         longest = _LONGEST_SERVICE if each.kind == "Service" else _LONGEST_NAME
         if not is_name(each.name) or len(each.name) > longest:
@@ -82,7 +89,9 @@ def _names(documents: list[Document]) -> Iterator[Finding]:
                 f"{each.name!r} is no name that Kubernetes allows",
                 expected=f"small letters, digits and -, at most {longest}",
             )
-        if counts[each.kind, each.name] > 1:
+        # Two of different overlays are never applied together.
+        namesakes = Counter(overlays[each.kind, each.name])
+        if namesakes[_overlay(each)] > 1 or (namesakes[""] and len(namesakes) > 1):
             yield each.finding(
                 ("metadata", "name"), "another object has this kind and this name, too"
             )
@@ -94,6 +103,11 @@ def _names(documents: list[Document]) -> Iterator[Finding]:
                 f"{maker} makes a {each.kind} of this name, and would find this one in its place",
                 expected="another name",
             )
+
+
+def _overlay(document: Document) -> str:
+    """Return the overlay that a file is of; "" for what is in all of them."""
+    return posixpath.dirname(document.file) if document.file.startswith("overlays/") else ""
 
 
 def _made(documents: list[Document]) -> dict[tuple[str, str], str]:
@@ -319,15 +333,17 @@ def _variables(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str, st
 def _resources(folder: Path, documents: list[Document]) -> Iterator[Finding]:
     """Check that a kustomization names files that are there, and all of those beside it."""
     for document in documents:
-        if document.kind != "Kustomization":
+        if document.kind != KUSTOMIZATION:
             continue
         beside = (folder / document.file).parent
         listed = words(document.at("resources"))
         for place, name in enumerate(listed):
-            if not (beside / name).exists():
+            if not (_REMOTE.search(name) or (beside / name).exists()):
                 yield document.finding(("resources", place), f"{name} is not there")
+        named = {*map(posixpath.normpath, listed), "kustomization.yaml"}
         for path in sorted(beside.glob("*.yaml")):
-            if path.name not in (*listed, "kustomization.yaml"):
+            is_patch = path.relative_to(folder).as_posix() in patch_files(document)
+            if path.name not in named and not is_patch:
                 yield document.finding(
                     ("resources",), f"{path.name} lies beside it and is not listed"
                 )

@@ -366,6 +366,46 @@ def test_a_value_of_another_type_ends_no_rule(target: str, written: Deployed) ->
             list(check_references(folder, changed))
 
 
+OVERLAY = """\
+kind: Kustomization
+resources: [../../base, https://example.org/extra.yaml, own.yaml]
+patches:
+- {path: memory.yaml}
+- {path: ./replicas.yaml, target: {kind: Deployment, name: llama-gateway}}
+"""
+PATCH = """\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: llama}
+spec: {template: {spec: {containers: [{name: server, env: [{name: HF_TOKEN, value: %s}]}]}}}
+"""
+
+
+def test_what_overlays_add_and_patch_is_no_error(written: Deployed, tmp_path: Path) -> None:
+    folder = tmp_path / "deployment"
+    shutil.copytree(written(KUBERNETES), folder)
+    for name in ("staging", "trial"):
+        overlay = folder / "overlays" / name
+        overlay.mkdir()
+        (overlay / "kustomization.yaml").write_text(OVERLAY)
+        (overlay / "memory.yaml").write_text(PATCH % "''")
+        (overlay / "replicas.yaml").write_text("- {op: add, path: /spec/replicas, value: 3}\n")
+        own = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: own}\n"
+        (overlay / "own.yaml").write_text(own)
+
+    assert check_deployment(folder).errors == ()
+
+    (overlay / "memory.yaml").write_text(PATCH % "word")
+    (overlay / "own.yaml").write_text(f"{own}---\n{own}")
+    (overlay / "other.yaml").write_text("- 1\n")
+    messages = {(f.file.rpartition("/")[2], f.message) for f in check_deployment(folder).errors}
+    known = ("HF_TOKEN has its value", "another object has this", "lies beside it", "no object")
+    assert [part for part in known if not any(part in said for _, said in messages)] == []
+    assert {name for name, _ in messages} == {
+        *("memory.yaml", "own.yaml", "kustomization.yaml", "other.yaml")
+    }
+
+
 @pytest.mark.parametrize(
     ("target", "name", "beside"),
     [
