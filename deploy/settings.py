@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from minitron_trt.build.trtllm.cluster.pod_parts import is_name
+from minitron_trt.build.trtllm.cluster.pod_parts import check_user, is_name
 from minitron_trt.deploy.planned_scale import PlannedScale
 from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
@@ -86,8 +86,7 @@ class DeploySettings:
         if self.route is not None and self.route.count("/") > 1:
             raise UsageError(f"--route {self.route!r}; expected GATEWAY or NAMESPACE/GATEWAY")
         check_web_url("--prometheus", self.prometheus)
-        if self.user < 1:
-            raise UsageError(f"--user {self.user} is root or no user; expected 1 or more")
+        check_user(self.user)
         if self.max_replicas < self.replicas:
             raise UsageError(
                 f"--max-replicas {self.max_replicas} is below --replicas {self.replicas}"

@@ -17,6 +17,7 @@ from minitron_trt.build.trtllm.cluster.cluster_job import (
 from minitron_trt.build.trtllm.cluster.pod_parts import (
     COMPONENT,
     capability_labels,
+    check_user,
     container_security,
     gpu_tolerations,
     is_name,
@@ -54,8 +55,7 @@ class KubernetesSettings:
                         f"{option} {value!r} is no name of Kubernetes; expected small letters, "
                         "digits and -"
                     )
-        if self.user < 1:
-            raise UsageError(f"--user {self.user} is root or no user; expected 1 or more")
+        check_user(self.user)
 
     def kubectl(self, *words: str) -> str:
         """Return a command for these settings' namespace."""

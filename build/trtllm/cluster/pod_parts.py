@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from minitron_trt.errors import UsageError
+
 COMPONENT: Final = "app.kubernetes.io/component"
 """The label that says what an object of a file is for."""
 GPU: Final = "nvidia.com/gpu"
 """The resource, and the taint, of NVIDIA's GPUs."""
+# As Kubernetes validates it (IsValidUserID of k8s.io/apimachinery).
+_LARGEST_USER: Final = 2**31 - 1
 _NAME: Final = re.compile(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?")
 
 
@@ -26,6 +30,12 @@ def capability_labels(sm: int) -> dict[str, str]:
 def gpu_tolerations() -> list[dict[str, str]]:
     """Return what lets a Pod on nodes that are kept for GPUs."""
     return [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def check_user(user: int) -> None:
+    """Raise UsageError for a number that Kubernetes does not take as a user, or that is root."""
+    if not 1 <= user <= _LARGEST_USER:
+        raise UsageError(f"--user {user} is root or no user; expected 1 to {_LARGEST_USER}")
 
 
 def pod_security(user: int) -> dict[str, Any]:

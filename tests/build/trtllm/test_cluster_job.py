@@ -149,10 +149,11 @@ def test_the_schema_would_catch_what_is_wrong(build: Callable[..., Result]) -> N
     [
         (("--claim", "My_Claim"), "--claim 'My_Claim' is no name of Kubernetes"),
         (("--namespace", "a b"), "--namespace 'a b' is no name of Kubernetes"),
-        (("--user", 0), "--user 0 is root or no user; expected 1 or more"),
+        (("--user", 0), "--user 0 is root or no user; expected 1 to 2147483647"),
+        (("--user", 2**31), "--user 2147483648 is root or no user; expected 1 to 2147483647"),
         (("--partition", "h100"), "--partition is for --runner slurm, not kubernetes"),
     ],
-    ids=["claim", "namespace", "root", "partition"],
+    ids=["claim", "namespace", "root", "no user", "partition"],
 )
 def test_what_kubernetes_would_refuse_is_refused(
     options: tuple[object, ...], message: str, build: Callable[..., Result], tmp_path: Path
