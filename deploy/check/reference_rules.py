@@ -35,7 +35,10 @@ from minitron_trt.triton_repo.check.report import Finding
 # DNS's limits: of a whole name, and of one of its labels, which a Service's name becomes.
 _LONGEST_NAME: Final = 253
 _LONGEST_SERVICE: Final = 63
-_SECRET_WORD: Final = re.compile(r"(?i)(token|password|passwd|secret|api_?key|credential)")
+# Not TOKENIZERS_PARALLELISM or MAX_TOKENS, nor what names a file that has the secret.
+_SECRET_WORD: Final = re.compile(
+    r"(?i)(token(?![a-z])|password|passwd|secret|api_?key|credential)(?!.*_(?:file|path)$)"
+)
 # What kustomize fetches from elsewhere: a URL, or a repository of git.
 _REMOTE: Final = re.compile(r"://|\?ref=|^git@|^github\.com/")
 # Kinds that choose Pods, and where.
@@ -319,15 +322,25 @@ def _variables(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str, st
         if path and path[-2:-1] == ("env",) and isinstance(name, str) and isinstance(text, str):
             yield path, name, text
         for key, below in value.items():
-            if key == "environment" and isinstance(below, dict):
-                for variable, each in below.items():
+            if key == "environment":
+                for place, variable, each in _of_compose(below):
                     # Compose fills it in from the shell, so that nothing stands here.
-                    if not str(each).startswith("${"):
-                        yield (*path, key, variable), str(variable), str(each)
+                    if not each.startswith("${"):
+                        yield (*path, key, place), variable, each
             yield from _variables(below, (*path, key))
     if isinstance(value, list):
         for place, below in enumerate(value):
             yield from _variables(below, (*path, place))
+
+
+def _of_compose(environment: Any) -> Iterator[tuple[str | int, str, str]]:
+    """Yield a service's variables with their places, of either form: NAME: value, or NAME=value."""
+    if isinstance(environment, dict):
+        for name, value in environment.items():
+            yield str(name), str(name), "" if value is None else str(value)
+    for place, word in enumerate(words(environment)):
+        name, _, value = word.partition("=")
+        yield place, name, value
 
 
 def _resources(folder: Path, documents: list[Document]) -> Iterator[Finding]:

@@ -366,6 +366,52 @@ def test_a_value_of_another_type_ends_no_rule(target: str, written: Deployed) ->
             list(check_references(folder, changed))
 
 
+@pytest.mark.parametrize(
+    ("name", "is_secret"),
+    [
+        ("HF_TOKEN", True),
+        ("apiToken", True),
+        ("NGC_API_KEY", True),
+        ("PGPASSWORD", True),
+        ("AWS_SECRET_ACCESS_KEY", True),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("MAX_TOKENS", False),
+        ("HF_TOKEN_PATH", False),
+    ],
+)
+def test_variables_of_secrets_are_told_by_their_names(
+    name: str, is_secret: bool, tmp_path: Path
+) -> None:
+    pod = {"spec": {"containers": [{"name": "server", "env": [{"name": name, "value": "x"}]}]}}
+    labelled = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "server"}}
+    (tmp_path / "pod.yaml").write_text(json.dumps({**labelled, **pod}))
+    documents, _ = read_documents(tmp_path)
+    found = [finding.message for finding in check_references(tmp_path, documents)]
+
+    assert any("in plain text" in message for message in found) is is_secret
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_secret"),
+    [
+        ({"HF_TOKEN": "word"}, True),
+        (["HF_TOKEN=word"], True),
+        ({"HF_TOKEN": "${HF_TOKEN}"}, False),
+        (["HF_TOKEN=${HF_TOKEN}"], False),
+        ({"HF_TOKEN": None}, False),
+        (["HF_TOKEN"], False),
+    ],
+)
+def test_secrets_in_a_compose_file_are_found_in_either_form(
+    environment: object, is_secret: bool, tmp_path: Path
+) -> None:
+    services = {"services": {"server": {"environment": environment}}}
+    (tmp_path / "compose.yaml").write_text(json.dumps(services))
+    documents, _ = read_documents(tmp_path)
+
+    assert bool([*check_references(tmp_path, documents)]) is is_secret
+
+
 OVERLAY = """\
 kind: Kustomization
 resources: [../../base, https://example.org/extra.yaml, own.yaml]
