@@ -175,13 +175,18 @@ def _belongs_to(named: Path, path: Path) -> bool:
 
 
 def write_output(path: Path, content: str | bytes) -> None:
-    """Write a file that the user named; OutputError when the disk cannot take it."""
+    """Write a file that the user named; OutputError when the disk cannot take it.
+
+    Text is UTF-8, but for paths in it that are none: those keep their bytes.
+    """
     with output_errors(path):
         if path.exists() and not path.is_file():
             # Opening a pipe would wait for a reader.
             raise OutputError(f"cannot write {path}: it is not a regular file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(content, str):
+            content = content.encode(errors="surrogateescape")
+        path.write_bytes(content)
 
 
 def _existing(path: Path) -> Path:

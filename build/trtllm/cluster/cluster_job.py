@@ -50,7 +50,8 @@ class ClusterJob:
         The name ends in a digest of the file and of the checkpoint's manifest: another build is
         another job, and the same build is the same one, wherever it is written.
         """
-        digest = hashlib.sha256(render("").encode())
+        # A path may have bytes that are no UTF-8, which stay what they are, as in the file.
+        digest = hashlib.sha256(render("").encode(errors="surrogateescape"))
         manifest = self.build.checkpoint.folder / MANIFEST_NAME
         if manifest.is_file():
             digest.update(manifest.read_bytes())

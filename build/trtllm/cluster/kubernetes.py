@@ -70,7 +70,12 @@ def kubernetes_file(job: ClusterJob, settings: KubernetesSettings, name: str) ->
 
 
 def on_claim(folder: Path) -> PurePosixPath:
-    """Return where a folder of this machine lies in the containers."""
+    """Return where a folder of this machine lies in the containers.
+
+    UsageError for a name that is no UTF-8 or has lines: a Job is YAML, and its API takes JSON.
+    """
+    if not folder.name.isprintable():
+        raise UsageError(f"{folder} has a name that a Job of Kubernetes cannot hold; rename it")
     return MODELS_AT / folder.name
 
 

@@ -243,6 +243,21 @@ def test_a_slurm_script_is_bash_and_asks_for_what_the_build_takes(
     assert f"'--container-mounts={mounts}'" in text
 
 
+@pytest.mark.parametrize("runner", ["slurm", "kubernetes"])
+def test_a_folder_whose_name_is_no_utf_8_is_named_by_its_bytes_or_refused(
+    runner: str, checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = checkpoint.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    result = command("build", folder, "-o", tmp_path / "e", "--arch", "B200", "--runner", runner)
+
+    if runner == "slurm":
+        assert result.exit_code == 0, result.stderr
+        assert b"/caf\xe9:/checkpoint:ro," in (tmp_path / "e.sbatch").read_bytes()
+    else:
+        assert result.exit_code == 2
+        assert "has a name that a Job of Kubernetes cannot hold; rename it" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
