@@ -82,6 +82,11 @@ def damaged(folder: Path) -> Path:
     return folder
 
 
+def deep(folder: Path) -> Path:
+    (folder / "tokenizer_config.json").write_text("[" * 5000)
+    return folder
+
+
 def faulty(folder: Path) -> Path:
     path = folder / "chat.jinja"
     path.write_text("{{ 1 / 0 }}")
@@ -93,10 +98,15 @@ def faulty(folder: Path) -> Path:
     [
         (lambda folder: folder / "none.jinja", "no such file; expected a jinja file, a tokenizer"),
         (lambda folder: folder_of(folder), "the tokenizer has none"),
-        (damaged, "Expecting property name"),
+        (damaged, "{path}/tokenizer_config.json is damaged (Input data was truncated)"),
+        (deep, "{path}/tokenizer_config.json is damaged (Expected `object`, got `array`)"),
+        (
+            lambda folder: folder_of(folder, chat_template=[1]),
+            "{path} has a list of chat templates",
+        ),
         (faulty, "division by zero"),
     ],
-    ids=["absent", "folder without", "damaged", "faulty"],
+    ids=["absent", "folder without", "damaged", "deep", "nameless", "faulty"],
 )
 def test_what_is_no_template_is_refused_in_a_line(
     make: Callable[[Path], Path], reason: str, tmp_path: Path
@@ -105,7 +115,7 @@ def test_what_is_no_template_is_refused_in_a_line(
     with pytest.raises(UsageError) as caught:
         read_template(str(path))
 
-    assert f"{path} cannot be used: {reason}" in str(caught.value)
+    assert f"{path} cannot be used: {reason.format(path=path)}" in str(caught.value)
 
 
 def test_without_jinja2_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,6 +150,8 @@ def test_prompts_are_neither_cut_nor_filled_up(repository: Path, tmp_path: Path)
         ("1/tokenizer/tokenizer.json", "{}", "is not read by tokenizers"),
         ("1/tokenizer/tokenizer_config.json", "[", "is damaged"),
         ("1/tokenizer/tokenizer_config.json", '{"chat_template": []}', "none is `default`"),
+        ("1/tokenizer/tokenizer_config.json", '{"chat_template": [{}]}', "a name and a template"),
+        ("1/tokenizer/tokenizer_config.json", '{"chat_template": [1]}', "a name and a template"),
         ("1/tokenizer/chat_template.jinja", "{{ raise }", "chat template cannot be used"),
     ],
 )

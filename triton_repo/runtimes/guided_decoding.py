@@ -28,7 +28,7 @@ def tokenizer_info(tokenizer: SourceTokenizer, end_ids: Sequence[int]) -> str:
     text = tokenizer.texts.get(TOKENIZER_JSON) or read_text(Path(str(path)))
     try:
         ids = _ids(json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInputError(f"{path} is not a tokenizer of Hugging Face ({error!r})") from error
     record = {
         # To xgrammar a token's place is its id; TensorRT-LLM sorts them the same way.

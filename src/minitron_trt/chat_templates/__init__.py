@@ -6,7 +6,6 @@ models of its family, in tokens of its own vocabulary: what a finetune is most l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from minitron_trt.errors import MissingExtraError, UsageError
+from minitron_trt.records import read_record
 
 if TYPE_CHECKING:
     from minitron_trt.triton_repo.models.minitron_models.chat_template import ChatTemplate
@@ -77,9 +77,10 @@ def _of_folder(folder: Path) -> PromptTemplate:
     from minitron_trt.triton_repo.models.minitron_models.template_source import template_source
 
     path = folder / _CONFIG
-    config = json.loads(path.read_bytes()) if path.is_file() else {}
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: expected an object")
+    try:
+        config = read_record(path, dict[str, Any]) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
     source = template_source(folder, config)
     if source is None:
         raise ValueError("the tokenizer has none")

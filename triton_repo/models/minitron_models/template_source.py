@@ -13,14 +13,19 @@ def template_source(folder: Path, config: Mapping[str, Any]) -> str | None:
     """Return the text of a chat template, None without one.
 
     `config` is the folder's tokenizer_config.json. ValueError when several have names and none is
-    the default.
+    the default, or when they have none.
     """
     path = folder / _FILE
     if path.is_file():
         return path.read_text(encoding="utf-8")
     source = config.get("chat_template")
     if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}
+        try:
+            source = {entry["name"]: entry["template"] for entry in source}
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder} has a list of chat templates; expected a name and a template in each"
+            ) from error
     if isinstance(source, dict):
         if "default" not in source:
             raise ValueError(f"{folder} has several chat templates and none is `default`")
