@@ -165,6 +165,19 @@ def test_a_damaged_tokenizer_is_named(
         read_card(served)
 
 
+@pytest.mark.parametrize("token", [None, {}])
+def test_a_special_token_without_text_is_none(
+    token: object, repository: Path, tmp_path: Path
+) -> None:
+    served = with_template(
+        repository, tmp_path, "{% if pad_token %}{{ raise }}{% endif %}" + TEMPLATE
+    )
+    path = served.folder / "preprocessing/1/tokenizer/tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": token}))
+
+    assert read_card(served).start_ids == (1022,)
+
+
 def test_a_repository_without_a_tokenizer_is_refused(repository: Path, tmp_path: Path) -> None:
     served = with_template(repository, tmp_path, TEMPLATE)
     (served.folder / "preprocessing/1/tokenizer/tokenizer.json").unlink()

@@ -188,10 +188,12 @@ def _start_ids(served: ServedRepository, tokenizer: Tokenizer) -> list[int]:
 def _writes_start(source: str, config: Mapping[str, Any], read: Tokenizer, ids: list[int]) -> bool:
     """Say whether a tokenizer's own chat template writes these ids at the begin of a prompt."""
     named = {name: token for name, token in config.items() if name.endswith("_token")}
-    tokens = {
-        name: token["content"] if isinstance(token, dict) else token
+    texts = {
+        name: token.get("content") if isinstance(token, dict) else token
         for name, token in named.items()
     }
+    # What is null is not there for a template, as in preprocessing.
+    tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
     try:
         prompt = ChatTemplate(source, tokens).render([{"role": "user", "content": "a"}])
     except Exception as error:  # a template may raise anything, by its own words or a fault in it

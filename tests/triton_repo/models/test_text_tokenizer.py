@@ -180,6 +180,9 @@ def listed(tokenizer: Tokenizer, **changes: dict[str, Any]) -> dict[str, Any]:
 def llama_3(folder: Path) -> None:
     tokenizer = byte_level(_WORDS_OF_LLAMA, bos=True)
     decoder = listed(tokenizer, **{"<|turn|>": {"lstrip": True}})
+    for token in decoder.values():
+        if not token["special"]:
+            del token["special"]
     template = TEMPLATES["Llama 3"]
     write(folder, tokenizer, added_tokens_decoder=decoder, chat_template=template)
 

@@ -136,13 +136,17 @@ def _listed_tokens(
     if _LISTED in config:
         by_id = {int(index): token for index, token in config[_LISTED].items()}
         tokens = [by_id[index] for index in sorted(by_id)]
-        return {_text(token): _token(token, special=token["special"]) for token in tokens}
+        return {_text(token): _token(token, special=_is_special(token)) for token in tokens}
     # This file has ids and texts alone: how a token is found in a text, tokenizer.json says.
     older = sorted((index, text) for text, index in _read_record(folder / _ADDED_TOKENS).items())
     special = {_text(config.get(name)) for name in _NAMES}
     special |= {_text(token) for token in _extra_tokens(config)}
     own = {token.content: token for _, token in sorted(backend.get_added_tokens_decoder().items())}
     return {text: AddedToken(text, special=text in special) for _, text in older} | own
+
+
+def _is_special(token: Any) -> bool:
+    return isinstance(token, dict) and bool(token.get("special"))
 
 
 def _token(token: Any, *, special: bool) -> AddedToken:
