@@ -30,8 +30,10 @@ from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE
 
 _PATH_KEY: Final = "gpt_model_path"
 _PATH: Final = f'parameters["{_PATH_KEY}"]'
+# The name begins and ends with no space, so that each line is read once, however many it has.
 _MODEL_LINE: Final = re.compile(
-    r"^model:[ \t]*[\"']?([^\"'#\n]+?)[\"']?[ \t]*(?:[ \t]#.*)?$", re.MULTILINE
+    r"^model:[ \t]*[\"']?([^\"'#\s](?:[^\"'#\n]*[^\"'#\s])?)[\"']?[ \t]*(?:[ \t]#.*)?$",
+    re.MULTILINE,
 )
 # Ours read the first two, TensorRT-LLM's Python models all.
 _TRUTHS: Final = ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")

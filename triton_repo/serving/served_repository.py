@@ -41,7 +41,7 @@ PATHS: Final = (
 _YAML: Final = "1/model.yaml"
 # Absolute paths alone: others lie in the repository, or are names of the hub's.
 _YAML_MODEL: Final = re.compile(
-    r"^model:[ \t]*[\"']?(/[^\"'\n]+?)[\"']?[ \t]*(?:[ \t]#.*)?$", re.MULTILINE
+    r"^model:[ \t]*[\"']?(/[^\"'\n]*?[^\"'\s])[\"']?[ \t]*(?:[ \t]#.*)?$", re.MULTILINE
 )
 _YAML_RANKS: Final = re.compile(r"^(?:tensor|pipeline)_parallel_size:\s*(\d+)", re.MULTILINE)
 
