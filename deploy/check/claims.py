@@ -206,9 +206,8 @@ def _exit_timeout(argv: list[str], place: Claim) -> dict[str, Claim]:
 
 def _of_compose(document: Document) -> ServerClaims:
     service = ("services", SERVER)
-    device = (*service, "deploy", "resources", "reservations", "devices", 0, "count")
+    device = (*service, "deploy", "resources", "reservations", "devices", 0)
     places: dict[str, FieldPath] = {
-        "gpus": device,
         "memory": (*service, "mem_limit"),
         "shm": (*service, "shm_size"),
     }
@@ -217,6 +216,8 @@ def _of_compose(document: Document) -> ServerClaims:
         for name, path in places.items()
         if (value := amount_of(document.at(*path), binary=True)) is not None
     }
+    if isinstance(reserved := document.at(*device), dict):
+        numbers["gpus"] = _claim(document, device, _reserved(reserved))
     times: dict[str, FieldPath] = {
         "grace": (*service, "stop_grace_period"),
         "startup": (*service, "healthcheck", "start_period"),
@@ -230,6 +231,14 @@ def _of_compose(document: Document) -> ServerClaims:
     argv = words(document.at(*service, "command"))
     numbers |= _exit_timeout(argv, _claim(document, (*service, "command"), 0))
     return ServerClaims(_claim(document, service, 0), numbers)
+
+
+def _reserved(device: Mapping[str, Any]) -> float:
+    """Return how many GPUs compose reserves: so many, those named, or all that there are (inf)."""
+    if isinstance(named := device.get("device_ids"), list):
+        return len(named)
+    count = device.get("count", "all")
+    return math.inf if count == "all" else amount_of(count) or 0
 
 
 def _of_script(text: str) -> ServerClaims:

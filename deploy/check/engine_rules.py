@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -28,7 +29,8 @@ def check_claims(claims: ServerClaims, deployment: Deployment) -> Iterator[Findi
     numbers = claims.numbers
     if deployment.facts.gpu is not None:
         gpus = numbers.get("gpus")
-        if gpus is None or gpus.value != deployment.node_ranks:
+        # All GPUs of a machine, inf, may be as many as are needed.
+        if gpus is None or gpus.value not in (deployment.node_ranks, math.inf):
             there = "no GPUs" if gpus is None else f"{gpus.value:.0f} GPU(s)"
             why = deployment.gpus().why
             yield (gpus or claims.what).finding(there, expected=f"{deployment.node_ranks}: {why}")

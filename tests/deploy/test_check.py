@@ -392,6 +392,27 @@ def test_variables_of_secrets_are_told_by_their_names(
 
 
 @pytest.mark.parametrize(
+    ("device", "count"),
+    [
+        ({"count": 2}, 2),
+        ({"count": "all"}, math.inf),
+        ({"driver": "nvidia"}, math.inf),
+        ({"device_ids": ["0", "3"]}, 2),
+        ({"count": [2]}, 0),
+    ],
+)
+def test_gpus_are_counted_as_compose_reserves_them(
+    device: object, count: float, tmp_path: Path
+) -> None:
+    reserved = {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
+    (tmp_path / "compose.yaml").write_text(json.dumps({"services": {"server": reserved}}))
+    documents, _ = read_documents(tmp_path)
+    (claims,) = read_claims(tmp_path, documents)
+
+    assert claims.numbers["gpus"].value == count
+
+
+@pytest.mark.parametrize(
     ("environment", "is_secret"),
     [
         ({"HF_TOKEN": "word"}, True),
