@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import socket
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,6 +38,20 @@ class Listener:
         for path in (self.certificate, self.key):
             if path is not None and not path.is_file():
                 raise UsageError(f"{path} is not a file; expected one in PEM form")
+        if self.certificate is not None:
+            self._check_certificate(self.certificate)
+
+    def _check_certificate(self, certificate: Path) -> None:
+        # uvicorn would find out only when the gateway's address has been told.
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, self.key)
+        # Files that cannot be read, and an SSLError, which is an OSError, too.
+        except OSError as error:
+            reason = getattr(error, "reason", None) or error.strerror
+            raise UsageError(
+                f"{certificate} with the key {self.key} cannot be used ({reason}); expected a "
+                "certificate and its own key, in PEM form"
+            ) from error
 
     def open(self) -> socket.socket:
         """Take the port; UsageError when it is not free or the host is none."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +14,12 @@ from pathlib import Path
 import httpcore2
 import pytest
 from click.testing import Result
-from tests.gateway.conftest import UPSTREAM
+from tests.gateway.conftest import UPSTREAM, EchoDouble, running_gateway
 from tests.patience import PATIENCE_S
 
 from minitron_trt.chat_templates import read_template
 from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.gateway.gateway_server import Listener
 from minitron_trt.gateway.openai_fields import ChatMessage, ChatRequest
 from minitron_trt.gateway.openai_requests import ModelTarget, asked_chat
 
@@ -39,6 +42,44 @@ def test_options_that_make_no_sense_are_refused_in_a_line(
     assert result.exit_code == 2
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of this machine, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("HTTPS IS NOT TESTED: there is no openssl to make a certificate with")
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    names = ("-subj", "/CN=gateway", "-addext", "subjectAltName=IP:127.0.0.1")
+    places = ("-days", "2", "-out", str(files[0]), "-keyout", str(files[1]))
+    subprocess.run(["openssl", "req", "-x509", *curve, *names, *places], check=True)
+    return files
+
+
+def test_a_certificate_that_is_none_is_refused_before_the_address_is_told(
+    command: Callable[..., Result], certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cert, key = certificate
+    text = tmp_path / "text.pem"
+    text.write_text("no certificate")
+    for files in ((text, key), (cert, text), (cert, cert)):
+        result = command("gateway", "--port", 0, "--tls-cert", files[0], "--tls-key", files[1])
+
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "expected a certificate and its own key, in PEM form" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_gateway_speaks_https(certificate: tuple[Path, Path]) -> None:
+    listener = Listener(port=0, certificate=certificate[0], key=certificate[1], drain_s=5)
+    with running_gateway(EchoDouble(), listener=listener) as gateway:
+        tls = ssl.create_default_context(cafile=certificate[0])
+        with httpcore2.ConnectionPool(ssl_context=tls) as pool:
+            reply = pool.request("GET", f"{gateway.url}/health")
+
+    assert gateway.url.startswith("https://127.0.0.1:")
+    assert (reply.status, reply.content) == (200, b'{"status":"ok"}')
 
 
 def test_a_port_that_is_taken_is_named(command: Callable[..., Result]) -> None:
