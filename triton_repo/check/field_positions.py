@@ -60,7 +60,8 @@ class Outline:
         while path:
             if path in self.places:
                 return self.places[path][0]
-            path = re.sub(r"(\.\w+|\[[^\]]*\]|\w+)$", "", path)
+            # Shorter each time, also where a key holds brackets or points of its own.
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return None
 
 

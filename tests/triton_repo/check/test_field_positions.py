@@ -76,8 +76,15 @@ def test_a_template_reads_as_it_would_when_filled(name: str) -> None:
         ("# name: 'x'\nname: 'y'", "name", 2),
         ("name: 'y'", "input[3].dims", None),
         ("input {\n name: 'a'\n}", "input[0].dims", 1),
+        # The key is written with an escape, which a path does not have.
+        (
+            'ensemble_scheduling {\nstep {\n input_map { key: "a\\"]b" } } }',
+            'ensemble_scheduling.step[0].input_map["a"]b"]',
+            2,
+        ),
+        ("name: 'y'", 'parameters["[."[["]', None),
     ],
-    ids=["map", "lists", "angles", "comment", "absent", "around"],
+    ids=["map", "lists", "angles", "comment", "absent", "around", "escaped", "odd"],
 )
 def test_lines_of_every_notation(text: str, path: str, line: int | None) -> None:
     assert outline(text).line(path) == line
