@@ -153,12 +153,34 @@ class Access:
                 raise UsageError(f"{path} is not a file; expected one in PEM form")
 
     def check(self, endpoint: Endpoint) -> None:
-        """Raise UsageError when certificates were given for a connection without TLS."""
-        if (self.ca or self.certificate) and not endpoint.is_encrypted:
+        """Raise UsageError for certificates without TLS, and for files that are none."""
+        if not (self.ca or self.certificate):
+            return
+        if not endpoint.is_encrypted:
             raise UsageError(
                 f"{endpoint} does not use TLS, so certificates have no use there; write "
                 f"{endpoint.scheme}s:// or leave them out"
             )
+        self._check_files()
+
+    def _check_files(self) -> None:
+        # Here for both protocols: grpc takes any file, and says later that no server answers.
+        # Loaded only by who has certificates of his own.
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.ca is not None:
+                context.load_verify_locations(self.ca)
+        except ssl.SSLError as error:
+            raise UsageError(f"{self.ca} is not a certificate in PEM form") from error
+        try:
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key)
+        except ssl.SSLError as error:
+            raise UsageError(
+                f"{self.certificate} is not a certificate in PEM form, or {self.key} is not its key"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

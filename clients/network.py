@@ -18,7 +18,6 @@ import httpcore2
 
 from minitron_trt.clients.deadlines import Deadlines
 from minitron_trt.clients.endpoint import Access, Endpoint
-from minitron_trt.errors import UsageError
 
 # A connection that has died without a word is found within about two minutes.
 SOCKET_OPTIONS: Final = (
@@ -122,20 +121,15 @@ def seconds_left(deadlines: Deadlines, late: type[Exception]) -> float:
 
 
 def tls_context(access: Access) -> ssl.SSLContext:
-    """Return the TLS of a connection; UsageError for files that are no certificates."""
-    try:
-        # Once for a transport: loading the system's authorities takes longer than a short request.
-        context = (
-            ssl.create_default_context(cafile=access.ca)
-            if access.ca
-            else httpcore2.default_ssl_context()
-        )
-        if access.certificate is not None:
-            context.load_cert_chain(access.certificate, access.key)
-    except ssl.SSLError as error:
-        raise UsageError(
-            f"{access.ca or access.certificate} is not a certificate in PEM form"
-        ) from error
+    """Return the TLS of a connection, with files that `Access.check` has looked at."""
+    # Once for a transport: loading the system's authorities takes longer than a short request.
+    context = (
+        ssl.create_default_context(cafile=access.ca)
+        if access.ca
+        else httpcore2.default_ssl_context()
+    )
+    if access.certificate is not None:
+        context.load_cert_chain(access.certificate, access.key)
     return context
 
 

@@ -132,6 +132,14 @@ def test_the_prompt_is_read_from_standard_input(triton: TritonDouble, args: list
             ["--ca", __file__, "--url", "https://localhost:1"],
             f"{__file__} is not a certificate in PEM form",
         ),
+        (
+            ["--ca", __file__, "--url", "grpcs://localhost:1"],
+            f"{__file__} is not a certificate in PEM form",
+        ),
+        (
+            ["--certificate", __file__, "--key", __file__, "--url", "grpcs://localhost:1"],
+            f"{__file__} is not a certificate in PEM form, or {__file__} is not its key",
+        ),
     ],
 )
 def test_a_senseless_option_is_a_usage_error(args: list[str], message: str) -> None:
