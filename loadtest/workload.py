@@ -154,6 +154,7 @@ def file_questions(
     """
     questions = []
     for place, line in _lines(path):
+        _check_blocks(line, f"{path} at {place}")
         # Without ids of its blocks a prompt of a trace shares nothing with the others.
         prompt = _prompt(line, f"{seed} {place}", f"{seed}", counter)
         question = _question(line, prompt, output_tokens, counter)
@@ -225,9 +226,19 @@ def _prompt(
         tokens = min(left, BLOCK_TOKENS)
         blocks.append(_words_text(random.Random(f"{seed} {block}"), tokens, counter))
         left -= tokens
-        if not left:
-            break
     return " ".join(blocks)
+
+
+def _check_blocks(line: _Line, where: str) -> None:
+    """BadInputError unless blocks are as many as a prompt's tokens fill, as aiperf wants them."""
+    if line.messages is not None or line.input_length is None or not line.hash_ids:
+        return
+    filled = -(-line.input_length // BLOCK_TOKENS)
+    if len(line.hash_ids) != filled:
+        raise BadInputError(
+            f"{where}: {line.input_length} tokens have {len(line.hash_ids)} hash_ids; expected "
+            f"{filled}, one for each block of {BLOCK_TOKENS}"
+        )
 
 
 def scheduled(questions: Sequence[Question]) -> Sequence[Question]:

@@ -107,6 +107,8 @@ def test_a_line_may_have_its_own_text_or_messages(tmp_path: Path) -> None:
         ('[{"prompt": 3}]', "Expected `str | null`, got `int`"),
         ('{"input_length": 0}', "Expected `int` >= 1"),
         ('{"input_length": 5, "timestamp": -1}', "timestamp"),
+        ('{"input_length": 600, "hash_ids": [1]}', "at line 1: 600 tokens have 1 hash_ids; exp"),
+        ('{"input_length": 512, "hash_ids": [1, 2]}', "expected 1, one for each block of 512"),
         ("\n\n", "has no question"),
         ("[]", "has no question"),
         ('{"conversations": []}', "has no question"),
