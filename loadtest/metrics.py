@@ -262,8 +262,13 @@ def _of_runs(
         "error_request_count": len(done) - len(valid),
         "completed_request_count": len(done),
     }
+    good = 0 if limits is None else sum(map(limits.are_kept, valid))
     if done:
         totals["request_error_rate"] = 100 * (len(done) - len(valid)) / len(done)
+    if done and limits is not None:
+        # A share of all requests, as in aiperf: a server that refuses some must not look good by
+        # the others, and one that refuses all has none.
+        totals["good_request_fraction"] = good / len(done)
     seconds = sum(map(_duration_s, runs))
     if not seconds:
         return totals
@@ -280,12 +285,8 @@ def _of_runs(
         totals["total_isl"] = sum(prompts)
         totals["total_token_throughput"] = (output + sum(prompts)) / seconds
     if limits is not None:
-        good = sum(map(limits.are_kept, valid))
         totals["good_request_count"] = good
         totals["goodput"] = good / seconds
-        # A share of all requests, as in aiperf: a server that refuses some must not look good by
-        # the others.
-        totals["good_request_fraction"] = good / len(done)
     return totals
 
 

@@ -148,6 +148,13 @@ def test_a_run_without_an_answer_has_counts_only() -> None:
     }
 
 
+def test_a_run_without_an_answer_has_no_share_of_good_ones() -> None:
+    figures = figures_of([[failed()]], limits=GoodputLimits({"request_latency": 600}), streams=True)
+
+    assert figures["good_request_fraction"]["avg"] == 0
+    assert "goodput" not in figures
+
+
 @pytest.mark.parametrize(
     ("limits", "good"),
     [
