@@ -143,7 +143,8 @@ def from_text(text: str, where: str) -> ModelConfig:
     try:
         # A copy: what is done to a config may not show in the next that has the same text.
         config.CopyFrom(_parse(text))
-    except text_format.ParseError as error:
+    except (text_format.ParseError, ValueError) as error:
+        # ValueError: a number that no enum can hold, of which the parser does not say the place.
         raise BadInputError(f"{where}: {error}") from error
     return config
 

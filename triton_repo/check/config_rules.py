@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from minitron_trt.triton_repo.check.model_on_disk import ModelFolder
+from minitron_trt.triton_repo.check.model_on_disk import ModelFolder, is_there
 from minitron_trt.triton_repo.check.report import Finding, Severity
 from minitron_trt.triton_repo.config_messages import model_config_pb2
 from minitron_trt.triton_repo.contract.model_names import (
@@ -153,14 +153,14 @@ def _guessed_backend(model: ModelFolder) -> str:
     """Return what Triton takes a model for that names no backend, by its files."""
     files = (model.config.default_model_filename, *(_FILES if not model.config.platform else ()))
     return next(
-        (_FILES[f] for f in files if f in _FILES and (model.version_folder / f).exists()), ""
+        (_FILES[f] for f in files if f in _FILES and is_there(model.version_folder / f)), ""
     )
 
 
 def _unknown_backend(model: ModelFolder, backend: str) -> Iterator[Finding]:
     # A model may bring its backend, in its folder or its version's, where Triton looks first.
     library = f"libtriton_{backend}.so"
-    if any((folder / library).is_file() for folder in (model.folder, model.version_folder)):
+    if any(is_there(folder / library) for folder in (model.folder, model.version_folder)):
         return
     # A slip like tensorrt_llm for tensorrtllm; below 0.8 it is rather a backend of one's own.
     close = difflib.get_close_matches(backend.replace("_", ""), _BACKENDS, 1, 0.8)
@@ -181,7 +181,8 @@ def _unknown_backend(model: ModelFolder, backend: str) -> Iterator[Finding]:
 def _check_model_file(model: ModelFolder) -> Iterator[Finding]:
     name = model.config.default_model_filename or "model.py"
     for version in model.versions:
-        if not (model.folder / str(version) / name).is_file():
+        path = model.folder / str(version) / name
+        if not (is_there(path) and path.is_file()):
             yield Finding(
                 Severity.ERROR,
                 file=f"{model.name}/{version}/{name}",

@@ -219,6 +219,15 @@ class RepositoryFolder:
         return place if known else None
 
 
+def is_there(path: Path) -> bool:
+    """Say whether a path that a config names leads to something, whatever it names."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        # No name that a file can have: too long for the file system, or with a NUL.
+        return False
+
+
 def names(tensors: Iterable[Any]) -> set[str]:
     """Return the names of inputs or outputs."""
     return {tensor.name for tensor in tensors}

@@ -18,6 +18,7 @@ from minitron_trt.triton_repo.check.model_on_disk import (
     TEXT_RUNTIME,
     ModelFolder,
     RepositoryFolder,
+    is_there,
     type_name,
 )
 from minitron_trt.triton_repo.check.report import Finding, Severity
@@ -117,12 +118,7 @@ def _open_folder(model: ModelFolder, *, is_ours: bool) -> tuple[Served, list[Fin
     else:
         return Served(), [_fault(file, "model", "is missing; expected the model's folder")]
     folder = model.version_folder / name
-    try:
-        is_there = folder.is_dir()
-    except OSError:
-        # No name that a folder can have.
-        is_there = False
-    if not is_there:
+    if not (is_there(folder) and folder.is_dir()):
         if name.count("/") == 1 or Path(name).is_absolute():
             note = f"not checked: {name} is a hub id or a path of another machine"
             return Served(), [model.note("", found=note)]

@@ -375,6 +375,21 @@ FAULTS = {
         words="expected TYPE_FP32",
         severity=W,
     ),
+    "backend that no file system has": of_text(
+        BLS,
+        old='backend: "python"',
+        new=f'backend: "{"b" * 300}"',
+        field="backend",
+        words="is not a backend of Triton's images",
+        severity=W,
+    ),
+    "type that no enum has": of_text(
+        BLS,
+        old='name: "top_p"\n    data_type: TYPE_FP32',
+        new='name: "top_p"\n    data_type: 9999999999',
+        field="",
+        words="does not parse (Value out of range: 9999999999)",
+    ),
     # Triton loads it, and no request can send such a tensor.
     "tensor of no type": of_text(
         BLS,
