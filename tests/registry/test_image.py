@@ -171,6 +171,16 @@ def test_a_layer_that_is_none_is_refused(damage: bytes, tmp_path: Path) -> None:
         _read(damage or whole[:1000], tmp_path, digest="sha256:" + "0" * 64)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [{"path": "a\0b"}, {"mtime": "1e400"}, {"mtime": "nan"}, {"GNU.sparse.map": "a"}],
+    ids=["name", "endless time", "no time", "map"],
+)
+def test_a_layer_with_an_odd_header_is_refused(header: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="no tar archive that can be unpacked"):
+        _read(_layer(("a", b"x", {"pax_headers": header})), tmp_path)
+
+
 def test_a_layer_that_unpacks_to_very_much_is_refused(tmp_path: Path) -> None:
     data = gzip.compress(_layer(("a", bytes(1 << 20), {})))
     blob = Blob(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))

@@ -163,7 +163,8 @@ def read_layer(
         # One that goes on beyond its size is none, however long it would go on.
         while reader.size <= blob.size and reader.read(_READ_BYTES):
             pass
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError) as error:
+        # The last two are of a PAX header: a name with a NUL, a time that no file system has.
         raise BadInputError(
             f"the layer {blob.digest} is no tar archive that can be unpacked ({error}); {_EXPECTED}"
         ) from error
