@@ -180,6 +180,15 @@ def test_a_word_of_several_ids_is_looked_for_in_what_comes(models: Models) -> No
     assert (asked.stop_words, asked.in_steps, asked.streaming) == ([[8, 9]], True, False)
 
 
+@pytest.mark.parametrize("offsets", [[5, -1, -1], [2, 1, -1], [0, 2, -1], [2, -1, 3], [-7, 2, -1]])
+def test_words_that_are_packed_in_another_way_are_refused(
+    models: Models, offsets: list[int]
+) -> None:
+    for name in ("stop_words_list", "bad_words_list"):
+        with pytest.raises(ValueError, match=rf"{name} has the offsets .* among 3 ids, rising"):
+            models.read(**{name: [[8, 9, 10], offsets]})
+
+
 def test_a_timeout_in_microseconds_arrives_in_seconds(models: Models) -> None:
     assert models.read(timeout_us=2_500_000).timeout_s == 2.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -271,14 +272,23 @@ def _text(request: TritonRequest, name: str) -> str | None:
 
 
 def read_words(request: TritonRequest, name: str) -> list[list[int]]:
-    """Unpack words of [1, 2, n]: ids one after another, and below them where each ends, then -1."""
+    """Unpack words of [1, 2, n]: ids one after another, and below them where each ends, then -1.
+
+    ValueError when they are packed in another way: an empty word would stop every answer.
+    """
     packed = tensor(request, name)
     if packed is None:
         return []
-    ids, ends = packed.reshape(2, -1).tolist()
-    ends = [end for end in ends if end > 0]
-    # The end of a word is the start of the next; the last end starts nothing.
-    return [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    ids, offsets = packed.reshape(2, -1).tolist()
+    ends = list(itertools.takewhile(lambda end: end != -1, offsets))
+    words = list(itertools.pairwise([0, *ends]))
+    rising = all(start < end <= len(ids) for start, end in words)
+    if not rising or any(end != -1 for end in offsets[len(ends) :]):
+        raise ValueError(
+            f"{name} has the offsets {offsets[:8]}; expected where each word ends among {len(ids)} "
+            "ids, rising, then only -1"
+        )
+    return [ids[start:end] for start, end in words]
 
 
 def find_word(ids: Sequence[int], words: Sequence[Sequence[int]], start: int) -> int | None:
