@@ -185,8 +185,9 @@ def test_words_that_are_packed_in_another_way_are_refused(
     models: Models, offsets: list[int]
 ) -> None:
     for name in ("stop_words_list", "bad_words_list"):
+        words: dict[str, Any] = {name: [[8, 9, 10], offsets]}
         with pytest.raises(ValueError, match=rf"{name} has the offsets .* among 3 ids, rising"):
-            models.read(**{name: [[8, 9, 10], offsets]})
+            models.read(**words)
 
 
 def test_a_timeout_in_microseconds_arrives_in_seconds(models: Models) -> None:
