@@ -359,6 +359,16 @@ def test_a_file_of_options_is_read_with_care(
     assert message in result.stderr
 
 
+def test_a_device_is_no_file_of_options(command: Command) -> None:
+    result = command("plan", "minitron-8b", "--gpu", "H100", "--config", "/dev/zero")
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == (
+        "error: --config /dev/zero is longer than 1048576 characters; expected lines "
+        "`option: value`\n"
+    )
+
+
 def test_null_in_a_file_is_silence(command: Command, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("precision: null\nprofile: null\n")
     plan = ("plan", "minitron-8b", "--gpu", "H100", "--json")

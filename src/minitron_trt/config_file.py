@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.option_types import suggestion
+
+_AT_MOST: Final = 1 << 20
 
 
 def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -66,9 +68,15 @@ def _text(value: Any) -> str:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        # Not as files that others made: a shell's <(...) is a pipe. But no device without an end.
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_AT_MOST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"--config {path} cannot be read: {error}") from error
+    if len(text) > _AT_MOST:
+        raise BadInputError(
+            f"--config {path} is longer than {_AT_MOST} characters; expected lines `option: value`"
+        )
     try:
         record = _from_toml(text) if path.suffix == ".toml" else _from_yaml(text)
     except (ValueError, RecursionError) as error:
