@@ -25,7 +25,7 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     check_output(path, overwrite=overwrite)
     # A link is followed, so that the scratch folder lies on the disk of the output.
-    path = path.resolve()
+    path = _resolved(path)
     scratch, retired = path.parent / f".{path.name}.partial", path.parent / f".{path.name}.old"
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,13 +85,13 @@ def check_output(
     That is without `overwrite`, when this tool did not write it or wrote another kind, and when
     replacing it would destroy one of the inputs, or part of one.
     """
+    real = _resolved(path)
     with output_errors(path):
         taken = path.exists()
     if not taken:
         return
     if not overwrite:
         raise UsageError(f"{path} already exists; choose another folder or pass --overwrite")
-    real = path.resolve()
     for folder in inputs:
         near = folder.resolve()
         if real.is_relative_to(near) or near.is_relative_to(real):
@@ -107,6 +107,17 @@ def check_output(
         raise UsageError(
             f"{path} is {an(there)}, not {an(kind)}, so it is not replaced; choose another folder"
         )
+
+
+def _resolved(path: Path) -> Path:
+    """Return where an output's links lead; OutputError where they lead in a circle."""
+    try:
+        path.stat()
+    except OSError as error:
+        # Of a circle resolve() makes a RuntimeError before Python 3.13, and nothing since.
+        if error.errno == errno.ELOOP:
+            raise OutputError(f"cannot write {path}: its links lead in a circle") from error
+    return path.resolve()
 
 
 def _recorded_kind(folder: Path) -> str | None:

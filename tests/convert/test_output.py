@@ -106,6 +106,17 @@ def test_a_link_as_output_is_followed(command: Command, tiny_llama: Path, output
     assert list(disk.iterdir()) == [disk / "checkpoint"]
 
 
+def test_a_link_that_leads_in_a_circle_is_refused(
+    command: Command, tiny_llama: Path, output: Path
+) -> None:
+    output.parent.mkdir(exist_ok=True)
+    output.symlink_to(output.name)
+    result = command("convert", tiny_llama, "-o", output, "--overwrite")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: cannot write {output}: its links lead in a circle\n"
+
+
 @pytest.mark.parametrize(
     ("blocker", "reason"),
     [("parent", "File exists"), ("partial", "File exists"), ("link", "Not a directory")],
