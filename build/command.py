@@ -23,7 +23,7 @@ from minitron_trt.build.recipe.request import BuildRequest
 from minitron_trt.build.runners import CLUSTERS, DOCKER, LOCAL, RUNNERS, SLURM
 from minitron_trt.build.trtllm.cluster.cluster_job import ClusterJob
 from minitron_trt.build.trtllm.cluster.cluster_options import cluster_options
-from minitron_trt.build.trtllm.cluster.job_file import ClusterSettings, JobFile, job_file
+from minitron_trt.build.trtllm.cluster.job_file import ClusterSettings, job_file
 from minitron_trt.build.trtllm.cluster.slurm import BARE
 from minitron_trt.build.trtllm.docker_build import docker_argv
 from minitron_trt.build.trtllm.finished_engine import finish, image_facts
@@ -126,8 +126,7 @@ def build(
         _finish(console, job, runner=runner, cluster=cluster)
     elif runner in CLUSTERS:
         choose_compiler(job, compiler, runner)
-        file = job_file(ClusterJob(job), runner, cluster)
-        _write_job(console, job, file, explain=explain, dry_run=dry_run)
+        _write_job(console, job, runner=runner, cluster=cluster, explain=explain, dry_run=dry_run)
     elif dry_run:
         _print_plan(console, job, compiler=compiler, runner=runner, explain=explain)
     else:
@@ -205,12 +204,19 @@ def _build(
 
 
 def _write_job(
-    console: Console, job: BuildJob, file: JobFile, *, explain: bool, dry_run: bool
+    console: Console,
+    job: BuildJob,
+    *,
+    runner: str,
+    cluster: ClusterSettings,
+    explain: bool,
+    dry_run: bool,
 ) -> None:
     """Write a cluster's job file, and say what to type next, to the engine that is an artifact."""
     if explain:
         click.echo(folded(job.recipe.explain(), output_width(sys.stderr)), err=True)
     check_output(job.output, overwrite=job.overwrite, kind=ENGINE, inputs=(job.checkpoint.folder,))
+    file = job_file(ClusterJob(job), runner, cluster)
     finish_it = retyped(
         click.get_current_context(),
         # --finish makes an artifact of what the job wrote, and must not be told to replace it.

@@ -57,7 +57,9 @@ class JobFile:
 def job_file(job: ClusterJob, runner: str, settings: ClusterSettings) -> JobFile:
     """Return the file of a job for a runner, and what to do with it."""
     output = job.build.output
-    path = output.with_name(output.name + _SUFFIXES[runner])
+    # The current folder, as `.`, has no name to add to.
+    beside = output if output.name else output.resolve()
+    path = beside.with_name(beside.name + _SUFFIXES[runner])
     if runner == SLURM:
         name, text = job.named(lambda name: slurm_script(job, settings.slurm, name))
         submit = shlex.join(("sbatch", str(path)))
