@@ -191,7 +191,7 @@ def _warn(model: ModelSource, plan: ConversionPlan) -> None:
             plan.precision.name,
             architecture,
         )
-    # By a remark in TensorRT-LLM's own quantization (quantize_by_modelopt.py).
+    # As comments in TensorRT-LLM's own quantization say; not measured here.
     if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
         log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
     stored = model.scales.precision if model.scales else None

@@ -112,7 +112,7 @@ def lay_out(
     path: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]
 ) -> tuple[bytes, tuple[TensorEntry, ...]]:
     """Return the header of a new file and where each (name, dtype, shape) will lie in it."""
-    # transformers refuses a file whose metadata names no framework.
+    # transformers before 5 refuses a file whose metadata names no framework.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     entries, at = [], 0
     for name, dtype, shape in tensors:
