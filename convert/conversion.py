@@ -191,7 +191,8 @@ def _warn(model: ModelSource, plan: ConversionPlan) -> None:
             plan.precision.name,
             architecture,
         )
-    # As comments in TensorRT-LLM's own quantization say; not measured here.
+    # As comments in TensorRT-LLM's own quantization say; the samples lose nothing by it
+    # (docs/accuracy.md).
     if plan.kv_cache == "fp8" and architecture == "NemotronForCausalLM":
         log.warning("an FP8 KV cache lost accuracy on Nemotron models upstream; compare its text")
     stored = model.scales.precision if model.scales else None
