@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,13 +29,22 @@ from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.outputs import check_output, staged
 from minitron_trt.triton_repo.serving.server_options import Endpoints
 
-_OF_KUBERNETES: Final = (
-    "gpu_product",
-    "image_pull_secret",
-    "keys_secret",
-    "route",
-    "inference_pool",
-)
+# From settings to their options: elsewhere one server is started, and nothing watches it.
+_OF_KUBERNETES: Final = {
+    "gpu_product": "--gpu-product",
+    "image_pull_secret": "--image-pull-secret",
+    "keys_secret": "--keys-secret",
+    "route": "--route",
+    "inference_pool": "--inference-pool",
+    "scale": "--plan",
+    "replicas": "--replicas",
+    "max_replicas": "--max-replicas",
+    "autoscaler": "--autoscaler",
+    "prometheus": "--prometheus",
+    "monitoring_namespace": "--monitoring-namespace",
+    "ttft_s": "--ttft",
+    "itl_s": "--itl",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +147,15 @@ def _named(text: str, repository: Path, hub_id: str) -> str:
 
 def _refuse_of_kubernetes(settings: DeploySettings, *, helm: bool) -> None:
     """Refuse what was asked for and would have no effect without Kubernetes."""
-    asked = {"helm": helm, **{name: getattr(settings, name) for name in _OF_KUBERNETES}}
-    for name, value in asked.items():
-        if value:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} is for what runs on Kubernetes, not for {settings.target}")
+    defaults = {field.name: field.default for field in fields(settings)}
+    options = ["--helm"] if helm else []
+    options += [
+        option
+        for name, option in _OF_KUBERNETES.items()
+        if getattr(settings, name) != defaults[name]
+    ]
+    if options:
+        raise UsageError(f"{options[0]} is for what runs on Kubernetes, not for {settings.target}")
     storage = Storage.parse(settings.storage)
     if storage.form != CLAIM:
         raise UsageError(

@@ -387,6 +387,21 @@ REFUSED = {
         2,
         "--route is for what runs on Kubernetes, not for compose",
     ),
+    "replicas-for-compose": (
+        ("--target", "compose", "--replicas", 4),
+        2,
+        "--replicas is for what runs on Kubernetes, not for compose",
+    ),
+    "autoscaler-for-slurm": (
+        ("--target", "slurm", "--autoscaler", "hpa"),
+        2,
+        "--autoscaler is for what runs on Kubernetes, not for slurm",
+    ),
+    "objective-for-compose": (
+        ("--target", "compose", "--ttft", "200ms"),
+        2,
+        "--ttft is for what runs on Kubernetes, not for compose",
+    ),
     "keys-for-dynamo": (
         ("--target", "dynamo", "--keys-secret", "keys"),
         2,
