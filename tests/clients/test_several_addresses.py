@@ -50,6 +50,7 @@ def test_requests_go_to_every_address(addresses: list[str]) -> None:
     assert said == set(NAMES)
 
 
+@pytest.mark.slow
 def test_a_stream_outlives_the_age_at_which_its_connection_is_given_up() -> None:
     """A server that gives up its connections has clients ask anew who is there."""
     peers = []

@@ -45,7 +45,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("", "Expected `object`, got `null`"),
         ("model: model", "missing required field `max_batch_size`"),
         ("model: model\nmax_batch_size: many", "Expected `int`, got `str`"),
-        ("[" * 5000, "recursion"),
+        pytest.param("[" * 5000, "recursion", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_yaml_without_arguments_is_refused(
