@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import shlex
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -53,7 +54,7 @@ def demo(
     """Walk from a model to streamed text.
 
     The steps are convert, triton-repo, serve and generate, each printed as you would type it.
-    Needs no GPU; with the extra [rtx] an engine is built as well.
+    Needs no GPU; with the extra [rtx] an engine is built as well, while the server loads.
 
     Example: minitron-trt demo --model nvidia/Minitron-4B-Base
     """
@@ -69,16 +70,18 @@ def demo(
         elif Path(model).exists():
             model = str(Path(model).absolute())
         walk.run("convert", model or "model", "-o", "checkpoint")
-        if _has_engine_builder():
-            walk.run("build", "checkpoint", "-o", "engine", "--arch", "ada")
         walk.run("triton-repo", "checkpoint", "-o", "repository")
-        with walk.serving("repository") as endpoints:
+        with walk.serving("repository") as server:
+            # To load, a server needs one core: the engine is built on the others meanwhile.
+            if _has_engine_builder():
+                walk.run("build", "checkpoint", "-o", "engine", "--arch", "ada")
+            endpoints = server.ready()
             answers = {
                 name: walk.generate(prompt, max_tokens, url)
                 for name, url in (("grpc", endpoints.grpc_url), ("http", endpoints.http_url))
             }
     record = {"seconds": walk.seconds, "answers": answers}
-    console.result(record, f"done in {sum(walk.seconds.values()):.1f} s, nothing left running")
+    console.result(record, f"done in {walk.total_s:.1f} s, nothing left running")
 
 
 def _has_engine_builder() -> bool:
@@ -105,9 +108,15 @@ class Walk:
 
     def __init__(self, console: Console, folder: Path) -> None:
         self.seconds: dict[str, float] = {}
+        self._begin = time.monotonic()
         self._folder = folder
         self._quiet = console.quiet or console.as_json
         self._capture = console.as_json
+
+    @property
+    def total_s(self) -> float:
+        """Return the seconds since the walk began, of which two steps may share some."""
+        return time.monotonic() - self._begin
 
     def run(self, *arguments: str) -> str:
         """Run a command to its end; return what it printed when that is captured.
@@ -139,8 +148,8 @@ class Walk:
         return str(json.loads(output)["text"]) if output else ""
 
     @contextlib.contextmanager
-    def serving(self, repository: str) -> Iterator[Endpoints]:
-        """Serve a repository inside the block, on free ports."""
+    def serving(self, repository: str) -> Iterator[WalkServer]:
+        """Serve a repository inside the block, on free ports; it begins to load there."""
         from minitron_trt.triton_repo.serving.server_options import free_endpoints
 
         endpoints = free_endpoints()
@@ -151,36 +160,53 @@ class Walk:
         }
         options = (text for option, port in ports.items() for text in (option, str(port)))
         arguments = ("serve", repository, *options)
-        self._show(arguments)
-        start = time.monotonic()
+        self._show(arguments, background=True)
+        begin = time.monotonic()
         server = subprocess.Popen(
             _argv((*arguments, "--json", "-q")), cwd=self._folder, stdout=subprocess.PIPE, text=True
         )
-        assert server.stdout is not None
         try:
-            # It prints its addresses once every model is ready, and nothing when it fails.
-            if not server.stdout.readline():
-                raise click.exceptions.Exit(server.wait())
-            self._note("serve", start)
-            yield endpoints
+            yield WalkServer(server, endpoints, functools.partial(self._note, "serve", begin))
         finally:
-            start = time.monotonic()
+            begin = time.monotonic()
             server.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(_STOP_S)
             server.kill()
             server.wait()
+            assert server.stdout is not None
             server.stdout.close()
-        self._note("shut down", start)
+        self._note("shut down", begin)
 
-    def _show(self, arguments: tuple[str, ...]) -> None:
+    def _show(self, arguments: tuple[str, ...], *, background: bool = False) -> None:
         if not self._quiet:
-            click.secho(f"$ minitron-trt {shlex.join(arguments)}", bold=True)
+            end = " &" if background else ""
+            click.secho(f"$ minitron-trt {shlex.join(arguments)}{end}", bold=True)
 
     def _note(self, name: str, start: float) -> None:
         self.seconds[name] = round(time.monotonic() - start, 3)
         if not self._quiet:
             click.secho(f"  {name}: {self.seconds[name]:.1f} s\n", dim=True)
+
+
+class WalkServer:
+    """The walk's server, from the start of its program on."""
+
+    def __init__(
+        self, process: subprocess.Popen[str], endpoints: Endpoints, on_ready: Callable[[], object]
+    ) -> None:
+        self._process = process
+        self._endpoints = endpoints
+        self._on_ready = on_ready
+
+    def ready(self) -> Endpoints:
+        """Wait until the models are loaded, and return where they are; Exit when they never are."""
+        assert self._process.stdout is not None
+        # It prints its addresses once every model is ready, and nothing when it fails.
+        if not self._process.stdout.readline():
+            raise click.exceptions.Exit(self._process.wait())
+        self._on_ready()
+        return self._endpoints
 
 
 def _argv(arguments: tuple[str, ...]) -> list[str]:
