@@ -32,7 +32,7 @@ from minitron_trt.build.tensorrt.engine_compiler import (
     compile_engine,
     default_limits,
 )
-from minitron_trt.build.tensorrt.network import NetworkLimits
+from minitron_trt.build.tensorrt.network_definition import NetworkLimits
 from minitron_trt.checkpoint import Checkpoint
 
 

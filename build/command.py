@@ -20,7 +20,7 @@ from minitron_trt.build.job import BuildJob
 from minitron_trt.build.recipe.engine_recipe import choose_recipe
 from minitron_trt.build.recipe.options import request_options
 from minitron_trt.build.recipe.request import BuildRequest
-from minitron_trt.build.runners import CLUSTERS, DOCKER, LOCAL, RUNNERS, SLURM
+from minitron_trt.build.runner_names import CLUSTERS, DOCKER, LOCAL, RUNNERS, SLURM
 from minitron_trt.build.trtllm.cluster.cluster_job import ClusterJob
 from minitron_trt.build.trtllm.cluster.cluster_options import cluster_options
 from minitron_trt.build.trtllm.cluster.job_file import ClusterSettings, job_file

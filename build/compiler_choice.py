@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from minitron_trt.build.job import BuildJob
-from minitron_trt.build.runners import LOCAL
+from minitron_trt.build.runner_names import LOCAL
 from minitron_trt.build.tensorrt.compile_job import check_tensorrt
 from minitron_trt.build.trtllm.local_build import check_local
 from minitron_trt.errors import MinitronError, UnsupportedError

@@ -13,7 +13,7 @@ from minitron_trt.build.cache import EngineCache, content_key
 from minitron_trt.build.compiler_choice import AUTO, TENSORRT, choose_compiler
 from minitron_trt.build.engine import Engine
 from minitron_trt.build.job import BuildJob
-from minitron_trt.build.runners import DOCKER, LOCAL
+from minitron_trt.build.runner_names import DOCKER, LOCAL
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.compile_job import build_tensorrt, tensorrt_limits
 from minitron_trt.build.trtllm.docker_build import build_docker

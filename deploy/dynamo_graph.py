@@ -12,15 +12,6 @@ from typing import Any, Final
 
 from minitron_trt.build.trtllm.cluster.pod_parts import container_security
 from minitron_trt.deploy.deployment import Deployment, port
-from minitron_trt.deploy.network import (
-    dns,
-    fetch_egress,
-    http_route,
-    monitoring_peer,
-    network_policy,
-    route_peer,
-    tcp,
-)
 from minitron_trt.deploy.pods import (
     FRONTEND,
     SERVER,
@@ -38,6 +29,15 @@ from minitron_trt.deploy.pods import (
     server_container,
     server_placement,
     volumes,
+)
+from minitron_trt.deploy.reachability import (
+    dns,
+    fetch_egress,
+    http_route,
+    monitoring_peer,
+    network_policy,
+    route_peer,
+    tcp,
 )
 from minitron_trt.deploy.scaling import front_autoscaler
 from minitron_trt.deploy.settings import DeploySettings

@@ -18,13 +18,6 @@ from minitron_trt.deploy.dynamo_graph import (
 )
 from minitron_trt.deploy.gateway_pod import gateway_deployment
 from minitron_trt.deploy.monitoring import dashboard_map, pod_monitor, prometheus_rule
-from minitron_trt.deploy.network import (
-    inference_pool,
-    network_policies,
-    picker_config,
-    routes,
-    services,
-)
 from minitron_trt.deploy.pods import (
     DIGESTS,
     FETCH_SCRIPT,
@@ -33,6 +26,13 @@ from minitron_trt.deploy.pods import (
     SERVER,
     metadata,
     needs_scripts,
+)
+from minitron_trt.deploy.reachability import (
+    inference_pool,
+    network_policies,
+    picker_config,
+    routes,
+    services,
 )
 from minitron_trt.deploy.scaling import (
     adapter_values,

@@ -38,7 +38,7 @@ class PlannedScale:
 
 
 @dataclass(frozen=True, slots=True)
-class _Replica:
+class _PlannedReplica:
     concurrency_at_most: Size
 
 
@@ -52,13 +52,13 @@ class _Autoscaler:
 class _Traffic:
     replicas: Size
     tokens_per_s: _Rate
-    replica: _Replica
+    replica: _PlannedReplica
     autoscaler: _Autoscaler
     replicas_if_slower: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _PlanRow:
     gpu: str
     tp: Size
     traffic: _Traffic | None = None
@@ -71,7 +71,7 @@ class _Demand:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    rows: list[_Row]
+    rows: list[_PlanRow]
     demand: _Demand | None = None
 
 

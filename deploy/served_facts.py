@@ -133,13 +133,7 @@ def read_facts(
     options = ServerOptions(
         endpoints, closed=CLOSED, drain_s=drain_s, connection_age_s=connection_age_s
     )
-    if is_multi_model(served, options):
-        raise UnsupportedError(f"{repository} has several engines; deploy them one by one")
-    if TENSORRT_LLM_DRAFT in served.configs:
-        raise UnsupportedError(
-            f"{repository} has a draft model, whose memory is in no forecast; write it without "
-            "--draft"
-        )
+    _check_is_one_model(served, options)
     if served.runtime != TRTLLM:
         # Only engines name the place where they will be mounted.
         served = replace(served, mount=Path(MOUNT))
@@ -163,6 +157,17 @@ def read_facts(
         tensorrt_llm=served.trtllm,
         **sizes,
     )
+
+
+def _check_is_one_model(served: ServedRepository, options: ServerOptions) -> None:
+    """Refuse, as UnsupportedError, a repository whose memory is more than one model's."""
+    if is_multi_model(served, options):
+        raise UnsupportedError(f"{served.folder} has several engines; deploy them one by one")
+    if TENSORRT_LLM_DRAFT in served.configs:
+        raise UnsupportedError(
+            f"{served.folder} has a draft model, whose memory is in no forecast; write it without "
+            "--draft"
+        )
 
 
 def _image(served: ServedRepository, image: str | None) -> tuple[str, str]:

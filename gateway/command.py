@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import cloup
@@ -20,10 +21,15 @@ from minitron_trt.errors import MissingExtraError, UsageError
 from minitron_trt.host.addresses import is_loopback
 from minitron_trt.option_types import POSITIVE
 
+if TYPE_CHECKING:
+    from minitron_trt.gateway.access import ApiKeys
+
 PORT: Final = 9000
 """Where it listens unless told otherwise, as Triton's own OpenAI frontend does."""
 ANSWER_S: Final = 600.0
 """How long a whole answer may take unless told otherwise: as long as the openai package waits."""
+LIMITS: Final = ("body_bytes", "running", "rate_per_minute")
+"""The options that limit requests, by their fields of GatewayLimits."""
 
 
 @cloup.command()
@@ -138,48 +144,37 @@ def gateway(
     """
     try:
         from minitron_trt.gateway.app import GatewayOptions, gateway_app
-        from minitron_trt.gateway.gateway_server import (
-            Listener,
-            allow_open_files,
-            gateway_server,
-        )
+        from minitron_trt.gateway.gateway_server import Listener, allow_open_files, gateway_server
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "gateway", "the gateway") from error
     from minitron_trt.chat_templates import read_template
     from minitron_trt.clients.aio import AsyncClient
     from minitron_trt.clients.endpoint import Access, Timeouts
-    from minitron_trt.gateway.access import ApiKeys
     from minitron_trt.gateway.limits import GatewayLimits
     from minitron_trt.gateway.served_models import ServedModels
 
     listener = Listener(options["host"], options["port"], tls_cert, tls_key, options["drain_s"])
-    keys = ApiKeys.read(api_keys) if api_keys else None
-    if not (keys or insecure_no_keys or is_loopback(listener.host)):
-        raise UsageError(
-            f"whoever reaches {listener.host} could ask; give --api-keys FILE, or say "
-            "--insecure-no-keys"
-        )
-    limits = GatewayLimits(
-        **{name: options[name] for name in ("body_bytes", "running", "rate_per_minute")}
-    )
+    keys = _keys(listener.host, api_keys, insecure_no_keys=insecure_no_keys)
+    limits = GatewayLimits(**{name: options[name] for name in LIMITS})
     client = AsyncClient.connect(url, timeouts=Timeouts(total_s=total_s), access=Access(ca))
-    served = ServedModels(
-        client,
-        names=dict(map(_named_model, models)),
-        chat_max_tokens=chat_max_tokens,
-        template=None if chat_template is None else read_template(chat_template),
-    )
+    template = None if chat_template is None else read_template(chat_template)
+    names = dict(map(_named_model, models))
+    served = ServedModels(client, names=names, chat_max_tokens=chat_max_tokens, template=template)
     allow_open_files(limits.running)
     app = gateway_app(client, served, GatewayOptions(keys, limits, cors_origins))
     # Open before it is told: who has read the line can connect, also while the rest starts.
     with listener.open() as taken:
-        where = listener.url(taken)
-        record = {"openai": f"{where}/v1", "page": f"{where}/", "triton": url}
+        record = addresses(listener.url(taken), url)
         console.result(record, describe(record))
         gateway_server(app, listener).run(sockets=[taken])
 
 
-def describe(record: dict[str, Any]) -> str:
+def addresses(where: str, triton: str) -> dict[str, str]:
+    """Return the URLs of a gateway's parts, and of what it asks."""
+    return {"openai": f"{where}/v1", "page": f"{where}/", "triton": triton}
+
+
+def describe(record: Mapping[str, str]) -> str:
     """Return where the gateway can be reached, as text."""
     return "\n".join(
         (
@@ -189,6 +184,17 @@ def describe(record: dict[str, Any]) -> str:
             "Ctrl-C stops it",
         )
     )
+
+
+def _keys(host: str, file: Path | None, *, insecure_no_keys: bool) -> ApiKeys | None:
+    """Return who may ask, None for everybody; UsageError where others than this machine could."""
+    from minitron_trt.gateway.access import ApiKeys
+
+    if file is None and not insecure_no_keys and not is_loopback(host):
+        raise UsageError(
+            f"whoever reaches {host} could ask; give --api-keys FILE, or say --insecure-no-keys"
+        )
+    return ApiKeys.read(file) if file else None
 
 
 def _named_model(text: str) -> tuple[str, str]:

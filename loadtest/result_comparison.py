@@ -165,13 +165,13 @@ class _Value(msgspec.Struct):
     value: Any
 
 
-class _Request(msgspec.Struct):
+class _RecordedRequest(msgspec.Struct):
     metrics: dict[str, _Value] = {}
 
 
 def _requests(path: Path) -> dict[str, _Values]:
     """Return the values of each compared metric of requests."""
-    decoder = msgspec.json.Decoder(_Request)
+    decoder = msgspec.json.Decoder(_RecordedRequest)
     values: dict[str, list[float]] = {tag: [] for tag, _ in COMPARED}
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -15,7 +15,7 @@ from minitron_trt.artifacts import CONFIG_NAME
 from minitron_trt.build.engine import PLAN_NAME, checkpoint_facts, write_engine_manifest
 from minitron_trt.build.tensorrt.api import choose_library
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
-from minitron_trt.build.tensorrt.network import NetworkLimits
+from minitron_trt.build.tensorrt.network_definition import NetworkLimits
 from minitron_trt.build.tensorrt.worker import CompileRequest
 from minitron_trt.build.tensorrt.worker_process import run_worker
 from minitron_trt.checkpoint import Checkpoint

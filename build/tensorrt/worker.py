@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from minitron_trt.build.tensorrt.api import LIBRARIES, RTX, TARGETS, Network, Trt, make_logger
-from minitron_trt.build.tensorrt.network import NetworkLimits, define_network
+from minitron_trt.build.tensorrt.network_definition import NetworkLimits, define_network
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.errors import MinitronError, ProcessError
 

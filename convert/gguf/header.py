@@ -61,7 +61,7 @@ def read_gguf_header(path: Path) -> tuple[dict[str, Any], list[TensorRecord], in
         raise BadInputError(f"{path} is empty; download it again")
     with path.open("rb") as file:
         _check_start(path, file.read(len(LFS_POINTER)))
-        reader = _Reader(path, file, at=8)
+        reader = _HeaderReader(path, file, at=8)
         tensor_count, fact_count = reader.integer(8), reader.integer(8)
         facts: dict[str, Any] = {}
         for _ in range(fact_count):
@@ -91,7 +91,7 @@ def _check_start(path: Path, start: bytes) -> None:
     )
 
 
-def _tensor_record(reader: _Reader) -> TensorRecord:
+def _tensor_record(reader: _HeaderReader) -> TensorRecord:
     name, axes = reader.text(), reader.integer(4)
     if not 1 <= axes <= _AXES_AT_MOST:
         raise BadInputError(
@@ -101,7 +101,7 @@ def _tensor_record(reader: _Reader) -> TensorRecord:
     return TensorRecord(name, shape, reader.integer(4), reader.integer(8))
 
 
-class _Reader:
+class _HeaderReader:
     """A file read in order, with an error instead of a short read."""
 
     def __init__(self, path: Path, file: BinaryIO, at: int) -> None:

@@ -71,7 +71,7 @@ def read_pickle(
     `names` are the classes and functions that it may name, as `module.name`; `persistent` makes
     what torch keeps outside the pickle. BadInputError names any other, and `what` was read.
     """
-    reader = _Reader(data, names, what, persistent)
+    reader = _InertUnpickler(data, names, what, persistent)
     try:
         return reader.load()
     except BadInputError:
@@ -83,7 +83,7 @@ def read_pickle(
 
 
 # Python's own, not the one in C: that makes room for as many objects as a damaged file numbers.
-class _Reader(pickle._Unpickler):
+class _InertUnpickler(pickle._Unpickler):
     def __init__(
         self,
         data: bytes,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml
 
-from minitron_trt.deploy.network import PICKER
+from minitron_trt.deploy.reachability import PICKER
 from minitron_trt.errors import BadInputError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity

@@ -28,8 +28,8 @@ from minitron_trt.deploy.check.graph_rules import (
     services_of,
 )
 from minitron_trt.deploy.dynamo_graph import GRAPH
-from minitron_trt.deploy.network import PICKER
 from minitron_trt.deploy.pods import SERVER
+from minitron_trt.deploy.reachability import PICKER
 from minitron_trt.triton_repo.check.report import Finding
 
 # DNS's limits: of a whole name, and of one of its labels, which a Service's name becomes.

@@ -106,12 +106,12 @@ class ComputedAnswers:
             for prompt in prompts
         ]
         waiting = iter(sorted(range(len(prompts)), key=lambda place: -len(prompt_ids[place])))
-        answers: dict[int, _Answer] = {}
+        answers: dict[int, _ComputedAnswer] = {}
         while True:
             while len(answers) < self._model.slots:
                 if (place := next(waiting, None)) is None:
                     break
-                answer = answers[place] = _Answer(prompts[place], self._tokenizer)
+                answer = answers[place] = _ComputedAnswer(prompts[place], self._tokenizer)
                 request = self._request(place, prompt_ids[place], prompts[place])
                 executor.submit(request, answer.take, answer.is_complete)
             if not answers:
@@ -148,7 +148,7 @@ def _scored(context: tuple[int, ...], continuations: Sequence[tuple[int, ...]]) 
     return likelihoods
 
 
-class _Answer:
+class _ComputedAnswer:
     """An answer as its tokens come."""
 
     def __init__(self, prompt: TaskPrompt, tokenizer: TaskTokenizer) -> None:

@@ -68,7 +68,7 @@ class Outline:
 def outline(text: str) -> Outline:
     """Read a config.pbtxt, whatever is wrong with it."""
     root = _Node("", 1, 1, model_config_pb2.ModelConfig.DESCRIPTOR)
-    reader = _Reader(text)
+    reader = _TextFormatReader(text)
     reader.message(root, closing=None)
     fields = _Fields()
     fields.walk(root, "")
@@ -129,7 +129,7 @@ def _tokens(text: str) -> Iterator[_Token]:
             yield _Token(kind, match.group(), match.start(), match.end(), line, column)
 
 
-class _Reader:
+class _TextFormatReader:
     """A forgiving reading of the text format: what makes no sense is stepped over."""
 
     def __init__(self, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import click
 import cloup
 
-from minitron_trt.build.runners import CLUSTERS, DOCKER, KUBERNETES, SLURM
+from minitron_trt.build.runner_names import CLUSTERS, DOCKER, KUBERNETES, SLURM
 from minitron_trt.build.trtllm.cluster.job_file import ClusterSettings
 from minitron_trt.build.trtllm.cluster.kubernetes import KubernetesSettings
 from minitron_trt.build.trtllm.cluster.slurm import SlurmSettings

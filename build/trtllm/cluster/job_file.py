@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from minitron_trt.build.runners import KUBERNETES, SLURM
+from minitron_trt.build.runner_names import KUBERNETES, SLURM
 from minitron_trt.build.trtllm.cluster.cluster_job import ClusterJob
 from minitron_trt.build.trtllm.cluster.kubernetes import (
     BUILD,

@@ -17,7 +17,7 @@ _REASONS: Final[Mapping[str, str]] = {LENGTH: LENGTH, "timeout": LENGTH, CANCELL
 
 
 @dataclass(slots=True)
-class _Sequence:
+class _AnswerSequence:
     """How far one sequence has come, and why it ended."""
 
     count: int = 0
@@ -29,7 +29,7 @@ class TokenAnswer:
 
     def __init__(self, asked: AskedTokens) -> None:
         self._asked = asked
-        self._sequences = [_Sequence() for _ in range(asked.request.sequences)]
+        self._sequences = [_AnswerSequence() for _ in range(asked.request.sequences)]
 
     @property
     def is_complete(self) -> bool:
@@ -59,7 +59,7 @@ class TokenAnswer:
                 sequence.reason = LENGTH if sequence.count >= self._asked.max_tokens else STOP
                 yield self._record(index, [], [])
 
-    def _kept(self, sequence: _Sequence, ids: Sequence[int]) -> list[int]:
+    def _kept(self, sequence: _AnswerSequence, ids: Sequence[int]) -> list[int]:
         """Return the ids up to one that ends the sequence; that one is told, as engines do."""
         kept = []
         for each in ids:

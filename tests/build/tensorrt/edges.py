@@ -15,7 +15,7 @@ from tests.build.tensorrt import interpreter
 from tests.build.tensorrt.interpreter_model import InterpretedModel
 from torch import Tensor
 
-from minitron_trt.build.tensorrt.network import NetworkLimits
+from minitron_trt.build.tensorrt.network_definition import NetworkLimits
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.executor import quantized_layers
 from minitron_trt.executor.step import Floats, StepBatch

@@ -10,7 +10,7 @@ from tests.build.tensorrt.interpreter import Interpreter
 from torch import Tensor
 
 from minitron_trt.build.tensorrt.api import RTX, make_logger
-from minitron_trt.build.tensorrt.network import NetworkLimits, define_network
+from minitron_trt.build.tensorrt.network_definition import NetworkLimits, define_network
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.executor.step import Floats, StepBatch
 

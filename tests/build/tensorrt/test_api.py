@@ -21,7 +21,7 @@ from tests.build.tensorrt.test_network import LIMITS
 from tests.build.tensorrt.test_network_fp8 import quantized
 
 from minitron_trt.build.tensorrt.api import LIBRARIES, RTX, TENSORRT, Library, choose_library
-from minitron_trt.build.tensorrt.network import define_network
+from minitron_trt.build.tensorrt.network_definition import define_network
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import MissingExtraError, UnsupportedError

@@ -22,7 +22,7 @@ from minitron_trt.artifacts import Manifest
 from minitron_trt.build.tensorrt import worker
 from minitron_trt.build.tensorrt.engine_compiler import compile_engine, default_limits
 from minitron_trt.build.tensorrt.mapped_weights import map_weights
-from minitron_trt.build.tensorrt.network import NetworkLimits
+from minitron_trt.build.tensorrt.network_definition import NetworkLimits
 from minitron_trt.build.tensorrt.worker import CompileRequest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import BYTES, Advance

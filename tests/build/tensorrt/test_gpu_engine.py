@@ -17,7 +17,7 @@ from tests.build.tensorrt.test_network_fp8 import quantized
 
 from minitron_trt.build.tensorrt.api import LIBRARIES, RTX, TARGETS, Library
 from minitron_trt.build.tensorrt.engine_compiler import compile_engine
-from minitron_trt.build.tensorrt.network import NetworkLimits
+from minitron_trt.build.tensorrt.network_definition import NetworkLimits
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import UnsupportedError

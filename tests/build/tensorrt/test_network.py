@@ -20,7 +20,7 @@ from tests.build.tensorrt.interpreter_model import InterpretedModel, new_network
 
 from minitron_trt.build.tensorrt.api import RTX
 from minitron_trt.build.tensorrt.mapped_weights import joined, map_weights
-from minitron_trt.build.tensorrt.network import NetworkLimits, define_network
+from minitron_trt.build.tensorrt.network_definition import NetworkLimits, define_network
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, UnsupportedError, UsageError
