@@ -320,6 +320,11 @@ CONFIGS = {
     "options.toml": 'arch = "H100"\nmax_batch_size = 8\nmax-seq-len = "0.25K"\ndry-run = true\n',
 }
 
+# Written out, its values would fill any memory.
+BOMB = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_options_may_come_from_a_file_and_those_typed_win(
@@ -346,8 +351,14 @@ def test_options_may_come_from_a_file_and_those_typed_win(
         ("arch: H100\nworkers: 1.5", 2, "Invalid value for '--workers': '1.5' is not a valid "),
         ("arch: H100\nworkers: [1, 2]", 2, "options.yaml: workers has several values; expected"),
         ("arch: H100\nworkers: {a: 1}", 2, "options.yaml: workers has several values; expected"),
+        (BOMB, 3, "options.yaml is damaged: an alias *"),
+        ("arch: &a [*a]", 3, "options.yaml is damaged: an alias *a; write out what it stands for"),
+        ("workers: 1" + 5000 * ":1", 3, "options.yaml is damaged: a number of 10001 characters"),
     ],
-    ids=["unknown", "list", "damaged", "value", "fraction", "several", "object"],
+    ids=[
+        *("unknown", "list", "damaged", "value", "fraction", "several", "object"),
+        *("bomb", "within itself", "endless number"),
+    ],
 )
 def test_a_file_of_options_is_read_with_care(
     text: str, code: int, message: str, command: Command, tmp_path: Path

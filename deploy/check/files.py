@@ -14,6 +14,7 @@ from minitron_trt.deploy.reachability import PICKER
 from minitron_trt.errors import BadInputError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.yaml_bounds import check_bounds
 
 FieldPath = tuple[str | int, ...]
 """Where a value stands in a document: keys and places in lists."""
@@ -152,13 +153,8 @@ class _NoObjectError(yaml.MarkedYAMLError):  # type: ignore[misc]
 
 
 def _documents(name: str, text: str) -> Iterator[Document]:
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            # What stands for something else may stand for very much.
-            raise yaml.MarkedYAMLError(
-                problem=f"an alias *{event.anchor}; write out what it stands for",
-                problem_mark=event.start_mark,
-            )
+    # Findings name the lines of values, which stand nowhere where an alias does.
+    check_bounds(text, most_aliased=0)
     for root in yaml.compose_all(text, Loader=yaml.SafeLoader):
         if root is None:
             continue

@@ -15,6 +15,7 @@ from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.errors import BadInputError, MissingExtraError
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
+from minitron_trt.yaml_bounds import check_bounds
 
 KUBERNETES: Final = "1.37"
 """The version whose schemas the core kinds are held against."""
@@ -34,9 +35,13 @@ class Definitions:
             try:
                 # A cluster's definitions are megabytes: in C where PyYAML was built with libyaml.
                 loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-                documents = list(yaml.load_all(read_text(path), Loader=loader))
-            except yaml.YAMLError as error:
-                raise BadInputError(f"{path} is not YAML: {error}") from error
+                text = read_text(path)
+                check_bounds(text)
+                documents = list(yaml.load_all(text, Loader=loader))
+            # A date like 2026-13-01 is a ValueError of PyYAML's, and no YAMLError.
+            except (yaml.YAMLError, RecursionError, ValueError) as error:
+                detail = " ".join(str(error).split())
+                raise BadInputError(f"{path} is not YAML: {detail}") from error
             found = [
                 item
                 for document in documents

@@ -150,11 +150,14 @@ def _check_consent(name: str, manager: TaskManager, choice: TaskChoice) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
     from yaml import YAMLError
 
+    from minitron_trt.yaml_bounds import check_bounds
+
     entry = manager.task_index.get(name)
     path = Path(name) if entry is None else entry.yaml_path
     if path is None:
         return
     try:
+        check_bounds(path.read_text(encoding="utf-8"))
         # Else lm-eval would import the file of every function that the definition names.
         definition = load_yaml(path, resolve_func=False)
     except (OSError, ValueError, YAMLError) as error:

@@ -99,7 +99,10 @@ def _from_yaml(text: str) -> Any:
     """Return what YAML says; ValueError for what is none."""
     import yaml
 
+    from minitron_trt.yaml_bounds import check_bounds
+
     try:
+        check_bounds(text)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error

@@ -572,7 +572,9 @@ def test_the_command_ends_with_3_and_names_the_worst(
     assert "compose.yaml:2 not YAML that can be read" in result.stderr
 
 
-@pytest.mark.parametrize("crds", ["nothing", "kind: Pod\n", "items:\n", "{"])
+@pytest.mark.parametrize(
+    "crds", ["nothing", "kind: Pod\n", "items:\n", "{", "a: &a [*a]", "a: 2026-13-01"]
+)
 def test_definitions_that_are_none_are_refused(
     crds: str, written: Deployed, tmp_path: Path, command: Callable[..., Result]
 ) -> None:

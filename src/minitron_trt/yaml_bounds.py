@@ -1,0 +1,50 @@
+"""YAML that others wrote may say much in few characters; what it says is bounded before it is read.
+
+Aliases of aliases stand for exponentially much, and numbers of any length take quadratic time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import yaml
+
+_MOST_ALIASED: Final = 1 << 20
+# Python itself writes out no number of more than 4300 digits.
+_LONGEST_NUMBER: Final = 1000
+
+
+def check_bounds(text: str, *, most_aliased: int = _MOST_ALIASED) -> None:
+    """Raise YAMLError where aliases stand for too many characters, or a number has too many."""
+    # In C where PyYAML was built with libyaml: a cluster's definitions are megabytes.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    sizes: dict[str | None, int] = {}
+    opened: list[tuple[str | None, int]] = []
+    size = aliased = 0
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.AliasEvent):
+            # What stands within itself has no end.
+            inside = any(anchor == event.anchor for anchor, _ in opened)
+            grown = sizes.get(event.anchor, 1)
+            size, aliased = size + grown, aliased + grown
+            if inside or aliased > most_aliased:
+                _refuse(event, f"an alias *{event.anchor}; write out what it stands for")
+        elif isinstance(event, yaml.ScalarEvent):
+            if event.implicit[0] and _is_long_number(event.value):
+                _refuse(event, f"a number of {len(event.value)} characters")
+            size += 1 + len(event.value)
+            sizes[event.anchor] = 1 + len(event.value)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, size))
+            size += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            sizes[anchor] = size - before
+
+
+def _is_long_number(word: str) -> bool:
+    return len(word) > _LONGEST_NUMBER and word.lstrip("+-.")[:1].isdigit() and " " not in word
+
+
+def _refuse(event: yaml.Event, problem: str) -> None:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
