@@ -173,6 +173,8 @@ def test_the_output_of_convert_for_hugging_face_is_served_by_the_pytorch_runtime
         (["{hf}", "--set", "llm.model=other"], 2, "it is the folder beside the model"),
         (["{hf}", "--set", "llm.tensor_parallel_size=2"], 2, "cannot be set: use --tp"),
         (["{hf}", "--set", "llm.kv_cache_config.enable_block_reuse.x=1"], 2, "has no fields"),
+        (["{hf}", "--set", "llm.kv_cache_config..dtype=x"], 2, "..dtype has an empty name"),
+        (["{hf}", "--set", "llm.kv_cache_config.=x"], 2, "llm.kv_cache_config. has an empty name"),
         (["{hf}", "--max-seq-len", "99999"], 2, "exceeds the 2048 positions"),
         (["{empty}"], 3, "has no *.safetensors"),
     ],
