@@ -165,6 +165,26 @@ def test_a_damaged_tokenizer_is_named(
         read_card(served)
 
 
+@pytest.mark.parametrize(("words", "found"), [(("b",), (1022,)), ((), None)])
+def test_the_begin_is_found_without_an_id_for_a(
+    words: tuple[str, ...], found: tuple[int, ...] | None, repository: Path, tmp_path: Path
+) -> None:
+    served = with_template(repository, tmp_path, TEMPLATE)
+    path = served.folder / "preprocessing/1/tokenizer/tokenizer.json"
+    record = json.loads(path.read_text())
+    kept = {token["content"]: token["id"] for token in record["added_tokens"]}
+    vocab = kept | {word: number for number, word in enumerate(words)}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    stages = dict.fromkeys(("pre_tokenizer", "normalizer", "decoder"))
+    path.write_text(json.dumps({**record, **stages, "model": model}))
+
+    if found is None:
+        with pytest.raises(BadInputError, match="makes ids of no word of its own"):
+            read_card(served)
+    else:
+        assert read_card(served).start_ids == found
+
+
 @pytest.mark.parametrize("token", [None, {}])
 def test_a_special_token_without_text_is_none(
     token: object, repository: Path, tmp_path: Path

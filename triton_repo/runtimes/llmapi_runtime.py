@@ -269,6 +269,10 @@ def _choose_sampler(arguments: dict[str, Any]) -> None:
 def _put(arguments: dict[str, Any], path: str, text: str) -> None:
     """Set an argument, or a field of one: `kv_cache_config.dtype`."""
     *parents, last = path.split(".")
+    if "" in (*parents, last):
+        raise UsageError(
+            f"llm.{path} has an empty name; expected llm.ARGUMENT or llm.ARGUMENT.FIELD"
+        )
     for parent in parents:
         arguments = arguments.setdefault(parent, {})
         if not isinstance(arguments, dict):

@@ -179,10 +179,15 @@ def _start_ids(served: ServedRepository, tokenizer: Tokenizer) -> list[int]:
     """Return what preprocessing puts before the ids of a text: mostly one id, for the begin."""
     if _parameter(served, "add_special_tokens").lower() in _OFF:
         return []
-    whole = tokenizer.encode("a", add_special_tokens=True).ids
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    # Not what goes behind the text, as some tokenizers have it: an answer goes on from there.
-    return whole[: whole.index(bare[0])]
+    # Without an id for what it does not know, a tokenizer makes nothing of a letter that it lacks.
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for word in ("a", *sorted(tokenizer.get_vocab().keys() - added)):
+        bare = tokenizer.encode(word, add_special_tokens=False).ids
+        if bare:
+            whole = tokenizer.encode(word, add_special_tokens=True).ids
+            # Not what goes behind the text, as some have it: an answer goes on from there.
+            return whole[: whole.index(bare[0])]
+    raise BadInputError(f"{served.folder}: its tokenizer makes ids of no word of its own")
 
 
 def _writes_start(source: str, config: Mapping[str, Any], read: Tokenizer, ids: list[int]) -> bool:
