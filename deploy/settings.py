@@ -12,6 +12,7 @@ from minitron_trt.deploy.planned_scale import PlannedScale
 from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
 from minitron_trt.quantization.precisions import PRECISIONS
+from minitron_trt.registry.image_reference import check_image
 
 KUBERNETES: Final = "kubernetes"
 LEADERWORKERSET: Final = "leaderworkerset"
@@ -87,6 +88,8 @@ class DeploySettings:
             raise UsageError(f"--route {self.route!r}; expected GATEWAY or NAMESPACE/GATEWAY")
         check_web_url("--prometheus", self.prometheus)
         check_user(self.user)
+        if self.gateway_image is not None:
+            check_image("--gateway-image", self.gateway_image)
         if self.max_replicas < self.replicas:
             raise UsageError(
                 f"--max-replicas {self.max_replicas} is below --replicas {self.replicas}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -10,6 +9,7 @@ from typing import Any, Final
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.settings import check_web_url
 from minitron_trt.errors import UsageError
+from minitron_trt.registry.image_reference import check_image
 
 CLAIM: Final = "claim"
 IMAGE: Final = "image"
@@ -20,7 +20,6 @@ HUB_FOLDER: Final = "repository"
 FORMS: Final = (CLAIM, IMAGE, FETCH)
 VOLUME: Final = "models"
 _EXPECTED: Final = "expected claim:NAME[/FOLDER], image:REFERENCE or fetch:URL"
-_REFERENCE: Final = re.compile(r"[a-z0-9][\w.:/@-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,8 @@ class Storage:
                 )
             if ".." in PurePosixPath(folder).parts or folder.startswith("/"):
                 raise UsageError(f"--storage {text!r}: {folder!r} leads out of the claim")
-        elif form == IMAGE and not _REFERENCE.fullmatch(place):
-            raise UsageError(
-                f"--storage {text!r}: {place!r} is no reference of an image; {_EXPECTED}"
-            )
+        elif form == IMAGE:
+            check_image("--storage image", place)
         elif form == FETCH:
             check_web_url("--storage fetch", place)
         return cls(form, place, folder)

@@ -27,6 +27,7 @@ from minitron_trt.deploy.slurm_files import slurm_files
 from minitron_trt.deploy.storage import CLAIM, HUB, Storage
 from minitron_trt.errors import UnsupportedError, UsageError
 from minitron_trt.outputs import check_output, staged
+from minitron_trt.registry.image_reference import check_image
 from minitron_trt.triton_repo.serving.server_options import Endpoints
 
 # From settings to their options: elsewhere one server is started, and nothing watches it.
@@ -78,6 +79,9 @@ def plan_files(
         _refuse_of_kubernetes(settings, helm=helm)
     if settings.target == DYNAMO:
         _refuse_before_dynamo(settings)
+    # Slurm's containers are made of files as well: /images/server.sqsh.
+    if image is not None and (settings.target != SLURM or not image.strip()):
+        check_image("--image", image)
     if isinstance(source, HubModel):
         facts, settings = _of_hub(source, settings, image=image, gpu=gpu, token=token)
     else:

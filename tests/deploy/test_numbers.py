@@ -339,6 +339,18 @@ REFUSED = {
     "other-gpu": (("--target", "kubernetes", "--gpu", "L40"), 4, "engine for SM90, L40 (SM89)"),
     "unknown-gpu": (("--target", "kubernetes", "--gpu", "H1000"), 2, "did you mean"),
     "other-image": (("--target", "kubernetes", "--image", "25.12"), 4, "TensorRT-LLM 1.2.1"),
+    "no-image": (("--target", "slurm", "--image", ""), 2, "--image '' is no reference of an image"),
+    "image-of-words": (("--target", "compose", "--image", "a b"), 2, "--image 'a b' is no ref"),
+    "no-gateway-image": (
+        ("--target", "kubernetes", "--gateway-image", ""),
+        2,
+        "--gateway-image '' is no reference of an image; expected [HOST[:PORT]/]NAME[:TAG]",
+    ),
+    "storage-image": (
+        ("--target", "kubernetes", "--storage", "image:example.org/a@b"),
+        2,
+        "--storage image 'example.org/a@b' is no reference of an image",
+    ),
     "storage-form": (
         ("--target", "kubernetes", "--storage", "s3:bucket"),
         2,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minitron_trt.errors import UsageError
-from minitron_trt.registry.image_reference import Reference
+from minitron_trt.registry.image_reference import Reference, check_image
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -36,6 +36,23 @@ def test_a_place_is_read(text: str, expected: tuple[str, str, str]) -> None:
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is no place in a registry; expected HOST"):
         Reference.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("nginx", "nvidia/a:26.07-py3", "host:5000/a", f"a@{DIGEST}", f"host.org/a:t@{DIGEST}"),
+        *("localhost/a", "[::1]:5000/a"),
+    ],
+)
+def test_an_image_may_leave_out_its_host(text: str) -> None:
+    check_image("--image", text)
+
+
+@pytest.mark.parametrize("text", ["", "a b", "A", "a:", "a@b", "a/", "/a", "https://a/b", "-a"])
+def test_what_is_no_image_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="is no reference of an image; expected"):
+        check_image("--image", text)
 
 
 @pytest.mark.parametrize(

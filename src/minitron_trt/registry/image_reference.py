@@ -10,13 +10,25 @@ from minitron_trt.errors import UsageError
 from minitron_trt.host.addresses import is_loopback
 
 # By OCI's distribution specification. A host is told from a name by its dot, colon or "localhost".
-_REFERENCE: Final = re.compile(
+_HOST: Final = (
     r"(?P<host>localhost|[a-zA-Z0-9.-]+\.[a-zA-Z0-9.-]+|[a-zA-Z0-9.-]+(?=:\d)|\[[0-9a-fA-F:]+\])"
-    r"(?P<port>:\d{1,5})?"
-    r"/(?P<name>[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*)"
-    r"(?::(?P<tag>\w[\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?",
-    re.ASCII,
+    r"(?P<port>:\d{1,5})?/"
 )
+_NAME: Final = (
+    r"(?P<name>[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*)"
+    r"(?::(?P<tag>\w[\w.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+_REFERENCE: Final = re.compile(_HOST + _NAME, re.ASCII)
+_IMAGE: Final = re.compile(f"(?:{_HOST})?{_NAME}", re.ASCII)
+
+
+def check_image(option: str, text: str) -> None:
+    """Raise UsageError for what no container engine takes for an image; a host may be left out."""
+    if _IMAGE.fullmatch(text) is None:
+        raise UsageError(
+            f"{option} {text!r} is no reference of an image; expected [HOST[:PORT]/]NAME[:TAG], "
+            "like registry.example.org/models/server:1, in lower case"
+        )
 
 
 @dataclass(frozen=True, slots=True)
