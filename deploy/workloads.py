@@ -31,6 +31,8 @@ from minitron_trt.yaml_text import Figure
 
 # Above 1023: a lower one may want a capability, and the container has none.
 SSH_PORT: Final = 2222
+KSERVE_CONTAINER: Final = "kserve-container"
+"""The name by which KServe knows the container that serves."""
 _SSH_AT: Final = "/ssh"
 LEADER_SCRIPT: Final = Path(__file__).with_name("leader.sh")
 WORKER_SCRIPT: Final = Path(__file__).with_name("worker.sh")
@@ -194,8 +196,7 @@ def inference_service(deployment: Deployment) -> dict[str, Any]:
                 "deploymentStrategy": {"type": "RollingUpdate", "rollingUpdate": _rolling()},
                 "labels": pod["metadata"]["labels"],
                 **pod["spec"],
-                # The name by which KServe knows the container that serves.
-                "containers": [{**container, "name": "kserve-container"}],
+                "containers": [{**container, "name": KSERVE_CONTAINER}],
             }
         },
     }

@@ -15,6 +15,7 @@ from minitron_trt.deploy.compose import COMPOSE_NAME
 from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.deploy.pods import SERVER, WORKER
 from minitron_trt.deploy.slurm_files import SCRIPT_NAME
+from minitron_trt.deploy.workloads import KSERVE_CONTAINER
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
 
@@ -91,11 +92,26 @@ class PodTemplate:
 
     @property
     def container(self) -> Mapping[str, Any]:
-        """Return its first container."""
-        # That is the server's: Dynamo's worker, which stands beside it, comes after.
-        containers = self.spec.get("containers")
-        first = containers[0] if isinstance(containers, list) and containers else {}
-        return first if isinstance(first, dict) else {}
+        """Return the container that does what the Pod is for; others may stand beside it."""
+        return dict(entries(self.spec.get("containers"))).get(self._place, {})
+
+    @property
+    def container_path(self) -> FieldPath:
+        """Return where that container stands."""
+        return (*self.spec_path, "containers", self._place)
+
+    @property
+    def _place(self) -> int:
+        """Return its place: that of its name, else that of one with a GPU, else the first."""
+        containers = entries(self.spec.get("containers"))
+        names = (self.component, KSERVE_CONTAINER)
+        named = [place for place, each in containers if each.get("name") in names]
+        with_gpu = [
+            place
+            for place, each in containers
+            if GPU in mapping(mapping(each.get("resources")).get("limits"))
+        ]
+        return next(iter((*named, *with_gpu)), 0)
 
 
 def pod_templates(documents: list[Document]) -> Iterator[PodTemplate]:
@@ -145,7 +161,7 @@ def read_claims(folder: Path, documents: list[Document]) -> Iterator[ServerClaim
 
 
 def _of_pod(pod: PodTemplate) -> ServerClaims:
-    container = (*pod.spec_path, "containers", 0)
+    container = pod.container_path
     resources = (*container, "resources", "limits")
     shm: FieldPath = next(
         (

@@ -180,7 +180,7 @@ def _image(pod: PodTemplate, deployment: Deployment) -> Iterator[Finding]:
         return
     if not same_version(container.trtllm, version):
         yield pod.document.finding(
-            (*pod.spec_path, "containers", 0, "image"),
+            (*pod.container_path, "image"),
             f"{container.tag} has TensorRT-LLM {container.trtllm}",
             expected=f"an image with {version}, which built the engine: {deployment.facts.image}",
         )

@@ -270,7 +270,7 @@ def _gateway(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
     if "--url" not in command[:-1]:
         return
     place = command.index("--url") + 1
-    path: FieldPath = (*pod.spec_path, "containers", 0, "command", place)
+    path: FieldPath = (*pod.container_path, "command", place)
     try:
         parts = urlsplit(command[place])
         port = parts.port

@@ -67,6 +67,22 @@ def test_what_is_written_has_nothing_wrong(target: str, written: Deployed) -> No
     assert [f.message for f in report.findings if f.severity is not Severity.NOTE] == []
 
 
+@pytest.mark.parametrize("name", ["server", "triton"])
+def test_a_container_put_before_the_servers_is_not_taken_for_it(
+    name: str, written: Deployed, tmp_path: Path
+) -> None:
+    shutil.copytree(written(KUBERNETES), tmp_path / "deployment")
+    path = tmp_path / "deployment/base/server.yaml"
+    text = path.read_text().replace("- name: server\n", f"- name: {name}\n")
+    place = text.index(f"- name: {name}\n")
+    indent = text[:place].rpartition("\n")[2]
+    before = f"- name: logs\n{indent}  image: example.org/trtllm:25.12\n{indent}"
+    path.write_text(text[:place] + before + text[place:])
+
+    report = check_deployment(tmp_path / "deployment")
+    assert [finding.message for finding in report.errors] == []
+
+
 @pytest.mark.skipif(not CRDS, reason="DYNAMO_CRDS names no definitions of Dynamo's operator")
 def test_a_graph_keeps_to_the_operators_own_definition(written: Deployed) -> None:
     report = check_deployment(written(DYNAMO), (Path(CRDS),))
