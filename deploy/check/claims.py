@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,8 +28,8 @@ _UNITS: Final = {
 }
 _QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
 _SECONDS: Final = re.compile(r"(?:(\d+)m)?(?:(\d+)s)?")
-# A value may follow a space as well as an equals sign.
-_SBATCH: Final = re.compile(r"#SBATCH\s+--([\w-]+)(?:=|\s+)(\S+)")
+_SBATCH: Final = "#SBATCH"
+_SHORT: Final = {"-N": "nodes", "-G": "gpus"}
 _EXIT: Final = re.compile(r"--exit-timeout-secs=(\d+)")
 _TEMPLATES: Final[Mapping[str, tuple[FieldPath, ...]]] = {
     "Deployment": (("spec", "template"),),
@@ -261,11 +262,16 @@ def _of_script(text: str) -> ServerClaims:
     """Return what a script of Slurm asks for, of each node."""
     numbers: dict[str, Claim] = {}
     for line_number, line in enumerate(text.splitlines(), 1):
-        option = _SBATCH.match(line)
-        amount = option and _slurm_amount(option[1], option[2].strip("'\""))
-        if option and amount:
-            key, value = amount
-            numbers[key] = Claim(value or 0, SCRIPT_NAME, f"--{option[1]}", line_number)
+        for option, word in _sbatch_options(line):
+            if amount := _slurm_amount(option, word):
+                key, value = amount
+                numbers[key] = Claim(value or 0, SCRIPT_NAME, f"--{option}", line_number)
+    of_job, whole = numbers.pop("gpus of a job", None), numbers.pop("whole nodes", None)
+    if "gpus" not in numbers and of_job is not None:
+        nodes = numbers["nodes"].value if "nodes" in numbers else 1
+        numbers["gpus"] = replace(of_job, value=of_job.value / max(nodes, 1))
+    elif "gpus" not in numbers and whole is not None:
+        numbers["gpus"] = whole
     timeout = _EXIT.search(text)
     if timeout:
         before = text[: timeout.start()].count("\n")
@@ -273,11 +279,35 @@ def _of_script(text: str) -> ServerClaims:
     return ServerClaims(Claim(0, SCRIPT_NAME, "", 1), numbers)
 
 
+def _sbatch_options(line: str) -> Iterator[tuple[str, str]]:
+    """Yield the options of a line by their long names, with their values; it may have several."""
+    if not line.startswith(_SBATCH):
+        return
+    try:
+        rest = shlex.split(line.removeprefix(_SBATCH), comments=True)
+    except ValueError:
+        # A quotation without an end, which sbatch refuses by itself.
+        return
+    for place, word in enumerate(rest):
+        name, equals, value = word.partition("=")
+        if word[:2] in _SHORT:
+            name, equals, value = f"--{_SHORT[word[:2]]}", word[2:], word[2:]
+        if not name.startswith("--"):
+            continue
+        # A value may follow a space as well as an equals sign.
+        after = rest[place + 1] if place + 1 < len(rest) else ""
+        yield name.removeprefix("--"), value if equals else after
+
+
 def _slurm_amount(name: str, word: str) -> tuple[str, float | None] | None:
     """Return what an option of sbatch promises, and how much; None of an option that does not."""
-    if name == "gpus-per-node":
+    if name in ("gpus-per-node", "gpus"):
         # Their type may come first: h100:2.
-        return "gpus", amount_of(word.rpartition(":")[2])
+        count = amount_of(word.rpartition(":")[2])
+        return "gpus" if name == "gpus-per-node" else "gpus of a job", count
+    if name == "gpus-per-task" or (name == "exclusive" and word not in ("user", "mcs")):
+        # Of a node as many as it has tasks, which is not counted here; all that a node has.
+        return "whole nodes", math.inf
     if name == "gres":
         shares = [share.split(":") for share in word.split(",")]
         counts = [amount_of(share[-1]) for share in shares if share[0] == "gpu"]

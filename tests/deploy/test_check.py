@@ -342,6 +342,16 @@ def test_what_will_not_work_is_named(tried: str, written: Deployed, tmp_path: Pa
         ("--signal=B:TERM@130", "grace", 130),
         ("--nodes=2-4", "nodes", 2),
         ("--comment=mem=4", "memory", None),
+        ("--gpus=h100:2", "gpus", 2),
+        ("--gpus=8 --nodes=2", "gpus", 4),
+        ("-N2 -G 8", "gpus", 4),
+        ("--ntasks=1 -N 2", "nodes", 2),
+        ("--gpus-per-node=2 --gpus=8", "gpus", 2),
+        ("--exclusive", "gpus", math.inf),
+        ("--exclusive --gpus-per-node=2", "gpus", 2),
+        ("--exclusive=user", "gpus", None),
+        ("--gpus-per-task=1", "gpus", math.inf),
+        ("--comment='two words", "gpus", None),
     ],
 )
 def test_options_of_sbatch_are_read_as_slurm_reads_them(
