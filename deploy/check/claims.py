@@ -223,7 +223,6 @@ def _exit_timeout(argv: list[str], place: Claim) -> dict[str, Claim]:
 
 def _of_compose(document: Document) -> ServerClaims:
     service = ("services", SERVER)
-    device = (*service, "deploy", "resources", "reservations", "devices", 0)
     places: dict[str, FieldPath] = {
         "memory": (*service, "mem_limit"),
         "shm": (*service, "shm_size"),
@@ -233,8 +232,8 @@ def _of_compose(document: Document) -> ServerClaims:
         for name, path in places.items()
         if (value := amount_of(document.at(*path), binary=True)) is not None
     }
-    if isinstance(reserved := document.at(*device), dict):
-        numbers["gpus"] = _claim(document, device, _reserved(reserved))
+    if reserved := _compose_gpus(document, service):
+        numbers["gpus"] = _claim(document, *reserved)
     times: dict[str, FieldPath] = {
         "grace": (*service, "stop_grace_period"),
         "startup": (*service, "healthcheck", "start_period"),
@@ -250,12 +249,35 @@ def _of_compose(document: Document) -> ServerClaims:
     return ServerClaims(_claim(document, service, 0), numbers)
 
 
+def _compose_gpus(document: Document, service: FieldPath) -> tuple[FieldPath, float] | None:
+    """Return where a service asks for GPUs, and for how many, in any of the three forms."""
+    forms: tuple[FieldPath, ...] = (
+        (*service, "deploy", "resources", "reservations", "devices"),
+        (*service, "gpus"),
+    )
+    for path in forms:
+        if document.at(*path) == "all":
+            return path, math.inf
+        if devices := entries(document.at(*path)):
+            place, device = next((each for each in devices if _is_gpu(each[1])), devices[0])
+            return (*path, place), _reserved(device)
+    runtime = (*service, "runtime")
+    # Docker's older form; which GPUs there are then, a variable of the image says.
+    return (runtime, math.inf) if document.at(*runtime) == "nvidia" else None
+
+
+def _is_gpu(device: Mapping[str, Any]) -> bool:
+    return "gpu" in words(device.get("capabilities")) or device.get("driver") == "nvidia"
+
+
 def _reserved(device: Mapping[str, Any]) -> float:
     """Return how many GPUs compose reserves: so many, those named, or all that there are (inf)."""
     if isinstance(named := device.get("device_ids"), list):
         return len(named)
     count = device.get("count", "all")
-    return math.inf if count == "all" else amount_of(count) or 0
+    # What compose fills in from the shell may be any number.
+    is_open = count == "all" or str(count).startswith("$")
+    return math.inf if is_open else amount_of(count) or 0
 
 
 def _of_script(text: str) -> ServerClaims:

@@ -417,25 +417,35 @@ def test_variables_of_secrets_are_told_by_their_names(
     assert any("in plain text" in message for message in found) is is_secret
 
 
+def _reserving(*devices: object) -> object:
+    return {"deploy": {"resources": {"reservations": {"devices": devices}}}}
+
+
 @pytest.mark.parametrize(
-    ("device", "count"),
+    ("server", "count"),
     [
-        ({"count": 2}, 2),
-        ({"count": "all"}, math.inf),
-        ({"driver": "nvidia"}, math.inf),
-        ({"device_ids": ["0", "3"]}, 2),
-        ({"count": [2]}, 0),
+        (_reserving({"count": 2}), 2),
+        (_reserving({"count": "all"}), math.inf),
+        (_reserving({"driver": "nvidia"}), math.inf),
+        (_reserving({"device_ids": ["0", "3"]}), 2),
+        (_reserving({"count": [2]}), 0),
+        (_reserving({"count": "${GPUS:-2}"}), math.inf),
+        (_reserving({"capabilities": ["tpu"]}, {"capabilities": ["gpu"], "count": 2}), 2),
+        ({"gpus": "all"}, math.inf),
+        ({"gpus": [{"driver": "nvidia", "count": 2}]}, 2),
+        ({"runtime": "nvidia"}, math.inf),
+        ({"gpus": []}, None),
     ],
 )
 def test_gpus_are_counted_as_compose_reserves_them(
-    device: object, count: float, tmp_path: Path
+    server: object, count: float | None, tmp_path: Path
 ) -> None:
-    reserved = {"deploy": {"resources": {"reservations": {"devices": [device]}}}}
-    (tmp_path / "compose.yaml").write_text(json.dumps({"services": {"server": reserved}}))
+    (tmp_path / "compose.yaml").write_text(json.dumps({"services": {"server": server}}))
     documents, _ = read_documents(tmp_path)
     (claims,) = read_claims(tmp_path, documents)
+    claim = claims.numbers.get("gpus")
 
-    assert claims.numbers["gpus"].value == count
+    assert (claim and claim.value) == count
 
 
 @pytest.mark.parametrize(
