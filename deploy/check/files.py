@@ -18,10 +18,9 @@ from minitron_trt.yaml_bounds import check_bounds
 
 FieldPath = tuple[str | int, ...]
 """Where a value stands in a document: keys and places in lists."""
-KUSTOMIZATION: Final = "Kustomization"
+KUSTOMIZATIONS: Final = ("kustomization.yaml", "kustomization.yml")
+"""What kustomize reads, by the file's name: there it need not say its kind."""
 _CHART: Final = "chart/"
-# What is no object of a cluster: kustomize reads it, or the endpoint picker.
-_READ_BY_OTHERS: Final = frozenset({KUSTOMIZATION, PICKER})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,11 @@ class Document:
     def kind(self) -> str:
         """Return the kind of an object of Kubernetes; "" of anything else."""
         return str(self.value.get("kind", ""))
+
+    @property
+    def is_kustomization(self) -> bool:
+        """Say whether it is kustomize's to read, and no object of a cluster."""
+        return posixpath.basename(self.file) in KUSTOMIZATIONS
 
     @property
     def name(self) -> str:
@@ -132,11 +136,13 @@ def patch_files(document: Document) -> set[str]:
 
     They are relative to the deployment's folder, as `Document.file` is.
     """
-    if document.kind != KUSTOMIZATION:
+    if not document.is_kustomization:
         return set()
     others = {key: value for key, value in document.value.items() if key != "resources"}
     folder = posixpath.dirname(document.file)
-    return {posixpath.normpath(posixpath.join(folder, text)) for text in _texts(others)}
+    # A generator of ConfigMaps has KEY=FILE, too.
+    named = {name for text in _texts(others) for name in (text, text.partition("=")[2])}
+    return {posixpath.normpath(posixpath.join(folder, name)) for name in named}
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -163,7 +169,12 @@ def _documents(name: str, text: str) -> Iterator[Document]:
             raise _NoObjectError(
                 problem="a document that is no object", problem_mark=root.start_mark
             )
-        yield Document(name, value, root)
+        if value.get("kind") != "List":
+            yield Document(name, value, root)
+            continue
+        # As kubectl get -o yaml writes several objects.
+        for place, item in entries(value.get("items")):
+            yield Document(name, item, _child(_child(root, "items"), place))
 
 
 def objects(documents: list[Document]) -> list[Document]:
@@ -171,7 +182,8 @@ def objects(documents: list[Document]) -> list[Document]:
     return [
         each
         for each in documents
-        if each.kind and each.kind not in _READ_BY_OTHERS and not each.is_patch
+        # The endpoint picker reads a file of its own.
+        if each.kind not in ("", PICKER) and not (each.is_kustomization or each.is_patch)
     ]
 
 

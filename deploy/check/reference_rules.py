@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from minitron_trt.build.trtllm.cluster.pod_parts import is_name
 from minitron_trt.deploy.check.claims import PodTemplate, pod_templates, ports_of
 from minitron_trt.deploy.check.files import (
-    KUSTOMIZATION,
+    KUSTOMIZATIONS,
     Document,
     FieldPath,
     entries,
@@ -346,14 +346,14 @@ def _of_compose(environment: Any) -> Iterator[tuple[str | int, str, str]]:
 def _resources(folder: Path, documents: list[Document]) -> Iterator[Finding]:
     """Check that a kustomization names files that are there, and all of those beside it."""
     for document in documents:
-        if document.kind != KUSTOMIZATION:
+        if not document.is_kustomization:
             continue
         beside = (folder / document.file).parent
         listed = words(document.at("resources"))
         for place, name in enumerate(listed):
             if not (_REMOTE.search(name) or (beside / name).exists()):
                 yield document.finding(("resources", place), f"{name} is not there")
-        named = {*map(posixpath.normpath, listed), "kustomization.yaml"}
+        named = {*map(posixpath.normpath, listed), *KUSTOMIZATIONS}
         for path in sorted(beside.glob("*.yaml")):
             is_patch = path.relative_to(folder).as_posix() in patch_files(document)
             if path.name not in named and not is_patch:

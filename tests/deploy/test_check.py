@@ -470,11 +470,12 @@ def test_secrets_in_a_compose_file_are_found_in_either_form(
 
 
 OVERLAY = """\
-kind: Kustomization
 resources: [../../base, https://example.org/extra.yaml, own.yaml]
 patches:
 - {path: memory.yaml}
 - {path: ./replicas.yaml, target: {kind: Deployment, name: llama-gateway}}
+configMapGenerator:
+- {name: settings, files: [settings.yaml=given.yaml]}
 """
 PATCH = """\
 apiVersion: apps/v1
@@ -493,8 +494,10 @@ def test_what_overlays_add_and_patch_is_no_error(written: Deployed, tmp_path: Pa
         (overlay / "kustomization.yaml").write_text(OVERLAY)
         (overlay / "memory.yaml").write_text(PATCH % "''")
         (overlay / "replicas.yaml").write_text("- {op: add, path: /spec/replicas, value: 3}\n")
+        (overlay / "given.yaml").write_text("- 1\n")
         own = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: own}\n"
-        (overlay / "own.yaml").write_text(own)
+        listed = "apiVersion: v1\nkind: List\nitems:\n- kind: ConfigMap\n"
+        (overlay / "own.yaml").write_text(f"{listed}  apiVersion: v1\n  metadata: {{name: own}}\n")
 
     assert check_deployment(folder).errors == ()
 
