@@ -32,8 +32,11 @@ _SBATCH: Final = "#SBATCH"
 _SHORT: Final = {"-N": "nodes", "-G": "gpus"}
 _EXIT: Final = re.compile(r"--exit-timeout-secs=(\d+)")
 _TEMPLATES: Final[Mapping[str, tuple[FieldPath, ...]]] = {
-    "Deployment": (("spec", "template"),),
-    "StatefulSet": (("spec", "template"),),
+    "Pod": ((),),
+    **dict.fromkeys(
+        ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job"), (("spec", "template"),)
+    ),
+    "CronJob": (("spec", "jobTemplate", "spec", "template"),),
     "LeaderWorkerSet": (
         ("spec", "leaderWorkerTemplate", "leaderTemplate"),
         ("spec", "leaderWorkerTemplate", "workerTemplate"),

@@ -35,6 +35,9 @@ from minitron_trt.triton_repo.check.report import Finding
 # DNS's limits: of a whole name, and of one of its labels, which a Service's name becomes.
 _LONGEST_NAME: Final = 253
 _LONGEST_SERVICE: Final = 63
+_RBAC: Final = "rbac.authorization.k8s.io/"
+# Kubernetes makes it in every namespace.
+_USUAL_MAP: Final = "kube-root-ca.crt"
 # Not TOKENIZERS_PARALLELISM or MAX_TOKENS, nor what names a file that has the secret.
 _SECRET_WORD: Final = re.compile(
     r"(?i)(token(?![a-z])|password|passwd|secret|api_?key|credential)(?!.*_(?:file|path)$)"
@@ -72,7 +75,7 @@ def check_references(folder: Path, documents: list[Document]) -> Iterator[Findin
     yield from _scale_targets(found)
     yield from _routes(found)
     for pod in pods:
-        yield from _volumes(pod, found)
+        yield from _volumes(pod, documents)
         yield from _gateway(pod, found)
     for document in documents:
         yield from _plain_secrets(document)
@@ -81,19 +84,23 @@ def check_references(folder: Path, documents: list[Document]) -> Iterator[Findin
 
 
 def _names(documents: list[Document]) -> Iterator[Finding]:
-    overlays: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    overlays: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for each in documents:
-        overlays[each.kind, each.name].append(_overlay(each))
+        overlays[_identity(each)].append(_overlay(each))
     for each in documents:
         longest = _LONGEST_SERVICE if each.kind == "Service" else _LONGEST_NAME
-        if not is_name(each.name) or len(each.name) > longest:
+        # Names of roles may have colons, as system:auth-delegator has.
+        name = (
+            each.name.replace(":", "-") if _RBAC in str(each.value.get("apiVersion")) else each.name
+        )
+        if not is_name(name) or len(name) > longest:
             yield each.finding(
                 ("metadata", "name"),
                 f"{each.name!r} is no name that Kubernetes allows",
                 expected=f"small letters, digits and -, at most {longest}",
             )
         # Two of different overlays are never applied together.
-        namesakes = Counter(overlays[each.kind, each.name])
+        namesakes = Counter(overlays[_identity(each)])
         if namesakes[_overlay(each)] > 1 or (namesakes[""] and len(namesakes) > 1):
             yield each.finding(
                 ("metadata", "name"), "another object has this kind and this name, too"
@@ -106,6 +113,12 @@ def _names(documents: list[Document]) -> Iterator[Finding]:
                 f"{maker} makes a {each.kind} of this name, and would find this one in its place",
                 expected="another name",
             )
+
+
+def _identity(document: Document) -> tuple[str, ...]:
+    """Return what tells an object from all others of a cluster: two that agree in it are one."""
+    group = str(document.value.get("apiVersion", "")).rpartition("/")[0]
+    return group, document.kind, str(document.at("metadata", "namespace") or ""), document.name
 
 
 def _overlay(document: Document) -> str:
@@ -249,12 +262,15 @@ def _service_ports(service: Document) -> list[Any]:
 
 
 def _volumes(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
-    maps = [each.name for each in documents if each.kind == "ConfigMap"]
+    maps = {each.name for each in documents if each.kind == "ConfigMap"} | {_USUAL_MAP}
+    for each in (each for each in documents if each.is_kustomization):
+        maps |= {str(made.get("name")) for _, made in entries(each.at("configMapGenerator"))}
     volumes = entries(pod.spec.get("volumes"))
     names = [volume.get("name") for _, volume in volumes]
     for place, volume in volumes:
-        name = mapping(volume.get("configMap")).get("name")
-        if name is not None and name not in maps:
+        source = mapping(volume.get("configMap"))
+        name = source.get("name")
+        if name is not None and name not in maps and not source.get("optional"):
             path: FieldPath = (*pod.spec_path, "volumes", place)
             yield pod.document.finding(path, f"there is no ConfigMap {name} here")
     for number, container in entries(pod.spec.get("containers")):

@@ -574,6 +574,60 @@ def test_a_clusters_own_kinds_have_the_schemas_that_it_gives(
     assert not any("keda" in finding.message for finding in report.findings if not finding.line)
 
 
+OTHERS = """\
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: "llama:system:auth-delegator"}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: exporter, namespace: a}
+spec: {selector: {app: exporter}, ports: [{port: 9400}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: exporter, namespace: b}
+spec: {selector: {app: nightly}}
+---
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata: {name: exporter, namespace: a}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: exporter}
+spec:
+  template:
+    metadata: {labels: {app: exporter}}
+    spec:
+      containers: [{name: exporter, ports: [{containerPort: 9400}]}]
+      volumes:
+      - {name: a, configMap: {name: kube-root-ca.crt}}
+      - {name: b, configMap: {name: elsewhere, optional: true}}
+      - {name: c, configMap: {name: generated}}
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: nightly}
+spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: nightly}}, spec: {}}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: single, labels: {app: single}}
+spec: {volumes: [{name: a, configMap: {name: nowhere}}]}
+"""
+
+
+def test_objects_of_others_are_taken_as_a_cluster_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "others.yaml").write_text(OTHERS)
+    generator = "resources: [others.yaml]\nconfigMapGenerator: [{name: generated}]\n"
+    (tmp_path / "kustomization.yaml").write_text(generator)
+    documents, _ = read_documents(tmp_path)
+
+    (found,) = check_references(tmp_path, documents)
+    assert "there is no ConfigMap nowhere here" in found.message
+
+
 def test_fields_of_any_name_and_nulls_are_as_a_cluster_takes_them(tmp_path: Path) -> None:
     fields = {
         "format": {"type": "string"},
