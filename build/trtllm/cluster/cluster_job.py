@@ -35,6 +35,13 @@ class ClusterJob:
         return self.build.checkpoint.folder.resolve()
 
     @property
+    def output(self) -> Path:
+        """Return the engine's folder on this machine, by a path that ends in its name."""
+        output = self.build.output
+        # `.` has no name, and `..` is none.
+        return output.resolve() if output.name in ("", "..") else output
+
+    @property
     def memory_gib(self) -> int:
         """Return the memory of the build, in whole GiB."""
         return -(-self.build.host_bytes // _GIB)

@@ -56,10 +56,7 @@ class JobFile:
 
 def job_file(job: ClusterJob, runner: str, settings: ClusterSettings) -> JobFile:
     """Return the file of a job for a runner, and what to do with it."""
-    output = job.build.output
-    # The current folder, as `.`, has no name to add to.
-    beside = output if output.name else output.resolve()
-    path = beside.with_name(beside.name + _SUFFIXES[runner])
+    path = job.output.with_name(job.output.name + _SUFFIXES[runner])
     if runner == SLURM:
         name, text = job.named(lambda name: slurm_script(job, settings.slurm, name))
         submit = shlex.join(("sbatch", str(path)))
@@ -75,7 +72,7 @@ def _kubernetes_steps(
 ) -> dict[str, tuple[str, ...]]:
     """Return the commands; the Pod goes before the Job comes, as some claims let only one in."""
     kubectl, pod = settings.kubectl, files_name(name)
-    checkpoint, output = job.build.checkpoint.folder, job.build.output
+    checkpoint, output = job.build.checkpoint.folder, job.output
     begin = (
         kubectl("apply", "-f", str(path), "-l", f"{COMPONENT}={FILES}"),
         kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=30m"),

@@ -81,7 +81,7 @@ def on_claim(folder: Path) -> PurePosixPath:
 
 def kubernetes_job(job: ClusterJob, settings: KubernetesSettings, name: str) -> dict[str, Any]:
     """Return a Job that reads and writes a volume claim, on a node with the target's GPUs."""
-    checkpoint, output = on_claim(job.checkpoint), on_claim(job.build.output)
+    checkpoint, output = on_claim(job.checkpoint), on_claim(job.output)
     argv = job.build.recipe.argv(str(checkpoint), str(partial_of(output)))
     script = building_script(
         output, [shlex.join(argv)], checkpoint=checkpoint, overwrite=job.build.overwrite

@@ -69,7 +69,7 @@ class SlurmSettings:
 
 def slurm_script(job: ClusterJob, settings: SlurmSettings, name: str) -> str:
     """Return an sbatch script that builds on a node's GPU; the engine appears when it is whole."""
-    output = PurePosixPath(job.build.output.resolve())
+    output = PurePosixPath(job.output.resolve())
     run = _RUNS[settings.container](job, partial_of(output))
     target = job.build.recipe.target
     lines = [

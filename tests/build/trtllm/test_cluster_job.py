@@ -183,17 +183,28 @@ def test_jobs_are_named_by_what_they_build(build: Callable[..., Result]) -> None
     assert record_of(build(*SLURM, "--max-batch-size", 8))["name"] != name
 
 
+@pytest.mark.parametrize(
+    ("runner", "file", "place"),
+    [("slurm", "here.sbatch", "{}/here"), ("kubernetes", "here.yaml", "/models/here")],
+)
 def test_an_output_without_a_name_of_its_own_is_refused_or_resolved(
-    checkpoint: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    runner: str,
+    file: str,
+    place: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    job = ("build", checkpoint, "-o", ".", "--arch", "B200", "--runner", "slurm")
+    job = ("build", checkpoint, "-o", ".", "--arch", "B200", "--runner", runner)
     refused, written = command(*job), command(*job, "--overwrite")
 
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert written.exit_code == 0, written.stderr
-    assert (tmp_path / "here.sbatch").is_file()
+    lines = [line.strip() for line in (tmp_path / file).read_text().splitlines()]
+    assert f"output={place.format(tmp_path)}" in lines
 
 
 def test_an_engine_that_is_there_is_refused_before_a_job_file_is_written(
