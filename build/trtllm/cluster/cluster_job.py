@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,8 @@ _GIB: Final = 1 << 30
 # A label of Kubernetes has no more characters, and the names of a job's pods add some.
 _LONGEST_NAME: Final = 52
 _DIGEST: Final = 8
+# Control characters, and bytes of a path that are no UTF-8.
+_NO_TEXT: Final = ("Cc", "Cs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,12 @@ class ClusterJob:
         words = ("build", model, kind, digest.hexdigest()[:_DIGEST])
         name = "-".join(word for word in words if word)
         return name, render(name)
+
+
+def fits_a_line(text: str) -> bool:
+    """Say whether a text can stand in a line of a file: UTF-8 without control characters."""
+    # Not str.isprintable, which has no space of Chinese and Japanese, nor what joins emoji.
+    return not any(unicodedata.category(c) in _NO_TEXT for c in text)
 
 
 def partial_of(output: PurePosixPath) -> PurePosixPath:

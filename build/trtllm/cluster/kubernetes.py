@@ -12,6 +12,7 @@ from minitron_trt.build.trtllm.cluster.cluster_job import (
     CPUS,
     ClusterJob,
     building_script,
+    fits_a_line,
     partial_of,
 )
 from minitron_trt.build.trtllm.cluster.pod_parts import (
@@ -74,7 +75,7 @@ def on_claim(folder: Path) -> PurePosixPath:
 
     UsageError for a name that is no UTF-8 or has lines: a Job is YAML, and its API takes JSON.
     """
-    if not folder.name.isprintable():
+    if not fits_a_line(folder.name):
         raise UsageError(f"{folder} has a name that a Job of Kubernetes cannot hold; rename it")
     return MODELS_AT / folder.name
 

@@ -13,6 +13,7 @@ from minitron_trt.build.trtllm.cluster.cluster_job import (
     CPUS,
     ClusterJob,
     building_script,
+    fits_a_line,
     partial_of,
 )
 from minitron_trt.build.trtllm.docker_build import CHECKPOINT_AT, OUTPUT_AT
@@ -58,10 +59,10 @@ class SlurmSettings:
             )
         for option, name in (("--partition", self.partition), ("--account", self.account)):
             # A line of the script is one #SBATCH, whatever quotes are around its words.
-            if name is not None and not name.isprintable():
+            if name is not None and not fits_a_line(name):
                 raise UsageError(f"{option} {name!r} is no name of Slurm's; expected one line")
         for option in self.sbatch:
-            if not option.startswith("-") or not option.isprintable():
+            if not option.startswith("-") or not fits_a_line(option):
                 raise UsageError(
                     f"--sbatch {option!r} is no option of sbatch; expected one like --qos=high"
                 )

@@ -282,6 +282,18 @@ def test_a_folder_whose_name_is_no_utf_8_is_named_by_its_bytes_or_refused(
         assert "has a name that a Job of Kubernetes cannot hold; rename it" in result.stderr
 
 
+def test_a_folder_may_have_the_space_of_japanese_in_its_name(
+    checkpoint: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = checkpoint.rename(tmp_path / "モデル　小")
+    result = command("build", folder, "-o", tmp_path / "e", *KUBERNETES)
+
+    assert result.exit_code == 0, result.stderr
+    _, job = yaml.safe_load_all((tmp_path / "e.yaml").read_text(encoding="utf-8"))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert "checkpoint='/models/モデル　小'" in container["command"][-1].splitlines()
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
