@@ -12,12 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import click
 import pytest
 from click.testing import Result
 from tests.patience import until
 
 from minitron_trt import __version__
 from minitron_trt.cli import COMMANDS, SECTIONS
+from minitron_trt.config_file import read_config
 from minitron_trt.console import Console
 from minitron_trt.option_types import Count
 from minitron_trt.progress import progress_line
@@ -354,10 +356,11 @@ def test_options_may_come_from_a_file_and_those_typed_win(
         (BOMB, 3, "options.yaml is damaged: an alias *"),
         ("arch: &a [*a]", 3, "options.yaml is damaged: an alias *a; write out what it stands for"),
         ("workers: 1" + 5000 * ":1", 3, "options.yaml is damaged: a number of 10001 characters"),
+        ('output: "a\\0b"', 2, "output has a NUL character, which no option can have"),
     ],
     ids=[
         *("unknown", "list", "damaged", "value", "fraction", "several", "object"),
-        *("bomb", "within itself", "endless number"),
+        *("bomb", "within itself", "endless number", "NUL"),
     ],
 )
 def test_a_file_of_options_is_read_with_care(
@@ -368,6 +371,22 @@ def test_a_file_of_options_is_read_with_care(
 
     assert (result.exit_code, result.stdout) == (code, "")
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.yaml", "time: 2:00:00\nversion: 1.10\nverbose: true"), ("a.toml", "time = 02:00:00\n")],
+)
+def test_what_a_file_says_is_what_would_be_typed(name: str, text: str, tmp_path: Path) -> None:
+    """To YAML 1.1 the time is 7200, which Slurm would take for minutes, and the version 1.1."""
+    (tmp_path / name).write_text(text)
+    options = [click.Option([f"--{name}"]) for name in ("time", "version")]
+    command = click.Command("build", params=[*options, click.Option(["--verbose"], count=True)])
+    context = click.Context(command)
+    read_config(context, options[0], tmp_path / name)
+
+    expected = {"time": "2:00:00", "version": "1.10", "verbose": "1"}
+    assert context.default_map == (expected if name == "a.yaml" else {"time": "02:00:00"})
 
 
 def test_a_device_is_no_file_of_options(command: Command) -> None:

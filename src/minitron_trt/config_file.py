@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import click
 
@@ -29,7 +29,10 @@ def read_config(context: click.Context, _: click.Parameter, path: Path | None) -
             )
         if isinstance(value, Mapping | list) and not _takes_several(name):
             raise UsageError(f"{path}: {key} has several values; expected one")
-        defaults[name.name or ""] = _as_typed(name, value)
+        try:
+            defaults[name.name or ""] = _as_typed(name, value)
+        except ValueError as error:
+            raise UsageError(f"{path}: {key} {error}") from error
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
@@ -52,9 +55,13 @@ def _as_typed(parameter: click.Parameter, value: Any) -> Any:
     """Return a value as it would be typed; NAME=VALUE pairs may be an object, null is silence.
 
     click makes of a number what Python does, which takes 1.5 for 1; of a text what it should be.
+    ValueError for what nobody can type.
     """
     if value is None:
         return None
+    if isinstance(value, bool) and getattr(parameter, "count", False):
+        # `verbose: true` is one -v.
+        return str(int(value))
     if not _takes_several(parameter):
         return _text(value)
     if isinstance(value, Mapping):
@@ -63,7 +70,10 @@ def _as_typed(parameter: click.Parameter, value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if "\0" in text:
+        raise ValueError("has a NUL character, which no option can have")
+    return text
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -92,17 +102,27 @@ def _from_toml(text: str) -> Any:
     # Few calls of a command have such a file; the same goes for YAML.
     import tomllib
 
-    return tomllib.loads(text)
+    return tomllib.loads(text, parse_float=str)
 
 
 def _from_yaml(text: str) -> Any:
-    """Return what YAML says; ValueError for what is none."""
+    """Return what YAML says, numbers and times as text; ValueError for what is none."""
     import yaml
 
     from minitron_trt.yaml_bounds import check_bounds
 
+    class AsWritten(yaml.SafeLoader):  # type: ignore[misc]
+        """To YAML 1.1 the time 2:00:00 is the number 7200, and the version 1.10 is 1.1."""
+
+        yaml_implicit_resolvers: ClassVar = {
+            start: [
+                (tag, form) for tag, form in forms if tag.endswith((":bool", ":null", ":merge"))
+            ]
+            for start, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     try:
         check_bounds(text)
-        return yaml.safe_load(text)
+        return yaml.load(text, AsWritten)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
