@@ -211,13 +211,14 @@ _SECRET: Final = frozenset({"api_key", "token", "headers", "restrict_admin"})
 def retyped(context: click.Context, *, without: Sequence[str], plus: Sequence[str]) -> str:
     """Return the command that a context is of, as one would type it to a shell.
 
-    It has what was not left to its default, but for the parameters named in `without`.
+    It has what was not left to its default, but for the parameters named in `without`. What a file
+    of options said is typed, and the file is not named.
     """
     words = [PROGRAM, str(context.info_name)]
     for parameter in context.command.params:
         name = str(parameter.name)
         source = context.get_parameter_source(name)
-        if name in without or source is ParameterSource.DEFAULT:
+        if name in without or name not in context.params or source is ParameterSource.DEFAULT:
             continue
         values = context.params[name]
         for value in values if parameter.multiple else (values,):

@@ -207,6 +207,17 @@ def test_an_output_without_a_name_of_its_own_is_refused_or_resolved(
     assert f"output={place.format(tmp_path)}" in lines
 
 
+def test_options_of_a_file_are_typed_in_the_command_that_finishes(
+    build: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "options.yaml").write_text("max-batch-size: 8\ntime: 2:00:00\n")
+    record = record_of(build(*SLURM, "--config", tmp_path / "options.yaml"))
+
+    assert "#SBATCH --time=2:00:00\n" in Path(record["job"]).read_text()
+    assert "--max-batch-size 8" in record["finish"]
+    assert "--config" not in record["finish"]
+
+
 def test_an_engine_that_is_there_is_refused_before_a_job_file_is_written(
     build: Callable[..., Result], checkpoint: Path, tmp_path: Path
 ) -> None:
