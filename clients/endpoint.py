@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from minitron_trt.errors import UsageError
 from minitron_trt.host.addresses import is_loopback
+from minitron_trt.host.certificates import load_certificate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,8 +176,8 @@ class Access:
         except ssl.SSLError as error:
             raise UsageError(f"{self.ca} is not a certificate in PEM form") from error
         try:
-            if self.certificate is not None:
-                context.load_cert_chain(self.certificate, self.key)
+            if self.certificate is not None and self.key is not None:
+                load_certificate(context, self.certificate, self.key)
         except ssl.SSLError as error:
             raise UsageError(
                 f"{self.certificate} is not a certificate in PEM form, or {self.key} is not its key"

@@ -15,6 +15,7 @@ import uvicorn
 
 from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import UsageError
+from minitron_trt.host.certificates import load_certificate
 
 # As uvicorn has it of a socket that it opens itself.
 _BACKLOG: Final = 2048
@@ -38,18 +39,18 @@ class Listener:
         for path in (self.certificate, self.key):
             if path is not None and not path.is_file():
                 raise UsageError(f"{path} is not a file; expected one in PEM form")
-        if self.certificate is not None:
-            self._check_certificate(self.certificate)
+        if self.certificate is not None and self.key is not None:
+            self._check_certificate(self.certificate, self.key)
 
-    def _check_certificate(self, certificate: Path) -> None:
+    def _check_certificate(self, certificate: Path, key: Path) -> None:
         # uvicorn would find out only when the gateway's address has been told.
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, self.key)
+            load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key)
         # Files that cannot be read, and an SSLError, which is an OSError, too.
         except OSError as error:
             reason = getattr(error, "reason", None) or error.strerror
             raise UsageError(
-                f"{certificate} with the key {self.key} cannot be used ({reason}); expected a "
+                f"{certificate} with the key {key} cannot be used ({reason}); expected a "
                 "certificate and its own key, in PEM form"
             ) from error
 

@@ -18,10 +18,13 @@ from tests.gateway.conftest import UPSTREAM, EchoDouble, running_gateway
 from tests.patience import PATIENCE_S
 
 from minitron_trt.chat_templates import read_template
+from minitron_trt.clients.endpoint import Access, Endpoint
 from minitron_trt.clients.messages import GenerateRequest
+from minitron_trt.errors import UsageError
 from minitron_trt.gateway.gateway_server import Listener
 from minitron_trt.gateway.openai_fields import ChatMessage, ChatRequest
 from minitron_trt.gateway.openai_requests import ModelTarget, asked_chat
+from minitron_trt.triton_repo.serving.server_options import Tls
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,27 @@ def test_a_certificate_that_is_none_is_refused_before_the_address_is_told(
         assert (result.exit_code, result.stdout) == (2, "")
         assert "expected a certificate and its own key, in PEM form" in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_an_encrypted_key_is_refused_and_nobody_asked(
+    command: Callable[..., Result], certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cert, key = certificate
+    closed = tmp_path / "closed.pem"
+    encrypted = ("-aes256", "-passout", "pass:word", "-in", str(key), "-out", str(closed))
+    subprocess.run(["openssl", "pkey", *encrypted], check=True)
+    result = command("gateway", "--port", 0, "--tls-cert", cert, "--tls-key", closed)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: the key {closed} is encrypted; expected one without a passphrase, that its owner "
+        "alone can read: openssl pkey -in KEY -out PLAIN_KEY\n"
+    )
+    # A client's key, and Triton's own.
+    with pytest.raises(UsageError, match="is encrypted"):
+        Access(certificate=cert, key=closed).check(Endpoint.parse("grpcs://localhost:1"))
+    with pytest.raises(UsageError, match="is encrypted"):
+        Tls(cert, closed).check()
 
 
 def test_the_gateway_speaks_https(certificate: tuple[Path, Path]) -> None:

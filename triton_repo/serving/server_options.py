@@ -12,6 +12,7 @@ from typing import Final
 from minitron_trt.drain_option import DRAIN_S
 from minitron_trt.errors import BadInputError, ProcessError, UsageError
 from minitron_trt.host.addresses import is_loopback
+from minitron_trt.host.certificates import encrypted_key
 from minitron_trt.records import read_regular
 
 LOCALHOST: Final = "127.0.0.1"
@@ -144,12 +145,16 @@ class Tls:
         return (self.cert, self.key, self.ca) if self.ca else (self.cert, self.key)
 
     def check(self) -> None:
-        """Raise BadInputError when a file is not there or is no PEM: Triton would not say so."""
+        """Refuse files that are not there or are no PEM, of which Triton would not say so."""
         for path in self.files:
             if _PEM not in read_regular(path):
                 raise BadInputError(
                     f"{path} is not a PEM file; expected text with {_PEM.decode()!r}"
                 )
+        # The two forms of PEM that have a passphrase; Triton has no option for it.
+        key = read_regular(self.key)
+        if b"BEGIN ENCRYPTED PRIVATE KEY" in key or b"Proc-Type: 4,ENCRYPTED" in key:
+            raise encrypted_key(self.key)
 
     def arguments(self) -> list[str]:
         """Return Triton's options."""
