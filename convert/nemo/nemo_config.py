@@ -17,6 +17,7 @@ import yaml
 
 from minitron_trt.convert.nemo.archive import CONFIG_NAME, ByteRange
 from minitron_trt.errors import BadInputError, UnsupportedError
+from minitron_trt.yaml_bounds import check_bounds
 
 _AT_MOST: Final = 1 << 20
 # YAML 1.1 takes 1e-5 for text; OmegaConf, which NeMo reads it with, does not.
@@ -31,22 +32,6 @@ _LLAMA3_SCALING: Final[Mapping[str, Any]] = MappingProxyType(
         "original_max_position_embeddings": 8192,
     }
 )
-
-
-class _WithoutAliases(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML that is no larger than its text: some aliases of aliases stand for billions of values.
-
-    OmegaConf, which NeMo writes its configs with, copies every value and so makes no alias.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Return the next node; BadInputError for an alias."""
-        if self.check_event(yaml.AliasEvent):
-            raise BadInputError(
-                f"{CONFIG_NAME} has an alias *{self.peek_event().anchor}; write out what it stands "
-                "for"
-            )
-        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +66,10 @@ class NemoConfig:
     def read(cls, file: ByteRange) -> NemoConfig:
         """Read the YAML, plain data only; UnsupportedError where no graph here computes it."""
         try:
-            record = yaml.load(file.read(_AT_MOST), _WithoutAliases)
+            text = file.read(_AT_MOST)
+            # OmegaConf, which NeMo writes its configs with, copies every value: it has no alias.
+            check_bounds(text, most_aliased=0)
+            record = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise BadInputError(f"{CONFIG_NAME} is not YAML ({reason})") from error

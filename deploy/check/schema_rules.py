@@ -36,7 +36,7 @@ class Definitions:
                 # A cluster's definitions are megabytes: in C where PyYAML was built with libyaml.
                 loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
                 text = read_text(path)
-                check_bounds(text)
+                check_bounds(text, loader=loader)
                 documents = list(yaml.load_all(text, Loader=loader))
             # A date like 2026-13-01 is a ValueError of PyYAML's, and no YAMLError.
             except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -5,7 +5,7 @@ Aliases of aliases stand for exponentially much, and numbers of any length take 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -14,10 +14,10 @@ _MOST_ALIASED: Final = 1 << 20
 _LONGEST_NUMBER: Final = 1000
 
 
-def check_bounds(text: str, *, most_aliased: int = _MOST_ALIASED) -> None:
+def check_bounds(
+    text: str | bytes, *, most_aliased: int = _MOST_ALIASED, loader: Any = yaml.SafeLoader
+) -> None:
     """Raise YAMLError where aliases stand for too many characters, or a number has too many."""
-    # In C where PyYAML was built with libyaml: a cluster's definitions are megabytes.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     sizes: dict[str | None, int] = {}
     opened: list[tuple[str | None, int]] = []
     size = aliased = 0

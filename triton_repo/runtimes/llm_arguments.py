@@ -8,6 +8,7 @@ from typing import Final
 import yaml
 
 from minitron_trt.records import Size, check_record
+from minitron_trt.yaml_bounds import check_bounds
 
 MODEL_YAML: Final = "model.yaml"
 """The file beside a model of the runtime llmapi, under upstream's name."""
@@ -39,6 +40,7 @@ def parse_llm_arguments(text: str) -> LlmArguments:
     People edit the file, so that it may be anything.
     """
     try:
+        check_bounds(text)
         return check_record(yaml.safe_load(text), LlmArguments)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from error

@@ -45,6 +45,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("", "Expected `object`, got `null`"),
         ("model: model", "missing required field `max_batch_size`"),
         ("model: model\nmax_batch_size: many", "Expected `int`, got `str`"),
+        ("model: &a [*a]", "an alias *a; write out what it stands for"),
         pytest.param("[" * 5000, "recursion", marks=pytest.mark.slow),
     ],
 )
