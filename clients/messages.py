@@ -43,6 +43,7 @@ TENSORS: Final[Mapping[str, str]] = MappingProxyType(
         "embedding_bias_words": "BYTES",
         "embedding_bias_weights": "FP32",
         "lora_task_id": "UINT64",
+        "num_draft_tokens": "INT32",
         "guided_decoding_guide_type": "BYTES",
         "guided_decoding_guide": "BYTES",
         "apply_chat_template": "BOOL",
@@ -144,6 +145,7 @@ class GenerateRequest:
     guided_decoding_guide_type: str | None = None
     guided_decoding_guide: str | None = None
     lora_task_id: int | None = None
+    num_draft_tokens: int | None = None
     return_log_probs: bool | None = None
     return_context_logits: bool | None = None
     return_generation_logits: bool | None = None

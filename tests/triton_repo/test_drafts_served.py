@@ -6,6 +6,7 @@ import queue
 import re
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from tests.patience import PATIENCE_S, until
 from tests.triton_repo.text_calls import RefusalError, ask
 from tests.triton_repo.text_calls import tensors as tensors_of
 
+from minitron_trt.clients.client import Client
+from minitron_trt.clients.messages import GenerateRequest
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.deploy.served_facts import read_facts
-from minitron_trt.errors import UnsupportedError, UsageError
+from minitron_trt.errors import RefusedError, UnsupportedError, UsageError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.repository import emit_repository
@@ -101,6 +104,23 @@ def test_the_text_is_that_without_drafts(
             or options["max_tokens"] == 1
             or len(drafted.responses) < len(plain.responses)
         )
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_the_client_asks_for_drafts_where_a_model_takes_them(
+    endpoints: Endpoints, protocol: str
+) -> None:
+    request = GenerateRequest(PROMPT, max_tokens=40, model=BLS)
+    with Client.connect(getattr(endpoints, f"{protocol}_url")) as client:
+        plain = list(client.stream(request))
+        drafted = list(client.stream(replace(request, num_draft_tokens=4)))
+
+        with pytest.raises(RefusedError, match="no input num_draft_tokens"):
+            client.generate(replace(request, num_draft_tokens=4, model="ensemble"))
+
+    assert "".join(drafted) == "".join(plain)
+    assert len(drafted) < len(plain)
 
 
 @pytest.mark.server
