@@ -12,12 +12,14 @@ import yaml
 _MOST_ALIASED: Final = 1 << 20
 # Python itself writes out no number of more than 4300 digits.
 _LONGEST_NUMBER: Final = 1000
+# Beyond it PyYAML comes to Python's limit of recursion, after a time that grows with the square.
+_DEEPEST: Final = 200
 
 
 def check_bounds(
     text: str | bytes, *, most_aliased: int = _MOST_ALIASED, loader: Any = yaml.SafeLoader
 ) -> None:
-    """Raise YAMLError where aliases stand for too many characters, or a number has too many."""
+    """Raise YAMLError where aliases stand for too much, a number is too long or values too deep."""
     sizes: dict[str | None, int] = {}
     opened: list[tuple[str | None, int]] = []
     size = aliased = 0
@@ -36,6 +38,8 @@ def check_bounds(
             sizes[event.anchor] = 1 + len(event.value)
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, size))
+            if len(opened) > _DEEPEST:
+                _refuse(event, f"values within values, more than {_DEEPEST} deep")
             size += 1
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = opened.pop()
@@ -47,4 +51,7 @@ def _is_long_number(word: str) -> bool:
 
 
 def _refuse(event: yaml.Event, problem: str) -> None:
-    raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+    found = event.start_mark
+    # Without the line itself, which may be a long one.
+    mark = yaml.Mark(found.name, found.index, found.line, found.column, None, None)
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
