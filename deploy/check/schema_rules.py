@@ -151,6 +151,10 @@ def _without_nulls(value: Any) -> Any:
     return {key: _without_nulls(below) for key, below in value.items() if below is not None}
 
 
+# Conditions beside a schema name some of its fields; only the schema itself lists them all.
+_ALSO_TRUE: Final = frozenset({"allOf", "anyOf", "oneOf", "not"})
+
+
 def _strict(schema: Any) -> Any:
     """Return a CRD's schema as a cluster applies it: unknown fields are none, null is absent."""
     if isinstance(schema, list):
@@ -161,7 +165,11 @@ def _strict(schema: Any) -> Any:
         return {"type": ["integer", "string"]}
     # Fields are names, not words of a schema, though one be called `properties` or `required`.
     fields = schema.get("properties")
-    strict = {key: _strict(value) for key, value in schema.items() if key != "properties"}
+    strict = {
+        key: value if key in _ALSO_TRUE else _strict(value)
+        for key, value in schema.items()
+        if key != "properties"
+    }
     if not isinstance(fields, dict):
         return strict
     strict["properties"] = {name: _strict(each) for name, each in fields.items()}

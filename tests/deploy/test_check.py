@@ -648,6 +648,8 @@ def test_fields_of_any_name_and_nulls_are_as_a_cluster_takes_them(tmp_path: Path
         return [finding.message for finding in check_schemas(documents, definitions)]
 
     assert messages(spec) == []
+    beside = [{"required": ["format"], "properties": {"format": {"enum": ["a"]}}}]
+    assert messages({**spec, "anyOf": beside, "allOf": beside}) == []
     (message,) = messages({**spec, "required": ["empty"]})
     assert "'empty' is a required property" in message
 
