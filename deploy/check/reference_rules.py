@@ -42,6 +42,8 @@ _USUAL_MAP: Final = "kube-root-ca.crt"
 _SECRET_WORD: Final = re.compile(
     r"(?i)(token(?![a-z])|password|passwd|secret|api_?key|credential)(?!.*_(?:file|path)$)"
 )
+# A switch (HF_HUB_DISABLE_IMPLICIT_TOKEN=1), or another variable of the container.
+_NO_SECRET: Final = re.compile(r"(?i)true|false|yes|no|on|off|[01]|\$\(\w+\)")
 # What kustomize fetches from elsewhere: a URL, or a repository of git.
 _REMOTE: Final = re.compile(r"://|\?ref=|^git@|^github\.com/")
 # Kinds that choose Pods, and where.
@@ -323,7 +325,7 @@ def _plain_secrets(document: Document) -> Iterator[Finding]:
             remedy="make it with kubectl create secret, and leave it out of the folder",
         )
     for path, name, value in _variables(document.value, ()):
-        if _SECRET_WORD.search(name) and value:
+        if _SECRET_WORD.search(name) and value and not _NO_SECRET.fullmatch(value):
             yield document.finding(
                 path,
                 f"{name} has its value in plain text",
@@ -340,8 +342,8 @@ def _variables(value: Any, path: FieldPath) -> Iterator[tuple[FieldPath, str, st
         for key, below in value.items():
             if key == "environment":
                 for place, variable, each in _of_compose(below):
-                    # Compose fills it in from the shell, so that nothing stands here.
-                    if not each.startswith("${"):
+                    # Compose fills it in from the shell, so that nothing stands here; $$ is a $.
+                    if not each.startswith("$") or each.startswith("$$"):
                         yield (*path, key, place), variable, each
             yield from _variables(below, (*path, key))
     if isinstance(value, list):
