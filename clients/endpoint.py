@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -152,6 +153,8 @@ class Access:
         for path in (self.ca, self.certificate, self.key):
             if path is not None and not path.is_file():
                 raise UsageError(f"{path} is not a file; expected one in PEM form")
+            if path is not None and not os.access(path, os.R_OK):
+                raise UsageError(f"{path} may not be read by this user; allow it, or name another")
 
     def check(self, endpoint: Endpoint) -> None:
         """Raise UsageError for certificates without TLS, and for files that are none."""

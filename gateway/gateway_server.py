@@ -48,9 +48,11 @@ class Listener:
             load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key)
         # Files that cannot be read, and an SSLError, which is an OSError, too.
         except OSError as error:
-            reason = getattr(error, "reason", None) or error.strerror
+            # OpenSSL has no reason for what is not in PEM form.
+            reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+            detail = f" ({reason})" if reason else ""
             raise UsageError(
-                f"{certificate} with the key {key} cannot be used ({reason}); expected a "
+                f"{certificate} with the key {key} cannot be used{detail}; expected a "
                 "certificate and its own key, in PEM form"
             ) from error
 
@@ -102,7 +104,7 @@ def gateway_server(app: Any, listener: Listener) -> GatewayServer:
             # Its log is the gateway's own, with one line for a request.
             log_config=None,
             access_log=False,
-            # "auto" would pass over an application that fails as it starts.
+            # "auto" would serve an application that raises without a lifespan.startup.failed.
             lifespan="on",
             ws="none",
             server_header=False,

@@ -21,7 +21,7 @@ from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.endpoint import Access, Timeouts
 from minitron_trt.clients.messages import GenerateRequest
-from minitron_trt.errors import UnreachableError
+from minitron_trt.errors import UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from tests.clients.conftest import Ask
@@ -64,6 +64,14 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(argv, check=True, capture_output=True)
     path.write_text(path.read_text() + Path(f"{path}.cert").read_text())
     return path
+
+
+def test_a_file_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root may read all, the system's answer is a double."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+
+    with pytest.raises(UsageError, match="may not be read by this user"):
+        Access(ca=Path(__file__))
 
 
 @pytest.fixture
