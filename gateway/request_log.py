@@ -22,7 +22,7 @@ FAULT_STATUS: Final = 500
 """What is logged for a fault of the gateway's own, before any answer to it."""
 
 _OWN_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-# Prometheus's own up to 10 s, and beyond, as answers take longer than pages.
+# Up to 10 s those of Prometheus's Go client, and beyond, as answers take longer than pages.
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 

@@ -44,8 +44,9 @@ def _inter_token(record: RequestRecord) -> Sequence[float]:
     # One piece has no gap in it, whatever the tokens.
     if len(record.pieces_ns) < 2 or record.output_tokens < 2:
         return ()
-    # A server may bundle several tokens into its first piece. Like aiperf, the divisor leaves them
-    # out; it leaves out one where nobody counts, or where the first piece counts for the whole.
+    # A server may bundle several tokens into its first piece. The divisor leaves them out, as in
+    # aiperf with --per-chunk-usage, and one where nobody counts, or where the first piece counts
+    # for the whole.
     first = record.tokens_at_first or 1
     later = record.output_tokens - (first if first < record.output_tokens else 1)
     return ((record.latency_ns - record.first_ns) / later / _MS,)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 
 MOST_CHARACTERS = 16384
-"""How long the stop words of a request may be together: 4 MB, at 200 bytes for each node."""
+"""How long the stop words of a request may be together: 4.5 MB at most, 275 bytes for each node."""
 
 
 class StopWords:
