@@ -98,9 +98,12 @@ def _nodes(pod: PodTemplate, deployment: Deployment) -> Iterator[Finding]:
     if need is None:
         return
     required = list(_requirements(pod))
+    # A product says what its GPUs can do.
+    products = [_sm_of(name) for each in required if _is_product(each) for name in each.values]
+    is_chosen = bool(products) and set(products) == {need.sm}
     for key, value in capability_labels(need.sm).items():
         known = [each for each in required if each.key == key]
-        if not known:
+        if not (known or is_chosen):
             yield pod.document.finding(
                 pod.spec_path,
                 f"no node is required to have {key}",
@@ -130,7 +133,7 @@ def _of_gpu(pod: PodTemplate, each: _Requirement, deployment: Deployment) -> Ite
                 f"GPUs with more than {', '.join(each.values)} MiB, below the forecast",
                 expected=f"{needed}: {deployment.gpu_mib().why}",
             )
-    if each.key == _PRODUCT_LABEL and each.operator == "In":
+    if _is_product(each):
         for product in each.values:
             sm = _sm_of(product)
             if sm is not None and sm != need.sm:
@@ -139,6 +142,10 @@ def _of_gpu(pod: PodTemplate, each: _Requirement, deployment: Deployment) -> Ite
                     f"{product} is SM{sm}",
                     expected=f"a product of SM{need.sm}, for which the engine is",
                 )
+
+
+def _is_product(each: _Requirement) -> bool:
+    return each.key == _PRODUCT_LABEL and each.operator == "In"
 
 
 def _sm_of(product: str) -> int | None:

@@ -328,6 +328,29 @@ def test_what_will_not_work_is_named(tried: str, written: Deployed, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("product", "can_run"),
+    [
+        ("NVIDIA-H100-80GB-HBM3", True),
+        ("NVIDIA-A100-SXM4-80GB", False),
+        ("Somebodys-Own-GPU", False),
+    ],
+)
+def test_nodes_may_be_chosen_by_their_product(
+    written: Deployed, tmp_path: Path, product: str, *, can_run: bool
+) -> None:
+    folder = tmp_path / "deployment"
+    shutil.copytree(written(KUBERNETES), folder)
+    path = folder / "base/server.yaml"
+    chosen = path.read_text().replace("nvidia.com/gpu.compute.minor", "zone")
+    chosen = chosen.replace("nvidia.com/gpu.compute.major", "nvidia.com/gpu.product")
+    path.write_text(chosen.replace("- '9'", f"- {product}"))
+    documents, _ = read_documents(folder)
+
+    found = list(check_placement(documents, read_deployment(folder)))
+    assert (found == []) is can_run
+
+
+@pytest.mark.parametrize(
     ("option", "key", "value"),
     [
         ("--gpus-per-node=h100:2", "gpus", 2),
