@@ -5,6 +5,7 @@ Aliases of aliases stand for exponentially much, and numbers of any length take 
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import yaml
@@ -14,6 +15,8 @@ _MOST_ALIASED: Final = 1 << 20
 _LONGEST_NUMBER: Final = 1000
 # Beyond it PyYAML comes to Python's limit of recursion, after a time that grows with the square.
 _DEEPEST: Final = 200
+# At least every integer and float of YAML 1.1, and no base64, which may begin with a digit, too.
+_NUMBER: Final = re.compile(r"[-+]?(0[xb][\da-fA-F_]+|[\d.][\d_:.eE+-]*)")
 
 
 def check_bounds(
@@ -47,7 +50,7 @@ def check_bounds(
 
 
 def _is_long_number(word: str) -> bool:
-    return len(word) > _LONGEST_NUMBER and word.lstrip("+-.")[:1].isdigit() and " " not in word
+    return len(word) > _LONGEST_NUMBER and _NUMBER.fullmatch(word) is not None
 
 
 def _refuse(event: yaml.Event, problem: str) -> None:
