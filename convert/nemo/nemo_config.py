@@ -67,8 +67,7 @@ class NemoConfig:
         """Read the YAML, plain data only; UnsupportedError where no graph here computes it."""
         try:
             text = file.read(_AT_MOST)
-            # OmegaConf, which NeMo writes its configs with, copies every value: it has no alias.
-            check_bounds(text, most_aliased=0)
+            check_bounds(text)
             record = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).split())

@@ -253,13 +253,13 @@ def test_a_tokenizer_of_json_tells_the_vocabulary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", ["model", "config"])
-def test_configs_of_a_whole_run_and_floats_without_a_point_are_read(
+def test_configs_of_a_whole_run_floats_without_a_point_and_aliases_are_read(
     share: str, tmp_path: Path
 ) -> None:
     files = members(archive("nemotron", "zarr"))
     config = yaml.safe_load(files[CONFIG])
     text = yaml.safe_dump({"trainer": {}, "model": config} if share == "model" else config)
-    files[CONFIG] = text.replace("1.0e-05", "1e-5").encode()
+    files[CONFIG] = (text.replace("1.0e-05", "&small 1e-5") + "again: *small\n").encode()
     convert(str(pack(tmp_path / "model.nemo", files)), tmp_path / "checkpoint", ConvertOptions())
 
     assert manifest(tmp_path / "checkpoint")["spec"]["norm_epsilon"] == 1e-5
