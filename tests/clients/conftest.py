@@ -56,7 +56,7 @@ class CutByScriptError(Exception):
     """The script wants the server to hang up."""
 
 
-# The inputs that a double's model takes, with data types, as `ensemble` declares them.
+# The inputs that a double's model takes, with data types, as the text models declare them.
 INPUTS: Final = {
     **TENSORS,
     "return_num_input_tokens": "BOOL",

@@ -25,7 +25,10 @@ from minitron_trt.gateway.app import GatewayOptions, gateway_app
 from minitron_trt.gateway.gateway_server import Listener, gateway_server
 from minitron_trt.gateway.served_models import ServedModels
 
-INPUTS: Final = {name: (kind, (-1, -1)) for name, kind in TENSORS.items()}
+# Those of `ensemble`: drafts are made for tensorrt_llm_bls alone.
+INPUTS: Final = {
+    name: (kind, (-1, -1)) for name, kind in TENSORS.items() if name != "num_draft_tokens"
+}
 ENSEMBLE: Final = ModelInterface.of_metadata(
     INPUTS, ["text_output", "finish_reason"], is_decoupled=True, is_triton=True
 )
