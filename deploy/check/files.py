@@ -95,7 +95,9 @@ class Document:
 
 def _child(node: Any, step: str | int) -> Any:
     if isinstance(node, yaml.MappingNode):
-        return next((below for key, below in node.value if key.value == str(step)), None)
+        # Of one key the last counts: what is merged in (<<) comes before what stands here.
+        below = [below for key, below in node.value if key.value == str(step)]
+        return below[-1] if below else None
     if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
         return node.value[step]
     return None
@@ -159,8 +161,7 @@ class _NoObjectError(yaml.MarkedYAMLError):  # type: ignore[misc]
 
 
 def _documents(name: str, text: str) -> Iterator[Document]:
-    # Findings name the lines of values, which stand nowhere where an alias does.
-    check_bounds(text, most_aliased=0)
+    check_bounds(text)
     for root in yaml.compose_all(text, Loader=yaml.SafeLoader):
         if root is None:
             continue

@@ -19,9 +19,7 @@ _DEEPEST: Final = 200
 _NUMBER: Final = re.compile(r"[-+]?(0[xb][\da-fA-F_]+|[\d.][\d_:.eE+-]*)")
 
 
-def check_bounds(
-    text: str | bytes, *, most_aliased: int = _MOST_ALIASED, loader: Any = yaml.SafeLoader
-) -> None:
+def check_bounds(text: str | bytes, *, loader: Any = yaml.SafeLoader) -> None:
     """Raise YAMLError where aliases stand for too much, a number is too long or values too deep."""
     sizes: dict[str | None, int] = {}
     opened: list[tuple[str | None, int]] = []
@@ -32,7 +30,7 @@ def check_bounds(
             inside = any(anchor == event.anchor for anchor, _ in opened)
             grown = sizes.get(event.anchor, 1)
             size, aliased = size + grown, aliased + grown
-            if inside or aliased > most_aliased:
+            if inside or aliased > _MOST_ALIASED:
                 _refuse(event, f"an alias *{event.anchor}; write out what it stands for")
         elif isinstance(event, yaml.ScalarEvent):
             if event.implicit[0] and _is_long_number(event.value):

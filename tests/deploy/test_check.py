@@ -215,7 +215,7 @@ DAMAGES = {
         "not YAML that can be read",
     ),
     "alias": (
-        (KUBERNETES, "base/services.yaml", "kind: Service\n", "kind: &a Service\nalso: *a\n"),
+        (KUBERNETES, "base/services.yaml", "kind: Service\n", "kind: Service\nalso: &a [*a]\n"),
         "an alias *a; write out what it stands for",
     ),
     "odd-shapes": (
@@ -496,6 +496,29 @@ def test_secrets_in_a_compose_file_are_found_in_either_form(
     documents, _ = read_documents(tmp_path)
 
     assert bool([*check_references(tmp_path, documents)]) is is_secret
+
+
+ALIASES = """\
+x-usual: &usual
+  mem_limit: 1g
+  gpus: &all all
+services:
+  server: {<<: *usual, mem_limit: 2g, shm_size: 3g}
+  other: {gpus: *all}
+"""
+
+
+def test_aliases_and_merges_stand_for_what_they_name(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(ALIASES)
+    documents, findings = read_documents(tmp_path)
+    (claims,) = read_claims(tmp_path, documents)
+
+    assert findings == []
+    assert {name: (claim.value, claim.line) for name, claim in claims.numbers.items()} == {
+        "gpus": (math.inf, 3),
+        "memory": (2 * 2**30, 5),
+        "shm": (3 * 2**30, 5),
+    }
 
 
 OVERLAY = """\
