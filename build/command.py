@@ -75,7 +75,13 @@ from minitron_trt.tables import folded, output_width
     cloup.option(
         "--workers", type=int, default=1, show_default=True, help="Ranks built at once, a GPU each"
     ),
-    cloup.option("--timeout", "timeout_s", type=FiniteRange(1), help="Seconds to wait at most"),
+    cloup.option(
+        "--timeout",
+        "timeout_s",
+        # It becomes a job's deadline, and Kubernetes has no later one for a Pod.
+        type=FiniteRange(1, 2**31 - 1),
+        help="Seconds to wait at most",
+    ),
     cloup.option("--cache", type=PATH, help="Folder of finished engines to look in and add to"),
     cloup.option("--timing-cache", type=PATH, help="Folder of TensorRT's timing caches"),
 )
