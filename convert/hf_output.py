@@ -237,7 +237,7 @@ def _quantization(precision: Precision, kv_cache: str | None) -> dict[str, Any]:
     fixed = {"dynamic": False, "type": "float"}
     numbers = {**fixed, "num_bits": bits, **_group(precision)}
     group = {"input_activations": numbers, "weights": numbers, "targets": ["Linear"]}
-    # ModelOpt (convert_hf_config.py) writes groups for FP8 and NVFP4 alone.
+    # As in ModelOpt (convert_hf_config.py), which writes none for the other formats written here.
     static = precision.inputs in (Inputs.STATIC_FP8, Inputs.BLOCK_FP4)
     return {
         **({"config_groups": {"group_0": group}} if static else {}),

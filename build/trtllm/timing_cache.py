@@ -46,8 +46,7 @@ class TimingCache:
     def keep(self, written: Path) -> None:
         """Replace the cache by a finished build's, in one step; nothing when there is none.
 
-        A warning says why it could not be kept: the engine, which took longer, is there all the
-        same.
+        Where it cannot be kept, that is a warning and no error: the engine is whole without it.
         """
         if not written.is_file():
             return

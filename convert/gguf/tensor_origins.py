@@ -121,8 +121,8 @@ def _tensors(file: GgufFile, facts: GgufModelFacts) -> Iterator[UnpackedTensor]:
         match = _TENSOR_NAME.fullmatch(tensor.name)
         layer, stem, part = match.groups() if match else (None, "", "")
         scaling = tensor.name == ROPE_FACTORS and facts.architecture.rope_factors
-        # Files of old converters have a layer's frequencies, which llama.cpp knows by name and does
-        # not load: they follow from the facts.
+        # llama.cpp has a name for a layer's frequencies, and loads nothing by it: they follow from
+        # the facts.
         if scaling or stem == "attn_rot_embd":
             continue
         name = (_WHOLE_NAMES if layer is None else _LAYER_NAMES).get(stem)

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 _TOKENIZER: Final = "tokenizer.json"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _TEMPLATE: Final = "chat_template.jinja"
-# In any case, as TensorRT-LLM's preprocessing takes them; what it cannot read is on there.
+# In small letters or capitals. TensorRT-LLM's preprocessing has the same words, and adds the tokens
+# for any that it does not know.
 _OFF: Final = ("false", "0", "f", "n", "no")
 # Dynamo reads every model's template, also where only completions are offered.
 _NO_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
