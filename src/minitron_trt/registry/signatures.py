@@ -31,7 +31,10 @@ _TYPE: Final = "cosign container image signature"
 _PASSWORD: Final = "COSIGN_PASSWORD"
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
 _CURVE: Final = ec.SECP256R1
-"""P-256, the curve of cosign's keys; others have as many bits, so that the size does not tell."""
+"""P-256, the curve of the keys that cosign makes."""
+# Those of Go's, in which cosign is written, that it takes from elsewhere. SECP256k1 has as many
+# bits as P-256, so that a size would not tell.
+_VERIFIED_CURVES: Final = (_CURVE, ec.SECP384R1, ec.SECP521R1)
 _MAKE: Final = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 
 
@@ -55,7 +58,7 @@ def read_signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def read_verifying_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """Read a public key on the curve P-256 in PEM form; UsageError when it is none."""
+    """Read a public key on P-256, P-384 or P-521 in PEM form; UsageError when it is none."""
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError, UnsupportedAlgorithm) as error:
@@ -63,8 +66,8 @@ def read_verifying_key(path: Path) -> ec.EllipticCurvePublicKey:
             f"{path} is no public key ({error}); make one of yours: "
             "openssl ec -in key.pem -pubout -out key.pub"
         ) from error
-    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVE)):
-        raise UsageError(f"{path} is not a key on the curve P-256")
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _VERIFIED_CURVES)):
+        raise UsageError(f"{path} is not a key on the curves P-256, P-384 or P-521")
     return key
 
 
