@@ -28,6 +28,7 @@ from minitron_trt.evaluate.perplexity import (
 )
 from minitron_trt.evaluate.text_tokens import TextTokens
 from minitron_trt.host.machine import usable_cores
+from minitron_trt.outputs import make_folder
 from minitron_trt.quantization.number_formats import Array
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Evaluation:
 
         BadInputError where a text is too short or two tokenizers give it other tokens.
         """
-        self.state.mkdir(parents=True, exist_ok=True)
+        make_folder(self.state)
         results: list[Scored] = []
         chunks: tuple[TextChunk, ...] | None = None
         baseline: _Baseline | None = None

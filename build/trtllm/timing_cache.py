@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.build.job import BuildJob
+from minitron_trt.outputs import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class TimingCache:
         # Beside the cache, for a rename in one step: builds that share it read whole files only.
         scratch = self.path.with_suffix(f".{os.getpid()}.partial")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             shutil.move(written, scratch)
             scratch.replace(self.path)
         except OSError as error:

@@ -19,6 +19,7 @@ from minitron_trt.evaluate.tasks.harness_results import HarnessResults, task_sco
 from minitron_trt.evaluate.tasks.presets import TASK_PRESETS, PresetTask, published_name
 from minitron_trt.evaluate.tasks.task_record import TaskModel, TaskRecord
 from minitron_trt.option_types import suggestion
+from minitron_trt.outputs import make_folder
 from minitron_trt.records import check_record
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def _cache(lm: MinitronLM, settings: TaskSettings) -> str | None:
     """Return the path of a model's answers, which lm-eval tells apart by their questions alone."""
     if settings.cache is None:
         return None
-    settings.cache.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.cache)
     facts = f"{lm.identity} {settings.chat_template} {settings.seed}"
     key = hashlib.sha256(facts.encode()).hexdigest()[:16]
     name = Path(lm.pretrained).name or "model"

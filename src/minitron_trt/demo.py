@@ -21,6 +21,7 @@ import click
 import cloup
 
 from minitron_trt.console import PATH, Console, console_options
+from minitron_trt.outputs import make_folder
 from minitron_trt.samples import NAMES
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _has_engine_builder() -> bool:
 def _folder(keep: Path | None) -> Iterator[Path]:
     """Yield where the stages go: the folder to keep, or one that is removed afterwards."""
     if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
+        make_folder(keep)
         yield keep
         return
     folder = tempfile.mkdtemp(prefix="minitron-trt-demo-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = _resolved(path)
     scratch, retired = path.parent / f".{path.name}.partial", path.parent / f".{path.name}.old"
     with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         scratch.mkdir(exist_ok=True)
     with _locked(scratch, path):
         _empty(scratch)
@@ -194,14 +195,24 @@ def write_output(path: Path, content: str | bytes) -> None:
         if path.exists() and not path.is_file():
             # Opening a pipe would wait for a reader.
             raise OutputError(f"cannot write {path}: it is not a regular file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         if isinstance(content, str):
             content = content.encode(errors="surrogateescape")
         path.write_bytes(content)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder that the user named, and those around it that are missing.
+
+    Path.mkdir calls itself for each of them, and a path may have more than Python has calls.
+    """
+    missing = itertools.takewhile(lambda folder: not folder.exists(), path.parents)
+    for folder in (*reversed(tuple(missing)), path):
+        folder.mkdir(exist_ok=True)
+
+
 def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _ours_or_empty(path: Path) -> bool:

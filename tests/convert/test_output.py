@@ -14,6 +14,8 @@ from tests.convert.plans import plan_of
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions
+from minitron_trt.errors import OutputError
+from minitron_trt.outputs import staged, write_output
 
 Command = Callable[..., Result]
 
@@ -141,6 +143,19 @@ def test_what_stands_in_the_way_is_not_touched(
 
     assert (result.exit_code, result.stderr) == (1, f"error: cannot write {output}: {reason}\n")
     assert sorted(output.parent.rglob("*")) == before
+
+
+def test_more_folders_than_python_has_calls_are_made(tmp_path: Path) -> None:
+    path = tmp_path / ("d/" * 1200 + "out")
+    with staged(path) as scratch:
+        (scratch / "file").write_text("text")
+    assert (path / "file").read_text() == "text"
+
+    write_output(path / ("e/" * 300 + "page"), "text")
+    with pytest.raises(OutputError, match="File name too long"), staged(path / ("e/" * 2000 + "x")):
+        pass
+    # Nor does shutil, which pytest clears up with, come so deep.
+    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)
 
 
 def test_a_name_that_is_too_long_is_refused(command: Command, tiny_llama: Path) -> None:
