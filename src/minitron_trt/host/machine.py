@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Final
 
 from minitron_trt.errors import MissingExtraError, OutputError, UnsupportedError
+from minitron_trt.host.cgroup import core_quota, memory_left, memory_limit
 from minitron_trt.host.processes import output_of
 
 TRTLLM_PACKAGE: Final = "tensorrt-llm"
@@ -17,7 +19,6 @@ _NVIDIA_SMI: Final = "nvidia-smi"
 _NVIDIA_SMI_S: Final = 20.0
 _CUDAS: Final = ("13", "12")
 _MEMINFO: Final = Path("/proc/meminfo")
-_CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
 _LLMAPI: Final = (
     "serve the model without an engine: minitron-trt triton-repo MODEL --runtime llmapi"
 )
@@ -53,26 +54,25 @@ def cache_home() -> Path:
 
 def memory_bytes() -> int:
     """Return this machine's memory, or what its container may use of it if that is less."""
-    return _limited(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return _least(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), memory_limit())
 
 
 def available_bytes() -> int:
-    """Return how much memory the machine has to give, or the container if that is less."""
+    """Return how much memory the machine has left to give, or the container if that is less."""
     lines = _MEMINFO.read_text().splitlines()
     kibibytes = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return _limited(1024 * kibibytes)
-
-
-def _limited(size_bytes: int) -> int:
-    """Return a size, or the container's limit if that is less; `max` stands for no limit."""
-    text = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else ""
-    return min(size_bytes, int(text)) if text.isdigit() else size_bytes
+    return _least(1024 * kibibytes, memory_left())
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may run on, which a container may have restricted."""
+    """Return how many cores this process may run on; a quota of 1.5 cores keeps two busy."""
     # Not os.cpu_count, which counts the machine's.
-    return len(os.sched_getaffinity(0))
+    quota = core_quota()
+    return _least(len(os.sched_getaffinity(0)), None if quota is None else ceil(quota))
+
+
+def _least(count: int, limit: int | None) -> int:
+    return count if limit is None else min(count, limit)
 
 
 def query_gpus(*names: str) -> tuple[str, ...]:
