@@ -38,9 +38,10 @@ _LONGEST_SERVICE: Final = 63
 _RBAC: Final = "rbac.authorization.k8s.io/"
 # Kubernetes makes it in every namespace.
 _USUAL_MAP: Final = "kube-root-ca.crt"
-# Not TOKENIZERS_PARALLELISM or MAX_TOKENS, nor what names a file that has the secret.
+# Not TOKENIZERS_PARALLELISM or MAX_TOKENS, nor what says where the secret is, or something of it.
 _SECRET_WORD: Final = re.compile(
-    r"(?i)(token(?![a-z])|password|passwd|secret|api_?key|credential)(?!.*_(?:file|path)$)"
+    r"(?i)(token(?![a-z])|password|passwd|secret|api_?key|(?<!application_)credential)"
+    r"(?!.*_(?:file|path|dir|name|url|type|policy|length|limit|count|ttl|seconds|ms)$)"
 )
 # A switch (HF_HUB_DISABLE_IMPLICIT_TOKEN=1), or another variable of the container.
 _NO_SECRET: Final = re.compile(r"(?i)true|false|yes|no|on|off|[01]|\$\(\w+\)")
@@ -144,7 +145,7 @@ def _selectors(documents: list[Document], pods: list[PodTemplate]) -> Iterator[F
         path = _SELECTORS.get(each.kind)
         for place in (*([path] if path else ()), *_peers(each)):
             selector = each.at(*place)
-            if not isinstance(selector, dict):
+            if not isinstance(selector, dict) or each.at("spec", "namespaceSelector"):
                 continue
             # A Service has labels alone.
             if each.kind == "Service":
@@ -228,7 +229,8 @@ def _scale_targets(documents: list[Document]) -> Iterator[Finding]:
         target = each.at("spec", "scaleTargetRef")
         if not isinstance(target, dict):
             continue
-        named = (str(target.get("kind")), str(target.get("name")))
+        # KEDA's need not say the kind.
+        named = (str(target.get("kind", "Deployment")), str(target.get("name")))
         if named in there:
             yield from replicas_beside_autoscaler(there[named], ("spec", "replicas"))
         elif named not in made:
@@ -250,7 +252,11 @@ def _routes(documents: list[Document]) -> Iterator[Finding]:
             for place, backend in entries(found.get("backendRefs")):
                 path: FieldPath = ("spec", "rules", rule, "backendRefs", place)
                 name, port = str(backend.get("name")), backend.get("port")
-                if backend.get("kind") == "InferencePool":
+                kind = backend.get("kind", "Service")
+                if "namespace" in backend or kind not in ("Service", "InferencePool"):
+                    # What is elsewhere, or of a gateway's own kinds, is not for this folder.
+                    continue
+                if kind == "InferencePool":
                     if name not in pools:
                         yield each.finding(path, f"there is no InferencePool {name} here")
                 elif name not in services:
@@ -268,7 +274,9 @@ def _volumes(pod: PodTemplate, documents: list[Document]) -> Iterator[Finding]:
     for each in (each for each in documents if each.is_kustomization):
         maps |= {str(made.get("name")) for _, made in entries(each.at("configMapGenerator"))}
     volumes = entries(pod.spec.get("volumes"))
+    claims = entries(pod.document.at("spec", "volumeClaimTemplates"))
     names = [volume.get("name") for _, volume in volumes]
+    names += [mapping(claim.get("metadata")).get("name") for _, claim in claims]
     for place, volume in volumes:
         source = mapping(volume.get("configMap"))
         name = source.get("name")

@@ -426,6 +426,10 @@ def test_a_value_of_another_type_ends_no_rule(target: str, written: Deployed) ->
         ("TOKENIZERS_PARALLELISM", False),
         ("MAX_TOKENS", False),
         ("HF_TOKEN_PATH", False),
+        ("SECRET_NAME", False),
+        ("TOKEN_TTL_SECONDS", False),
+        ("GOOGLE_APPLICATION_CREDENTIALS", False),
+        ("AWS_CREDENTIALS", True),
     ],
 )
 def test_variables_of_secrets_are_told_by_their_names(
@@ -662,6 +666,36 @@ apiVersion: batch/v1
 kind: CronJob
 metadata: {name: nightly}
 spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: nightly}}, spec: {}}}}}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: store}
+spec:
+  volumeClaimTemplates: [{metadata: {name: data}}]
+  template: {spec: {containers: [{name: store, volumeMounts: [{name: data, mountPath: /d}]}]}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: scaled}
+---
+apiVersion: keda.sh/v1alpha1
+kind: ScaledObject
+metadata: {name: scaled}
+spec: {scaleTargetRef: {name: scaled}}
+---
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata: {name: everywhere}
+spec: {selector: {matchLabels: {app: elsewhere}}, namespaceSelector: {any: true}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: routes}
+spec:
+  rules:
+  - backendRefs:
+    - {name: elsewhere, namespace: c, port: 80}
+    - {group: gateway.envoyproxy.io, kind: Backend, name: outside}
 ---
 apiVersion: v1
 kind: Pod
