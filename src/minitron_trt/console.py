@@ -230,6 +230,11 @@ def _typed(parameter: click.Parameter, value: Any) -> list[str]:
     if isinstance(parameter, click.Argument):
         return [str(value)]
     names = parameter.opts if value is not False else parameter.secondary_opts
+    # A file of options may say null, or false of a flag that has no other side.
+    if value is None or not names:
+        return []
     # The long spelling says more.
     name = max(names, key=len)
+    if isinstance(parameter, click.Option) and parameter.count:
+        return [name] * value
     return [name] if isinstance(value, bool) else [name, str(value)]

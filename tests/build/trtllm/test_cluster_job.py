@@ -210,12 +210,21 @@ def test_an_output_without_a_name_of_its_own_is_refused_or_resolved(
 def test_options_of_a_file_are_typed_in_the_command_that_finishes(
     build: Callable[..., Result], tmp_path: Path
 ) -> None:
-    (tmp_path / "options.yaml").write_text("max-batch-size: 8\ntime: 2:00:00\n")
-    record = record_of(build(*SLURM, "--config", tmp_path / "options.yaml"))
+    said = (
+        "max-batch-size: 8",
+        "time: 2:00:00",
+        "weight-streaming: false",
+        "kv-cache-reuse: false",
+    )
+    options = tmp_path / "options.yaml"
+    options.write_text("\n".join([*said, "partition: null", "verbose: 2"]))
+    record = record_of(build(*SLURM, "--config", options))
 
     assert "#SBATCH --time=2:00:00\n" in Path(record["job"]).read_text()
-    assert "--max-batch-size 8" in record["finish"]
-    assert "--config" not in record["finish"]
+    typed = "--no-kv-cache-reuse --runner slurm --time 2:00:00 --verbose --verbose --finish"
+    assert sorted(record["finish"].partition(" --arch H100 ")[2].split()) == sorted(
+        f"--max-batch-size 8 {typed}".split()
+    )
 
 
 def test_an_engine_that_is_there_is_refused_before_a_job_file_is_written(
