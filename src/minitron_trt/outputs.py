@@ -88,7 +88,8 @@ def check_output(
     """
     real = _resolved(path)
     with output_errors(path):
-        taken = path.exists()
+        # Where it will be written, which may be there while `path` is not: `new/..` without `new`.
+        taken = real.exists()
     if not taken:
         return
     if not overwrite:
@@ -101,9 +102,9 @@ def check_output(
                 f"{path} {relation} the input {folder}, so it is not replaced; choose another "
                 "folder"
             )
-    if not (path.is_dir() and _ours_or_empty(path)):
+    if not (real.is_dir() and _ours_or_empty(real)):
         raise UsageError(f"{path} is not something this tool wrote, so it is not replaced")
-    there = _recorded_kind(path)
+    there = _recorded_kind(real)
     if kind is not None and there not in (None, kind):
         raise UsageError(
             f"{path} is {an(there)}, not {an(kind)}, so it is not replaced; choose another folder"

@@ -14,8 +14,8 @@ from tests.convert.plans import plan_of
 
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions
-from minitron_trt.errors import OutputError
-from minitron_trt.outputs import staged, write_output
+from minitron_trt.errors import OutputError, UsageError
+from minitron_trt.outputs import check_output, staged, write_output
 
 Command = Callable[..., Result]
 
@@ -106,6 +106,18 @@ def test_a_link_as_output_is_followed(command: Command, tiny_llama: Path, output
     assert (result.exit_code, result.stderr) == (0, "")
     assert output.is_symlink()
     assert list(disk.iterdir()) == [disk / "checkpoint"]
+
+
+def test_a_folder_is_there_by_whatever_path(tmp_path: Path) -> None:
+    """Nor is an input replaced where the path goes through a folder that is not there."""
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input" / "weights").write_text("")
+    path = tmp_path / "input" / "new" / ".."
+
+    with pytest.raises(UsageError, match="already exists"):
+        check_output(path, overwrite=False)
+    with pytest.raises(UsageError, match="is the input"):
+        check_output(path, overwrite=True, inputs=(tmp_path / "input",))
 
 
 def test_a_link_that_leads_in_a_circle_is_refused(
