@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from minitron_trt.errors import UsageError
 from minitron_trt.host.addresses import is_loopback
-from minitron_trt.host.certificates import load_certificate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -171,6 +170,8 @@ class Access:
         # Here for both protocols: grpc takes any file, and says later that no server answers.
         # Loaded only by who has certificates of his own.
         import ssl
+
+        from minitron_trt.host.certificates import load_certificate
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         try:
