@@ -21,13 +21,14 @@ from transformers import AutoModelForCausalLM
 from minitron_trt.build.engine import write_engine_manifest
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.conversion import ConvertOptions, convert
-from minitron_trt.migrate.fates import UNKNOWN, Fate
+from minitron_trt.migrate.fates import UNKNOWN, Fate, Ledger
 from minitron_trt.migrate.origin import open_origin
 from minitron_trt.migrate.setting_rules import PARAMETERS
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo import parameters
 from minitron_trt.triton_repo.check.repository_check import check_repository
 from minitron_trt.triton_repo.command import triton_repo
+from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.repository import emit_repository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
 
@@ -600,3 +601,26 @@ def test_every_parameter_that_triton_repo_knows_has_a_fate() -> None:
     }
 
     assert not any(silent.values()), silent
+
+
+@pytest.mark.parametrize(
+    ("values", "fates_met", "targets"),
+    [
+        # A default sets nothing, and is taken back all the same by what comes later.
+        (("1", "4"), ["changed", "carried"], {"llm.max_beam_width": "4"}),
+        (("4", "1"), ["changed", "carried"], {"llm.max_beam_width": "1"}),
+        (("1", "1"), ["carried", "carried"], {}),
+        (("2", "4", "2"), ["carried", "changed", "carried"], {"llm.max_beam_width": "2"}),
+    ],
+)
+def test_the_last_section_decides_and_the_others_are_told(
+    values: tuple[str, ...], fates_met: list[str], targets: dict[str, str]
+) -> None:
+    ledger = Ledger()
+    for number, value in enumerate(values):
+        ledger.take(f"section {number}", {"max_beam_width": value}, PARAMETERS[TENSORRT_LLM])
+
+    assert [setting.fate.value for setting in ledger.settings] == fates_met
+    assert ledger.targets == targets
+    became = {setting.becomes for setting in ledger.settings}
+    assert became == {f"llm.max_beam_width={values[-1]}"}

@@ -27,7 +27,10 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SettingFate:
-    """One setting of a source, by the file or section that it stands in, and what became of it."""
+    """One setting of a source, by the file or section that it stands in, and what became of it.
+
+    `wish` is the target that it was taken to, and the value that it has there by its own word.
+    """
 
     section: str
     name: str
@@ -35,6 +38,7 @@ class SettingFate:
     fate: Fate
     becomes: str = ""
     reason: str = ""
+    wish: tuple[str, str] | None = None
 
     def to_json(self) -> dict[str, str]:
         """Return the record of the report."""
@@ -90,16 +94,19 @@ class Ledger:
         self.settings.append(setting)
 
     def aim(self, target: str, value: str, reason: str = _LATER) -> None:
-        """Set a target; what an earlier section aimed there is changed to it, for a reason."""
-        if self.targets.get(target, value) != value:
-            earlier = shown(target, self.targets[target])
-            # Told by what they became: names differ, as max_batch_size of a build and of a config.
-            self.settings = [
-                replace(setting, fate=Fate.CHANGED, becomes=shown(target, value), reason=reason)
-                if setting.becomes == earlier
-                else setting
-                for setting in self.settings
-            ]
+        """Set a target; what an earlier section wished there is changed to it, for a reason."""
+        became = shown(target, value)
+        for place, setting in enumerate(self.settings):
+            # By the target: names differ, as max_batch_size of a build and of a config.
+            if setting.wish is None or setting.wish[0] != target:
+                continue
+            if setting.wish[1] != value:
+                changed = replace(setting, fate=Fate.CHANGED, becomes=became, reason=reason)
+                self.settings[place] = changed
+            elif setting.fate is Fate.CHANGED:
+                # A third section agrees with the first one.
+                carried = replace(setting, fate=Fate.CARRIED, becomes=became, reason="")
+                self.settings[place] = carried
         self.targets[target] = value
 
     def count(self, fate: Fate) -> int:
@@ -128,7 +135,8 @@ class Ledger:
                 self.aim(rule.target, converted)
             elif rule.kept_as:
                 became = rule.kept_as
-            self.note(SettingFate(section, name, value, Fate.CARRIED, became, rule.reason))
+            wish = (rule.target, converted)
+            self.note(SettingFate(section, name, value, Fate.CARRIED, became, rule.reason, wish))
         elif rule.kept_as and (rule.kept is None or value.lower() in rule.kept):
             self.note(SettingFate(section, name, value, Fate.CARRIED, rule.kept_as))
         else:
