@@ -408,8 +408,11 @@ def test_a_device_is_no_file_of_options(command: Command) -> None:
     )
 
 
-def test_null_in_a_file_is_silence(command: Command, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("precision: null\nprofile: null\n")
+@pytest.mark.parametrize("text", ["precision: null\nprofile: null\n", "# precision: bf16\n"])
+def test_null_and_comments_in_a_file_are_silence(
+    text: str, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
     plan = ("plan", "minitron-8b", "--gpu", "H100", "--json")
     result = command(*plan, "--config", tmp_path / "c.yaml")
 

@@ -123,6 +123,8 @@ def _from_yaml(text: str) -> Any:
 
     try:
         check_bounds(text)
-        return yaml.load(text, AsWritten)
+        record = yaml.load(text, AsWritten)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    # A file whose every line is a comment says nothing, in TOML as well.
+    return {} if record is None else record
