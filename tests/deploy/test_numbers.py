@@ -524,7 +524,7 @@ def test_what_is_fetched_is_what_was_listed(
 
     (tmp_path / "list").write_text(listed(files))
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(files))) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         first = fetch_repository.main(url, tmp_path / "list", tmp_path / "fetched")
         again = listed(tmp_path / "fetched")
@@ -563,7 +563,7 @@ def test_a_file_that_breaks_off_is_fetched_again(files: Path, tmp_path: Path) ->
 
     (tmp_path / "list").write_text(listed(files))
     with ThreadingHTTPServer(("127.0.0.1", 0), Leaving) as server:
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         code = fetch_repository.main(url, tmp_path / "list", tmp_path / "fetched")
         server.shutdown()

@@ -194,7 +194,7 @@ HOSTILE = {
 def plain() -> Iterator[str]:
     _Plain.answers = {name: case[:2] for name, case in HOSTILE.items()}
     with ThreadingHTTPServer(("127.0.0.1", 0), _Plain) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

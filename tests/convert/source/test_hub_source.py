@@ -89,7 +89,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[Hub, str]]:
             """Keep the test's output clean."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield state, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
