@@ -20,13 +20,14 @@ from minitron_trt.deploy.workloads import KSERVE_CONTAINER
 from minitron_trt.records import read_text
 from minitron_trt.triton_repo.check.report import Finding, Severity
 
-# Kubernetes' suffixes for bytes. Its m, a thousandth, would be of processors, which nobody checks.
+# Kubernetes' suffixes. Its m is a thousandth, of bytes as of processors: 512m are no megabytes.
 _UNITS: Final = {
+    "m": 0.001,
     "": 1,
-    **{f"{letter}i": 1024**power for power, letter in enumerate("KMGT", 1)},
-    **{letter: 1000**power for power, letter in enumerate(("k", "M", "G", "T"), 1)},
+    **{f"{letter}i": 1024**power for power, letter in enumerate("KMGTPE", 1)},
+    **{letter: 1000**power for power, letter in enumerate("kMGTPE", 1)},
 }
-_QUANTITY: Final = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
+_QUANTITY: Final = re.compile(r"(\d+(?:\.\d*)?(?:[eE][-+]?\d{1,2})?)([A-Za-z]*)")
 _SECONDS: Final = re.compile(r"(?:(\d+)m)?(?:(\d+)s)?")
 _SBATCH: Final = "#SBATCH"
 _SHORT: Final = {"-N": "nodes", "-G": "gpus"}

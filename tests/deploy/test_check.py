@@ -17,7 +17,7 @@ from click.testing import Result
 from tests.deploy.conftest import RepositoryOf
 from tests.deploy.repositories import planned
 
-from minitron_trt.deploy.check.claims import read_claims
+from minitron_trt.deploy.check.claims import amount_of, read_claims
 from minitron_trt.deploy.check.deployment_check import check_deployment, read_deployment
 from minitron_trt.deploy.check.engine_rules import check_claims, check_placement
 from minitron_trt.deploy.check.files import Document, FieldPath, objects, read_documents
@@ -628,6 +628,26 @@ def test_a_clusters_own_kinds_have_the_schemas_that_it_gives(
     assert any("2 is not of type 'string'" in message for message in messages)
     assert any("('advanced', " in message for message in messages), messages
     assert not any("keda" in finding.message for finding in report.findings if not finding.line)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value"),
+    [
+        ("64Gi", 64 * 2**30),
+        ("64G", 64e9),
+        ("1Pi", 2**50),
+        ("64e9", 64e9),
+        ("1E", 1e18),
+        ("512m", 0.512),
+        (1.5, 1.5),
+        ("1.", 1),
+        ("64GB", None),
+        ("much", None),
+        (True, None),
+    ],
+)
+def test_quantities_are_those_of_kubernetes(quantity: object, value: float | None) -> None:
+    assert amount_of(quantity) == value
 
 
 OTHERS = """\
