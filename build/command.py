@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,13 +30,15 @@ from minitron_trt.build.trtllm.docker_build import docker_argv
 from minitron_trt.build.trtllm.finished_engine import finish, image_facts
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.console import PATH, Console, console_options, retyped, size_text
-from minitron_trt.errors import BadInputError, MinitronError
+from minitron_trt.errors import BadInputError, MinitronError, OutputError
 from minitron_trt.gpus import complete_gpu, find_target
 from minitron_trt.host.machine import cache_home
 from minitron_trt.host.machine import trtllm_version as local_trtllm_version
 from minitron_trt.option_types import FiniteRange
 from minitron_trt.outputs import check_output
 from minitron_trt.tables import folded, output_width
+
+log = logging.getLogger(__name__)
 
 
 @cloup.command()
@@ -125,7 +128,7 @@ def build(
         output=_output(output, dry_run=dry_run),
         overwrite=overwrite,
         timeout_s=timeout_s,
-        timing_folder=timing_cache or cache_home() / "timing",
+        timing_folder=timing_cache or _timing_folder(),
         image=image,
     )
     if finished:
@@ -149,6 +152,15 @@ def _output(folder: Path | None, *, dry_run: bool) -> Path:
 def _version_for(runner: str) -> str:
     """Return the TensorRT-LLM to build for where the user names none."""
     return (local_trtllm_version() if runner == LOCAL else None) or TRTLLM_VERSION
+
+
+def _timing_folder() -> Path | None:
+    """Return the user's folder of timing caches, which is worth no refusal; None without a home."""
+    try:
+        return cache_home() / "timing"
+    except OutputError as error:
+        log.debug("no timing cache: %s", error)
+        return None
 
 
 def _print_plan(

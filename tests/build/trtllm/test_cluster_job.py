@@ -227,6 +227,17 @@ def test_options_of_a_file_are_typed_in_the_command_that_finishes(
     )
 
 
+def test_a_user_without_a_home_has_a_job_written(
+    build: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container a user may be a number alone; timings are then kept nowhere."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 1)
+
+    assert build(*SLURM).exit_code == 0
+
+
 def test_an_engine_that_is_there_is_refused_before_a_job_file_is_written(
     build: Callable[..., Result], checkpoint: Path, tmp_path: Path
 ) -> None:
