@@ -181,13 +181,22 @@ def test_a_definition_of_ours_asks_and_scores_as_it_says(checkpoint: Path, tmp_p
     assert prompt.endswith("Article: Article 0 says much.\nSummary:")
 
 
-def test_a_file_that_defines_no_task_is_named(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("task: [mine\n", "while parsing"),
+        ("task: &a [*a]\n", "an alias *a; write out what it stands for"),
+    ],
+)
+def test_a_file_that_defines_no_task_is_named(
+    text: str, said: str, checkpoint: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("task: [mine\n")
+    path.write_text(text)
     result = eval_tasks(checkpoint, "--tasks", path)
 
     assert (result.returncode, result.stderr.count("\n")) == (3, 1), result.stderr
-    assert result.stderr.startswith(f"error: {path} is no definition of a task (while parsing")
+    assert result.stderr.startswith(f"error: {path} is no definition of a task ({said}")
 
 
 def damaged(folder: Path) -> None:
