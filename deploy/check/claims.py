@@ -106,6 +106,11 @@ class PodTemplate:
         return (*self.spec_path, "containers", self._place)
 
     @property
+    def claims_devices(self) -> bool:
+        """Say whether its GPUs come by resource claims, which choose them by rules of their own."""
+        return bool(entries(mapping(self.container.get("resources")).get("claims")))
+
+    @property
     def _place(self) -> int:
         """Return its place: that of its name, else that of one with a GPU, else the first."""
         containers = entries(self.spec.get("containers"))
@@ -188,6 +193,8 @@ def _of_pod(pod: PodTemplate) -> ServerClaims:
         for name, path in places.items()
         if path and (value := amount_of(pod.document.at(*path))) is not None
     }
+    if pod.claims_devices:
+        numbers.setdefault("gpus", _claim(pod.document, (*container, "resources"), math.inf))
     if pod.component == SERVER:
         # Without a startup probe, the first liveness probes that fail end the Pod.
         probes = [(*container, name) for name in ("startupProbe", "livenessProbe")]

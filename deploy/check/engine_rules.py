@@ -100,7 +100,7 @@ def _nodes(pod: PodTemplate, deployment: Deployment) -> Iterator[Finding]:
     required = list(_requirements(pod))
     # A product says what its GPUs can do.
     products = [_sm_of(name) for each in required if _is_product(each) for name in each.values]
-    is_chosen = bool(products) and set(products) == {need.sm}
+    is_chosen = pod.claims_devices or (bool(products) and set(products) == {need.sm})
     for key, value in capability_labels(need.sm).items():
         known = [each for each in required if each.key == key]
         if not (known or is_chosen):

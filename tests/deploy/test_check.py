@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -348,6 +349,26 @@ def test_nodes_may_be_chosen_by_their_product(
 
     found = list(check_placement(documents, read_deployment(folder)))
     assert (found == []) is can_run
+
+
+def test_gpus_may_be_had_by_a_resource_claim(written: Deployed, tmp_path: Path) -> None:
+    folder = tmp_path / "deployment"
+    shutil.copytree(written(KUBERNETES), folder)
+    path = folder / "base/server.yaml"
+    claimed = path.read_text().replace("nvidia.com/gpu.compute.m", "zone.m")
+    path.write_text(re.sub(r"( +)limits:\n", r"\1claims: [{name: gpus}]\n\g<0>", claimed))
+    deployment = read_deployment(folder)
+    without = re.sub(r" +nvidia.com/gpu: 2.*\n", "", path.read_text())
+
+    for text, errors in ((without, 0), (without.replace("claims:", "unclaimed:"), 3)):
+        path.write_text(text)
+        documents, _ = read_documents(folder)
+        claims = [
+            found
+            for each in read_claims(folder, documents)
+            for found in check_claims(each, deployment)
+        ]
+        assert len([*claims, *check_placement(documents, deployment)]) == errors
 
 
 @pytest.mark.parametrize(
