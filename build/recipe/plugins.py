@@ -121,7 +121,7 @@ def _profiles(
     useful = (
         "multiple_profiles" in PRECISIONS[model.precision].own_flags
         and request.profile == "throughput"
-        # A plugin's kernels are not tuned: profiles are for TensorRT's own GEMMs.
+        # TensorRT chooses kernels by profile for its own GEMMs; a plugin chooses them by itself.
         and gemm.value == "disable"
         and not request.opt_num_tokens
         and limits.max_num_tokens <= SAFE_NUM_TOKENS

@@ -192,5 +192,6 @@ def _unpack(archive: tarfile.TarFile, blob: Blob, folder: Path) -> None:
                 f"the layer {blob.digest} of {blob.size} bytes unpacks to more than "
                 f"{_EXPANDS_AT_MOST} times that; {_EXPECTED}"
             )
-        # Python's own filter (PEP 706) refuses absolute names and what leads out of the folder.
+        # Python's own filter (PEP 706) takes the / off absolute names, and refuses what leads out
+        # of the folder.
         archive.extract(member, folder, filter="data")
