@@ -326,9 +326,14 @@ def _picker(document: Document, pods: list[PodTemplate]) -> Iterator[Finding]:
 
 
 def _plain_secrets(document: Document) -> Iterator[Finding]:
-    if document.kind == "Secret" and (document.at("data") or document.at("stringData")):
+    is_secret = document.kind == "Secret" and (document.at("data") or document.at("stringData"))
+    shown: list[FieldPath] = [("metadata", "name")] if is_secret else []
+    for place, made in entries(document.at("secretGenerator")) if document.is_kustomization else ():
+        if made.get("literals"):
+            shown.append(("secretGenerator", place, "literals"))
+    for path in shown:
         yield document.finding(
-            ("metadata", "name"),
+            path,
             "a Secret's values stand here, where everybody who has the files can read them",
             remedy="make it with kubectl create secret, and leave it out of the folder",
         )

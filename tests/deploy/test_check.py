@@ -671,6 +671,15 @@ def test_quantities_are_those_of_kubernetes(quantity: object, value: float | Non
     assert amount_of(quantity) == value
 
 
+def test_a_generator_of_secrets_has_none_in_plain_text(tmp_path: Path) -> None:
+    named = "secretGenerator: [{name: a, envs: [hub.env]}, {name: b, %s: [HF_TOKEN=word]}]\n"
+    for key, count in (("literals", 1), ("envs", 0)):
+        (tmp_path / "kustomization.yaml").write_text(named % key)
+        documents, _ = read_documents(tmp_path)
+
+        assert len([*check_references(tmp_path, documents)]) == count
+
+
 OTHERS = """\
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
