@@ -398,6 +398,25 @@ def test_what_a_file_says_is_what_would_be_typed(name: str, text: str, tmp_path:
     assert context.default_map == (expected if name == "a.yaml" else {"time": "02:00:00"})
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "set: {a.b: 0.50, a.c: [1, 0.5], a.d: {e: [x]}, a.f: null}"),
+        ("a.toml", 'set = {"a.b" = 0.50, "a.c" = [1, 0.5], "a.d" = {e = ["x"]}}'),
+    ],
+)
+def test_lists_and_objects_in_a_file_are_typed_as_json(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    option = click.Option(["--set"], multiple=True)
+    context = click.Context(click.Command("build", params=[option]))
+    read_config(context, option, tmp_path / name)
+
+    expected = ["a.b=0.50", "a.c=[1, 0.5]", 'a.d={"e": ["x"]}']
+    assert context.default_map == {"set": expected + ["a.f=null"] * (name == "a.yaml")}
+
+
 def test_a_device_is_no_file_of_options(command: Command) -> None:
     result = command("plan", "minitron-8b", "--gpu", "H100", "--config", "/dev/zero")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -12,6 +13,20 @@ from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.option_types import suggestion
 
 _AT_MOST: Final = 1 << 20
+
+
+class _Written(str):
+    """A number as a file has it; its value is for where it stands in an inner list or object."""
+
+    __slots__ = ("value",)
+    value: float
+
+    @classmethod
+    def of(cls, text: str, value: float) -> _Written:
+        """Return a text with its value."""
+        written = cls(text)
+        written.value = value
+        return written
 
 
 def read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -70,10 +85,22 @@ def _as_typed(parameter: click.Parameter, value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    # Lists, objects and nulls within others are typed as JSON.
+    inner = value is None or isinstance(value, Mapping | list)
+    text = json.dumps(_plain(value), default=str) if inner else str(value)
     if "\0" in text:
         raise ValueError("has a NUL character, which no option can have")
     return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, _Written) else value
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -102,7 +129,7 @@ def _from_toml(text: str) -> Any:
     # Few calls of a command have such a file; the same goes for YAML.
     import tomllib
 
-    return tomllib.loads(text, parse_float=str)
+    return tomllib.loads(text, parse_float=lambda word: _Written.of(word, float(word)))
 
 
 def _from_yaml(text: str) -> Any:
@@ -115,11 +142,17 @@ def _from_yaml(text: str) -> Any:
         """To YAML 1.1 the time 2:00:00 is the number 7200, and the version 1.10 is 1.1."""
 
         yaml_implicit_resolvers: ClassVar = {
-            start: [
-                (tag, form) for tag, form in forms if tag.endswith((":bool", ":null", ":merge"))
-            ]
+            start: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
             for start, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
+
+    for kind in ("int", "float"):
+        tag = f"tag:yaml.org,2002:{kind}"
+        value_of = yaml.SafeLoader.yaml_constructors[tag]
+        AsWritten.add_constructor(
+            tag,
+            lambda loader, node, value_of=value_of: _Written.of(node.value, value_of(loader, node)),
+        )
 
     try:
         check_bounds(text)
