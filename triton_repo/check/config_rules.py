@@ -159,7 +159,7 @@ def _guessed_backend(model: ModelFolder) -> str:
 
 def _unknown_backend(model: ModelFolder, backend: str) -> Iterator[Finding]:
     # A model may bring its backend, in its folder or its version's, where Triton looks first.
-    library = f"libtriton_{backend}.so"
+    library = model.config.runtime or f"libtriton_{backend}.so"
     if any(is_there(folder / library) for folder in (model.folder, model.version_folder)):
         return
     # A slip like tensorrt_llm for tensorrtllm; below 0.8 it is rather a backend of one's own.
@@ -174,7 +174,7 @@ def _unknown_backend(model: ModelFolder, backend: str) -> Iterator[Finding]:
         yield model.warning(
             "backend",
             found=f"{backend!r} is not a backend of Triton's images",
-            remedy=f"make sure that the server has {library}",
+            remedy=f"make sure that the server has {library}, or a backend in Python of that name",
         )
 
 

@@ -409,6 +409,21 @@ def test_a_manifest_of_another_runtime_is_an_error(emit: Callable[[str], Path]) 
     )
 
 
+def test_a_backend_may_have_a_library_of_another_name(tmp_path: Path) -> None:
+    model = tmp_path / "repository" / "own"
+    (model / "1").mkdir(parents=True)
+    sides = (
+        f"{side} {{ name: 'A' data_type: TYPE_INT32 dims: 1 }}" for side in ("input", "output")
+    )
+    (model / "config.pbtxt").write_text(f"backend: 'mine' runtime: 'libours.so' {' '.join(sides)}")
+
+    (line,) = lines(tmp_path / "repository")
+    assert line.endswith("has libours.so, or a backend in Python of that name")
+
+    (model / "libours.so").touch()
+    assert lines(tmp_path / "repository") == []
+
+
 def test_upstreams_text_runtime_is_known_by_its_tensors(tmp_path: Path) -> None:
     model = tmp_path / "repository" / "llm"
     (model / "1").mkdir(parents=True)
