@@ -338,8 +338,9 @@ def _slurm_amount(name: str, word: str) -> tuple[str, float | None] | None:
         # Their type may come first: h100:2.
         count = amount_of(word.rpartition(":")[2])
         return "gpus" if name == "gpus-per-node" else "gpus of a job", count
-    if name == "gpus-per-task" or (name == "exclusive" and word not in ("user", "mcs")):
-        # Of a node as many as it has tasks, which is not counted here; all that a node has.
+    # How many a node has by its tasks is not counted here; --exclusive is all that it has.
+    by_tasks = name == "gpus-per-task" or (name == "tres-per-task" and "gres/gpu" in word)
+    if by_tasks or (name == "exclusive" and word not in ("user", "mcs")):
         return "whole nodes", math.inf
     if name == "gres":
         shares = [share.split(":") for share in word.split(",")]

@@ -395,6 +395,8 @@ def test_gpus_may_be_had_by_a_resource_claim(written: Deployed, tmp_path: Path) 
         ("--exclusive --gpus-per-node=2", "gpus", 2),
         ("--exclusive=user", "gpus", None),
         ("--gpus-per-task=1", "gpus", math.inf),
+        ("--tres-per-task=cpu:4,gres/gpu:1", "gpus", math.inf),
+        ("--tres-per-task=cpu:4", "gpus", None),
         ("--comment='two words", "gpus", None),
     ],
 )
