@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from minitron_trt.errors import UsageError
+from minitron_trt.errors import BadInputError, UsageError
 from minitron_trt.host.addresses import is_loopback
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Access:
             if path is not None and not path.is_file():
                 raise UsageError(f"{path} is not a file; expected one in PEM form")
             if path is not None and not os.access(path, os.R_OK):
-                raise UsageError(f"{path} may not be read by this user; allow it, or name another")
+                raise BadInputError(f"{path} cannot be read: {os.strerror(errno.EACCES)}")
 
     def check(self, endpoint: Endpoint) -> None:
         """Raise UsageError for certificates without TLS, and for files that are none."""

@@ -283,17 +283,20 @@ def test_sigterm_cleans_up_as_ctrl_c_does(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "import minitron_trt.samples.command as command\n"
         "from minitron_trt.cli import main\n"
-        "command.copy_tree = lambda *a: (print('at work', flush=True), time.sleep(60))\n"
+        # In many short sleeps: a signal that comes just before one is heeded after it.
+        "command.copy_tree = lambda *a: [print('at work', flush=True),"
+        " [time.sleep(0.05) for _ in range(1200)]]\n"
         f"main(['sample', 'solar-llama', '-o', {str(tmp_path / 'model')!r}])\n"
     )
-    process = subprocess.Popen(
-        (sys.executable, "-c", program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "at work\n"
-    process.terminate()
-    start = time.monotonic()
-    _, stderr = process.communicate(timeout=60)
+    argv = (sys.executable, "-c", program)
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.terminate()
+        start = time.monotonic()
+        _, stderr = process.communicate(timeout=60)
 
     assert (process.returncode, stderr) == (143, "interrupted\n")
     assert time.monotonic() - start < 30

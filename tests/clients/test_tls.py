@@ -21,7 +21,7 @@ from minitron_trt.clients.aio import AsyncClient
 from minitron_trt.clients.client import Client
 from minitron_trt.clients.endpoint import Access, Timeouts
 from minitron_trt.clients.messages import GenerateRequest
-from minitron_trt.errors import UnreachableError, UsageError
+from minitron_trt.errors import BadInputError, UnreachableError
 
 if TYPE_CHECKING:
     from tests.clients.conftest import Ask
@@ -70,7 +70,7 @@ def test_a_file_that_may_not_be_read_is_told(monkeypatch: pytest.MonkeyPatch) ->
     """As root may read all, the system's answer is a double."""
     monkeypatch.setattr("os.access", lambda path, mode: False)
 
-    with pytest.raises(UsageError, match="may not be read by this user"):
+    with pytest.raises(BadInputError, match="cannot be read: Permission denied"):
         Access(ca=Path(__file__))
 
 
