@@ -33,7 +33,8 @@ EDGE := .venv-edge
 PODMAN := .venv-podman
 MODEL ?= .bench/llama-width-4b
 CORES ?= 2
-TESTS := $(BIN)/python -m pytest --no-loadscope-reorder --durations 20 --numprocesses
+# One worker more than cores: tests that ask a server, or a socket, wait for a third of the time and more.
+TESTS = $(BIN)/python -m pytest --no-loadscope-reorder --durations 20 --numprocesses $$(($(CORES) + 1))
 
 help: ## Print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -58,12 +59,11 @@ $(COMPLETE): $(READY)
 demo: $(READY) ## Walk from a sample model to text from Triton, without a GPU
 	@$(BIN)/minitron-trt demo
 
-# One worker more than cores: those whose tests ask a server wait for half of the time.
 test: $(COMPLETE) ## Run the tests; those that need a GPU skip without one
-	$(TESTS) $$(($(CORES) + 1))
+	$(TESTS)
 
 test-quick: $(COMPLETE) ## Run the tests that start no server and take no time
-	$(TESTS) $(CORES) -m "not server and not slow"
+	$(TESTS) -m "not server and not slow"
 
 test-grafana: $(COMPLETE) $(GRAFANA)/.ready ## Compare the dashboard with the types of Grafana's own schema, from npm
 	GRAFANA_MODULES=$(abspath $(GRAFANA))/node_modules $(BIN)/python -m pytest tests/test_grafana.py

@@ -52,6 +52,7 @@ def test_modules_that_a_worker_runs_together_are_there(modules: str) -> None:
     assert missing == []
 
 
+@pytest.mark.slow
 def test_no_two_modules_and_no_two_classes_have_one_name(modules: dict[Path, ast.Module]) -> None:
     classes = [
         node.name
@@ -65,6 +66,7 @@ def test_no_two_modules_and_no_two_classes_have_one_name(modules: dict[Path, ast
     assert several == SHARED_NAMES
 
 
+@pytest.mark.slow
 def test_no_function_is_longer_than_a_screen(modules: dict[Path, ast.Module]) -> None:
     long = [
         f"{path.name}: {node.name}"

@@ -157,6 +157,7 @@ def test_what_stands_in_the_way_is_not_touched(
     assert sorted(output.parent.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_more_folders_than_python_has_calls_are_made(tmp_path: Path) -> None:
     path = tmp_path / ("d/" * 1200 + "out")
     with staged(path) as scratch:

@@ -55,6 +55,7 @@ def token_ms() -> str:
     return str(measured)
 
 
+@pytest.mark.slow
 def test_numbers_are_the_plans_and_say_so(
     repository_of: RepositoryOf, tmp_path: Path, command: Command, planned: Callable[..., Path]
 ) -> None:

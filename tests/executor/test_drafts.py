@@ -95,6 +95,7 @@ def test_a_draft_that_cannot_be_checked_is_refused(options: dict[str, Any], mess
     assert message in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "nemotron"])
 def test_a_real_models_answer_is_that_without_a_draft(
     checkpoint_of: CheckpointOf, architecture: str
