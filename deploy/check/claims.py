@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -293,18 +293,20 @@ def _reserved(device: Mapping[str, Any]) -> float:
 
 def _of_script(text: str) -> ServerClaims:
     """Return what a script of Slurm asks for, of each node."""
+    given = {
+        option: (word, number)
+        for number, line in enumerate(text.splitlines(), 1)
+        for option, word in _sbatch_options(line)
+    }
     numbers: dict[str, Claim] = {}
-    for line_number, line in enumerate(text.splitlines(), 1):
-        for option, word in _sbatch_options(line):
-            if amount := _slurm_amount(option, word):
-                key, value = amount
-                numbers[key] = Claim(value or 0, SCRIPT_NAME, f"--{option}", line_number)
-    of_job, whole = numbers.pop("gpus of a job", None), numbers.pop("whole nodes", None)
-    if "gpus" not in numbers and of_job is not None:
-        nodes = numbers["nodes"].value if "nodes" in numbers else 1
-        numbers["gpus"] = replace(of_job, value=of_job.value / max(nodes, 1))
-    elif "gpus" not in numbers and whole is not None:
-        numbers["gpus"] = whole
+    for key, options in _SLURM.items():
+        for option in (each for each in options if each in given):
+            word, number = given[option]
+            if key not in numbers and (value := options[option](word)) is not None:
+                numbers[key] = Claim(value, SCRIPT_NAME, f"--{option}", number)
+    gpus, nodes = numbers.get("gpus"), numbers.get("nodes")
+    if gpus and nodes and gpus.field == "--gpus":
+        numbers["gpus"] = replace(gpus, value=gpus.value / max(nodes.value, 1))
     timeout = _EXIT.search(text)
     if timeout:
         before = text[: timeout.start()].count("\n")
@@ -332,30 +334,43 @@ def _sbatch_options(line: str) -> Iterator[tuple[str, str]]:
         yield name.removeprefix("--"), value if equals else after
 
 
-def _slurm_amount(name: str, word: str) -> tuple[str, float | None] | None:
-    """Return what an option of sbatch promises, and how much; None of an option that does not."""
-    if name in ("gpus-per-node", "gpus"):
-        # Their type may come first: h100:2.
-        count = amount_of(word.rpartition(":")[2])
-        return "gpus" if name == "gpus-per-node" else "gpus of a job", count
-    # How many a node has by its tasks is not counted here; --exclusive is all that it has.
-    by_tasks = name == "gpus-per-task" or (name == "tres-per-task" and "gres/gpu" in word)
-    if by_tasks or (name == "exclusive" and word not in ("user", "mcs")):
-        return "whole nodes", math.inf
-    if name == "gres":
-        shares = [share.split(":") for share in word.split(",")]
-        counts = [amount_of(share[-1]) for share in shares if share[0] == "gpu"]
-        # gpu and gpu:h100 are one.
-        return ("gpus", 1 if counts[0] is None else counts[0]) if counts else None
-    if name == "mem":
-        # Without a unit MiB; 0 is all that a node has.
-        size = amount_of(f"{word}M" if word.isdigit() else word, binary=True)
-        return "memory", size if size != 0 else math.inf
-    if name == "signal":
-        # B:TERM@130: so many seconds before its end a job hears of it; 60 where it does not say.
-        return "grace", amount_of(word.partition("@")[2] or "60")
+def _slurm_count(word: str) -> float:
+    # A type may come first: h100:2.
+    return amount_of(word.rpartition(":")[2]) or 0
+
+
+def _slurm_gres(word: str) -> float | None:
+    shares = [share.split(":") for share in word.split(",")]
+    counts = [amount_of(share[-1]) for share in shares if share[0] == "gpu"]
+    # gpu and gpu:h100 are one.
+    return (1 if counts[0] is None else counts[0]) if counts else None
+
+
+def _slurm_bytes(word: str) -> float:
+    # Without a unit MiB; 0 is all that a node has.
+    size = amount_of(f"{word}M" if word.isdigit() else word, binary=True)
+    return math.inf if size == 0 else size or 0
+
+
+# By number: the options of sbatch that say it, the one that is heeded before the others first. Each
+# gives 0 for what is no amount, None where it says nothing of the number.
+_SLURM: Final[Mapping[str, Mapping[str, Callable[[str], float | None]]]] = {
+    "gpus": {
+        "gpus-per-node": _slurm_count,
+        "gres": _slurm_gres,
+        # Of the whole job.
+        "gpus": _slurm_count,
+        # How many a node has by its tasks is not counted here: it may be all of them.
+        "gpus-per-task": lambda _: math.inf,
+        "tres-per-task": lambda word: math.inf if "gres/gpu" in word else None,
+        "exclusive": lambda word: None if word in ("user", "mcs") else math.inf,
+    },
+    "memory": {"mem": _slurm_bytes},
+    # B:TERM@130: so many seconds before its end a job hears of it; 60 where it does not say.
+    "grace": {"signal": lambda word: amount_of(word.partition("@")[2] or "60") or 0},
     # Of a range, 2-4, the least is what a job may count on.
-    return ("nodes", amount_of(word.partition("-")[0])) if name == "nodes" else None
+    "nodes": {"nodes": lambda word: amount_of(word.partition("-")[0]) or 0},
+}
 
 
 def amount_of(value: Any, *, binary: bool = False) -> float | None:
