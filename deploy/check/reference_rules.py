@@ -91,16 +91,12 @@ def _names(documents: list[Document]) -> Iterator[Finding]:
     for each in documents:
         overlays[_identity(each)].append(_overlay(each))
     for each in documents:
-        longest = _LONGEST_SERVICE if each.kind == "Service" else _LONGEST_NAME
-        # Names of roles may have colons, as system:auth-delegator has.
-        name = (
-            each.name.replace(":", "-") if _RBAC in str(each.value.get("apiVersion")) else each.name
-        )
-        if not is_name(name) or len(name) > longest:
+        is_allowed, expected = _name_rule(each)
+        if not is_allowed:
             yield each.finding(
                 ("metadata", "name"),
                 f"{each.name!r} is no name that Kubernetes allows",
-                expected=f"small letters, digits and -, at most {longest}",
+                expected=expected,
             )
         # Two of different overlays are never applied together.
         namesakes = Counter(overlays[_identity(each)])
@@ -116,6 +112,19 @@ def _names(documents: list[Document]) -> Iterator[Finding]:
                 f"{maker} makes a {each.kind} of this name, and would find this one in its place",
                 expected="another name",
             )
+
+
+def _name_rule(document: Document) -> tuple[bool, str]:
+    """Return whether Kubernetes takes an object's name, and what it takes."""
+    name = document.name
+    if str(document.value.get("apiVersion")).startswith(_RBAC):
+        # As of a part of a URL's path: system:auth-delegator.
+        return name not in ("", ".", "..") and not {*"/%"} & {*name}, "a name without / and %"
+    if document.kind == "Service":
+        fits = is_name(name) and "." not in name and len(name) <= _LONGEST_SERVICE
+        return fits, f"small letters, digits and -, at most {_LONGEST_SERVICE}"
+    fits = is_name(name) and len(name) <= _LONGEST_NAME
+    return fits, f"small letters, digits, - and ., at most {_LONGEST_NAME}"
 
 
 def _identity(document: Document) -> tuple[str, ...]:
@@ -384,9 +393,9 @@ def _resources(folder: Path, documents: list[Document]) -> Iterator[Finding]:
         for place, name in enumerate(listed):
             if not (_REMOTE.search(name) or (beside / name).exists()):
                 yield document.finding(("resources", place), f"{name} is not there")
-        named = {*map(posixpath.normpath, listed), *KUSTOMIZATIONS}
+        named, patches = {*map(posixpath.normpath, listed), *KUSTOMIZATIONS}, patch_files(document)
         for path in sorted(beside.glob("*.yaml")):
-            is_patch = path.relative_to(folder).as_posix() in patch_files(document)
+            is_patch = path.relative_to(folder).as_posix() in patches
             if path.name not in named and not is_patch:
                 yield document.finding(
                     ("resources",), f"{path.name} lies beside it and is not listed"

@@ -439,6 +439,28 @@ def test_a_value_of_another_type_ends_no_rule(target: str, written: Deployed) ->
 
 
 @pytest.mark.parametrize(
+    ("group", "kind", "name", "is_allowed"),
+    [
+        ("v1", "ConfigMap", "kube-root-ca.crt", True),
+        ("v1", "ConfigMap", "a" * 254, False),
+        ("v1", "Service", "llama", True),
+        ("v1", "Service", "llama.example", False),
+        ("v1", "Service", "a" * 64, False),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole", "system:auth_Delegator", True),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole", "auth/delegator", False),
+    ],
+)
+def test_names_are_those_that_kubernetes_takes(
+    group: str, kind: str, name: str, is_allowed: bool, tmp_path: Path
+) -> None:
+    named = {"apiVersion": group, "kind": kind, "metadata": {"name": name}}
+    (tmp_path / "own.yaml").write_text(json.dumps(named))
+    documents, _ = read_documents(tmp_path)
+
+    assert ([*check_references(tmp_path, documents)] == []) is is_allowed
+
+
+@pytest.mark.parametrize(
     ("name", "is_secret"),
     [
         ("HF_TOKEN", True),
