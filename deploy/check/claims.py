@@ -221,8 +221,7 @@ def _patience(probe: Mapping[str, Any]) -> float:
 
 
 def _claim(document: Document, path: FieldPath, value: float) -> Claim:
-    field = f"{document.kind} {document.name} {'.'.join(map(str, path))}".strip()
-    return Claim(value, document.file, field, document.line(*path))
+    return Claim(value, document.file, document.field(*path), document.line(*path))
 
 
 def _exit_timeout(argv: list[str], place: Claim) -> dict[str, Claim]:

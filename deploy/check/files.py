@@ -71,6 +71,10 @@ class Document:
             node = below
         return int(node.start_mark.line) + 1
 
+    def field(self, *path: str | int) -> str:
+        """Return what findings call a place: the object, and the way to the value in it."""
+        return f"{self.kind} {self.name} {'.'.join(map(str, path))}".strip()
+
     def finding(
         self,
         path: FieldPath,
@@ -81,11 +85,10 @@ class Document:
         severity: Severity = Severity.ERROR,
     ) -> Finding:
         """Return a finding about the value at a place."""
-        field = ".".join(map(str, path))
         return Finding(
             severity,
             file=self.file,
-            field=f"{self.kind} {self.name} {field}".strip(),
+            field=self.field(*path),
             found=found,
             expected=expected,
             remedy=remedy,
