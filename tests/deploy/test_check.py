@@ -61,6 +61,12 @@ def written(repository_of: RepositoryOf, tmp_path_factory: pytest.TempPathFactor
     return write
 
 
+@pytest.fixture
+def copied(written: Deployed, tmp_path: Path) -> Deployed:
+    """Return what copies the deployment of a target, to be changed."""
+    return lambda target: shutil.copytree(written(target), tmp_path / "deployment")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_is_written_has_nothing_wrong(target: str, written: Deployed) -> None:
     report = check_deployment(written(target))
@@ -70,17 +76,17 @@ def test_what_is_written_has_nothing_wrong(target: str, written: Deployed) -> No
 
 @pytest.mark.parametrize("name", ["server", "triton"])
 def test_a_container_put_before_the_servers_is_not_taken_for_it(
-    name: str, written: Deployed, tmp_path: Path
+    name: str, copied: Deployed
 ) -> None:
-    shutil.copytree(written(KUBERNETES), tmp_path / "deployment")
-    path = tmp_path / "deployment/base/server.yaml"
+    folder = copied(KUBERNETES)
+    path = folder / "base/server.yaml"
     text = path.read_text().replace("- name: server\n", f"- name: {name}\n")
     place = text.index(f"- name: {name}\n")
     indent = text[:place].rpartition("\n")[2]
     before = f"- name: logs\n{indent}  image: example.org/trtllm:25.12\n{indent}"
     path.write_text(text[:place] + before + text[place:])
 
-    report = check_deployment(tmp_path / "deployment")
+    report = check_deployment(folder)
     assert [finding.message for finding in report.errors] == []
 
 
@@ -92,240 +98,199 @@ def test_a_graph_keeps_to_the_operators_own_definition(written: Deployed) -> Non
     assert report.errors == ()
 
 
-# By target: the file, what stands there, what somebody makes of it, and what is said of that.
+# By target and file: what stands there, what somebody makes of it, and what is said of that. Those
+# of a target are tried together.
 DAMAGES = {
-    "another-gpu": (
-        (KUBERNETES, "base/server.yaml", "- '9'  # the engine's SM90", "- '8'"),
-        "cannot run the engine for SM90; expected In 9",
-    ),
-    "no-gpu-selector": (
-        (KUBERNETES, "base/server.yaml", "nvidia.com/gpu.compute.major", "zone"),
-        "no node is required to have nvidia.com/gpu.compute.major",
-    ),
-    "small-gpu": (
+    (KUBERNETES, "base/server.yaml"): [
+        ("- '9'  # the engine's SM90", "- '8'", "cannot run the engine for SM90; expected In 9"),
         (
-            KUBERNETES,
-            "base/server.yaml",
             "operator: Gt\n                values:\n                - '",
             "operator: Gt\n                values:\n                - '1' #",
+            "GPUs with more than 1 MiB, below the forecast",
         ),
-        "GPUs with more than 1 MiB, below the forecast",
-    ),
-    "memory": (
-        (KUBERNETES, "base/server.yaml", "            memory: ", "            memory: 1Gi #"),
-        "below the forecast; expected at least",
-    ),
-    "shm": (
-        (KUBERNETES, "base/server.yaml", "sizeLimit: ", "sizeLimit: 64Mi  # "),
-        "67.1 MB, below the forecast",
-    ),
-    "gpus": (
-        (KUBERNETES, "base/server.yaml", "nvidia.com/gpu: 2", "nvidia.com/gpu: 1"),
-        "1 GPU(s); expected 2: tp 2 x pp 1",
-    ),
-    "short-probe": (
-        (KUBERNETES, "base/server.yaml", "failureThreshold: 13", "failureThreshold: 4"),
-        "probes give up after 40 s, while the engine may still load; "
-        "expected at least the 63 s of a start: 60 s + 501 MB at 200 MB/s",
-    ),
-    "no-startup-probe": (
-        (KUBERNETES, "base/server.yaml", "startupProbe", "readinessProbeOld"),
-        "probes give up after 60 s",
-    ),
-    "grace": (
-        (KUBERNETES, "base/server.yaml", "GracePeriodSeconds: 35", "GracePeriodSeconds: 20"),
-        "running requests are cut; expected at least 35",
-    ),
-    "old-image": (
-        (KUBERNETES, "base/server.yaml", "tritonserver:26.07-", "tritonserver:25.12-"),
-        "25.12 has TensorRT-LLM 1.1.0; expected an image with 1.2.1",
-    ),
-    "schema": (
-        (KUBERNETES, "base/services.yaml", "clusterIP:", "clusterIp:"),
-        "('clusterIp' was unexpected); expected Kubernetes 1.37",
-    ),
-    "no-version": (
-        (KUBERNETES, "base/services.yaml", "apiVersion: v1\nkind", "kind"),
-        "an object without apiVersion or kind",
-    ),
-    "selector": (
-        (KUBERNETES, "base/services.yaml", "component: server\n  ports", "component: web\n  ports"),
-        "no Pod here has the labels",
-    ),
-    "policy-peer": (
         (
-            KUBERNETES,
-            "base/network-policies.yaml",
-            "component: gateway\n    ports:",
-            "component: web\n    ports:",
+            "            memory: ",
+            "            memory: 1Gi #",
+            "below the forecast; expected at least",
         ),
-        "spec.ingress.0.from.0.podSelector: no Pod here has the labels",
-    ),
-    "port-name": (
-        (KUBERNETES, "base/services.yaml", "targetPort: http", "targetPort: web"),
-        "Deployment llama has no port web; expected one of",
-    ),
-    "picker-port": (
-        (KUBERNETES, "endpoint-picker.yaml", "port: 8002", "port: 9102"),
-        "no server has the port 9102",
-    ),
-    "policy-port": (
-        (KUBERNETES, "base/network-policies.yaml", "port: 8002", "port: 9102"),
-        "Deployment llama has no port 9102",
-    ),
-    "gateway-url": (
-        (KUBERNETES, "base/gateway.yaml", "grpc://llama-headless:8001", "grpc://llama-server:9"),
-        "Service llama-server has no port 9",
-    ),
-    "route": (
-        (KUBERNETES, "base/routes.yaml", "- name: llama-gateway", "- name: gateway"),
-        "there is no Service gateway here",
-    ),
-    "scaled": (
-        (KUBERNETES, "base/autoscaling.yaml", "kind: Deployment", "kind: StatefulSet"),
-        "there is no StatefulSet llama here",
-    ),
-    "unlisted": (
-        (KUBERNETES, "base/kustomization.yaml", "- routes.yaml\n", ""),
-        "routes.yaml lies beside it and is not listed",
-    ),
-    "name": (
-        (KUBERNETES, "base/services.yaml", "  name: llama-server\n", "  name: Llama_1\n"),
-        "'Llama_1' is no name that Kubernetes allows",
-    ),
-    "plain-secret": (
+        ("sizeLimit: ", "sizeLimit: 64Mi  # ", "67.1 MB, below the forecast"),
+        ("nvidia.com/gpu: 2", "nvidia.com/gpu: 1", "1 GPU(s); expected 2: tp 2 x pp 1"),
         (
-            KUBERNETES,
-            "base/gateway.yaml",
-            "- name: HOME\n          value: /tmp",
-            "- name: HF_TOKEN\n          value: hf_abc",
+            "failureThreshold: 13",
+            "failureThreshold: 4",
+            "probes give up after 40 s, while the engine may still load; "
+            "expected at least the 63 s of a start: 60 s + 501 MB at 200 MB/s",
         ),
-        "HF_TOKEN has its value in plain text",
-    ),
-    "secret-object": (
         (
-            KUBERNETES,
-            "base/services.yaml",
+            "GracePeriodSeconds: 35",
+            "GracePeriodSeconds: 20",
+            "running requests are cut; expected at least 35",
+        ),
+        (
+            "tritonserver:26.07-",
+            "tritonserver:25.12-",
+            "25.12 has TensorRT-LLM 1.1.0; expected an image with 1.2.1",
+        ),
+    ],
+    (KUBERNETES, "base/services.yaml"): [
+        ("clusterIP:", "clusterIp:", "('clusterIp' was unexpected); expected Kubernetes 1.37"),
+        (
+            "targetPort: http",
+            "targetPort: web",
+            "Deployment llama has no port web; expected one of",
+        ),
+        (
             "---\n",
             "---\napiVersion: v1\nkind: Secret\nmetadata:\n  name: k\nstringData:\n  a: b\n---\n",
+            "a Secret's values stand here",
         ),
-        "a Secret's values stand here",
+    ],
+    (KUBERNETES, "base/network-policies.yaml"): [
+        (
+            "component: gateway\n    ports:",
+            "component: web\n    ports:",
+            "spec.ingress.0.from.0.podSelector: no Pod here has the labels",
+        ),
+        ("port: 8002", "port: 9102", "Deployment llama has no port 9102"),
+    ],
+    (KUBERNETES, "endpoint-picker.yaml"): [
+        ("port: 8002", "port: 9102", "no server has the port 9102"),
+    ],
+    (KUBERNETES, "base/gateway.yaml"): [
+        (
+            "grpc://llama-headless:8001",
+            "grpc://llama-server:9",
+            "Service llama-server has no port 9",
+        ),
+        (
+            "- name: HOME\n          value: /tmp",
+            "- name: HF_TOKEN\n          value: hf_abc",
+            "HF_TOKEN has its value in plain text",
+        ),
+    ],
+    (KUBERNETES, "base/routes.yaml"): [
+        ("- name: llama-gateway", "- name: gateway", "there is no Service gateway here"),
+    ],
+    (KUBERNETES, "base/autoscaling.yaml"): [
+        ("kind: Deployment", "kind: StatefulSet", "there is no StatefulSet llama here"),
+    ],
+    (KUBERNETES, "base/kustomization.yaml"): [
+        ("- routes.yaml\n", "", "routes.yaml lies beside it and is not listed"),
+    ],
+    (LEADERWORKERSET, "base/server.yaml"): [
+        (
+            "sizeLimit: ",
+            "sizeLimit: 1Mi  # ",
+            "LeaderWorkerSet llama spec.leaderWorkerTemplate.workerTemplate",
+        ),
+        ("workingDir: /tmp", "workDir: /tmp", "'workDir' was unexpected"),
+    ],
+    (LEADERWORKERSET, "base/disruptions.yaml"): [
+        ("      - server\n      - worker", "      - web", "app.kubernetes.io/component In ['web']"),
+    ],
+    (LEADERWORKERSET, "base/services.yaml"): [
+        (
+            "  name: llama-server\n",
+            "  name: llama\n",
+            "LeaderWorkerSet llama makes a Service of this name",
+        ),
+    ],
+    (KSERVE, "base/server.yaml"): [
+        ("GracePeriodSeconds: 35", "GracePeriodSeconds: 25", "running requests are cut"),
+    ],
+    (DYNAMO, "base/graph.yaml"): [
+        ("sizeLimit: ", "sizeLimit: 64Mi  # ", "67.1 MB, below the forecast"),
+        ("GracePeriodSeconds: 35", "GracePeriodSeconds: 25", "running requests are cut"),
+        ("imagePullPolicy", "imagePolicy", "'imagePolicy' was unexpected"),
+        ("- name: main\n", "- name: worker\n", "no container is named main"),
+        (
+            "grpc://127.0.0.1:8001",
+            "grpc://127.0.0.1:8009",
+            "no container beside it has the port of grpc://127.0.0.1:8009",
+        ),
+        ("value: '9345'", "value: '9555'", "DYN_TCP_RPC_PORT is 9555, which is no port of the Pod"),
+    ],
+    (DYNAMO, "base/routes.yaml"): [
+        ("- name: llama-frontend", "- name: llama", "there is no Service llama here"),
+    ],
+    (DYNAMO, "base/autoscaling.yaml"): [
+        (
+            "name: llama-worker",
+            "name: llama",
+            "there is no DynamoGraphDeploymentScalingAdapter llama here",
+        ),
+    ],
+    (COMPOSE, "compose.yaml"): [
+        ("count: 2", "count: 1", "1 GPU(s); expected 2"),
+        ("stop_grace_period: 30s", "stop_grace_period: 10s", "10 s to end"),
+        (
+            "      HOME: /tmp\n    user",
+            "      API_KEY: abc\n    user",
+            "API_KEY has its value in plain text",
+        ),
+    ],
+    (SLURM, "serve.sbatch"): [
+        ("--mem=", "--mem=4096 #", "4.29 GB, below"),
+        ("--nodes=1", "--nodes=2", "2 nodes; expected 1"),
+    ],
+}
+# What hides others, with its file of --target kubernetes: these are tried by themselves.
+HIDING = [
+    (
+        "base/server.yaml",
+        "nvidia.com/gpu.compute.major",
+        "zone",
+        "no node is required to have nvidia.com/gpu.compute.major",
     ),
-    "broken-yaml": (
-        (KUBERNETES, "base/services.yaml", "kind: Service\n", "kind: [Service\n"),
-        "not YAML that can be read",
+    ("base/server.yaml", "startupProbe", "readinessProbeOld", "probes give up after 60 s"),
+    ("base/services.yaml", "apiVersion: v1\nkind", "kind", "an object without apiVersion or kind"),
+    (
+        "base/services.yaml",
+        "component: server\n  ports",
+        "component: web\n  ports",
+        "no Pod here has the labels",
     ),
-    "alias": (
-        (KUBERNETES, "base/services.yaml", "kind: Service\n", "kind: Service\nalso: &a [*a]\n"),
+    (
+        "base/services.yaml",
+        "  name: llama-server\n",
+        "  name: Llama_1\n",
+        "'Llama_1' is no name that Kubernetes allows",
+    ),
+    ("base/services.yaml", "kind: Service\n", "kind: [Service\n", "not YAML that can be read"),
+    (
+        "base/services.yaml",
+        "kind: Service\n",
+        "kind: Service\nalso: &a [*a]\n",
         "an alias *a; write out what it stands for",
     ),
-    "odd-shapes": (
-        (KUBERNETES, "base/services.yaml", "  ports:\n", "  ports: none\n  others:\n"),
-        "is not of type 'array'",
-    ),
-    "worker-memory": (
-        (LEADERWORKERSET, "base/server.yaml", "sizeLimit: ", "sizeLimit: 1Mi  # "),
-        "LeaderWorkerSet llama spec.leaderWorkerTemplate.workerTemplate",
-    ),
-    "lws-pods": (
-        (LEADERWORKERSET, "base/server.yaml", "workingDir: /tmp", "workDir: /tmp"),
-        "'workDir' was unexpected",
-    ),
-    "lws-budget": (
-        (LEADERWORKERSET, "base/disruptions.yaml", "      - server\n      - worker", "      - web"),
-        "app.kubernetes.io/component In ['web']",
-    ),
-    "lws-service": (
-        (LEADERWORKERSET, "base/services.yaml", "  name: llama-server\n", "  name: llama\n"),
-        "LeaderWorkerSet llama makes a Service of this name",
-    ),
-    "kserve-grace": (
-        (KSERVE, "base/server.yaml", "GracePeriodSeconds: 35", "GracePeriodSeconds: 25"),
-        "running requests are cut",
-    ),
-    "graph-memory": (
-        (DYNAMO, "base/graph.yaml", "sizeLimit: ", "sizeLimit: 64Mi  # "),
-        "67.1 MB, below the forecast",
-    ),
-    "graph-grace": (
-        (DYNAMO, "base/graph.yaml", "GracePeriodSeconds: 35", "GracePeriodSeconds: 25"),
-        "running requests are cut",
-    ),
-    "graph-pods": (
-        (DYNAMO, "base/graph.yaml", "imagePullPolicy", "imagePolicy"),
-        "'imagePolicy' was unexpected",
-    ),
-    "graph-main": (
-        (DYNAMO, "base/graph.yaml", "- name: main\n", "- name: worker\n"),
-        "no container is named main",
-    ),
-    "graph-triton": (
-        (DYNAMO, "base/graph.yaml", "grpc://127.0.0.1:8001", "grpc://127.0.0.1:8009"),
-        "no container beside it has the port of grpc://127.0.0.1:8009",
-    ),
-    "graph-ports": (
-        (DYNAMO, "base/graph.yaml", "value: '9345'", "value: '9555'"),
-        "DYN_TCP_RPC_PORT is 9555, which is no port of the Pod",
-    ),
-    "graph-route": (
-        (DYNAMO, "base/routes.yaml", "- name: llama-frontend", "- name: llama"),
-        "there is no Service llama here",
-    ),
-    "graph-scaled": (
-        (DYNAMO, "base/autoscaling.yaml", "name: llama-worker", "name: llama"),
-        "there is no DynamoGraphDeploymentScalingAdapter llama here",
-    ),
-    "compose-gpus": ((COMPOSE, "compose.yaml", "count: 2", "count: 1"), "1 GPU(s); expected 2"),
-    "compose-grace": (
-        (COMPOSE, "compose.yaml", "stop_grace_period: 30s", "stop_grace_period: 10s"),
-        "10 s to end",
-    ),
-    "compose-token": (
-        (COMPOSE, "compose.yaml", "      HOME: /tmp\n    user", "      API_KEY: abc\n    user"),
-        "API_KEY has its value in plain text",
-    ),
-    "slurm-memory": ((SLURM, "serve.sbatch", "--mem=", "--mem=4096 #"), "4.29 GB, below"),
-    "slurm-nodes": ((SLURM, "serve.sbatch", "--nodes=1", "--nodes=2"), "2 nodes; expected 1"),
-}
+    ("base/services.yaml", "  ports:\n", "  ports: none\n  others:\n", "is not of type 'array'"),
+]
+Damage = tuple[str, str, str, str]
 
 
-# What hides others: these are tried by themselves.
-ALONE = (
-    "selector",
-    "name",
-    "no-version",
-    "no-startup-probe",
-    "no-gpu-selector",
-    "broken-yaml",
-    "alias",
-    "odd-shapes",
-)
-TOGETHER = {
-    target: tuple(name for name, damage in DAMAGES.items() if damage[0][0] == target)
-    for target in TARGETS
-}
-TRIED = {
-    **{
-        target: tuple(name for name in names if name not in ALONE)
-        for target, names in TOGETHER.items()
-    },
-    **{name: (name,) for name in ALONE},
-}
-
-
-@pytest.mark.parametrize("tried", TRIED)
-def test_what_will_not_work_is_named(tried: str, written: Deployed, tmp_path: Path) -> None:
-    damages = [DAMAGES[name] for name in TRIED[tried]]
-    folder = tmp_path / "deployment"
-    shutil.copytree(written(damages[0][0][0]), folder)
-    for (_, name, old, new), _said in damages:
+def unsaid(folder: Path, damages: list[Damage]) -> list[str]:
+    """Damage files, and return what the check should say of that and does not."""
+    for name, old, new, _said in damages:
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new))
-    messages = [f.message for f in check_deployment(folder).errors if f.line]
+    messages = [finding.message for finding in check_deployment(folder).errors if finding.line]
+    return [said for *_, said in damages if not any(said in message for message in messages)]
 
-    unsaid = [said for _, said in damages if not any(said in message for message in messages)]
-    assert unsaid == []
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_will_not_work_is_named(target: str, copied: Deployed) -> None:
+    damages = [
+        (name, *damage) for (of, name), rows in DAMAGES.items() for damage in rows if of == target
+    ]
+
+    assert damages
+    assert unsaid(copied(target), damages) == []
+
+
+@pytest.mark.parametrize("damage", HIDING)
+def test_what_hides_other_faults_is_named(damage: Damage, copied: Deployed) -> None:
+    assert unsaid(copied(KUBERNETES), [damage]) == []
 
 
 @pytest.mark.parametrize(
@@ -337,10 +302,9 @@ def test_what_will_not_work_is_named(tried: str, written: Deployed, tmp_path: Pa
     ],
 )
 def test_nodes_may_be_chosen_by_their_product(
-    written: Deployed, tmp_path: Path, product: str, *, can_run: bool
+    copied: Deployed, product: str, *, can_run: bool
 ) -> None:
-    folder = tmp_path / "deployment"
-    shutil.copytree(written(KUBERNETES), folder)
+    folder = copied(KUBERNETES)
     path = folder / "base/server.yaml"
     chosen = path.read_text().replace("nvidia.com/gpu.compute.minor", "zone")
     chosen = chosen.replace("nvidia.com/gpu.compute.major", "nvidia.com/gpu.product")
@@ -351,9 +315,8 @@ def test_nodes_may_be_chosen_by_their_product(
     assert (found == []) is can_run
 
 
-def test_gpus_may_be_had_by_a_resource_claim(written: Deployed, tmp_path: Path) -> None:
-    folder = tmp_path / "deployment"
-    shutil.copytree(written(KUBERNETES), folder)
+def test_gpus_may_be_had_by_a_resource_claim(copied: Deployed) -> None:
+    folder = copied(KUBERNETES)
     path = folder / "base/server.yaml"
     claimed = path.read_text().replace("nvidia.com/gpu.compute.m", "zone.m")
     path.write_text(re.sub(r"( +)limits:\n", r"\1claims: [{name: gpus}]\n\g<0>", claimed))
@@ -410,6 +373,14 @@ def test_options_of_sbatch_are_read_as_slurm_reads_them(
     assert (claim and claim.value) == value
 
 
+def documents_of(folder: Path, text: str, name: str = "own.yaml") -> list[Document]:
+    """Return the documents of a folder that has this file alone."""
+    (folder / name).write_text(text)
+    documents, findings = read_documents(folder)
+    assert findings == []
+    return documents
+
+
 def places(value: Any, at: FieldPath = ()) -> Iterator[FieldPath]:
     """Yield where values stand in a document, of each list the first and what is in it."""
     below = value.items() if isinstance(value, dict) else enumerate(value[:1])
@@ -454,8 +425,7 @@ def test_names_are_those_that_kubernetes_takes(
     group: str, kind: str, name: str, is_allowed: bool, tmp_path: Path
 ) -> None:
     named = {"apiVersion": group, "kind": kind, "metadata": {"name": name}}
-    (tmp_path / "own.yaml").write_text(json.dumps(named))
-    documents, _ = read_documents(tmp_path)
+    documents = documents_of(tmp_path, json.dumps(named))
 
     assert ([*check_references(tmp_path, documents)] == []) is is_allowed
 
@@ -482,8 +452,7 @@ def test_variables_of_secrets_are_told_by_their_names(
 ) -> None:
     pod = {"spec": {"containers": [{"name": "server", "env": [{"name": name, "value": "x"}]}]}}
     labelled = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "server"}}
-    (tmp_path / "pod.yaml").write_text(json.dumps({**labelled, **pod}))
-    documents, _ = read_documents(tmp_path)
+    documents = documents_of(tmp_path, json.dumps({**labelled, **pod}))
     found = [finding.message for finding in check_references(tmp_path, documents)]
 
     assert any("in plain text" in message for message in found) is is_secret
@@ -512,8 +481,8 @@ def _reserving(*devices: object) -> object:
 def test_gpus_are_counted_as_compose_reserves_them(
     server: object, count: float | None, tmp_path: Path
 ) -> None:
-    (tmp_path / "compose.yaml").write_text(json.dumps({"services": {"server": server}}))
-    documents, _ = read_documents(tmp_path)
+    services = {"services": {"server": server}}
+    documents = documents_of(tmp_path, json.dumps(services), "compose.yaml")
     (claims,) = read_claims(tmp_path, documents)
     claim = claims.numbers.get("gpus")
 
@@ -541,8 +510,7 @@ def test_secrets_in_a_compose_file_are_found_in_either_form(
     environment: object, is_secret: bool, tmp_path: Path
 ) -> None:
     services = {"services": {"server": {"environment": environment}}}
-    (tmp_path / "compose.yaml").write_text(json.dumps(services))
-    documents, _ = read_documents(tmp_path)
+    documents = documents_of(tmp_path, json.dumps(services), "compose.yaml")
 
     assert bool([*check_references(tmp_path, documents)]) is is_secret
 
@@ -558,11 +526,8 @@ services:
 
 
 def test_aliases_and_merges_stand_for_what_they_name(tmp_path: Path) -> None:
-    (tmp_path / "compose.yaml").write_text(ALIASES)
-    documents, findings = read_documents(tmp_path)
-    (claims,) = read_claims(tmp_path, documents)
+    (claims,) = read_claims(tmp_path, documents_of(tmp_path, ALIASES, "compose.yaml"))
 
-    assert findings == []
     assert {name: (claim.value, claim.line) for name, claim in claims.numbers.items()} == {
         "gpus": (math.inf, 3),
         "memory": (2 * 2**30, 5),
@@ -586,9 +551,8 @@ spec: {template: {spec: {containers: [{name: server, env: [{name: HF_TOKEN, valu
 """
 
 
-def test_what_overlays_add_and_patch_is_no_error(written: Deployed, tmp_path: Path) -> None:
-    folder = tmp_path / "deployment"
-    shutil.copytree(written(KUBERNETES), folder)
+def test_what_overlays_add_and_patch_is_no_error(copied: Deployed) -> None:
+    folder = copied(KUBERNETES)
     for name in ("staging", "trial"):
         overlay = folder / "overlays" / name
         overlay.mkdir()
@@ -622,10 +586,9 @@ def test_what_overlays_add_and_patch_is_no_error(written: Deployed, tmp_path: Pa
     ],
 )
 def test_replicas_beside_an_autoscaler_are_warned_of(
-    target: str, name: str, beside: str, written: Deployed, tmp_path: Path
+    target: str, name: str, beside: str, copied: Deployed
 ) -> None:
-    folder = tmp_path / "deployment"
-    shutil.copytree(written(target), folder)
+    folder = copied(target)
     text = (folder / name).read_text()
     indent = beside[: len(beside) - len(beside.lstrip())]
     (folder / name).write_text(text.replace(beside, f"{indent}replicas: 4\n{beside}"))
@@ -698,8 +661,7 @@ def test_quantities_are_those_of_kubernetes(quantity: object, value: float | Non
 def test_a_generator_of_secrets_has_none_in_plain_text(tmp_path: Path) -> None:
     named = "secretGenerator: [{name: a, envs: [hub.env]}, {name: b, %s: [HF_TOKEN=word]}]\n"
     for key, count in (("literals", 1), ("envs", 0)):
-        (tmp_path / "kustomization.yaml").write_text(named % key)
-        documents, _ = read_documents(tmp_path)
+        documents = documents_of(tmp_path, named % key, "kustomization.yaml")
 
         assert len([*check_references(tmp_path, documents)]) == count
 
@@ -796,11 +758,11 @@ def test_fields_of_any_name_and_nulls_are_as_a_cluster_takes_them(tmp_path: Path
         "gone": {"type": "string", "nullable": True},
     }
     spec = {"type": "object", "required": ["gone", "format"], "properties": fields}
-    (tmp_path / "own.yaml").write_text(
+    documents = documents_of(
+        tmp_path,
         "apiVersion: example.org/v1\nkind: Own\nmetadata: {name: own}\n"
-        "spec: {format: a, properties: {required: b}, empty: null, gone: null}\n"
+        "spec: {format: a, properties: {required: b}, empty: null, gone: null}\n",
     )
-    documents, _ = read_documents(tmp_path)
     kind = ("example.org/v1", "Own")
 
     def messages(spec: object) -> list[str]:
@@ -815,10 +777,9 @@ def test_fields_of_any_name_and_nulls_are_as_a_cluster_takes_them(tmp_path: Path
 
 
 def test_the_command_ends_with_3_and_names_the_worst(
-    written: Deployed, tmp_path: Path, command: Callable[..., Result]
+    copied: Deployed, command: Callable[..., Result]
 ) -> None:
-    folder = tmp_path / "deployment"
-    shutil.copytree(written(COMPOSE), folder)
+    folder = copied(COMPOSE)
     (folder / "compose.yaml").write_text("services: [\n")
     result = command("deploy", "check", folder)
 
