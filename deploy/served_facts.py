@@ -34,8 +34,8 @@ from minitron_trt.triton_repo.serving.docker_launch import (
 )
 from minitron_trt.triton_repo.serving.model_limits import (
     open_engine,
+    open_llm,
     read_limits,
-    read_llm_arguments,
 )
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving.server_options import ANYWHERE, Endpoints, ServerOptions
@@ -207,7 +207,7 @@ def _of_engine(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
 def _of_llm(served: ServedRepository, gpu: str | None) -> dict[str, Any]:
     """Return what a Hugging Face folder says; it fits any GPU, so one must be named."""
     target = _target(served, gpu, None)
-    arguments, folder = read_llm_arguments(served)
+    folder, arguments = open_llm(served)
     tp, pp = arguments.tensor_parallel_size, arguments.pipeline_parallel_size
     parallelism = Parallelism(tp, pp)
     model = _llm_model(arguments, folder, parallelism)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,16 @@ from minitron_trt.triton_repo.contract.model_names import ENSEMBLE, TENSORRT_LLM
 from minitron_trt.triton_repo.contract.tensors import LOGITS_OUTPUTS, LOGITS_TYPES
 from minitron_trt.triton_repo.model_config import TRTLLM_BACKEND
 from minitron_trt.triton_repo.parameters import BOOL, COUNT, PARAMETERS, Parameter
-from minitron_trt.triton_repo.runtimes.llm_arguments import MODEL_YAML, parse_llm_arguments
+from minitron_trt.triton_repo.runtimes.llm_arguments import (
+    MODEL_YAML,
+    LlmArguments,
+    LlmPlacement,
+    parse_llm_arguments,
+)
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE
 
 _PATH_KEY: Final = "gpt_model_path"
 _PATH: Final = f'parameters["{_PATH_KEY}"]'
-# The name begins and ends with no space, so that each line is read once, however many it has.
-_MODEL_LINE: Final = re.compile(
-    r"^model:[ \t]*[\"']?([^\"'#\s](?:[^\"'#\n]*[^\"'#\s])?)[\"']?[ \t]*(?:[ \t]#.*)?$",
-    re.MULTILINE,
-)
 # Ours read the first two, TensorRT-LLM's Python models all.
 _TRUTHS: Final = ("true", "false", "1", "0", "t", "f", "yes", "no", "y", "n")
 
@@ -107,16 +106,10 @@ def _open_folder(model: ModelFolder, *, is_ours: bool) -> tuple[Served, list[Fin
         text = read_text(model.version_folder / MODEL_YAML)
     except BadInputError as error:
         return Served(), [_fault(file, "", f"cannot be read ({error})")]
-    if is_ours:
-        try:
-            name = parse_llm_arguments(text).model
-        except ValueError as error:
-            return Served(), [_fault(file, "", f"is not the arguments of the LLM class ({error})")]
-    elif line := _MODEL_LINE.search(text):
-        # Upstream's file has the batch elsewhere, and may lack what ours must have.
-        name = line[1]
-    else:
-        return Served(), [_fault(file, "model", "is missing; expected the model's folder")]
+    try:
+        name = parse_llm_arguments(text, LlmArguments if is_ours else LlmPlacement).model
+    except ValueError as error:
+        return Served(), [_fault(file, "", f"is not the arguments of the LLM class ({error})")]
     folder = model.version_folder / name
     if not (is_there(folder) and folder.is_dir()):
         if name.count("/") == 1 or Path(name).is_absolute():

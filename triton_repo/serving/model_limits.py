@@ -12,7 +12,6 @@ from minitron_trt.build.engine import Engine
 from minitron_trt.checkpoint import Checkpoint
 from minitron_trt.convert.source.model_folder import folder_spec
 from minitron_trt.errors import BadInputError, UnsupportedError
-from minitron_trt.records import read_text
 from minitron_trt.spec import ModelSpec
 from minitron_trt.triton_repo.contract.model_names import TENSORRT_LLM
 from minitron_trt.triton_repo.model_config import CONFIG_PBTXT
@@ -20,7 +19,7 @@ from minitron_trt.triton_repo.parameters import COUNT
 from minitron_trt.triton_repo.runtimes.llm_arguments import (
     MODEL_YAML,
     LlmArguments,
-    parse_llm_arguments,
+    read_llm_arguments,
 )
 from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI, REFERENCE, TRTLLM
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
@@ -58,21 +57,11 @@ def open_engine(served: ServedRepository) -> tuple[Path, Engine]:
     return path, Engine.open(path)
 
 
-def read_llm_arguments(served: ServedRepository) -> tuple[LlmArguments, Path]:
-    """Return the arguments of the LLM class, and the folder of its model.
-
-    BadInputError when model.yaml has none.
-    """
+def open_llm(served: ServedRepository) -> tuple[Path, LlmArguments]:
+    """Return the folder of the LLM class's model, and the arguments; BadInputError without any."""
     version = served.folder / served.generators[0] / "1"
-    path = version / MODEL_YAML
-    try:
-        arguments = parse_llm_arguments(read_text(path))
-    except ValueError as error:
-        raise BadInputError(
-            f"{path} is not the arguments of TensorRT-LLM's LLM class ({error}); correct it, or "
-            "make the repository again"
-        ) from error
-    return arguments, version / arguments.model
+    arguments = read_llm_arguments(version / MODEL_YAML, LlmArguments)
+    return version / arguments.model, arguments
 
 
 def _of_engine(served: ServedRepository) -> ModelLimits:
@@ -82,7 +71,7 @@ def _of_engine(served: ServedRepository) -> ModelLimits:
 
 
 def _of_llm(served: ServedRepository) -> ModelLimits:
-    arguments, folder = read_llm_arguments(served)
+    folder, arguments = open_llm(served)
     spec = folder_spec(folder)
     length = arguments.max_seq_len or spec.max_positions
     return ModelLimits(length, arguments.max_batch_size, spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +37,6 @@ PATHS: Final = (
     "multimodal_model_path",
     "xgrammar_tokenizer_info_path",
 )
-_YAML: Final = "1/model.yaml"
-# Absolute paths alone: others lie in the repository, or are names of the hub's.
-_YAML_MODEL: Final = re.compile(
-    r"^model:[ \t]*[\"']?(/[^\"'\n]*?[^\"'\s])[\"']?[ \t]*(?:[ \t]#.*)?$", re.MULTILINE
-)
-_YAML_RANKS: Final = re.compile(r"^(?:tensor|pipeline)_parallel_size:\s*(\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +140,29 @@ class ServedRepository:
 
 
 def _open_without_engine(folder: Path, configs: Mapping[str, Any]) -> ServedRepository:
+    # It brings PyYAML, which only repositories of others without an engine need.
+    from minitron_trt.triton_repo.runtimes.llm_arguments import (
+        MODEL_YAML,
+        LlmPlacement,
+        read_llm_arguments,
+    )
+
     outside = _outside(configs, folder, folder)
     for name in configs:
-        path = folder / name / _YAML
+        path = folder / name / "1" / MODEL_YAML
         if path.is_file():
-            text = read_text(path)
-            world_size = 1
-            for ranks in _YAML_RANKS.findall(text):
-                world_size *= int(ranks)
-            named = [Path(value) for value in _YAML_MODEL.findall(text)]
+            arguments = read_llm_arguments(path, LlmPlacement)
+            model = Path(arguments.model)
+            # Others lie in the repository, or are names of the hub's.
+            is_outside = model.is_absolute() and model.exists()
             return ServedRepository(
                 folder=folder,
                 runtime=LLMAPI,
                 configs=configs,
                 generators=(name,),
-                world_size=world_size,
+                world_size=arguments.tensor_parallel_size * arguments.pipeline_parallel_size,
                 mount=folder,
-                outside=(*outside, *(path for path in named if path.exists())),
+                outside=(*outside, model) if is_outside else outside,
             )
     return ServedRepository(
         folder=folder,

@@ -14,6 +14,7 @@ from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.repository import emit_repository
+from minitron_trt.triton_repo.runtimes.runtime_names import LLMAPI
 from minitron_trt.triton_repo.serving.model_limits import read_limits
 from minitron_trt.triton_repo.serving.served_repository import ServedRepository
 from minitron_trt.triton_repo.serving_recipe import ServingRecipe
@@ -99,14 +100,41 @@ def test_a_manifest_without_the_model_that_generates_is_refused(
         ServedRepository.open(repository)
 
 
+def upstreams(folder: Path, model_yaml: str) -> Path:
+    """Write a repository of others with the runtime llmapi."""
+    version = folder / "repository/llm/1"
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text('backend: "python"')
+    (version / "model.yaml").write_text(model_yaml)
+    return folder / "repository"
+
+
 @pytest.mark.parametrize("form", ["{}", "{}  # where it lies", '"{}"', "'{}' # there"])
 def test_a_model_outside_is_found_however_it_is_written(tmp_path: Path, form: str) -> None:
     """A container gets it mounted."""
     model = tmp_path / "model"
     model.mkdir()
-    version = tmp_path / "repository/llm/1"
-    version.mkdir(parents=True)
-    (version.parent / "config.pbtxt").write_text('backend: "python"')
-    (version / "model.yaml").write_text(f"model: {form.format(model)}\nbackend: pytorch\n")
+    repository = upstreams(tmp_path, f"model: {form.format(model)}\nbackend: pytorch\n")
 
-    assert ServedRepository.open(tmp_path / "repository").outside == (model,)
+    assert ServedRepository.open(repository).outside == (model,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: owner/name\ntensor_parallel_size: 2 # GPUs\npipeline_parallel_size: 3\n",
+        "{model: owner/name, tensor_parallel_size: 2, 'pipeline_parallel_size': 3}",
+    ],
+)
+def test_the_ranks_of_others_are_read_however_they_are_written(tmp_path: Path, text: str) -> None:
+    served = ServedRepository.open(upstreams(tmp_path, text))
+
+    assert (served.runtime, served.world_size, served.outside) == (LLMAPI, 6, ())
+
+
+@pytest.mark.parametrize("ranks", ["9" * 5000, "0", "two", "[2"])
+def test_ranks_that_are_no_count_are_refused(tmp_path: Path, ranks: str) -> None:
+    repository = upstreams(tmp_path, f"model: owner/name\ntensor_parallel_size: {ranks}\n")
+
+    with pytest.raises(BadInputError, match="is not the arguments of TensorRT-LLM's LLM class"):
+        ServedRepository.open(repository)
