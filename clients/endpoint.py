@@ -180,13 +180,8 @@ class Access:
                 context.load_verify_locations(self.ca)
         except ssl.SSLError as error:
             raise UsageError(f"{self.ca} is not a certificate in PEM form") from error
-        try:
-            if self.certificate is not None and self.key is not None:
-                load_certificate(context, self.certificate, self.key)
-        except ssl.SSLError as error:
-            raise UsageError(
-                f"{self.certificate} is not a certificate in PEM form, or {self.key} is not its key"
-            ) from error
+        if self.certificate is not None and self.key is not None:
+            load_certificate(context, self.certificate, self.key)
 
 
 @dataclass(frozen=True, slots=True)

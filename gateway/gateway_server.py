@@ -40,21 +40,9 @@ class Listener:
             if path is not None and not path.is_file():
                 raise UsageError(f"{path} is not a file; expected one in PEM form")
         if self.certificate is not None and self.key is not None:
-            self._check_certificate(self.certificate, self.key)
-
-    def _check_certificate(self, certificate: Path, key: Path) -> None:
-        # uvicorn would find out only when the gateway's address has been told.
-        try:
-            load_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificate, key)
-        # Files that cannot be read, and an SSLError, which is an OSError, too.
-        except OSError as error:
-            # OpenSSL has no reason for what is not in PEM form.
-            reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
-            detail = f" ({reason})" if reason else ""
-            raise UsageError(
-                f"{certificate} with the key {key} cannot be used{detail}; expected a "
-                "certificate and its own key, in PEM form"
-            ) from error
+            # uvicorn would find out only when the gateway's address has been told.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            load_certificate(context, self.certificate, self.key)
 
     def open(self) -> socket.socket:
         """Take the port; UsageError when it is not free or the host is none."""

@@ -138,7 +138,8 @@ def test_the_prompt_is_read_from_standard_input(triton: TritonDouble, args: list
         ),
         (
             ["--certificate", __file__, "--key", __file__, "--url", "grpcs://localhost:1"],
-            f"{__file__} is not a certificate in PEM form, or {__file__} is not its key",
+            f"{__file__} with the key {__file__} cannot be used; expected a certificate and its "
+            "own key, in PEM form",
         ),
     ],
 )
