@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.certificates import self_signed
 from tests.clients.conftest import HttpDouble, QuietServer, TritonDouble
 from tests.clients.tcp_proxy import tcp_proxy
 from tests.patience import PATIENCE_S
@@ -54,15 +53,10 @@ class TlsServer(QuietServer):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate of this machine with its key, in one file."""
-    if shutil.which("openssl") is None:
-        pytest.skip("TLS IS NOT TESTED: there is no openssl to make a certificate with")
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    names = ("-subj", "/CN=triton", "-addext", "subjectAltName=IP:127.0.0.1")
-    files = ("-days", "2", "-keyout", str(path), "-out", f"{path}.cert")
-    argv = ["openssl", "req", "-x509", *curve, *names, *files]
-    subprocess.run(argv, check=True, capture_output=True)
-    path.write_text(path.read_text() + Path(f"{path}.cert").read_text())
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = self_signed(folder)
+    path = folder / "both.pem"
+    path.write_text(key.read_text() + certificate.read_text())
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import ssl
@@ -14,6 +13,7 @@ from pathlib import Path
 import httpcore2
 import pytest
 from click.testing import Result
+from tests.certificates import self_signed
 from tests.gateway.conftest import UPSTREAM, EchoDouble, running_gateway
 from tests.patience import PATIENCE_S
 
@@ -50,14 +50,7 @@ def test_options_that_make_no_sense_are_refused_in_a_line(
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
     """A certificate of this machine, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("HTTPS IS NOT TESTED: there is no openssl to make a certificate with")
-    files = tmp_path / "cert.pem", tmp_path / "key.pem"
-    curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    names = ("-subj", "/CN=gateway", "-addext", "subjectAltName=IP:127.0.0.1")
-    places = ("-days", "2", "-out", str(files[0]), "-keyout", str(files[1]))
-    subprocess.run(["openssl", "req", "-x509", *curve, *names, *places], check=True)
-    return files
+    return self_signed(tmp_path)
 
 
 def test_a_certificate_that_is_none_is_refused_before_the_address_is_told(
