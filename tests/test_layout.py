@@ -45,9 +45,9 @@ def test_the_links_are_the_mapping_of_the_wheel() -> None:
     }
 
 
-@pytest.mark.parametrize("modules", ["SERVED", "SINGLE", "ONE_RESPONSE", "CALIBRATING"])
-def test_modules_that_a_worker_runs_together_are_there(modules: str) -> None:
-    missing = [path for path in getattr(side_by_side, modules) if not (ROOT / path).is_file()]
+@pytest.mark.parametrize("group", ["SERVED", "SINGLE", "ONE_RESPONSE", "CALIBRATING"])
+def test_modules_that_a_worker_runs_together_are_there(group: str) -> None:
+    missing = [path for path in getattr(side_by_side, group) if not (ROOT / path).is_file()]
 
     assert missing == []
 
