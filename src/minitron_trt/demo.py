@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import json
 import shlex
@@ -72,11 +71,11 @@ def demo(
             model = str(Path(model).absolute())
         walk.run("convert", model or "model", "-o", "checkpoint")
         walk.run("triton-repo", "checkpoint", "-o", "repository")
-        with walk.serving("repository") as server:
+        with walk.serving("repository") as until_ready:
             # To load, a server needs one core: the engine is built on the others meanwhile.
             if _has_engine_builder():
                 walk.run("build", "checkpoint", "-o", "engine", "--arch", "ada")
-            endpoints = server.ready()
+            endpoints = until_ready()
             answers = {
                 name: walk.generate(prompt, max_tokens, url)
                 for name, url in (("grpc", endpoints.grpc_url), ("http", endpoints.http_url))
@@ -149,8 +148,11 @@ class Walk:
         return str(json.loads(output)["text"]) if output else ""
 
     @contextlib.contextmanager
-    def serving(self, repository: str) -> Iterator[WalkServer]:
-        """Serve a repository inside the block, on free ports; it begins to load there."""
+    def serving(self, repository: str) -> Iterator[Callable[[], Endpoints]]:
+        """Serve a repository inside the block, on free ports; it begins to load there.
+
+        Yields what waits until it is loaded and returns where it is; Exit when it never is.
+        """
         from minitron_trt.triton_repo.serving.server_options import free_endpoints
 
         endpoints = free_endpoints()
@@ -166,18 +168,27 @@ class Walk:
         server = subprocess.Popen(
             _argv((*arguments, "--json", "-q")), cwd=self._folder, stdout=subprocess.PIPE, text=True
         )
+        said = server.stdout
+        assert said is not None
+
+        def until_ready() -> Endpoints:
+            # It prints its addresses once every model is ready, and nothing when it fails.
+            if not said.readline():
+                raise click.exceptions.Exit(server.wait())
+            self._note("serve", begin)
+            return endpoints
+
         try:
-            yield WalkServer(server, endpoints, functools.partial(self._note, "serve", begin))
+            yield until_ready
         finally:
-            begin = time.monotonic()
+            stop = time.monotonic()
             server.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 server.wait(_STOP_S)
             server.kill()
             server.wait()
-            assert server.stdout is not None
-            server.stdout.close()
-        self._note("shut down", begin)
+            said.close()
+        self._note("shut down", stop)
 
     def _show(self, arguments: tuple[str, ...], *, background: bool = False) -> None:
         if not self._quiet:
@@ -188,26 +199,6 @@ class Walk:
         self.seconds[name] = round(time.monotonic() - start, 3)
         if not self._quiet:
             click.secho(f"  {name}: {self.seconds[name]:.1f} s\n", dim=True)
-
-
-class WalkServer:
-    """The walk's server, from the start of its program on."""
-
-    def __init__(
-        self, process: subprocess.Popen[str], endpoints: Endpoints, on_ready: Callable[[], object]
-    ) -> None:
-        self._process = process
-        self._endpoints = endpoints
-        self._on_ready = on_ready
-
-    def ready(self) -> Endpoints:
-        """Wait until the models are loaded, and return where they are; Exit when they never are."""
-        assert self._process.stdout is not None
-        # It prints its addresses once every model is ready, and nothing when it fails.
-        if not self._process.stdout.readline():
-            raise click.exceptions.Exit(self._process.wait())
-        self._on_ready()
-        return self._endpoints
 
 
 def _argv(arguments: tuple[str, ...]) -> list[str]:
