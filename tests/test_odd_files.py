@@ -247,6 +247,17 @@ def test_an_output_in_proc_is_one_line(tiny_llama: Path, command: Command) -> No
     )
 
 
+def test_a_link_that_leads_in_a_circle_is_no_repository(command: Command, tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    result = command("serve", loop, "--grpc-tls-cert", loop, "--grpc-tls-key", loop)
+
+    assert (result.exit_code, only_line(result)) == (
+        3,
+        f"error: {loop} is not a folder; expected a repository written by this tool",
+    )
+
+
 @pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_line(tiny_llama: Path, tmp_path: Path) -> None:
     def limit() -> None:

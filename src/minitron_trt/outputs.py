@@ -178,7 +178,8 @@ _NOT_WRITABLE = frozenset(
 
 def _belongs_to(named: Path, path: Path) -> bool:
     """Say whether a file is an output, its scratch folder, or a folder around them."""
-    named, path, real = named.absolute(), path.absolute(), path.resolve()
+    # Unlike resolve(), realpath takes links that lead in a circle.
+    named, path, real = named.absolute(), path.absolute(), Path(os.path.realpath(path))
     if path.is_relative_to(named) or real.is_relative_to(named):
         return True
     # Scratch folders are siblings of the output.

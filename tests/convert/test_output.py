@@ -131,6 +131,14 @@ def test_a_link_that_leads_in_a_circle_is_refused(
     assert result.stderr == f"error: cannot write {output}: its links lead in a circle\n"
 
 
+@pytest.mark.parametrize("name", ["loop", "loop/file"])
+def test_a_file_behind_such_a_link_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+
+    with pytest.raises(OutputError, match=f"^cannot write {tmp_path / name}: "):
+        write_output(tmp_path / name, "text")
+
+
 @pytest.mark.parametrize(
     ("blocker", "reason"),
     [("parent", "File exists"), ("partial", "File exists"), ("link", "Not a directory")],

@@ -313,7 +313,7 @@ def _server_options(chosen: dict[str, Any]) -> ServerOptions:
 
 def _tls(*, cert: Path | None, key: Path | None, ca: Path | None) -> Tls | None:
     if cert and key:
-        return Tls(cert=cert.resolve(), key=key.resolve(), ca=ca and ca.resolve())
+        return Tls(cert=cert.absolute(), key=key.absolute(), ca=ca and ca.absolute())
     if cert or key or ca:
         raise click.UsageError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,8 @@ class ServedRepository:
     @classmethod
     def open(cls, folder: Path) -> ServedRepository:
         """Read a repository; BadInputError names the file that is wrong."""
-        # Triton and docker want absolute paths.
-        folder = folder.resolve()
+        # Triton and docker want absolute paths. Unlike resolve(), realpath takes a circle of links.
+        folder = Path(os.path.realpath(folder))
         if (folder / MANIFEST_NAME).is_file() or not folder.is_dir():
             return cls._open_by_manifest(folder)
         return cls._open_by_configs(folder)

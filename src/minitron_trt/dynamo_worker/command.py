@@ -136,7 +136,7 @@ def dynamo_worker(
     )
     ca = options["ca"]
     # The worker has a folder of its own to work in.
-    chosen = WorkerOptions(**options | {"ca": ca and ca.resolve()})
+    chosen = WorkerOptions(**options | {"ca": ca and ca.absolute()})
     record = {
         "model": card.name,
         "endpoint": f"{chosen.namespace}.{chosen.component}.{chosen.endpoint}",
