@@ -384,18 +384,24 @@ def test_a_file_of_options_is_read_with_care(
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.yaml", "time: 2:00:00\nversion: 1.10\nverbose: true"), ("a.toml", "time = 02:00:00\n")],
+    [
+        ("a.yaml", "time: 2:00:00\nversion: 1.10\nrate: -.inf\nverbose: true"),
+        ("a.toml", "time = 02:00:00\nrate = inf\n"),
+    ],
 )
 def test_what_a_file_says_is_what_would_be_typed(name: str, text: str, tmp_path: Path) -> None:
     """To YAML 1.1 the time is 7200, which Slurm would take for minutes, and the version 1.1."""
     (tmp_path / name).write_text(text)
-    options = [click.Option([f"--{name}"]) for name in ("time", "version")]
+    options = [click.Option([f"--{name}"]) for name in ("time", "version", "rate")]
     command = click.Command("build", params=[*options, click.Option(["--verbose"], count=True)])
     context = click.Context(command)
     read_config(context, options[0], tmp_path / name)
 
-    expected = {"time": "2:00:00", "version": "1.10", "verbose": "1"}
-    assert context.default_map == (expected if name == "a.yaml" else {"time": "02:00:00"})
+    assert context.default_map == (
+        {"time": "2:00:00", "version": "1.10", "rate": "-inf", "verbose": "1"}
+        if name == "a.yaml"
+        else {"time": "02:00:00", "rate": "inf"}
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -149,10 +150,13 @@ def _from_yaml(text: str) -> Any:
     for kind in ("int", "float"):
         tag = f"tag:yaml.org,2002:{kind}"
         value_of = yaml.SafeLoader.yaml_constructors[tag]
-        AsWritten.add_constructor(
-            tag,
-            lambda loader, node, value_of=value_of: _Written.of(node.value, value_of(loader, node)),
-        )
+
+        def as_written(loader: Any, node: Any, value_of: Any = value_of) -> _Written:
+            value = value_of(loader, node)
+            # Infinity is typed without YAML's point.
+            return _Written.of(str(value) if value in (inf, -inf) else node.value, value)
+
+        AsWritten.add_constructor(tag, as_written)
 
     try:
         check_bounds(text)
