@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -180,15 +180,21 @@ def _start_ids(served: ServedRepository, tokenizer: Tokenizer) -> list[int]:
     """Return what preprocessing puts before the ids of a text: mostly one id, for the begin."""
     if _parameter(served, "add_special_tokens").lower() in _OFF:
         return []
-    # Without an id for what it does not know, a tokenizer makes nothing of a letter that it lacks.
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for word in ("a", *sorted(tokenizer.get_vocab().keys() - added)):
+    for word in _words(tokenizer):
         bare = tokenizer.encode(word, add_special_tokens=False).ids
         if bare:
             whole = tokenizer.encode(word, add_special_tokens=True).ids
             # Not what goes behind the text, as some have it: an answer goes on from there.
             return whole[: whole.index(bare[0])]
     raise BadInputError(f"{served.folder}: its tokenizer makes ids of no word of its own")
+
+
+def _words(tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield words of which one has ids; to list all words takes a second, and is seldom needed."""
+    yield "a"
+    # Without an id for what it does not know, a tokenizer makes nothing of a letter that it lacks.
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    yield from sorted(tokenizer.get_vocab().keys() - added)
 
 
 def _writes_start(source: str, config: Mapping[str, Any], read: Tokenizer, ids: list[int]) -> bool:
