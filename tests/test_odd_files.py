@@ -20,7 +20,7 @@ from click.testing import Result
 from minitron_trt.build.cache import EngineCache
 from minitron_trt.convert.conversion import ConvertOptions, convert
 from minitron_trt.errors import BadInputError, OutputError, one_line
-from minitron_trt.outputs import output_errors, staged
+from minitron_trt.outputs import make_folder, output_errors, staged
 from minitron_trt.samples import sample_folder
 from minitron_trt.triton_repo.serving.server_log import ServerLog
 
@@ -256,6 +256,11 @@ def test_a_link_that_leads_in_a_circle_is_no_repository(command: Command, tmp_pa
         3,
         f"error: {loop} is not a folder; expected a repository written by this tool",
     )
+
+
+def test_a_folder_in_proc_is_one_line() -> None:
+    with pytest.raises(OutputError, match=r"^cannot write /proc/x: No such file or directory$"):
+        make_folder(Path("/proc/x"))
 
 
 @pytest.mark.slow

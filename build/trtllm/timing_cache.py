@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from minitron_trt.build.job import BuildJob
+from minitron_trt.errors import OutputError
 from minitron_trt.outputs import make_folder
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class TimingCache:
             make_folder(self.folder)
             shutil.move(written, scratch)
             scratch.replace(self.path)
-        except OSError as error:
+        except (OSError, OutputError) as error:
             log.warning("the timing cache is not kept (%s)", error)
             for left in (written, scratch):
                 with contextlib.suppress(OSError):

@@ -29,7 +29,7 @@ def staged(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = _resolved(path)
     scratch, retired = path.parent / f".{path.name}.partial", path.parent / f".{path.name}.old"
     with output_errors(path):
-        make_folder(path.parent)
+        _make_folders(path.parent)
         scratch.mkdir(exist_ok=True)
     with _locked(scratch, path):
         _empty(scratch)
@@ -197,17 +197,20 @@ def write_output(path: Path, content: str | bytes) -> None:
         if path.exists() and not path.is_file():
             # Opening a pipe would wait for a reader.
             raise OutputError(f"cannot write {path}: it is not a regular file")
-        make_folder(path.parent)
+        _make_folders(path.parent)
         if isinstance(content, str):
             content = content.encode(errors="surrogateescape")
         path.write_bytes(content)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that the user named, and those around it that are missing.
+    """Make a folder that the user named, and those around it; OutputError where that cannot be."""
+    with output_errors(path):
+        _make_folders(path)
 
-    Path.mkdir calls itself for each of them, and a path may have more than Python has calls.
-    """
+
+def _make_folders(path: Path) -> None:
+    # Path.mkdir calls itself for each that is missing: there may be more than Python has calls.
     missing = itertools.takewhile(lambda folder: not folder.exists(), path.parents)
     for folder in (*reversed(tuple(missing)), path):
         folder.mkdir(exist_ok=True)
