@@ -111,9 +111,11 @@ def check_schemas(documents: list[Document], definitions: Definitions) -> Iterat
             yield from _core(kubernetes_validate, pod.document, value, pod.path) or ()
 
 
-# What KServe's predictor has beside a Pod's spec.
+# What KServe's predictor has beside a Pod's spec: its ComponentExtensionSpec (v1beta1).
 _PREDICTOR: Final = frozenset(
     {"minReplicas", "maxReplicas", "labels", "annotations", "deploymentStrategy"}
+    | {"scaleMetric", "scaleMetricType", "scaleTarget", "autoScaling", "containerConcurrency"}
+    | {"timeout", "canaryTrafficPercent", "logger", "batcher"}
 )
 
 

@@ -600,6 +600,18 @@ def test_replicas_beside_an_autoscaler_are_warned_of(
     assert report.errors == ()
 
 
+def test_a_predictor_has_more_than_a_pods_fields(copied: Deployed) -> None:
+    folder = copied(KSERVE)
+    path = folder / "base/server.yaml"
+    own = "canaryTrafficPercent: 10", "logger: {mode: all}", "timeout: 600", "scaleTarget: 4"
+    beside = "".join(f"    {field}\n" for field in own)
+    text = path.read_text()
+    path.write_text(text.replace("  predictor:\n", f"  predictor:\n{beside}"))
+
+    assert path.read_text() != text
+    assert check_deployment(folder).errors == ()
+
+
 def crd(schema: object) -> str:
     """Return a definition of KEDA's kind that knows only what the test is about."""
     properties = {"spec": {"type": "object", "properties": schema}}
