@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
@@ -292,9 +293,11 @@ def _reserved(device: Mapping[str, Any]) -> float:
 
 def _of_script(text: str) -> ServerClaims:
     """Return what a script of Slurm asks for, of each node."""
+    # Of what follows the first command, sbatch reads nothing.
+    head = takewhile(lambda line: line.strip()[:1] in ("", "#"), text.splitlines())
     given = {
         option: (word, number)
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(head, 1)
         for option, word in _sbatch_options(line)
     }
     numbers: dict[str, Claim] = {}

@@ -361,6 +361,8 @@ def test_gpus_may_be_had_by_a_resource_claim(copied: Deployed) -> None:
         ("--tres-per-task=cpu:4,gres/gpu:1", "gpus", math.inf),
         ("--tres-per-task=cpu:4", "gpus", None),
         ("--comment='two words", "gpus", None),
+        ("--nodes=2\n\n  # more\n#SBATCH --nodes=3\ntrue\n#SBATCH --nodes=4", "nodes", 3),
+        ("--gres=gpu:2\n#SBATCH --gres=shard:1", "gpus", None),
     ],
 )
 def test_options_of_sbatch_are_read_as_slurm_reads_them(
