@@ -181,7 +181,7 @@ class Access:
         except ssl.SSLError as error:
             raise UsageError(f"{self.ca} is not a certificate in PEM form") from error
         if self.certificate is not None and self.key is not None:
-            load_certificate(context, self.certificate, self.key)
+            load_certificate(context, certificate=self.certificate, key=self.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Listener:
         if self.certificate is not None and self.key is not None:
             # uvicorn would find out only when the gateway's address has been told.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            load_certificate(context, self.certificate, self.key)
+            load_certificate(context, certificate=self.certificate, key=self.key)
 
     def open(self) -> socket.socket:
         """Take the port; UsageError when it is not free or the host is none."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import ssl
 
 
-def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+def load_certificate(context: ssl.SSLContext, *, certificate: Path, key: Path) -> None:
     """Load a certificate with its key; UsageError when they are none, or the key is encrypted."""
     # Whoever has a context has it loaded.
     import ssl
