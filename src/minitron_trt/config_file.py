@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        # Not as files that others made: a shell's <(...) is a pipe. But no device without an end.
+        # A pipe is read, too: a shell's <(...) is one. What has no end, like /dev/zero, is refused.
         with path.open(encoding="utf-8") as file:
             text = file.read(_AT_MOST + 1)
     except (OSError, UnicodeDecodeError) as error:

@@ -32,8 +32,8 @@ _PASSWORD: Final = "COSIGN_PASSWORD"
 _ALGORITHM: Final = ec.ECDSA(hashes.SHA256())
 _CURVE: Final = ec.SECP256R1
 """P-256, the curve of the keys that cosign makes."""
-# Those of Go's, in which cosign is written, that it takes from elsewhere. SECP256k1 has as many
-# bits as P-256, so that a size would not tell.
+# Of keys made elsewhere cosign takes these. SECP256k1 has as many bits as P-256, so that a size
+# would not tell.
 _VERIFIED_CURVES: Final = (_CURVE, ec.SECP384R1, ec.SECP521R1)
 _MAKE: Final = "openssl ecparam -name prime256v1 -genkey -noout -out key.pem"
 
