@@ -212,7 +212,8 @@ def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:
             wanted.append((path, port.get("targetPort", port.get("port"))))
     if document.kind == "PodMonitor":
         for place, port in entries(document.at("spec", "podMetricsEndpoints")):
-            wanted.append((("spec", "podMetricsEndpoints", place, "port"), port.get("port")))
+            number = port.get("port", port.get("portNumber"))
+            wanted.append((("spec", "podMetricsEndpoints", place, "port"), number))
     if document.kind == "InferencePool":
         for place, port in entries(document.at("spec", "targetPorts")):
             wanted.append((("spec", "targetPorts", place), port.get("number")))
@@ -220,9 +221,11 @@ def _ports(document: Document, pod: PodTemplate) -> Iterator[Finding]:
         for rule, each in entries(document.at("spec", "ingress")):
             for place, port in entries(each.get("ports")):
                 path = ("spec", "ingress", rule, "ports", place)
-                wanted.append((path, port.get("port")))
+                # A range may reach beyond what the Pod has.
+                wanted.append((path, None if "endPort" in port else port.get("port")))
     for path, port in wanted:
-        if port not in there:
+        # A policy without a number opens all.
+        if port is not None and port not in there:
             names = ", ".join(map(str, sorted(there, key=str)))
             yield document.finding(
                 path,

@@ -738,6 +738,18 @@ kind: PodMonitor
 metadata: {name: everywhere}
 spec: {selector: {matchLabels: {app: elsewhere}}, namespaceSelector: {any: true}}
 ---
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata: {name: by-number}
+spec: {selector: {matchLabels: {app: exporter}}, podMetricsEndpoints: [{portNumber: 9400}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: open}
+spec:
+  podSelector: {matchLabels: {app: exporter}}
+  ingress: [{ports: [{protocol: TCP}, {port: 9000, endPort: 9999}]}]
+---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: routes}
