@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import yaml
 
-from minitron_trt.deploy.check.claims import pod_templates
-from minitron_trt.deploy.check.files import Document, FieldPath, objects
+from minitron_trt.deploy.check.claims import PodTemplate, pod_templates
+from minitron_trt.deploy.check.files import Document, objects
 from minitron_trt.deploy.dynamo_graph import GRAPH
 from minitron_trt.errors import BadInputError, MissingExtraError
 from minitron_trt.records import read_text
@@ -88,7 +88,7 @@ def check_schemas(documents: list[Document], definitions: Definitions) -> Iterat
                 ("kind",), "an object without apiVersion or kind", expected="a text for each"
             )
             continue
-        found = _core(kubernetes_validate, document, document.value, ())
+        found = _core(kubernetes_validate, document, document.value)
         if found is not None:
             yield from found
             continue
@@ -108,7 +108,7 @@ def check_schemas(documents: list[Document], definitions: Definitions) -> Iterat
             known = {key: value for key, value in pod.spec.items() if key not in _PREDICTOR}
             template = {"metadata": {"labels": dict(pod.labels)}, "spec": known}
             value = {"apiVersion": "v1", "kind": "PodTemplate", "template": template}
-            yield from _core(kubernetes_validate, pod.document, value, pod.path) or ()
+            yield from _core(kubernetes_validate, pod.document, value, pod) or ()
 
 
 # What KServe's predictor has beside a Pod's spec: its ComponentExtensionSpec (v1beta1).
@@ -120,7 +120,7 @@ _PREDICTOR: Final = frozenset(
 
 
 def _core(
-    library: Any, document: Document, value: dict[str, Any], at: FieldPath
+    library: Any, document: Document, value: dict[str, Any], pod: PodTemplate | None = None
 ) -> list[Finding] | None:
     """Return what is wrong with an object; None where Kubernetes itself has no such kind."""
     try:
@@ -129,9 +129,10 @@ def _core(
         return None
     except library.ValidationError as error:
         path = tuple(error.path)
-        if at:
-            # A template of ours stands for the object around it.
-            path = (*at, *path[1:])
+        if pod is not None:
+            # A template of ours, `template.spec`, stands for the object around the Pod.
+            in_spec = path[:2] == ("template", "spec")
+            path = (*pod.spec_path, *path[2:]) if in_spec else (*pod.path, *path[1:])
         return [document.finding(path, str(error.message), expected=f"Kubernetes {KUBERNETES}")]
     return []
 

@@ -196,6 +196,7 @@ DAMAGES = {
         ),
     ],
     (KSERVE, "base/server.yaml"): [
+        ("workingDir: /tmp", "workDir: /tmp", "llama spec.predictor.containers.0: "),
         ("GracePeriodSeconds: 35", "GracePeriodSeconds: 25", "running requests are cut"),
     ],
     (DYNAMO, "base/graph.yaml"): [
