@@ -140,7 +140,7 @@ def _core(
 def _own(document: Document, schema: Any) -> Iterator[Finding]:
     import jsonschema
 
-    validator = jsonschema.Draft202012Validator(_strict(schema))
+    validator = jsonschema.Draft202012Validator(_strict({**schema, _IS_OBJECT: True}))
     for error in validator.iter_errors(_without_nulls(document.value)):
         yield document.finding(tuple(error.absolute_path), error.message)
 
@@ -154,6 +154,7 @@ def _without_nulls(value: Any) -> Any:
     return {key: _without_nulls(below) for key, below in value.items() if below is not None}
 
 
+_IS_OBJECT: Final = "x-kubernetes-embedded-resource"
 # Conditions beside a schema name some of its fields; only the schema itself lists them all.
 _ALSO_TRUE: Final = frozenset({"allOf", "anyOf", "oneOf", "not"})
 
@@ -180,8 +181,8 @@ def _strict(schema: Any) -> Any:
     nullable = {name for name, each in fields.items() if _is_nullable(each)}
     strict["required"] = [name for name in schema.get("required") or () if name not in nullable]
     if not schema.get("x-kubernetes-preserve-unknown-fields"):
-        # Every object has these; a CRD need not repeat them.
-        for name in ("apiVersion", "kind", "metadata"):
+        # An object has these, be it within another; a CRD need not repeat them.
+        for name in ("apiVersion", "kind", "metadata") if schema.get(_IS_OBJECT) else ():
             strict["properties"].setdefault(name, {})
         strict.setdefault("additionalProperties", False)
     return strict

@@ -783,12 +783,14 @@ def test_fields_of_any_name_and_nulls_are_as_a_cluster_takes_them(tmp_path: Path
         "properties": {"type": "object", "properties": {"required": {"type": "string"}}},
         "empty": {"type": "string"},
         "gone": {"type": "string", "nullable": True},
+        "template": {"type": "object", "x-kubernetes-embedded-resource": True, "properties": {}},
     }
     spec = {"type": "object", "required": ["gone", "format"], "properties": fields}
     documents = documents_of(
         tmp_path,
         "apiVersion: example.org/v1\nkind: Own\nmetadata: {name: own}\n"
-        "spec: {format: a, properties: {required: b}, empty: null, gone: null}\n",
+        "spec: {format: a, properties: {required: b}, empty: null, gone: null,\n"
+        "  template: {kind: Pod}}\n",
     )
     kind = ("example.org/v1", "Own")
 
@@ -799,6 +801,9 @@ def test_fields_of_any_name_and_nulls_are_as_a_cluster_takes_them(tmp_path: Path
     assert messages(spec) == []
     beside = [{"required": ["format"], "properties": {"format": {"enum": ["a"]}}}]
     assert messages({**spec, "anyOf": beside, "allOf": beside}) == []
+    plain = {**fields, "template": {"type": "object", "properties": {}}}
+    (message,) = messages({**spec, "properties": plain})
+    assert "('kind' was unexpected)" in message
     (message,) = messages({**spec, "required": ["empty"]})
     assert "'empty' is a required property" in message
 
