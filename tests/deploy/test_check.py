@@ -35,6 +35,7 @@ from minitron_trt.deploy.settings import (
     TARGETS,
 )
 from minitron_trt.deploy.writing import write_files
+from minitron_trt.errors import BadInputError
 from minitron_trt.triton_repo.check.report import Severity
 
 pytestmark = pytest.mark.slow
@@ -806,6 +807,36 @@ def test_fields_of_any_name_and_nulls_are_as_a_cluster_takes_them(tmp_path: Path
     assert "('kind' was unexpected)" in message
     (message,) = messages({**spec, "required": ["empty"]})
     assert "'empty' is a required property" in message
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "integer", "minimum": 0, "exclusiveMinimum": True}, "0 is less than or equal"),
+        ({"type": "integer", "minimum": -1, "exclusiveMinimum": True}, None),
+        ({"pattern": "^b"}, "'a' does not match '^b'"),
+        ({"pattern": r"^\pL+\z"}, None),
+        ({"pattern": "^[[:alpha:]]$"}, None),
+        ({"allOf": [{"$ref": "http://127.0.0.1:1/"}]}, None),
+        ({"type": "words"}, "--crds: the schema of Own is none at $.properties.a.type: 'words'"),
+        ({"enum": 5}, "--crds: the schema of Own is none at $.properties.a.enum: 5"),
+        (5, "--crds: the schema of Own is none at $.properties.a: 5"),
+    ],
+)
+def test_a_clusters_schema_is_openapis_and_gos(
+    schema: object, said: str | None, tmp_path: Path
+) -> None:
+    value = 0 if "minimum" in str(schema) else "a"
+    own = {"apiVersion": "example.org/v1", "kind": "Own", "metadata": {"name": "own"}, "a": value}
+    documents = documents_of(tmp_path, json.dumps(own))
+    definitions = Definitions({("example.org/v1", "Own"): {"properties": {"a": schema}}})
+    try:
+        found = [finding.message for finding in check_schemas(documents, definitions)]
+    except BadInputError as error:
+        found = [str(error)]
+
+    assert len(found) == (0 if said is None else 1)
+    assert said is None or said in found[0]
 
 
 def test_the_command_ends_with_3_and_names_the_worst(
